@@ -1,0 +1,68 @@
+"""How good the agent is: whole episodes with deterministic actions, in environments of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from plasticity.callback import Callback, Context
+
+from .protocol import Agent, Env
+
+
+def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
+    """Return the returns of ``episodes`` episodes of the deterministic policy, (episodes,) float64.
+
+    Every environment plays its share from its first episode on, so that short episodes do not crowd out long ones.
+    Raises ValueError unless ``episodes`` is a multiple of the number of environments.
+    """
+    if episodes < 1 or episodes % env.num_envs:
+        raise ValueError(f"episodes must be a multiple of the {env.num_envs} evaluation environments, got {episodes}")
+    finished: list[list[float]] = [[] for _ in range(env.num_envs)]
+    running = torch.zeros(env.num_envs, dtype=torch.float64)
+    obs = env.reset()
+    while any(len(returns) < episodes // env.num_envs for returns in finished):
+        transition = env.step(agent.act(obs, explore=False))
+        running += transition.reward.double().cpu()
+        done = transition.terminated | transition.truncated
+        for index in done.nonzero().flatten().tolist():
+            finished[index].append(float(running[index]))
+            running[index] = 0
+        obs = env.reset(done) if done.any() else transition.next_obs
+    share = episodes // env.num_envs
+    return torch.tensor([r for returns in finished for r in returns[:share]], dtype=torch.float64)
+
+
+class Evaluate(Callback):
+    """Evaluate every ``every`` environment steps and after the last one; log the mean and the standard deviation.
+
+    ``make_env``: makes the evaluation environment anew each time, so that every evaluation plays the same starts and
+    training is never disturbed.
+    """
+
+    def __init__(self, agent: Agent, make_env: Callable[[], Env], every: int = 10_000, episodes: int = 10) -> None:
+        self.agent, self.make_env, self.every, self.episodes = agent, make_env, every, episodes
+        self.last: Tensor | None = None
+        self._next = every
+        self._step = -1
+
+    def on_step(self, ctx: Context, transition: object) -> None:
+        """Evaluate when it is due."""
+        if ctx.step >= self._next:
+            self._next += self.every
+            self.run(ctx)
+
+    def run(self, ctx: Context) -> None:
+        """Evaluate now, unless this step was evaluated already."""
+        if ctx.step == self._step:
+            return
+        env = self.make_env()
+        try:
+            self.last = evaluate(self.agent, env, self.episodes)
+        finally:
+            env.close()
+        self._step = ctx.step
+        spread = float(self.last.std()) if len(self.last) > 1 else 0.0
+        ctx.log({"charts/eval_return": float(self.last.mean()), "charts/eval_return_std": spread})

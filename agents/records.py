@@ -1,0 +1,66 @@
+"""Callbacks that log what CleanRL users know: returns, lengths, speed, losses."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plasticity.callback import Callback, Context
+
+
+class Episodes(Callback):
+    """Log the return and length of every finished episode. Goes last: a callback before it may end an episode."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+        self._returns: Tensor | None = None
+
+    def on_step(self, ctx: Context, transition: Any) -> None:
+        """Add the rewards; log the episodes that ended, their mean if several did at once."""
+        reward = transition.reward.double().cpu()
+        if self._returns is None:
+            self._returns, self._lengths = torch.zeros_like(reward), torch.zeros_like(reward)
+        self._returns += reward
+        self._lengths += 1
+        done = (transition.terminated | transition.truncated).cpu()
+        if done.any():
+            self.finished += int(done.sum())
+            ctx.log(
+                {
+                    "charts/episodic_return": float(self._returns[done].mean()),
+                    "charts/episodic_length": float(self._lengths[done].mean()),
+                }
+            )
+            self._returns[done] = 0
+            self._lengths[done] = 0
+
+
+class Losses(Callback):
+    """Log the agent's metrics, averaged over ``every`` updates, and the speed in environment steps per second."""
+
+    def __init__(self, every: int = 500) -> None:
+        if every < 1:
+            raise ValueError(f"every is a number of updates, at least 1; got {every}")
+        self.every, self._count = every, 0
+        self._sums: dict[str, Tensor] = {}
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Start the clock."""
+        self._time, self._step = time.perf_counter(), ctx.step
+
+    def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
+        """Add the metrics on their device; bring them to the host only when they are logged."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+        self._count += 1
+        if self._count % self.every:
+            return
+        means = torch.stack([value.double() for value in self._sums.values()]).div(self.every).tolist()
+        now = time.perf_counter()
+        speed = (ctx.step - self._step) / (now - self._time)
+        self._time, self._step = now, ctx.step
+        ctx.log({**{f"losses/{n}": v for n, v in zip(self._sums, means, strict=True)}, "charts/SPS": speed})
+        self._sums.clear()

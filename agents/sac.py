@@ -1,0 +1,291 @@
+"""Soft Actor-Critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905).
+
+Two critics learn Q(s, a) of rewards plus alpha times entropy, a tanh-squashed Gaussian actor maximises it, and the
+temperature alpha is moved so that the policy's entropy stays at `target_entropy`. One update, on one replayed batch:
+
+    y        = r + gamma * (1 - terminated) * (min_i Qtarget_i(s', a') - alpha * log pi(a'|s')),      a' ~ pi(s')
+    J_critic = 1/2 * sum_i mean (Q_i(s, a) - y)^2
+    J_actor  = mean (alpha * log pi(a|s) - min_i Q_i(s, a)),                                          a ~ pi(s)
+    J_alpha  = -log_alpha * mean (log pi(a|s) + target_entropy)
+    Qtarget_i += target_tau * (Q_i - Qtarget_i)
+
+Conventions. The numbers are those of stable-baselines3 (a test holds the two equal, parameter by parameter):
+the log-density of the actor's loss serves the temperature too, and all three losses use alpha from before the update.
+stable-baselines3 draws and steps in another order (temperature, critics, actor); as no step feeds another one's loss
+except critics -> actor, the result is the same. CleanRL differs in three places: its critic loss has no factor 1/2
+(under Adam that is nearly a matter of epsilon only), its temperature loss weighs by exp(log_alpha) instead of log_alpha
+and draws fresh actions, and its log_std is tanh-rescaled into [-5, 2] instead of clamped to [-20, 2].
+Truncation bootstraps: only `terminated` cuts the return. Actions are in [-1, 1]; the environment rescales them, so
+the bounds of the action space are not read here. Every loss back-propagates into the parameters of its own optimizer
+only, so after an update `.grad` of a critic is the gradient of the critic loss alone.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from .networks import Actor, Critic, squashed_gaussian
+from .replay import Batch, ReplayBuffer, restore_generator
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    gamma: float = 0.99
+    """Discount factor, per environment step."""
+    target_tau: float = 0.005
+    """Share by which the target critics move towards the critics at every update."""
+    batch_size: int = 256
+    """Transitions per update."""
+    actor_lr: float = 3e-4
+    """Learning rate of the actor."""
+    critic_lr: float = 3e-4
+    """Learning rate of both critics: the paper's and stable-baselines3's; CleanRL uses 1e-3."""
+    alpha_lr: float = 3e-4
+    """Learning rate of log alpha."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of actor and critics."""
+    learning_starts: int = 5_000
+    """Environment steps with uniformly random actions before the first update."""
+    buffer_size: int = 1_000_000
+    """Transitions kept for replay."""
+    updates_per_step: float = 1.0
+    """Updates per environment step (each of num_envs parallel environments counts); may be a fraction."""
+    target_entropy: float | None = None
+    """Entropy the temperature steers to, in nats; None: minus the number of action dimensions."""
+    init_alpha: float = 1.0
+    """Initial temperature."""
+    learn_alpha: bool = True
+    """Whether to adapt the temperature; if not, it stays at init_alpha."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "gamma in [0, 1]": 0 <= self.gamma <= 1,
+            "target_tau in (0, 1]": 0 < self.target_tau <= 1,
+            "batch_size >= 1": self.batch_size >= 1,
+            "updates_per_step > 0": self.updates_per_step > 0,
+            "init_alpha > 0": self.init_alpha > 0,
+            "0 <= learning_starts < buffer_size": 0 <= self.learning_starts < self.buffer_size,
+        }
+        if broken := [rule for rule, holds in checks.items() if not holds]:
+            raise ValueError(f"SACConfig needs {', '.join(broken)}; got {self}")
+
+
+class SAC:
+    """Soft Actor-Critic for one-dimensional Box observations and Box actions."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        config: SACConfig | None = None,
+        *,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        name: str = "sac",
+    ) -> None:
+        self.config = config = config or SACConfig()
+        self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
+        obs_dim = _box_dim(observation_space, name, "observation", "wrap it with gymnasium.wrappers.FlattenObservation")
+        action_dim = _box_dim(action_space, name, "action", "use dqn or ppo for discrete actions")
+        self.action_dim = action_dim
+        self.target_entropy = -float(action_dim) if config.target_entropy is None else config.target_entropy
+        self.steps = 0  # environment steps observed
+        self.updates = 0
+        self.updates_owed = 0.0
+
+        root = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(2**62, (4,), generator=root).tolist()
+        self.generators = {
+            "act": torch.Generator(self.device).manual_seed(seeds[0]),
+            "update": torch.Generator(self.device).manual_seed(seeds[1]),
+        }
+        self.buffer = ReplayBuffer(
+            config.buffer_size, (obs_dim,), (action_dim,), num_envs=num_envs, device=self.device, seed=seeds[2]
+        )
+        if config.learning_starts > self.buffer.capacity - num_envs:  # the memory would never be learnable
+            raise ValueError(f"{name}: learning_starts {config.learning_starts} does not fit into {self.buffer}")
+
+        # nn.Linear draws from the global CPU generator: seed and restore it, and leave those of other devices alone
+        # (torch.manual_seed would move them too). Weights are drawn on the CPU, hence the same on every device.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seeds[3])
+            actor = Actor(obs_dim, action_dim, config.hidden)
+            critics = {key: Critic(obs_dim, action_dim, config.hidden) for key in ("critic_1", "critic_2")}
+        self.networks: dict[str, nn.Module] = {
+            key: network.to(self.device) for key, network in {"actor": actor, **critics}.items()
+        }
+        self.targets = {key: copy.deepcopy(critic).requires_grad_(False) for key, critic in critics.items()}
+        self.log_alpha = torch.tensor(math.log(config.init_alpha), device=self.device, requires_grad=config.learn_alpha)
+
+        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
+        critic_parameters = [p for critic in critics.values() for p in critic.parameters()]
+        self.optimizers: dict[str, Optimizer] = {
+            "actor": Adam(actor.parameters(), lr=config.actor_lr, fused=fused or None),
+            "critic": Adam(critic_parameters, lr=config.critic_lr, fused=fused or None),
+        }
+        if config.learn_alpha:
+            self.optimizers["alpha"] = Adam([self.log_alpha], lr=config.alpha_lr, fused=fused or None)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        """Actions (N, action_dim) in [-1, 1]: random during the warm-up, then sampled; without explore tanh(mean)."""
+        obs, generator = obs.to(self.device, torch.float32), self.generators["act"]
+        shape = (len(obs), self.action_dim)
+        if explore and self.steps < self.config.learning_starts:
+            return 2 * torch.rand(shape, generator=generator, device=self.device) - 1
+        if explore:
+            return self._sample(obs, torch.randn(shape, generator=generator, device=self.device))[0]
+        mean, _ = self.networks["actor"](obs)
+        return torch.tanh(mean)
+
+    def observe(self, transition: Any) -> None:
+        """Store one step of every environment, and owe the updates that it brings."""
+        self.buffer.add(transition)
+        self.steps += self.num_envs
+        # Judged by the memory, not by steps: after resuming without it, learning waits until it is filled again.
+        learnable = min(self.num_envs, len(self.buffer) - self.config.learning_starts)
+        self.updates_owed += max(0, learnable) * self.config.updates_per_step
+
+    def ready(self) -> bool:
+        """Whether an update is owed."""
+        return self.updates_owed >= 1 - 1e-9  # ten times 0.1 is below 1 in floating point
+
+    def update(self) -> dict[str, Tensor]:
+        """One update on a replayed batch. Metrics are tensors on the agent's device."""
+        metrics = self.learn(self.buffer.sample(self.config.batch_size))
+        self.updates += 1
+        self.updates_owed -= 1
+        return metrics
+
+    @torch.no_grad()
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """min_i Q_i(s, a), shape (N,)."""
+        return self._q(obs.to(self.device, torch.float32), action.to(self.device, torch.float32)).amin(0)
+
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """The update itself: critics, actor, temperature, targets."""
+        shape = (2, len(batch.reward), self.action_dim)
+        noise, next_noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
+        alpha = self.log_alpha.detach().exp()
+
+        q = self._q(batch.obs, batch.action)
+        losses = {"critic_loss": critic_loss(q, self.target_value(batch, alpha, next_noise))}
+        self._step("critic", losses["critic_loss"])
+
+        action, log_prob = self._sample(batch.obs, noise)
+        losses["actor_loss"] = actor_loss(self._q(batch.obs, action), log_prob, alpha)
+        self._step("actor", losses["actor_loss"])
+
+        if self.config.learn_alpha:
+            losses["alpha_loss"] = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+            self._step("alpha", losses["alpha_loss"])
+
+        for key, target in self.targets.items():
+            polyak_(target, self.networks[key], self.config.target_tau)
+        losses = {key: loss.detach() for key, loss in losses.items()}
+        self._require_finite(losses)
+        return {**losses, "alpha": alpha, "entropy": -log_prob.detach().mean(), "q_mean": q.detach().mean()}
+
+    @torch.no_grad()
+    def target_value(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
+        """y (batch,), the regression target of both critics; `noise` (batch, action_dim) draws the next action."""
+        action, log_prob = self._sample(batch.next_obs, noise)
+        next_q = torch.stack([target(batch.next_obs, action) for target in self.targets.values()]).amin(0)
+        return batch.reward + self.config.gamma * ~batch.terminated * (next_q - alpha * log_prob)
+
+    def _sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Action (batch, action_dim) of the current policy and its log-density (batch,)."""
+        mean, log_std = self.networks["actor"](obs)
+        return squashed_gaussian(mean, log_std, noise)
+
+    def _q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Both critics: (2, batch)."""
+        return torch.stack([self.networks[key](obs, action) for key in self.targets])
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        """One step of optimizer `name`, whose parameters alone receive gradients.
+
+        The actor's loss passes through the critics. `backward(inputs=...)` leaves their `.grad` as it was and skips
+        the cost of their weight gradients, like freezing them with requires_grad_(False), but without touching any
+        flag: a hook on a critic sees the same kind of graph in both passes, parameters that a user froze stay
+        frozen, and nothing is left switched off after an exception. autograd.grad would skip the hooks of `.grad`.
+        """
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad()
+        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"] if p.requires_grad])
+        optimizer.step()
+
+    def _require_finite(self, losses: dict[str, Tensor]) -> None:
+        values = torch.stack(list(losses.values()))
+        if not values.isfinite().all():  # the only host synchronisation of an update
+            found = {key: value for key, value in zip(losses, values.tolist(), strict=True) if not math.isfinite(value)}
+            raise FloatingPointError(
+                f"{self.name}: {next(iter(found))} is not finite at update {self.updates + 1}: {found}. The parameters "
+                "are already affected: go back to a checkpoint, and look at rewards, observations and learning rates."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that is needed to act and to go on, except the replay memory (`buffer.state_dict()`)."""
+        return copy.deepcopy(
+            {
+                "networks": {key: dict(network.state_dict()) for key, network in self.networks.items()},
+                "targets": {key: dict(network.state_dict()) for key, network in self.targets.items()},
+                "log_alpha": self.log_alpha.detach(),
+                "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
+                "generators": {key: generator.get_state() for key, generator in self.generators.items()},
+                "counters": {"steps": self.steps, "updates": self.updates, "updates_owed": self.updates_owed},
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; learning rates come from the saved optimizers."""
+        if state["optimizers"].keys() != self.optimizers.keys():
+            saved, here = "alpha" in state["optimizers"], "alpha" in self.optimizers
+            raise ValueError(f"{self.name}: saved with learn_alpha={saved}, this agent has learn_alpha={here}")
+        for key, network in self.networks.items():
+            network.load_state_dict(state["networks"][key])
+        for key, target in self.targets.items():
+            target.load_state_dict(state["targets"][key])
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        for key, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][key]))
+        for key, generator in self.generators.items():
+            restore_generator(generator, state["generators"][key])
+        counters = state["counters"]
+        self.steps, self.updates, self.updates_owed = (counters[k] for k in ("steps", "updates", "updates_owed"))
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """1/2 sum_i mean (Q_i - y)^2; q (critics, batch), target (batch,)."""
+    return 0.5 * (q - target).square().mean(-1).sum()
+
+
+def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """mean (alpha log pi - min_i Q_i); q (critics, batch), log_prob (batch,)."""
+    return (alpha * log_prob - q.amin(0)).mean()
+
+
+def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """-log_alpha mean (log pi + target_entropy): lowers alpha while the entropy is above its target."""
+    return -log_alpha * (log_prob.detach() + target_entropy).mean()
+
+
+@torch.no_grad()
+def polyak_(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """target += tau * (source - target), every parameter, in place."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+
+
+def _box_dim(space: spaces.Space, name: str, role: str, advice: str) -> int:
+    """Dimension of a one-dimensional Box, or an error that says what to use instead."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"{name} needs a one-dimensional Box {role} space, found {space}: {advice}")
+    return space.shape[0]

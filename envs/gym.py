@@ -1,0 +1,167 @@
+"""Gymnasium environments as batches of tensors that are reset only when told to."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, find_highest_version
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
+
+from .transition import Transition
+
+
+class GymEnv:
+    """Step N adapted Gymnasium environments; implements `Env`.
+
+    Args: `make_one(seed)` builds one environment whose observation space is a Box (float32, or a uint8 image) and
+    whose action space is Box(-1, 1, (n,)) or Discrete from 0. `seed` is the root of all randomness: environment i
+    gets the same numbers whatever `num_envs` is.
+    """
+
+    def __init__(
+        self, name: str, make_one: Callable[[int], gymnasium.Env], num_envs: int, seed: int, device: str = "cpu"
+    ) -> None:
+        actions, episodes = np.random.SeedSequence(seed).spawn(2)
+        self.name = name
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.seeds = [int(child.generate_state(1)[0]) for child in episodes.spawn(num_envs)]
+        self._vector = SyncVectorEnv(
+            [partial(make_one, one) for one in self.seeds], autoreset_mode=AutoresetMode.DISABLED
+        )
+        self.observation_space = cast("spaces.Box", self._vector.single_observation_space)
+        self.action_space = cast("spaces.Box | spaces.Discrete", self._vector.single_action_space)
+        self.action_space.seed(int(actions.generate_state(1)[0]))
+        self._obs: Tensor | None = None
+        self._over = np.ones(num_envs, dtype=bool)
+        self._steps = 0
+
+    def reset(self, done: Tensor | None = None) -> Tensor:
+        """Start new episodes of all, or of those where the bool mask (N,) is true; return all observations.
+
+        The first call seeds the environments; later ones continue their streams. Raises ValueError for a mask of
+        another shape or dtype, RuntimeError when a mask comes before the first full reset.
+        """
+        if done is None:
+            # Only the first reset seeds: seeding each time would start every episode from the same state.
+            obs, _ = self._vector.reset(seed=[*self.seeds] if self._obs is None else None)
+            mask = np.ones(self.num_envs, dtype=bool)
+        else:
+            mask = self._mask(done)
+            if self._obs is None:
+                raise RuntimeError(f"{self.name}: call reset() without a mask first, to start all environments")
+            if not mask.any():
+                return self._obs
+            obs, _ = self._vector.reset(options={"reset_mask": mask})
+        self._over = self._over & ~mask
+        self._check_finite("observation", obs)
+        self._obs = torch.from_numpy(obs).to(self.device)
+        return self._obs
+
+    def step(self, action: Tensor) -> Transition:
+        """Advance all by one decision: (N, action_dim) floats in [-1, 1], or (N,) integers.
+
+        Raises RuntimeError when an environment has to be reset first, ValueError for an action of the wrong shape,
+        dtype or range, FloatingPointError for a non-finite action, observation or reward.
+        """
+        if self._obs is None or self._over.any():
+            waiting = np.flatnonzero(self._over).tolist()
+            raise RuntimeError(f"{self.name}: call reset() before step(): no episode is running in {waiting}")
+        command = self._command(action)
+        obs, reward, terminated, truncated, _ = self._vector.step(command)
+        self._steps += 1
+        self._over = terminated | truncated
+        with np.errstate(over="ignore"):  # what overflows becomes inf and is reported below
+            reward = reward.astype(np.float32)
+        self._check_finite("observation", obs)
+        self._check_finite("reward", reward)
+        before, self._obs = self._obs, torch.from_numpy(obs).to(self.device)
+        return Transition(
+            obs=before,
+            action=torch.from_numpy(command).to(self.device),
+            reward=torch.from_numpy(reward).to(self.device),
+            next_obs=self._obs,
+            terminated=torch.from_numpy(terminated).to(self.device),
+            # Both flags can be true on one step; the end of the task wins, for its value is known.
+            truncated=torch.from_numpy(truncated & ~terminated).to(self.device),
+        )
+
+    def close(self) -> None:
+        """Close all environments; may be called twice."""
+        if not self._vector.closed:
+            self._vector.close()
+        self._obs, self._over = None, np.ones(self.num_envs, dtype=bool)
+
+    def _mask(self, done: Tensor) -> np.ndarray:
+        mask = torch.as_tensor(done)
+        if mask.dtype != torch.bool or mask.shape != (self.num_envs,):
+            raise ValueError(
+                f"{self.name}: reset takes a bool mask of shape ({self.num_envs},), "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+        return mask.cpu().numpy()
+
+    def _command(self, action: Tensor) -> np.ndarray:
+        """Return a copy of `action` as float32 (N, n) or int64 (N,), or raise."""
+        action = torch.as_tensor(action).detach()
+        space = self.action_space
+        discrete = isinstance(space, spaces.Discrete)
+        shape = (self.num_envs, *(space.shape or ()))
+        fits = action.dtype != torch.bool and action.is_floating_point() != discrete and not action.is_complex()
+        if action.shape != shape or not fits:
+            kind = "integers" if discrete else "floats"
+            raise ValueError(
+                f"{self.name}: expected {kind} of shape {shape} as action, "
+                f"got {action.dtype} of shape {tuple(action.shape)}"
+            )
+        command = action.to("cpu", torch.int64 if discrete else torch.float32, copy=True).numpy()
+        if not isinstance(space, spaces.Discrete):
+            self._check_finite("action", command)
+        elif (wrong := (command < 0) | (command >= space.n)).any():
+            index = int(np.flatnonzero(wrong)[0])
+            raise ValueError(f"{self.name}: action {command[index]} of environment {index} is not in 0..{space.n - 1}")
+        return command
+
+    def _check_finite(self, what: str, values: np.ndarray) -> None:
+        if values.dtype == np.uint8 or np.isfinite(values).all():
+            return
+        bad = ~np.isfinite(values.reshape(self.num_envs, -1))
+        index = int(np.flatnonzero(bad.any(axis=1))[0])
+        entry = int(np.flatnonzero(bad[index])[0])
+        value = values.reshape(self.num_envs, -1)[index, entry]
+        raise FloatingPointError(
+            f"{self.name}: {what} of environment {index} is not finite "
+            f"(entry {entry} is {value}) after {self._steps} steps"
+        )
+
+
+def find_spec(name: str) -> EnvSpec | None:
+    """Return the registered spec of a Gymnasium id, "module:id" importing the module first; None if there is none."""
+    module, _, env_id = name.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gymnasium.registry.get(env_id)
+
+
+def make_gymnasium(name: str, seed: int, max_episode_steps: int | None = None) -> gymnasium.Env:
+    """Make one Gymnasium environment; `seed` comes with the first reset, as Gymnasium wants it."""
+    del seed
+    return gymnasium.make(name, max_episode_steps=max_episode_steps)
+
+
+def gymnasium_ids() -> list[str]:
+    """List the ids of Gymnasium's registry, newest version of each only."""
+    newest = (
+        spec
+        for spec in gymnasium.registry.values()
+        if spec.entry_point is not None and spec.version == find_highest_version(spec.namespace, spec.name)
+    )
+    return sorted(spec.id for spec in newest)

@@ -1,0 +1,99 @@
+"""Adapt one Gymnasium environment: flat float32 observations, actions in [-1, 1], action repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TransformAction, TransformObservation
+
+OBSERVATIONS = "supported observation spaces are Box, Discrete, and Dict of these"
+ACTIONS = "supported action spaces are Box of floats with finite bounds, and Discrete"
+
+
+def adapt(env: gymnasium.Env, name: str, action_repeat: int = 1) -> gymnasium.Env:
+    """Return `env` with observations and actions in the project's form.
+
+    Raises ValueError, naming `name` and the space, for a space that has no such form; `env` is closed then.
+    """
+    try:
+        env = rescale_actions(flatten_observations(env, name), name)
+    except ValueError:
+        env.close()
+        raise
+    return ActionRepeat(env, action_repeat) if action_repeat > 1 else env
+
+
+def flatten_observations(env: gymnasium.Env, name: str) -> gymnasium.Env:
+    """Turn Box, Discrete (one-hot) and Dict observations into one float32 vector; leave uint8 images as they are."""
+    space = env.observation_space
+    if is_image(space):
+        return env
+    low, high = _flat_bounds(space, name)
+
+    def flatten(obs: Any) -> np.ndarray:
+        # What overflows float32 becomes inf here, and GymEnv reports it with the name of the environment.
+        with np.errstate(over="ignore"):
+            return np.asarray(spaces.flatten(space, obs)).astype(np.float32)
+
+    with np.errstate(over="ignore"):
+        box = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+    return TransformObservation(env, flatten, box)
+
+
+def is_image(space: spaces.Space) -> bool:
+    """Say whether `space` is a uint8 Box with three dimensions."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _flat_bounds(space: spaces.Space, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds of the flattened `space`, each (n,) float64, in the order of `spaces.flatten`."""
+    if isinstance(space, spaces.Box):
+        return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+    if isinstance(space, spaces.Discrete):
+        return np.zeros(int(space.n)), np.ones(int(space.n))
+    if isinstance(space, spaces.Dict) and space.spaces:
+        lows, highs = zip(*(_flat_bounds(part, name) for part in space.spaces.values()), strict=True)
+        return np.concatenate(lows), np.concatenate(highs)
+    raise ValueError(f"{name}: cannot use the observation space {space}; {OBSERVATIONS}")
+
+
+def rescale_actions(env: gymnasium.Env, name: str) -> gymnasium.Env:
+    """Let `env` take actions in [-1, 1] (n,) for a Box of any shape and bounds, and 0..n-1 for a Discrete."""
+    space = env.action_space
+    if isinstance(space, spaces.Discrete):
+        return TransformAction(env, lambda action: space.dtype.type(action + space.start), spaces.Discrete(space.n))
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"{name}: cannot use the action space {space}; {ACTIONS}")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"{name}: the action space {space} has infinite bounds, so [-1, 1] cannot be mapped to it")
+    centre, half = (low + high) / 2, (high - low) / 2
+
+    def rescale(action: np.ndarray) -> np.ndarray:
+        # Written so that bounds of exactly -1 and 1 leave the action untouched, bit for bit. An action beyond
+        # [-1, 1] (a Gaussian policy's) is clipped, and so is what rounding pushed over a bound.
+        scaled = centre + half * action.astype(np.float64).reshape(space.shape)
+        return np.clip(np.clip(scaled, low, high).astype(space.dtype), space.low, space.high)
+
+    return TransformAction(env, rescale, spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32))
+
+
+class ActionRepeat(gymnasium.Wrapper):
+    """Apply each action `times` times, sum the rewards, and stop where the episode ends."""
+
+    def __init__(self, env: gymnasium.Env, times: int) -> None:
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Return the last observation and flags with the summed reward."""
+        total = 0.0
+        for _ in range(self.times):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info

@@ -1,0 +1,66 @@
+"""The command line: ``plasticity <command>``. Each command is a module in ``commands/``, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+COMMANDS = {
+    "train": ("plasticity.commands.train", "train an agent, with probes and interventions"),
+    "eval": ("plasticity.commands.evaluate", "play episodes with the agent of a run"),
+    "list": ("plasticity.commands.listing", "list agents, environments, probes, interventions"),
+    "dashboard": ("plasticity.commands.dashboard", "open TensorBoard on a folder of runs"),
+}
+
+EXPECTED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, RuntimeError)
+"""Errors whose message is all that a person needs."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; errors are one line on stderr unless ``--debug`` is given."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"plasticity {version('plasticity-toolkit')}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"plasticity: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return int(import_module(COMMANDS[name][0]).main(rest) or 0)
+    except KeyboardInterrupt:
+        print(f"plasticity {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except EXPECTED as error:
+        if debug:
+            raise
+        print(f"plasticity {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: plasticity <command> [options]",
+            "",
+            "See why a deep-RL network stops learning, and apply what helps.",
+            "",
+            *lines,
+            "",
+            "plasticity <command> --help says more; --debug shows where an error came from; --version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Write a run so that TensorBoard shows plasticity at a glance, and start TensorBoard on it."""

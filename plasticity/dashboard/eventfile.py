@@ -1,0 +1,95 @@
+"""TensorBoard's event file, written synchronously.
+
+``tensorboard.summary.writer.EventFileWriter`` writes from a thread: when the disk is full the thread dies with a
+traceback, later calls raise in the training thread, and nothing is written again after space is freed. Its checksum
+loops over bytes in Python: 0.6 ms for 60 scalars. The format is four fields a record, so it is written here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import struct
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
+
+from plasticity.dashboard.appendfile import AppendFile
+
+_POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected; RFC 3720, appendix B.4
+_SEED = struct.pack("<I", 0x641F6454)  # the bytes that take a checksum register of 0 to the usual start, 0xFFFFFFFF
+_BLOCK = 1024  # bytes per table look-up: the table is 1 MB
+_counter = itertools.count()
+
+
+@cache
+def _crc_table() -> NDArray[np.uint32]:
+    """Return what byte value v at position p of a block adds to the checksum: shape (_BLOCK, 256)."""
+    byte = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        byte = np.where(byte & 1, (byte >> 1) ^ np.uint32(_POLYNOMIAL), byte >> 1).astype(np.uint32)
+    table = np.empty((_BLOCK, 256), np.uint32)
+    table[-1] = byte
+    for position in range(_BLOCK - 2, -1, -1):
+        later = table[position + 1]
+        table[position] = byte[later & 0xFF] ^ (later >> 8)
+    return table
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Return the masked CRC-32C of a TensorBoard record; by table look-ups, as a CRC is linear in the bytes."""
+    table = _crc_table()
+    blocks = -(-(len(data) + len(_SEED)) // _BLOCK)
+    padded = np.frombuffer((_SEED + data).rjust(blocks * _BLOCK, b"\0"), np.uint8).reshape(blocks, _BLOCK)
+    positions = np.arange(_BLOCK)
+    crc = 0
+    for block in padded:
+        mixed = block.copy()
+        mixed[:4] ^= np.frombuffer(struct.pack("<I", crc), np.uint8)
+        crc = int(np.bitwise_xor.reduce(table[positions, mixed]))
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF  # the mask of TensorFlow's record format
+
+
+def frame(data: bytes) -> bytes:
+    """Return one record: length, checksum of the length, data, checksum of the data."""
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        [length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))],
+    )
+
+
+class EventFile:
+    """One new event file in ``folder``; OSError if it cannot be created.
+
+    With ``purge_step`` TensorBoard forgets what earlier files of this folder hold from that step on (a resumed run).
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        now = time.time()
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{next(_counter)}"
+        self._file = AppendFile(folder / name)
+        source = SourceMetadata(writer="plasticity.dashboard")
+        header = [Event(wall_time=now, step=purge_step or 0, file_version="brain.Event:2", source_metadata=source)]
+        if purge_step is not None:
+            header.append(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        # Written with the first event, so that a disk that is full now does not leave a file without its header.
+        self._header = b"".join(frame(event.SerializeToString()) for event in header)
+
+    def append(self, event: Event) -> None:
+        """Write one event; raise OSError if it cannot be written whole."""
+        self._file.append(self._header + frame(event.SerializeToString()))
+        self._header = b""
+
+    def sync(self) -> None:
+        """Wait until all events are on the disk itself; OSError if that fails."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close the file; more than once is fine."""
+        self._file.close()

@@ -1,0 +1,73 @@
+"""What TensorBoard shows first: a Custom Scalars layout and a link with the headline tags pinned."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
+
+HEADLINE = "charts/episodic_return"
+_FIRST = (HEADLINE, "charts/eval_return", "charts/SPS")
+_FIRST_METRICS = ("dormancy", "grama", "effective_rank")
+
+
+def layout(tags: Iterable[str]) -> Layout:
+    """Return a layout for ``tags``: training curves, then one category per network, then the event counts.
+
+    Tags are ``plasticity/<network>/<metric>/<layer>``; a chart shows all layers of one metric of one network. It
+    matches them by pattern, so that runs with other layer names share the chart: TensorBoard merges the layouts of all
+    runs and shows charts that differ in one tag twice.
+    """
+    tags = sorted(set(tags))
+    categories = [Category(title="training", chart=[_chart(tag, re.escape(tag)) for tag in _training(tags)])]
+    for network in sorted({network for network, _, _ in _parse(tags)}):
+        metrics = sorted({metric for owner, metric, _ in _parse(tags) if owner == network}, key=_rank)
+        charts = [_chart(metric, f"{re.escape(f'plasticity/{network}/{metric}')}/[^/]+") for metric in metrics]
+        categories.append(Category(title=network, chart=charts))
+    counters = [tag for tag in tags if tag.startswith("events/")]
+    categories.append(Category(title="events", chart=[_chart(tag, re.escape(tag)) for tag in counters]))
+    return Layout(category=[category for category in categories if category.chart])
+
+
+def pinned_url(base_url: str, tags: Iterable[str]) -> str:
+    """Return the link to TensorBoard with the episodic return and each network's ``all`` tags pinned on top.
+
+    One metric of all networks stands side by side.
+    """
+    tags = set(tags)
+    wholes = sorted((_rank(metric), network, metric) for network, metric, layer in _parse(tags) if layer == "all")
+    headline = [HEADLINE] if HEADLINE in tags else []
+    headline += [f"plasticity/{network}/{metric}/all" for _, network, metric in wholes]
+    pins = json.dumps([{"plugin": "scalars", "tag": tag} for tag in headline], separators=(",", ":"))
+    return f"{base_url.rstrip('/')}/?smoothing=0&pinnedCards={quote(pins, safe='')}#timeseries"
+
+
+def layers_url(base_url: str) -> str:
+    """Return the link to the Custom Scalars tab, which shows every layer, without its default smoothing."""
+    return f"{base_url.rstrip('/')}/#custom_scalars&_smoothingWeight=0"
+
+
+def _parse(tags: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Return (network, metric, layer) of each plasticity tag."""
+    matches = (re.fullmatch(r"plasticity/([^/]+)/(.+)/([^/]+)", tag) for tag in tags)
+    return [(match[1], match[2], match[3]) for match in matches if match]
+
+
+def _rank(metric: str) -> tuple[int, str]:
+    """Return the place of a metric: the ones that most read first, the others by name."""
+    return (_FIRST_METRICS.index(metric) if metric in _FIRST_METRICS else len(_FIRST_METRICS), metric)
+
+
+def _training(tags: list[str]) -> list[str]:
+    """Return the tags of the training category: the returns and the speed first, other charts, then the losses."""
+    first = [tag for tag in _FIRST if tag in tags]
+    charts = [tag for tag in tags if tag.startswith("charts/") and tag not in first]
+    return first + charts + [tag for tag in tags if tag.startswith("losses/")]
+
+
+def _chart(title: str, pattern: str) -> Chart:
+    # TensorBoard matches from the start of a tag only: the end has to be said.
+    return Chart(title=title, multiline=MultilineChartContent(tag=[f"^{pattern}$"]))

@@ -1,0 +1,87 @@
+"""The rows of ``metrics.jsonl``: one as a line, all of a run, their tags; the runs below a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+RESERVED = ("step", "time", "event", "purge_step")  # keys of a row that are not tags
+
+_logger = logging.getLogger(__name__)
+
+
+def find_runs(root: Path | str) -> list[Path]:
+    """Return every folder at or below ``root`` that holds a ``metrics.jsonl``, sorted."""
+    return sorted(Path(folder) for folder, _, files in os.walk(root) if METRICS in files)
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """Return the rows of a run in the order they were written; FileNotFoundError if it has none.
+
+    A non-finite value is None. A torn last line (killed run) is left out, and so is what a resumed run wrote again:
+    the rows from its resume step on that stood before it.
+    """
+    rows: list[dict[str, Any]] = []
+    unreadable = 0
+    with (Path(folder) / METRICS).open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            row = _decode(line)
+            if row is None:
+                unreadable += bool(line.strip())
+            elif "purge_step" in row:
+                rows = [earlier for earlier in rows if earlier["step"] < row["purge_step"]]
+            else:
+                rows.append(row)
+    if unreadable > 1:  # one is what a kill leaves
+        _logger.warning("%s: left out %d lines that are not JSON", Path(folder) / METRICS, unreadable)
+    return rows
+
+
+def metric_tags(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the TensorBoard tags behind ``rows``, each once, in order of appearance."""
+    tags: dict[str, None] = {}
+    for row in rows:
+        if "event" in row:
+            tags[f"events/{row['event']}"] = None
+        else:
+            tags.update(dict.fromkeys(tag for tag in row if tag not in RESERVED))
+    return list(tags)
+
+
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """Return ``row`` as one line of valid JSON: non-finite numbers become null, unknown objects their ``str``."""
+    try:
+        text = json.dumps(row, allow_nan=False, default=_plain)
+    except ValueError:
+        text = json.dumps(_finite(row), default=_plain)
+    return text.encode() + b"\n"
+
+
+def _decode(line: str) -> dict[str, Any] | None:
+    """Return the row on ``line``, None where there is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def _plain(value: Any) -> Any:
+    """Return tensors, arrays and numpy scalars as plain numbers, anything else as its ``str``."""
+    return _finite(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

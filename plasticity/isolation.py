@@ -1,0 +1,100 @@
+"""Run a model without leaving a trace: random states, buffers, train flags and gradients stay as they were."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_OWNER: ContextVar[object | None] = ContextVar("plasticity_isolated_pass_owner", default=None)
+
+
+def foreign_pass(observer: object) -> bool:
+    """Return whether the pass now running is a private one that belongs to somebody other than ``observer``."""
+    return _OWNER.get() not in (None, observer)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, owner: object, training: bool = False) -> Iterator[None]:
+    """Restore on exit all that running ``model`` could have moved, and keep other observers from counting the passes.
+
+    Inside, every module is in evaluation mode (``training=True``: as it was), compiled modules run eagerly and fused
+    attention, which skips the modules it consists of, is off. Plain Python attributes that a ``forward`` changes cannot
+    be restored.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    compiled = [(module, call) for module, _ in flags if (call := module._compiled_call_impl) is not None]
+    buffers = [(module, name, b, b.clone()) for module in model.modules() for name, b in _buffers(module)]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    token = _OWNER.set(owner)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            stack.enter_context(_other_generators())
+            if is_compiled(model):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for module, _ in compiled:
+                module._compiled_call_impl = None
+            torch.backends.mha.set_fastpath_enabled(False)
+            if not training:
+                for module, _ in flags:
+                    module.training = False
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        _OWNER.reset(token)
+        for module, flag in flags:
+            module.training = flag
+        for module, call in compiled:
+            module._compiled_call_impl = call
+        for module, name, buffer, saved in buffers:
+            _restore(module, name, buffer, saved)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether any part of ``model`` runs through ``torch.compile``."""
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of ``torch.compile`` and data-parallel training."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
+
+
+def _restore(module: nn.Module, name: str, buffer: Tensor, saved: Tensor) -> None:
+    module._buffers[name] = buffer
+    # Writing raises the version counter, which a graph that waits for its backward pass would complain about.
+    if not (torch.equal(buffer, saved) or (buffer.isnan() & saved.isnan() | (buffer == saved)).all()):
+        with torch.no_grad():
+            buffer.copy_(saved)
+
+
+@contextmanager
+def _other_generators() -> Iterator[None]:
+    """Restore the global generators of Python and, where it is loaded, NumPy."""
+    python_state = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)

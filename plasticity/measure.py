@@ -1,0 +1,131 @@
+"""Measure a model on a reference batch, leaving no trace in it, or the networks of a run on its own passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .callback import Callback, Context
+from .isolation import undisturbed, unwrap
+from .monitor import Monitor
+from .probes import DEFAULT_PROBES, Probe
+from .reading import Reading
+from .watch import Watcher
+
+
+def measure(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    probes: Mapping[str, Probe] | Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    mask: Tensor | None = None,
+) -> Reading:
+    """Run ``model`` on ``batch`` in evaluation mode and return what the probes say; ``print`` it for a table.
+
+    ``batch``: the model's inputs (a tensor; a tuple for several arguments; a mapping for named ones). With ``loss_fn``,
+    called as ``loss_fn(output, targets)`` like torch's own, it is the pair ``(inputs, targets)``, and gradient probes
+    measure too. Use the same batch every time and values compare over time. ``probes``, ``layers`` and ``mask`` are those
+    of :class:`~plasticity.Monitor`. Parameters, ``.grad``, buffers, train flags and random states stay as they were.
+
+    Raises ValueError for a batch that is no pair where a loss is given, and for a loss that is not one number; errors
+    of the model itself pass through.
+    """
+    targets = None
+    if loss_fn is not None:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise ValueError(f"with a loss_fn, batch is the pair (inputs, targets); got {_describe(batch)}")
+        batch, targets = batch
+    if probes is None:
+        probes = DEFAULT_PROBES if loss_fn is not None else [n for n in DEFAULT_PROBES if n != "grama"]
+    model = unwrap(model)
+    owner = object()
+    with undisturbed(model, owner), torch.set_grad_enabled(loss_fn is not None):
+        monitor = Monitor(model, probes, layers=layers, mask=mask, strict=True, owner=owner)
+        with monitor:
+            args, kwargs = _arguments(_differentiable(batch) if loss_fn is not None else batch)
+            output = model(*args, **kwargs)
+            if loss_fn is not None:
+                _differentiate(model, loss_fn(output, targets), args, kwargs)
+        return monitor.read()
+
+
+def _arguments(batch: Any) -> tuple[tuple, dict]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
+
+
+def _differentiable(batch: Any) -> Any:
+    """Let gradients reach layers below which everything is frozen, without touching the caller's tensors."""
+    if isinstance(batch, Tensor):
+        # A clone of the leaf: the model may work in place on its input.
+        return batch.detach().requires_grad_().clone() if batch.is_floating_point() else batch
+    if isinstance(batch, Mapping):
+        return {key: _differentiable(value) for key, value in batch.items()}
+    return tuple(map(_differentiable, batch)) if isinstance(batch, (tuple, list)) else batch
+
+
+def _differentiate(model: nn.Module, loss: Tensor, args: tuple, kwargs: dict) -> None:
+    """Run the backward pass without writing to any ``.grad``."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(f"loss_fn must return a loss of one number, got {_describe(loss)}")
+    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
+    sources = [p for p in model.parameters() if p.requires_grad] + inputs
+    torch.autograd.grad(loss, sources, allow_unused=True)
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+class Measure(Callback):
+    """Run probes on every network of a run, on its own training passes, every ``every`` optimizer steps.
+
+    Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons as
+    histograms, and what could not be measured once as the event ``unmeasured``. ``networks``: which ones, by name;
+    default all. Costs nothing between measurements, and never changes what is learned.
+    """
+
+    def __init__(
+        self,
+        probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
+        every: int = 1000,
+        networks: Sequence[str] | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.probes, self.every, self.networks, self.strict = probes, every, networks, strict
+        self.last: dict[str, Reading] = {}
+        """Network -> its latest reading."""
+        self.watcher: Watcher | None = None
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Attach to the networks; raise ValueError for a name the run does not have."""
+        missing = set(self.networks or ()) - set(ctx.networks)
+        if missing:
+            raise ValueError(f"no network {', '.join(sorted(missing))}; {ctx.name} has {', '.join(ctx.networks)}")
+        chosen = {n: net for n, net in ctx.networks.items() if self.networks is None or n in self.networks}
+
+        def take(network: str, reading: Reading, step: int) -> None:
+            first = network not in self.last
+            self.last[network] = reading
+            ctx.log(reading.flat(f"plasticity/{network}"))
+            for probe, by_layer in reading.scores.items():
+                for layer, scores in by_layer.items():
+                    ctx.histogram(f"scores/{network}/{probe}/{layer}", scores)
+            if first and reading.unmeasured:
+                reasons = {f"{entry.layer} ({entry.probe})": entry.reason for entry in reading.unmeasured}
+                ctx.event("unmeasured", {"network": network, **reasons})
+
+        self.watcher = Watcher(
+            chosen, list(ctx.optimizers.values()), take, every=self.every, probes=self.probes, strict=self.strict
+        )
+
+    def on_train_end(self, ctx: Context) -> None:
+        """Take every hook off."""
+        if self.watcher is not None:
+            self.watcher.close()

@@ -1,0 +1,49 @@
+"""The base of all probes: one layer's statistics, gathered signal by signal."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+SIGNALS = ("on_forward", "on_backward", "on_activation_gradient", "on_weight_gradient")
+
+
+class Probe:
+    """Gather statistics of one layer; a monitor keeps a copy for every layer and feeds it.
+
+    Override the signals you need (only those get a hook) and :meth:`compute`. Tensors arrive detached, in float32 or
+    better, as (samples, neurons): a convolution's channels are its neurons, and its positions count as samples, as do
+    the time steps of a sequence. Never call ``.item()``: a reading brings all results to the host at once.
+    """
+
+    per_neuron = False
+    """Whether :meth:`scores` gives a number per neuron and :meth:`compute` a fraction of neurons."""
+    nan_reason = "non-finite values"
+    """What a NaN result means."""
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The names of the signals this probe wants: those it overrides."""
+        return frozenset(s for s in SIGNALS if getattr(type(self), s) is not getattr(Probe, s))
+
+    def reset(self) -> None:
+        """Forget everything gathered so far."""
+
+    def on_forward(self, activations: Tensor) -> None:
+        """Take the layer's activations, (samples, neurons)."""
+
+    def on_backward(self, gradients: Tensor) -> None:
+        """Take dL/d(pre-activation), (samples, neurons)."""
+
+    def on_activation_gradient(self, gradients: Tensor) -> None:
+        """Take dL/d(activation), (samples, neurons)."""
+
+    def on_weight_gradient(self, gradients: Tensor) -> None:
+        """Take dL/dW of one backward pass, (neurons, inputs)."""
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """Return the result, 0-D on the model's device; several results that share work come as a dict by name."""
+        raise NotImplementedError(f"{type(self).__name__} has no compute()")
+
+    def scores(self) -> Tensor:
+        """Return a number per neuron, (neurons,), which interventions consume."""
+        raise NotImplementedError(f"{type(self).__name__} has no score per neuron")

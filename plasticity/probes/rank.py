@@ -1,0 +1,129 @@
+"""How many directions a layer's features span: four ranks with four names, from one decomposition.
+
+``sigma``: (values,) singular values in descending order of a feature matrix (samples, features), not centred. A zero
+matrix has rank 0 under every definition. No rank can exceed the number of samples: keep it fixed when comparing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .probe import Probe
+
+
+def singular_values(features: Tensor) -> Tensor:
+    """Return the singular values of ``features`` (samples, features), descending, float64; NaN where any is non-finite.
+
+    Through the Gram matrix of the smaller side in float64, which costs a fraction of a decomposition and resolves
+    values down to about 1e-8 of the largest; what is below its rounding error is set to 0. Features that are float64
+    themselves are decomposed directly.
+    """
+    finite = features.isfinite().all()
+    x = torch.where(finite, features.double(), torch.zeros((), dtype=torch.float64, device=features.device))
+    if features.dtype == torch.float64:
+        sigma = torch.linalg.svdvals(x)
+    else:
+        scale = x.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
+        x = x / scale  # squares of very large or small features would leave the range of float64
+        gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+        squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+        noise = squares[0] * len(squares) * torch.finfo(torch.float64).eps
+        sigma = torch.where(squares > noise, squares, 0).sqrt() * scale
+    return torch.where(finite, sigma, torch.nan)
+
+
+def effective_rank(sigma: Tensor) -> Tensor:
+    """Return exp of the entropy of the normalised singular values; in [1, values], 0 for a zero matrix.
+
+    Source: Roy & Vetterli 2007, *The effective rank*, definition 1 (the distribution is over singular values, not over
+    their squares).
+    """
+    total = sigma.sum()
+    p = sigma / torch.where(total == 0, 1, total)
+    entropy = -torch.special.xlogy(p, p).sum()
+    return torch.where(total == 0, 0, entropy.exp())
+
+
+def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
+    """Return the number of leading singular values that hold a share 1 - ``delta`` of their sum.
+
+    Source: Kumar et al. 2021 (arXiv 2010.14498), equation 1. Other libraries log this under the name stable rank.
+    """
+    total = sigma.sum()
+    share = sigma.cumsum(0) / torch.where(total == 0, 1, total)
+    # Rounding can leave the full sum below 1 - delta only when delta is 0: the last value then decides.
+    count = 1 + (share[:-1] < 1 - delta).sum()
+    return torch.where(total.isnan(), torch.nan, torch.where(total == 0, 0, count.to(sigma.dtype)))
+
+
+def stable_rank(sigma: Tensor) -> Tensor:
+    """Return the squared Frobenius norm over the squared spectral norm; in [1, values], 0 for a zero matrix."""
+    top = sigma[0]
+    return torch.where(top == 0, 0, (sigma / torch.where(top == 0, 1, top)).square().sum())
+
+
+def feature_rank(sigma: Tensor, num_samples: int, epsilon: float = 0.01) -> Tensor:
+    """Return how many singular values of features / sqrt(samples) exceed ``epsilon``; depends on the features' scale.
+
+    Source: Lyle et al. 2022 (arXiv 2204.09560), section 4.2.
+    """
+    count = (sigma / num_samples**0.5 > epsilon).sum().to(sigma.dtype)
+    return torch.where(sigma.isnan().any(), torch.nan, count)
+
+
+RANKS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "effective_rank": lambda sigma, num_samples: effective_rank(sigma),
+    "srank": lambda sigma, num_samples: srank(sigma),
+    "stable_rank": lambda sigma, num_samples: stable_rank(sigma),
+    "feature_rank": feature_rank,
+}
+
+
+class Rank(Probe):
+    """The ranks of a layer's features on the measured samples; lower than the width is room lost, 1 is collapse.
+
+    ``metrics``: which of effective_rank, srank, stable_rank and feature_rank. At most ``max_samples`` rows are kept, the
+    first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.
+    """
+
+    nan_reason = "non-finite features"
+
+    def __init__(self, metrics: Sequence[str] = tuple(RANKS), max_samples: int = 4096) -> None:
+        unknown = [m for m in metrics if m not in RANKS]
+        if unknown:
+            raise ValueError(f"Rank knows {', '.join(RANKS)}; got {', '.join(unknown)}")
+        self.metrics, self.max_samples = tuple(metrics), max_samples
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self._rows: list[Tensor] = []
+        self._num_samples = 0
+
+    def on_forward(self, activations: Tensor) -> None:
+        """Add rows of the feature matrix, (samples, neurons)."""
+        room = self.max_samples - self._num_samples
+        if room > 0:
+            rows = activations[:room].clone()
+            self._rows.append(rows)
+            self._num_samples += len(rows)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return each rank by name, 0-D, float64."""
+        if not self._rows:
+            raise RuntimeError("Rank has seen no data")
+        features = torch.cat(self._rows)
+        samples, neurons = features.shape
+        if samples < neurons:
+            warnings.warn(
+                "Rank: fewer samples than features; no rank can exceed the number of samples, so compare only values "
+                "taken with the same number",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        sigma = singular_values(features)
+        return {metric: RANKS[metric](sigma, samples) for metric in self.metrics}

@@ -1,0 +1,73 @@
+"""What a monitor measured: values per layer and network, scores per neuron, and what could not be measured and why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+ALL = "all"
+"""In place of a layer's name: the value of the whole network."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Whether one probe measured one layer, and if not, why."""
+
+    layer: str
+    probe: str
+    measured: bool
+    reason: str = ""
+
+
+@dataclass
+class Reading:
+    """The results of one measurement, on the host."""
+
+    values: dict[str, dict[str, float]]
+    """Metric -> layer -> value; NaN where there is none. The layer ``all`` is the network: dormant or inactive neurons
+    over all hidden neurons for a fraction, the mean over layers for a rank."""
+    scores: dict[str, dict[str, Tensor]]
+    """Probe -> layer -> (neurons,) scores, for probes that have them."""
+    num_neurons: dict[str, int]
+    """Layer -> its number of neurons."""
+    coverage: list[Coverage] = field(default_factory=list)
+    num_passes: int = 0
+    """How many forward passes were measured."""
+
+    @property
+    def unmeasured(self) -> list[Coverage]:
+        """The entries of :attr:`coverage` that have no value."""
+        return [entry for entry in self.coverage if not entry.measured]
+
+    def quantile(self, probe: str, q: float) -> dict[str, float]:
+        """Return the ``q``-quantile of the scores of each layer: low ones tell how close neurons are to the threshold."""
+        return {layer: float(scores.double().quantile(q)) for layer, scores in self.scores[probe].items()}
+
+    def flat(self, prefix: str = "plasticity") -> dict[str, float]:
+        """Return the values by tag, ``prefix/metric/layer``."""
+        return {f"{prefix}/{m}/{layer}": v for m, by_layer in self.values.items() for layer, v in by_layer.items()}
+
+    def __str__(self) -> str:
+        layers = [*self.num_neurons, ALL]
+        rows = [["layer", "neurons", *self.values]]
+        for layer in layers:
+            count = str(sum(self.num_neurons.values()) if layer == ALL else self.num_neurons[layer])
+            rows.append([layer, count, *(_cell(by_layer.get(layer, math.nan)) for by_layer in self.values.values())])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for entry in self.unmeasured:
+            reasons.setdefault((entry.layer, entry.reason), []).append(entry.probe)
+        notes = [f"not measured: {layer} ({', '.join(probes)}): {reason}" for (layer, reason), probes in reasons.items()]
+        return "\n".join([*lines, *notes])
+
+
+def _cell(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"

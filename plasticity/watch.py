@@ -1,0 +1,165 @@
+"""Measure every so many optimizer steps of a training loop, on the loop's own passes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .monitor import Monitor
+from .probes import DEFAULT_PROBES, Probe
+from .reading import Reading
+
+
+class Watcher:
+    """Arm a monitor per network for one optimizer step out of ``every``; call ``on_reading(network, reading, step)``.
+
+    The clock is the step count of the optimizer that trains the network, and the first step is measured. Between two
+    measurements there are no hooks. When *another* optimizer steps in between, what the network showed before is
+    replaced by its next pass: the actor's loss also runs through the critic, and must not count as the critic's.
+
+    Raises ValueError for a network that none of the optimizers trains, and for a compiled one.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimizers: Sequence[Optimizer],
+        on_reading: Callable[[str, Reading, int], None],
+        *,
+        every: int = 500,
+        probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
+        layers: Sequence[str] | None = None,
+        strict: bool = False,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
+        self.every, self.on_reading, self.strict = every, on_reading, strict
+        self.monitors = {
+            name: Monitor(network, probes, layers=layers, passes="training", strict=strict)
+            for name, network in networks.items()
+        }
+        self._trained_by = {name: _trainer(name, network, optimizers) for name, network in networks.items()}
+        self._steps = dict.fromkeys(map(id, optimizers), 0)
+        self._warned: set[str] = set()
+        self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+        for monitor in self.monitors.values():
+            monitor.attach()
+
+    def close(self) -> None:
+        """Take every hook off; does nothing the second time."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for monitor in self.monitors.values():
+            monitor.detach()
+
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self._steps[id(optimizer)] += 1
+        step = self._steps[id(optimizer)]
+        for name, monitor in self.monitors.items():
+            if self._trained_by[name] is not optimizer:
+                monitor.mark_stale()
+                continue
+            if monitor.attached:
+                self._collect(name, monitor, step)
+            if step % self.every == 0:
+                monitor.reset()
+                monitor.attach()
+
+    def _collect(self, name: str, monitor: Monitor, step: int) -> None:
+        monitor.detach()
+        try:
+            self.on_reading(name, monitor.read(), step)
+        except Exception as error:
+            if self.strict:
+                raise
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(f"{name} was not measured at optimizer step {step}: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _trainer(name: str, network: nn.Module, optimizers: Sequence[Optimizer]) -> Optimizer:
+    """Return the optimizer that holds a parameter of ``network``."""
+    parameters = {id(p) for p in network.parameters()}
+    for optimizer in optimizers:
+        if any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
+            return optimizer
+    raise ValueError(f"none of the {len(optimizers)} optimizers trains {name}; pass the one that holds its parameters")
+
+
+class Session:
+    """What :func:`watch` returns: the latest readings, and ``close()``; also a ``with`` block."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.last: dict[str, Reading] = {}
+        """Network -> its latest reading."""
+        self.watcher: Watcher | None = None
+        self._logger: Any = None
+        if folder is not None:
+            from .dashboard.logger import RunLogger
+
+            self._logger = RunLogger(folder)
+        self._tags: set[str] = set()
+
+    def _take(self, network: str, reading: Reading, step: int) -> None:
+        self.last[network] = reading
+        if self._logger is not None:
+            log_reading(self._logger, network, reading, step)
+            new = set(reading.flat(f"plasticity/{network}")) - self._tags
+            if new:
+                from .dashboard.layout import layout
+
+                self._tags |= new
+                self._logger.layout(layout(sorted(self._tags)))
+            self._logger.flush()
+
+    def close(self) -> None:
+        """Take every hook off and close the files; does nothing the second time."""
+        if self.watcher is not None:
+            self.watcher.close()
+        if self._logger is not None:
+            self._logger.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def watch(
+    model: nn.Module | Mapping[str, nn.Module],
+    optimizer: Optimizer | Sequence[Optimizer],
+    *,
+    every: int = 500,
+    probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
+    log: str | Path | None = "runs/plasticity",
+    layers: Sequence[str] | None = None,
+    strict: bool = False,
+) -> Session:
+    """Measure ``model`` in your own training loop, every ``every`` optimizer steps, and write TensorBoard and JSON lines.
+
+    Goes before the loop, which stays as it is. The probes see the loop's own forward and backward passes between two
+    steps of the optimizer; passes without gradients are not counted. Several networks: pass a mapping by name, and every
+    optimizer there is. ``log``: the folder to write to; None for none. Costs nothing between measurements.
+    """
+    networks = dict(model) if isinstance(model, Mapping) else {"model": model}
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    session = Session(Path(log) if log is not None else None)
+    session.watcher = Watcher(
+        networks, optimizers, session._take, every=every, probes=probes, layers=layers, strict=strict
+    )
+    return session
+
+
+def log_reading(logger: Any, network: str, reading: Reading, step: int) -> None:
+    """Write a reading's values as scalars and its scores as histograms under ``plasticity/<network>/``."""
+    logger.log(step, reading.flat(f"plasticity/{network}"))
+    for probe, by_layer in reading.scores.items():
+        for layer, scores in by_layer.items():
+            logger.histogram(step, f"scores/{network}/{probe}/{layer}", scores.tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,8 +21,17 @@ class Transition(Protocol):
     truncated: Tensor
 
 
-def _ignore(*values: Any) -> None:
-    """Drop the values: the default of a context whose owner logs nothing."""
+class Writer(Protocol):
+    """Where a run's numbers go, such as a :class:`~plasticity.dashboard.logger.RunLogger`."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars by tag."""
+
+    def histogram(self, step: int, tag: str, values: Any) -> None:
+        """Write the distribution of ``values``."""
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """Mark something that was done on the time axis."""
 
 
 @dataclass
@@ -35,19 +44,56 @@ class Context:
 
     networks: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
+    targets: dict[str, nn.Module] = field(default_factory=dict)
+    """Network -> its slowly following copy, where it has one."""
     buffer: Any | None = None
     """The replay buffer; None for on-policy agents."""
     value: Callable[[Tensor, Tensor], Tensor] | None = None
     """Q(observation, action), (batch,), without gradients."""
-    log: Callable[[dict[str, float]], None] = _ignore
-    """Takes scalars by tag."""
-    histogram: Callable[[str, Tensor], None] = _ignore
-    """Takes a tag and the values whose distribution to show."""
-    event: Callable[[str, dict[str, Any]], None] = _ignore
-    """Takes the name of something that was done, and its details: a mark on the time axis."""
+    td_error: Callable[[Transition], Tensor] | None = None
+    """How far the value of each step just taken, (environments,), is from its target; without gradients."""
+    set_noise: Callable[[float], None] | None = None
+    """Sets the scale of the agent's exploration noise, for agents that add some."""
+    writer: Writer | None = None
+    """Takes what is logged; None drops it."""
     step: int = 0
     """Environment steps so far."""
     name: str = "this run"
+    latest: dict[str, float] = field(default_factory=dict)
+    """The last value logged under each tag, which triggers look at."""
+    on_edit: list[Callable[[], None]] = field(default_factory=list)
+    """What :meth:`edited` calls: whoever keeps weights in a certain state, as masks do, restores it there."""
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Log scalars by tag at the present step."""
+        self.latest.update(values)
+        if self.writer is not None:
+            self.writer.log(self.step, values)
+
+    def histogram(self, tag: str, values: Any) -> None:
+        """Log the distribution of ``values``."""
+        if self.writer is not None:
+            self.writer.histogram(self.step, tag, values)
+
+    def event(self, name: str, details: Mapping[str, Any]) -> None:
+        """Mark something that was done, with its details."""
+        if self.writer is not None:
+            self.writer.event(self.step, name, details)
+
+    def edited(self) -> None:
+        """Announce that weights were edited, or modules replaced, outside an optimizer's own step."""
+        for restore in list(self.on_edit):
+            restore()
+
+    def optimizer_of(self, network: str) -> Optimizer:
+        """Return the optimizer that holds the network's parameters; raise ValueError if none does."""
+        parameters = {id(p) for p in self.networks[network].parameters()}
+        for optimizer in self.optimizers.values():
+            if any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
+                return optimizer
+        raise ValueError(
+            f"no optimizer of {self.name} holds parameters of {network}; pass it in Context(optimizers=...)"
+        )
 
     def require(self, name: str, by: str) -> Any:
         """Return the attribute ``name``; raise ValueError naming ``by`` where this run has none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -38,6 +38,10 @@ def undisturbed(model: nn.Module, owner: object, training: bool = False) -> Iter
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=devices))
             stack.enter_context(_other_generators())
+            # Inference mode hides composite operations and refuses gradients; leaving it switches gradients on.
+            gradients = torch.is_grad_enabled()
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(gradients))
             if is_compiled(model):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for module, _ in compiled:
@@ -56,6 +60,23 @@ def undisturbed(model: nn.Module, owner: object, training: bool = False) -> Iter
             module._compiled_call_impl = call
         for module, name, buffer, saved in buffers:
             _restore(module, name, buffer, saved)
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of ``model`` by name, without the ``_orig_mod`` that ``torch.compile`` inserts."""
+    return {".".join(p for p in n.split(".") if p != "_orig_mod"): module for n, module in model.named_modules()}
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return ``value`` with ``change`` applied to the tensors in it; only plain sequences and mappings are entered."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [map_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Callback, Context
-from .isolation import undisturbed, unwrap
+from .isolation import map_tensors, undisturbed, unwrap
+from .labels import tensors_in
 from .monitor import Monitor
 from .probes import DEFAULT_PROBES, Probe
-from .reading import Reading
+from .reading import OUTPUT_LAYER, Reading
 from .watch import Watcher
 
 
@@ -27,10 +28,11 @@ def measure(
 ) -> Reading:
     """Run ``model`` on ``batch`` in evaluation mode and return what the probes say; ``print`` it for a table.
 
-    ``batch``: the model's inputs (a tensor; a tuple for several arguments; a mapping for named ones). With ``loss_fn``,
-    called as ``loss_fn(output, targets)`` like torch's own, it is the pair ``(inputs, targets)``, and gradient probes
-    measure too. Use the same batch every time and values compare over time. ``probes``, ``layers`` and ``mask`` are those
-    of :class:`~plasticity.Monitor`. Parameters, ``.grad``, buffers, train flags and random states stay as they were.
+    ``batch``: the model's inputs (a tensor; a tuple for several arguments; a mapping for named ones). With
+    ``loss_fn``, called as ``loss_fn(output, targets)`` like torch's own, it is the pair ``(inputs, targets)``, and
+    gradient probes measure too. Use the same batch every time and values compare over time. ``probes``, ``layers`` and
+    ``mask`` are those of :class:`~plasticity.Monitor`. Parameters, ``.grad``, buffers, train flags and random states
+    stay as they were.
 
     Raises ValueError for a batch that is no pair where a loss is given, and for a loss that is not one number; errors
     of the model itself pass through.
@@ -47,10 +49,10 @@ def measure(
     with undisturbed(model, owner), torch.set_grad_enabled(loss_fn is not None):
         monitor = Monitor(model, probes, layers=layers, mask=mask, strict=True, owner=owner)
         with monitor:
-            args, kwargs = _arguments(_differentiable(batch) if loss_fn is not None else batch)
+            args, kwargs = _arguments(map_tensors(batch, _differentiable if loss_fn is not None else torch.clone))
             output = model(*args, **kwargs)
             if loss_fn is not None:
-                _differentiate(model, loss_fn(output, targets), args, kwargs)
+                _differentiate(model, loss_fn(output, map_tensors(targets, torch.clone)), args, kwargs)
         return monitor.read()
 
 
@@ -60,23 +62,20 @@ def _arguments(batch: Any) -> tuple[tuple, dict]:
     return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
 
 
-def _differentiable(batch: Any) -> Any:
-    """Let gradients reach layers below which everything is frozen, without touching the caller's tensors."""
-    if isinstance(batch, Tensor):
-        # A clone of the leaf: the model may work in place on its input.
-        return batch.detach().requires_grad_().clone() if batch.is_floating_point() else batch
-    if isinstance(batch, Mapping):
-        return {key: _differentiable(value) for key, value in batch.items()}
-    return tuple(map(_differentiable, batch)) if isinstance(batch, (tuple, list)) else batch
+def _differentiable(tensor: Tensor) -> Tensor:
+    """Let gradients reach layers below which everything is frozen, without touching the caller's tensor."""
+    copy = tensor.detach().clone()
+    # The clone of a leaf, because the model may work in place on its input.
+    return copy.requires_grad_().clone() if copy.is_floating_point() else copy
 
 
 def _differentiate(model: nn.Module, loss: Tensor, args: tuple, kwargs: dict) -> None:
     """Run the backward pass without writing to any ``.grad``."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"loss_fn must return a loss of one number, got {_describe(loss)}")
-    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
-    sources = [p for p in model.parameters() if p.requires_grad] + inputs
-    torch.autograd.grad(loss, sources, allow_unused=True)
+    sources = [t for t in (*model.parameters(), *tensors_in((args, kwargs))) if t.requires_grad]
+    if loss.requires_grad and sources:
+        torch.autograd.grad(loss, sources, allow_unused=True)
 
 
 def _describe(value: Any) -> str:
@@ -86,9 +85,9 @@ def _describe(value: Any) -> str:
 class Measure(Callback):
     """Run probes on every network of a run, on its own training passes, every ``every`` optimizer steps.
 
-    Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons as
-    histograms, and what could not be measured once as the event ``unmeasured``. ``networks``: which ones, by name;
-    default all. Costs nothing between measurements, and never changes what is learned.
+    Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons
+    as histograms, and, once, hidden layers that could not be measured as the event ``unmeasured``. ``networks``:
+    which ones, by name; default all. Costs nothing between measurements, and never changes what is learned.
     """
 
     def __init__(
@@ -117,8 +116,9 @@ class Measure(Callback):
             for probe, by_layer in reading.scores.items():
                 for layer, scores in by_layer.items():
                     ctx.histogram(f"scores/{network}/{probe}/{layer}", scores)
-            if first and reading.unmeasured:
-                reasons = {f"{entry.layer} ({entry.probe})": entry.reason for entry in reading.unmeasured}
+            gaps = [entry for entry in reading.unmeasured if entry.reason != OUTPUT_LAYER]
+            if first and gaps:
+                reasons = {f"{entry.layer} ({entry.probe})": entry.reason for entry in gaps}
                 ctx.event("unmeasured", {"network": network, **reasons})
 
         self.watcher = Watcher(

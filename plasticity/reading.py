@@ -10,6 +10,9 @@ from torch import Tensor
 ALL = "all"
 """In place of a layer's name: the value of the whole network."""
 
+OUTPUT_LAYER = "output layer"
+"""The reason of a layer that is left out because its neurons are what the model returns."""
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -42,7 +45,7 @@ class Reading:
         return [entry for entry in self.coverage if not entry.measured]
 
     def quantile(self, probe: str, q: float) -> dict[str, float]:
-        """Return the ``q``-quantile of the scores of each layer: low ones tell how close neurons are to the threshold."""
+        """Return the ``q``-quantile of each layer's scores: low ones tell how close neurons are to the threshold."""
         return {layer: float(scores.double().quantile(q)) for layer, scores in self.scores[probe].items()}
 
     def flat(self, prefix: str = "plasticity") -> dict[str, float]:
@@ -63,7 +66,7 @@ class Reading:
         reasons: dict[tuple[str, str], list[str]] = {}
         for entry in self.unmeasured:
             reasons.setdefault((entry.layer, entry.reason), []).append(entry.probe)
-        notes = [f"not measured: {layer} ({', '.join(probes)}): {reason}" for (layer, reason), probes in reasons.items()]
+        notes = [f"not measured: {la} ({', '.join(probes)}): {reason}" for (la, reason), probes in reasons.items()]
         return "\n".join([*lines, *notes])
 
 

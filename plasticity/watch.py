@@ -18,9 +18,10 @@ from .reading import Reading
 class Watcher:
     """Arm a monitor per network for one optimizer step out of ``every``; call ``on_reading(network, reading, step)``.
 
-    The clock is the step count of the optimizer that trains the network, and the first step is measured. Between two
-    measurements there are no hooks. When *another* optimizer steps in between, what the network showed before is
-    replaced by its next pass: the actor's loss also runs through the critic, and must not count as the critic's.
+    The clock is the step count of the optimizer that trains the network, and the first step is measured; or ``due(
+    network, step)``, asked once per network and step, in order, says which are. Between two measurements there are no
+    hooks. When *another* optimizer steps in between, what the network showed before is replaced by its next pass: the
+    actor's loss also runs through the critic, and must not count as the critic's.
 
     Raises ValueError for a network that none of the optimizers trains, and for a compiled one.
     """
@@ -32,13 +33,15 @@ class Watcher:
         on_reading: Callable[[str, Reading, int], None],
         *,
         every: int = 500,
+        due: Callable[[str, int], bool] | None = None,
         probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
         layers: Sequence[str] | None = None,
         strict: bool = False,
     ) -> None:
         if every < 1:
             raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
-        self.every, self.on_reading, self.strict = every, on_reading, strict
+        self.on_reading, self.strict = on_reading, strict
+        self.due = due or (lambda network, step: (step - 1) % every == 0)
         self.monitors = {
             name: Monitor(network, probes, layers=layers, passes="training", strict=strict)
             for name, network in networks.items()
@@ -47,8 +50,26 @@ class Watcher:
         self._steps = dict.fromkeys(map(id, optimizers), 0)
         self._warned: set[str] = set()
         self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
-        for monitor in self.monitors.values():
-            monitor.attach()
+        for name, monitor in self.monitors.items():
+            if self.due(name, 1):
+                monitor.attach()
+
+    def steps(self) -> list[int]:
+        """Return how many steps each optimizer has made, in the order in which they were given."""
+        return list(self._steps.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clocks, and which networks will be measured in the next step; valid between two updates."""
+        return {"steps": self.steps(), "armed": [name for name, m in self.monitors.items() if m.attached]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._steps = dict(zip(self._steps, state["steps"], strict=True))
+        for name, monitor in self.monitors.items():
+            monitor.detach()
+            monitor.reset()
+            if name in state["armed"]:
+                monitor.attach()
 
     def close(self) -> None:
         """Take every hook off; does nothing the second time."""
@@ -67,7 +88,7 @@ class Watcher:
                 continue
             if monitor.attached:
                 self._collect(name, monitor, step)
-            if step % self.every == 0:
+            if self.due(name, step + 1):
                 monitor.reset()
                 monitor.attach()
 
@@ -80,7 +101,8 @@ class Watcher:
                 raise
             if name not in self._warned:
                 self._warned.add(name)
-                warnings.warn(f"{name} was not measured at optimizer step {step}: {error}", RuntimeWarning, stacklevel=2)
+                message = f"{name} was not measured at optimizer step {step}: {error}"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _trainer(name: str, network: nn.Module, optimizers: Sequence[Optimizer]) -> Optimizer:
@@ -95,28 +117,22 @@ def _trainer(name: str, network: nn.Module, optimizers: Sequence[Optimizer]) -> 
 class Session:
     """What :func:`watch` returns: the latest readings, and ``close()``; also a ``with`` block."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self) -> None:
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
         self.watcher: Watcher | None = None
         self._logger: Any = None
-        if folder is not None:
-            from .dashboard.logger import RunLogger
 
-            self._logger = RunLogger(folder)
-        self._tags: set[str] = set()
+    def log_to(self, folder: Path) -> None:
+        """Write readings to ``folder`` from now on."""
+        from .dashboard.sink import Sink
+
+        self._logger = Sink(folder)
 
     def _take(self, network: str, reading: Reading, step: int) -> None:
         self.last[network] = reading
         if self._logger is not None:
             log_reading(self._logger, network, reading, step)
-            new = set(reading.flat(f"plasticity/{network}")) - self._tags
-            if new:
-                from .dashboard.layout import layout
-
-                self._tags |= new
-                self._logger.layout(layout(sorted(self._tags)))
-            self._logger.flush()
 
     def close(self) -> None:
         """Take every hook off and close the files; does nothing the second time."""
@@ -142,18 +158,23 @@ def watch(
     layers: Sequence[str] | None = None,
     strict: bool = False,
 ) -> Session:
-    """Measure ``model`` in your own training loop, every ``every`` optimizer steps, and write TensorBoard and JSON lines.
+    """Measure ``model`` in your own training loop, once in ``every`` optimizer steps, and write what is seen.
 
     Goes before the loop, which stays as it is. The probes see the loop's own forward and backward passes between two
-    steps of the optimizer; passes without gradients are not counted. Several networks: pass a mapping by name, and every
-    optimizer there is. ``log``: the folder to write to; None for none. Costs nothing between measurements.
+    steps of the optimizer; a pass counts when its gradient arrives. Several networks: pass a mapping by name, and
+    every optimizer there is. ``log``: the folder for TensorBoard and JSON lines, a new one; None writes nothing. Costs
+    nothing between measurements.
     """
+    if log is not None and (Path(log) / "metrics.jsonl").exists():
+        raise ValueError(f"{log} holds a run already; pass another folder as log=, or remove it")
     networks = dict(model) if isinstance(model, Mapping) else {"model": model}
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    session = Session(Path(log) if log is not None else None)
+    session = Session()
     session.watcher = Watcher(
         networks, optimizers, session._take, every=every, probes=probes, layers=layers, strict=strict
     )
+    if log is not None:  # only now: refused arguments leave no folder behind
+        session.log_to(Path(log))
     return session
 
 

@@ -12,12 +12,12 @@ def normalised_scores(magnitudes: Tensor) -> Tensor:
     """Divide each neuron's mean magnitude by the layer's mean.
 
     ``magnitudes``: (neurons,), not negative. Returns (neurons,) with mean 1, in [0, neurons]. A layer whose magnitudes
-    are all 0 scores 0 (no epsilon in the denominator, which would call layers with tiny signals dormant); any non-finite
-    magnitude makes every score NaN. Source: Sokar et al. 2023 (arXiv 2302.12902), equation 1.
+    are all 0 scores 0 (no epsilon in the denominator, which would call layers with tiny signals dormant); any
+    non-finite magnitude makes every score NaN. Source: Sokar et al. 2023 (arXiv 2302.12902), equation 1.
     """
     mean = magnitudes.mean()
     scores = torch.where(mean == 0, torch.zeros_like(magnitudes), magnitudes / mean)
-    return torch.where(magnitudes.isfinite().all(), scores, torch.full_like(scores, torch.nan))
+    return torch.where(mean.isfinite(), scores, torch.full_like(scores, torch.nan))
 
 
 def inactive_fraction(scores: Tensor, threshold: float) -> Tensor:
@@ -52,12 +52,23 @@ class Activity(Probe):
 
     def on_forward(self, activations: Tensor) -> None:
         """Add samples, (samples, neurons)."""
-        total = activations.abs().sum(0)
-        self._total = total if self._total is None else self._total + total
-        self._num_samples += len(activations)
+        self._add(activations)
 
-    on_backward = on_forward
-    on_activation_gradient = on_forward
+    def on_backward(self, gradients: Tensor) -> None:
+        """Add samples, (samples, neurons)."""
+        self._add(gradients)
+
+    def on_activation_gradient(self, gradients: Tensor) -> None:
+        """Add samples, (samples, neurons)."""
+        self._add(gradients)
+
+    def _add(self, rows: Tensor) -> None:
+        if not len(rows):
+            raise ValueError(f"{type(self).__name__} needs at least one sample")
+        # float64: sums over many samples lose the small ones in float32.
+        total = rows.abs().sum(0, dtype=torch.float64)
+        self._total = total if self._total is None else self._total + total
+        self._num_samples += len(rows)
 
     def magnitudes(self) -> Tensor:
         """Return the mean magnitude of each neuron, (neurons,), before normalisation."""

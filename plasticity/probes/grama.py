@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .activity import Activity
@@ -34,11 +35,11 @@ class GradientActivity(Activity):
 
     def on_weight_gradient(self, gradients: Tensor) -> None:
         """Add the gradient of one backward pass, (neurons, inputs), with its sign, as ``.grad`` accumulates it."""
-        self._total = gradients.clone() if self._total is None else self._total + gradients
+        total = gradients.to(torch.float64, copy=True)
+        self._total = total if self._total is None else self._total + total
 
     def magnitudes(self) -> Tensor:
         """Return the mean gradient magnitude of each neuron, (neurons,), before normalisation."""
         if self.reading == "weight" and self._total is not None:
             return self._total.abs().mean(1)
         return super().magnitudes()
-

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-SIGNALS = ("on_forward", "on_backward", "on_activation_gradient", "on_weight_gradient")
+SIGNALS = FORWARD, PRE, POST, WEIGHT = "on_forward", "on_backward", "on_activation_gradient", "on_weight_gradient"
+"""Activations; gradients before and after the activation function; gradients of the incoming weights."""
 
 
 class Probe:
@@ -12,7 +13,8 @@ class Probe:
 
     Override the signals you need (only those get a hook) and :meth:`compute`. Tensors arrive detached, in float32 or
     better, as (samples, neurons): a convolution's channels are its neurons, and its positions count as samples, as do
-    the time steps of a sequence. Never call ``.item()``: a reading brings all results to the host at once.
+    the time steps of a sequence. They may be the model's own memory: never change them in place, and copy what is kept
+    (results of arithmetic are copies). Never call ``.item()``: a reading brings all results to the host at once.
     """
 
     per_neuron = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,21 +20,29 @@ def singular_values(features: Tensor) -> Tensor:
     """Return the singular values of ``features`` (samples, features), descending, float64; NaN where any is non-finite.
 
     Through the Gram matrix of the smaller side in float64, which costs a fraction of a decomposition and resolves
-    values down to about 1e-8 of the largest; what is below its rounding error is set to 0. Features that are float64
-    themselves are decomposed directly.
+    values down to about 1e-7 of the largest; what is below its rounding error is set to 0. Features that are float64
+    themselves are decomposed directly. Raises ValueError for an empty matrix.
     """
+    if not features.numel():
+        raise ValueError(f"no singular values of an empty feature matrix, shape {tuple(features.shape)}")
     finite = features.isfinite().all()
     x = torch.where(finite, features.double(), torch.zeros((), dtype=torch.float64, device=features.device))
     if features.dtype == torch.float64:
         sigma = torch.linalg.svdvals(x)
     else:
-        scale = x.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
-        x = x / scale  # squares of very large or small features would leave the range of float64
         gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
-        squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+        squares = _eigenvalues(gram).flip(0).clamp_min(0)
         noise = squares[0] * len(squares) * torch.finfo(torch.float64).eps
-        sigma = torch.where(squares > noise, squares, 0).sqrt() * scale
+        sigma = torch.where(squares > noise, squares, 0).sqrt()
     return torch.where(finite, sigma, torch.nan)
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    """Return the eigenvalues, ascending; on the CPU where the device's solver does not converge."""
+    try:
+        return torch.linalg.eigvalsh(gram)
+    except torch.linalg.LinAlgError:
+        return torch.linalg.eigvalsh(gram.cpu()).to(gram.device)
 
 
 def effective_rank(sigma: Tensor) -> Tensor:
@@ -83,11 +92,18 @@ RANKS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@cache  # once in a run, not once per layer and reading
+def warn_of_few_samples() -> None:
+    """Say that ranks are limited by the number of samples."""
+    message = "no rank can exceed the number of samples, so compare only values taken with the same number"
+    warnings.warn(f"Rank: fewer samples than features; {message}", RuntimeWarning, stacklevel=3)
+
+
 class Rank(Probe):
     """The ranks of a layer's features on the measured samples; lower than the width is room lost, 1 is collapse.
 
-    ``metrics``: which of effective_rank, srank, stable_rank and feature_rank. At most ``max_samples`` rows are kept, the
-    first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.
+    ``metrics``: which of effective_rank, srank, stable_rank and feature_rank. At most ``max_samples`` rows are kept,
+    the first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.
     """
 
     nan_reason = "non-finite features"
@@ -119,11 +135,6 @@ class Rank(Probe):
         features = torch.cat(self._rows)
         samples, neurons = features.shape
         if samples < neurons:
-            warnings.warn(
-                "Rank: fewer samples than features; no rank can exceed the number of samples, so compare only values "
-                "taken with the same number",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn_of_few_samples()
         sigma = singular_values(features)
         return {metric: RANKS[metric](sigma, samples) for metric in self.metrics}

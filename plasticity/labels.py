@@ -1,0 +1,128 @@
+"""Labels: which element of a tensor carries which neuron, and what has happened to the neuron on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NOTHING = -1
+"""The label of an element that carries no neuron."""
+
+STRIDE = 1 << 32
+"""Neuron ``i`` of the ``c``-th call of a weight layer has the label ``c * STRIDE + i``."""
+
+Replay = tuple[Callable[[Tensor], Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One neuron per element of a tensor, and what has happened to it since its layer wrote it."""
+
+    ids: Tensor
+    """Labels, int64, the shape of the tensor they label."""
+    calls: frozenset[int]
+    """The layer calls whose neurons are among the labels (possibly more, after a slice)."""
+    activation: str | None = None
+    """The first non-linear operation it went through."""
+    renormalised: bool = False
+    """Whether a normalisation came after that activation, so that a dead neuron no longer shows as 0."""
+    summed: bool = False
+    """Whether something else was added on top: a residual stream."""
+    product: bool = False
+    """Whether it was multiplied with other neurons: a gate."""
+    replay: Replay | None = ()
+    """The operations that lead here from the layer's own output; None where other tensors took part."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether the element is the neuron's own activation and nothing else."""
+        return self.activation is not None and not (self.renormalised or self.summed or self.product)
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What a tensor carries: neurons by element, neurons that were mixed (by which operation), or outside data."""
+
+    planes: tuple[Plane, ...] = ()
+    mixed: Mapping[int, str] = field(default_factory=dict)
+    """Number of a layer call -> the operation that mixed its neurons."""
+    statistic: bool = False
+    """Whether the mixture is a mere reduction over neurons (a mean, a norm), as normalisers compute it."""
+    external: bool = False
+    """Whether the model's inputs, an embedding or the like take part."""
+
+    def __bool__(self) -> bool:
+        return bool(self.planes or self.mixed or self.external)
+
+    @property
+    def calls(self) -> set[int]:
+        """The layer calls whose neurons the planes carry."""
+        return set().union(*(plane.calls for plane in self.planes))
+
+    def map(self, change: Callable[[Plane], Plane]) -> Tag:
+        """Return a tag with ``change`` applied to every plane."""
+        return replace(self, planes=tuple(change(plane) for plane in self.planes))
+
+    def without_planes(self) -> Tag:
+        """Return what the tag says besides its planes."""
+        return replace(self, planes=())
+
+    def normalised(self) -> Tag:
+        """Return the tag after a normalisation over neurons or samples."""
+        return self.map(lambda p: replace(p, renormalised=p.renormalised or p.activation is not None, replay=None))
+
+    def reshaped(self, shape: torch.Size) -> Tag:
+        """Return the tag for another view of the same memory."""
+        return self.map(lambda p: replace(p, ids=p.ids.reshape(shape), replay=None))
+
+
+def mix(tags: Iterable[Tag], operation: str, statistic: bool = False) -> Tag:
+    """Return a tag that remembers only which layers took part, and in which operation."""
+    mixed: dict[int, str] = {}
+    external = False
+    for tag in tags:
+        external |= tag.external
+        mixed |= dict.fromkeys(tag.calls, operation) | dict(tag.mixed)
+    return Tag(mixed=mixed, statistic=statistic, external=external)
+
+
+def common(ids: Tensor, dims: Iterable[int]) -> Tensor | None:
+    """Return the labels with ``dims`` kept at size 1 if they do not vary along them; None if they do."""
+    dims = tuple(d % ids.dim() for d in dims)
+    for d in dims:
+        if ids.stride(d) == 0:  # broadcast: the same by construction
+            ids = ids.narrow(d, 0, 1)
+    varying = tuple(d for d in dims if ids.shape[d] > 1)
+    if not varying:
+        return ids
+    lowest = ids.amin(varying, keepdim=True)
+    return lowest if torch.equal(lowest, ids.amax(varying, keepdim=True)) else None
+
+
+def feature_vector(ids: Tensor, axis: int) -> Tensor | None:
+    """Return the labels along ``axis`` if they are the same at every other position; None if they are not."""
+    others = [d for d in range(ids.dim()) if d != axis % ids.dim()]
+    vector = common(ids, others)
+    return None if vector is None else vector.reshape(ids.shape[axis])
+
+
+def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Yield every tensor in nested sequences, mappings and plain objects (such as a distribution), in order."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if not depth or isinstance(value, (type, nn.Module)):
+        return
+    items: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        items = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    elif hasattr(value, "__dict__"):
+        items = vars(value).values()
+    for item in items:
+        yield from tensors_in(item, depth - 1)

@@ -1,0 +1,266 @@
+"""How each tensor operation moves neurons: from the tags of its operands to the tags of its results.
+
+Reshapes and concatenations act on the labels themselves, element-wise operations pass them on, reductions and attention
+keep them where everything they average carries the same neuron. Whatever mixes neurons is remembered by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .labels import NOTHING, Plane, Tag, common, mix, tensors_in
+
+# Names of operations below autograd ("aten"), without the underscore of the in-place form.
+COPIES = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy", "native_dropout"}
+RESHAPES = {"view", "_unsafe_view", "reshape"}
+MOVES = {
+    *(
+        "permute",
+        "transpose",
+        "t",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "select",
+        "slice",
+        "narrow",
+        "diagonal",
+        "movedim",
+    ),
+    *("split", "split_with_sizes", "unbind", "chunk", "unfold", "repeat", "repeat_interleave", "flip", "roll"),
+    *("index", "index_select", "gather", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+}
+LINEAR = {
+    *("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul", "addcdiv", "masked_fill", "where", "dropout"),
+    *("positive", "real"),
+}
+PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}
+SOFTMAX = {"_softmax", "_safe_softmax", "_log_softmax"}
+NORMS = {
+    *("native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
+    *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "batch_norm"),
+    *("_fused_rms_norm", "rms_norm"),
+}
+REDUCTIONS = {
+    *("mean", "sum", "prod", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp"),
+    "linalg_vector_norm",
+}
+POOLS = {
+    **{f"{kind}_pool{d}d{tail}": d for kind in ("max", "avg") for d in (1, 2, 3) for tail in ("", "_with_indices")},
+    **{f"{start}adaptive_{kind}_pool{d}d": d for start in ("", "_") for kind in ("max", "avg") for d in (1, 2, 3)},
+    **{f"upsample_{kind}1d": 1 for kind in ("nearest", "linear")},
+    **{f"upsample_{kind}2d": 2 for kind in ("nearest", "bilinear", "bicubic")},
+    **{f"upsample_{kind}3d": 3 for kind in ("nearest", "trilinear")},
+}
+MATRIX_PRODUCTS = {"mm", "bmm", "baddbmm"}
+ATTENTION = "_scaled_dot_product"
+
+
+@dataclass
+class Operation:
+    """One operation that has just run."""
+
+    func: Any
+    name: str
+    args: tuple
+    kwargs: dict
+    operands: Sequence[tuple[Tensor, Tag]]
+    """The tensors among its arguments and what they carried before it ran."""
+    outputs: Sequence[Tensor]
+
+    @property
+    def source(self) -> Tag:
+        """What the first argument carried."""
+        first = self.operands and self.args and self.operands[0][0] is self.args[0]
+        return self.operands[0][1] if first else Tag()
+
+    @property
+    def mixed(self) -> Tag:
+        """The tag of a result about which no more is known than who took part."""
+        return mix((tag for _, tag in self.operands), self.name)
+
+    def argument(self, name: str) -> Any:
+        """Return the argument called ``name``, wherever it was passed; None where the operation has none."""
+        for position, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                default = self.args[position] if position < len(self.args) else argument.default_value
+                return self.kwargs.get(name, default)
+        return None
+
+
+def propagate(op: Operation) -> list[Tag]:
+    """Return what each output of ``op`` carries."""
+    try:
+        tags = _rule(op)
+    except (RuntimeError, IndexError, ValueError):  # an unforeseen shape: name it instead of guessing
+        return [op.mixed] * len(op.outputs)
+    return tags + [Tag()] * (len(op.outputs) - len(tags))
+
+
+def _rule(op: Operation) -> list[Tag]:
+    source = op.source
+    if op.name in COPIES:
+        return [source]
+    if op.name == "copy":
+        return [op.operands[1][1]]
+    if op.name in RESHAPES:
+        return [source.map(lambda p: replace(p, ids=_reshape(p.ids, op.outputs[0].shape), replay=None))]
+    if op.name in MOVES:
+        return _move(op)
+    if op.name in ("cat", "stack"):
+        return [_join(op)]
+    if op.name == "constant_pad_nd":
+        return [source.map(lambda p: replace(p, ids=op.func(p.ids, op.args[1], NOTHING), replay=None))]
+    if op.name == "glu":
+        return [_glu(op)]
+    if op.name in SOFTMAX:
+        return [source.map(lambda p: replace(p, activation=p.activation or "softmax", replay=None))]
+    if op.name in NORMS:
+        return [source.normalised()]
+    if op.name in REDUCTIONS:
+        return [_reduce(op)]
+    if op.name in POOLS:
+        return [_pool(op, POOLS[op.name])]
+    if op.name in MATRIX_PRODUCTS or op.name.startswith(ATTENTION):
+        return [_weighted_sum(op)]
+    if torch.Tag.pointwise in op.func.tags or op.name in LINEAR:
+        return [_pointwise(op, output.shape) for output in op.outputs]
+    return [op.mixed] * len(op.outputs)
+
+
+def _reshape(ids: Tensor, shape: torch.Size) -> Tensor:
+    """Reshape labels; where they are broadcast over a first axis that stays, they stay broadcast (and small)."""
+    if ids.dim() > 1 and len(shape) > 1 and ids.stride(0) == 0 and ids.shape[0] == shape[0]:
+        return ids[:1].reshape(1, *shape[1:]).expand(shape)
+    return ids.reshape(shape)
+
+
+def _move(op: Operation) -> list[Tag]:
+    """Apply the very operation that moved the data to the labels."""
+    results: list[list[Plane]] = [[] for _ in op.outputs]
+    for plane in op.source.planes:
+        moved = op.func(plane.ids, *op.args[1:], **op.kwargs)
+        for result, ids in zip(results, tensors_in(moved), strict=True):
+            result.append(replace(plane, ids=ids, replay=None))
+    return [replace(op.source, planes=tuple(planes)) for planes in results]
+
+
+def _join(op: Operation) -> Tag:
+    """Concatenate the labels of each operand with nothing in the place of the others."""
+    parts = list(op.args[0])
+    planes: list[Plane] = []
+    for position, (_, tag) in enumerate(op.operands[: len(parts)]):
+        for plane in tag.planes:
+            blank = [torch.full((), NOTHING, device=t.device).expand(t.shape) for t in parts]
+            blank[position] = plane.ids
+            planes.append(replace(plane, ids=op.func(blank, *op.args[1:], **op.kwargs), replay=None))
+    rest = mix((tag.without_planes() for _, tag in op.operands), op.name)
+    return replace(rest, planes=tuple(planes))
+
+
+def _glu(op: Operation) -> Tag:
+    dim = op.argument("dim")
+    halves = ((plane, ids) for plane in op.source.planes for ids in plane.ids.chunk(2, dim))
+    return replace(op.source, planes=tuple(replace(p, ids=ids, product=True, replay=None) for p, ids in halves))
+
+
+def _reduce(op: Operation) -> Tag:
+    """Keep the labels if every reduced element carries the same neuron: a mean over time or space."""
+    dims, keepdim = op.argument("dim"), bool(op.argument("keepdim"))
+    dims = [dims] if isinstance(dims, int) else dims
+    planes = []
+    for plane in op.source.planes:
+        ids = common(plane.ids, dims) if dims else None
+        if ids is None:
+            return mix([op.source], op.name, statistic=True)
+        planes.append(replace(plane, ids=ids if keepdim else ids.reshape(op.outputs[0].shape), replay=None))
+    return replace(op.source, planes=tuple(planes))
+
+
+def _pool(op: Operation, num_spatial: int) -> Tag:
+    """Keep the channel's label where all positions carry it, at the new spatial size."""
+    return op.source.map(partial(_averaged, dims=range(-num_spatial, 0), shape=op.outputs[0].shape))
+
+
+def _weighted_sum(op: Operation) -> Tag:
+    """Keep the labels of the values that attention weights average over; mix the rest."""
+    value_at = 2 if op.name.startswith(ATTENTION) else len(op.operands) - 1
+    value = op.operands[value_at][1]
+    kept = value.map(partial(_averaged, dims=[-2], shape=op.outputs[0].shape))
+    rest = mix((tag for i, (_, tag) in enumerate(op.operands) if i != value_at), op.name)
+    return replace(kept, mixed={**rest.mixed, **value.mixed}, external=rest.external or value.external)
+
+
+def _averaged(plane: Plane, dims: Sequence[int], shape: torch.Size) -> Plane:
+    ids = common(plane.ids, dims)
+    if ids is None:
+        raise ValueError("what is averaged carries different neurons")
+    return replace(plane, ids=ids.expand(shape), replay=None)
+
+
+def _pointwise(op: Operation, shape: torch.Size) -> Tag:
+    live = [tag for t, tag in op.operands if tag and (t.is_floating_point() or t.is_complex())]
+    live, normalised = _absorb_statistics(live)
+    same = _same_neurons(live, shape)
+    nonlinear = op.name not in LINEAR or (same and op.name in PRODUCTS | {"where"})
+    # Played again as an out-of-place operation on a copy: the tensor it will be played on belongs to the model.
+    step = partial(_play, op.func, op.args[1:], op.kwargs) if len(op.operands) == 1 and op.source else None
+
+    def passed_on(plane: Plane, others: list[Tag]) -> Plane:
+        activation = plane.activation or (op.name if nonlinear else None)
+        return replace(
+            plane,
+            ids=plane.ids.broadcast_to(shape),
+            activation=activation,
+            renormalised=plane.renormalised or (normalised and activation is not None),
+            summed=plane.summed or (bool(others) and op.name not in PRODUCTS),
+            product=plane.product or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
+            replay=None if step is None or plane.replay is None else (*plane.replay, step),
+        )
+
+    planes = []
+    for tag in live:
+        others = [] if same else [other for other in live if other is not tag]
+        planes += [passed_on(plane, others) for plane in tag.planes]
+    if same:
+        planes = [_merge(planes)]
+    rest = mix((tag.without_planes() for tag in live), op.name, statistic=bool(live) and all(t.statistic for t in live))
+    return replace(rest, planes=tuple(planes))
+
+
+def _absorb_statistics(live: list[Tag]) -> tuple[list[Tag], bool]:
+    """Drop operands that are mere statistics of the others: ``x - x.mean()`` is a normalisation, not a sum."""
+    calls = set().union(*(tag.calls for tag in live))
+    kept = [tag for tag in live if not (tag.statistic and set(tag.mixed) <= calls)]
+    return (kept, True) if kept and len(kept) < len(live) else (live, False)
+
+
+def _play(func: Callable[..., Tensor], args: tuple, kwargs: dict, x: Tensor) -> Tensor:
+    return func(x.clone(), *args, **kwargs)
+
+
+def _same_neurons(live: list[Tag], shape: torch.Size) -> bool:
+    """Return whether several operands carry one plane each with the same neurons, as in ``x * sigmoid(x)``."""
+    if len(live) < 2 or any(len(tag.planes) != 1 or tag.mixed or tag.external for tag in live):
+        return False
+    if len({tag.planes[0].calls for tag in live}) > 1:
+        return False
+    ids = [tag.planes[0].ids.broadcast_to(shape) for tag in live]
+    return all(i is ids[0] or torch.equal(i, ids[0]) for i in ids[1:])
+
+
+def _merge(planes: list[Plane]) -> Plane:
+    return replace(
+        planes[0],
+        activation=next((p.activation for p in planes if p.activation), None),
+        renormalised=any(p.renormalised for p in planes),
+        summed=any(p.summed for p in planes),
+        product=any(p.product for p in planes),
+        replay=None,
+    )

@@ -1,0 +1,292 @@
+"""measure() on a reference batch, watch() in a training loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+import torch.nn.functional as F
+from test_monitor import hooks_of, noisy
+from test_wiring import assert_same, state_of
+from torch import Tensor, nn
+
+from plasticity.measure import measure
+from plasticity.monitor import Monitor
+from plasticity.reading import Reading
+from plasticity.watch import Watcher, watch
+
+# -- measure -----------------------------------------------------------------------------------------------------------
+
+
+def test_measuring_leaves_no_trace_and_repeats() -> None:
+    model, batch = noisy(), (models.image(), torch.randn(32, 1))
+    F.mse_loss(model(batch[0]), batch[1]).backward()
+    before, inputs = state_of(model), [t.clone() for t in batch]
+    first = measure(model, batch, F.mse_loss, probes=["dormancy", "grama", "grama_weight", "effective_rank"])
+    second = measure(model, batch, F.mse_loss, probes=["dormancy", "grama", "grama_weight", "effective_rank"])
+    assert first.values == second.values  # dropout is off
+    assert_same(before, state_of(model))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, batch, strict=True))
+    assert all(t.grad is None and not t.requires_grad for t in batch)
+    assert not any(math.isnan(v) for by_layer in first.values.values() for v in by_layer.values())
+
+
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_a_model_that_writes_to_its_input(with_loss: bool) -> None:
+    model = models.Net(lambda s, x: s.b(F.relu(s.a(x.mul_(0.5)))), a=nn.Linear(4, 6), b=nn.Linear(6, 1))
+    x = torch.randn(32, 4)
+    kept = x.clone()
+    scores = measure(model, (x, torch.zeros(32, 1)) if with_loss else x, F.mse_loss if with_loss else None).scores
+    assert torch.equal(x, kept)
+    torch.testing.assert_close(scores["dormancy"]["a"], measure(model, x).scores["dormancy"]["a"])
+    with Monitor(model, ["dormancy"]) as monitor:
+        model(x.clone())
+    torch.testing.assert_close(scores["dormancy"]["a"], monitor.read().scores["dormancy"]["a"])
+
+
+def test_the_kinds_of_batch() -> None:
+    torch.manual_seed(0)
+    model, obs, action, y = models.critic(), torch.randn(32, 4), torch.randn(32, 2), torch.randn(32)
+    by_position = measure(model, ((obs, action), y), F.mse_loss)
+    by_list = measure(model, [[obs, action], y], F.mse_loss)
+    by_name = measure(model, ({"obs": obs, "action": action}, y), F.mse_loss)
+    assert by_position.values == by_name.values == by_list.values
+    assert measure(model, (obs, action)).values["dormancy"] == by_position.values["dormancy"]
+    assert set(measure(model, (obs, action)).values) == {"dormancy", *set(by_position.values) - {"dormancy", "grama"}}
+
+
+def test_a_loss_needs_a_pair_and_gives_one_number() -> None:
+    model, x = models.mlp(), torch.randn(32, 4)
+    with pytest.raises(ValueError, match=r"batch is the pair \(inputs, targets\); got a tensor of shape \(32, 4\)"):
+        measure(model, x, F.mse_loss)
+    with pytest.raises(ValueError, match=r"pair \(inputs, targets\); got tuple"):
+        measure(model, (x, x, x), F.mse_loss)
+    with pytest.raises(ValueError, match=r"loss of one number, got a tensor of shape \(32, 2\)"):
+        measure(model, (x, None), lambda out, _: out)
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(model, torch.randn(3, 9))
+
+
+def test_a_frozen_model_still_has_gradients_before_its_activations() -> None:
+    torch.manual_seed(0)
+    model, batch = models.mlp(), (torch.randn(32, 4), torch.randn(32, 2))
+    free = measure(model, batch, F.mse_loss)
+    model.requires_grad_(False)
+    assert measure(model, batch, F.mse_loss).values == free.values
+
+
+def test_nothing_to_differentiate() -> None:
+    model = models.embedding().requires_grad_(False)
+    reading = measure(model, (torch.randint(7, (32,)), torch.randn(32, 2)), F.mse_loss)
+    assert math.isnan(reading.values["grama"]["all"])
+    assert not math.isnan(reading.values["dormancy"]["all"])
+    assert "no gradient reached it" in str(reading)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_mode_of_the_caller_does_not_matter(mode: Any) -> None:
+    torch.manual_seed(0)
+    model, batch = models.mlp(), (torch.randn(32, 4), torch.randn(32, 2))
+    expected = measure(model, batch, F.mse_loss).values
+    with mode():
+        assert measure(model, tuple(t.clone() for t in batch), F.mse_loss).values == expected
+
+
+def test_the_table_has_a_row_per_layer_and_reasons() -> None:
+    text = str(measure(models.mlp(), (torch.randn(32, 4), torch.randn(32, 2)), F.mse_loss))
+    lines = text.splitlines()
+    assert lines[0].split()[:4] == ["layer", "neurons", "dormancy", "grama"]
+    assert [line.split()[:2] for line in lines[1:4]] == [["0", "6"], ["2", "5"], ["all", "11"]]
+    assert lines[4] == "not measured: 4 (dormancy, grama, rank): output layer"
+
+
+# -- watch -------------------------------------------------------------------------------------------------------------
+
+
+class Sac:
+    """A loop like SAC's: the actor's loss runs through the critic, targets and acting in between."""
+
+    def __init__(self, order: str = "critic first", freeze: bool = False) -> None:
+        torch.manual_seed(0)
+        self.critic, self.actor = (
+            models.critic(),
+            models.Net(lambda s, x: s.b(F.relu(s.a(x))).tanh(), a=nn.Linear(4, 6), b=nn.Linear(6, 2)),
+        )
+        self.target = copy.deepcopy(self.critic)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), 1e-3)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), 1e-3)
+        self.networks = {"actor": self.actor, "critic": self.critic}
+        self.optimizers = [self.actor_optimizer, self.critic_optimizer]
+        self.order, self.freeze = order, freeze
+        self.expected: Reading | None = None
+
+    def update(self, reference: bool = False) -> None:
+        """Take one step of both, watching the critic's own loss by hand if ``reference``."""
+        self.obs, self.action, self.reward = torch.randn(64, 4), torch.randn(64, 2), torch.randn(64)
+        with torch.no_grad():
+            self.critic(self.obs, self.actor(self.obs))
+        self.critic(self.obs * 3, self.action)  # gradients on, no backward
+        for part in (self.critic_step, self.actor_step)[:: 1 if self.order == "critic first" else -1]:
+            part(reference)
+
+    def critic_step(self, reference: bool) -> None:
+        """Fit the critic."""
+        with torch.no_grad():
+            target = self.reward + self.target(self.obs, self.actor(self.obs))
+        self.critic_optimizer.zero_grad()
+        monitor = Monitor(self.critic, ["dormancy", "grama", "grama_weight"])
+        if reference:
+            monitor.attach()
+        F.mse_loss(self.critic(self.obs, self.action), target).backward()
+        monitor.detach()
+        self.expected = monitor.read() if reference else None
+        self.critic_optimizer.step()
+
+    def actor_step(self, reference: bool) -> None:
+        """Improve the actor."""
+        self.critic.requires_grad_(not self.freeze)
+        self.actor_optimizer.zero_grad()
+        (-self.critic(self.obs, self.actor(self.obs)).mean()).backward()
+        self.critic.requires_grad_(True)
+        self.actor_optimizer.step()
+
+
+@pytest.mark.parametrize("order", ["critic first", "actor first"])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_the_critic_is_measured_on_its_own_loss(order: str, freeze: bool) -> None:
+    loop = Sac(order, freeze)
+    probes = ["dormancy", "grama", "grama_weight"]
+    with watch(loop.networks, loop.optimizers, every=2, log=None, probes=probes, strict=True) as session:
+        for update in range(1, 8):
+            loop.update(reference=update % 2 == 1)
+            if update % 2 == 1:
+                assert session.last["critic"].num_passes == 1
+                torch.testing.assert_close(session.last["critic"].scores, loop.expected.scores)
+                assert session.last["actor"].num_passes == 1
+
+
+def test_watching_changes_nothing_that_is_learned() -> None:
+    results = []
+    for watched in (False, True):
+        loop = Sac()
+        session = watch(loop.networks, loop.optimizers, every=3, log=None, strict=True) if watched else None
+        for _ in range(10):
+            loop.update()
+        if session:
+            session.close()
+        results.append([*loop.critic.state_dict().values(), *loop.actor.state_dict().values(), torch.get_rng_state()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_one_step_in_every_so_many_and_nothing_in_between() -> None:
+    model, x = models.mlp(), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    steps, hooks = [], []
+    watcher = Watcher({"net": model}, [optimizer], lambda name, reading, step: steps.append(step), every=4)
+    for _ in range(10):
+        hooks.append(hooks_of(model) > 0)
+        model(x).sum().backward()
+        optimizer.step()
+    assert steps == [1, 5, 9]
+    assert hooks == [True, False, False, False] * 2 + [True, False]
+    watcher.close()
+    watcher.close()
+    assert hooks_of(model) == 0
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_gradients_accumulated_over_one_step() -> None:
+    model, x = models.mlp(), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, every=1, log=None) as session:
+        for num in (1, 3):
+            for _ in range(num):
+                model(x).sum().backward()
+            optimizer.step()
+            assert session.last["model"].num_passes == num
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_joint_loss_with_two_optimizers(order: int) -> None:
+    encoder, head, x = models.mlp(), nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 1)), torch.randn(32, 4)
+    optimizers = [torch.optim.SGD(encoder.parameters(), 0.1), torch.optim.SGD(head.parameters(), 0.1)]
+    with watch({"encoder": encoder, "head": head}, optimizers, every=1, log=None, strict=True) as session:
+        for _ in range(3):
+            with Monitor(head, ["grama"]) as monitor:
+                head(encoder(x)).square().mean().backward()
+            for optimizer in optimizers[::order]:
+                optimizer.step()
+            torch.testing.assert_close(session.last["head"].scores["grama"], monitor.read().scores["grama"])
+            assert session.last["encoder"].num_passes == session.last["head"].num_passes == 1
+
+
+def test_an_optimizer_that_takes_a_closure() -> None:
+    model, x = models.mlp(), torch.randn(32, 4)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    with watch(model, optimizer, every=1, log=None, strict=True) as session:
+        optimizer.step(closure)
+        assert session.last["model"].num_passes >= 1
+
+
+def test_a_loop_that_never_calls_the_network_is_told() -> None:
+    model = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, every=1, log=None) as session, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            model[4](model[3](model[2](model[1](model[0](torch.randn(32, 4)))))).sum().backward()
+            optimizer.step()
+    assert len(seen) == 1
+    assert "model was not measured at optimizer step 1: no data: no forward pass with grad" in str(seen[0].message)
+    assert not session.last
+
+
+def test_refusals() -> None:
+    model, other = models.mlp(), models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="none of the 1 optimizers trains model"):
+        watch(other, optimizer, log=None)
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        watch(model, optimizer, every=0, log=None)
+    with pytest.raises(ValueError, match="compiled"):
+        watch(torch.compile(model, backend="eager"), optimizer, log=None)
+    with pytest.raises(ValueError, match="unknown probe"):
+        watch(model, optimizer, probes=["gramma"], log=None)
+    assert hooks_of(model) == 0
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_files_only_where_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, x = models.mlp(), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for folder in (None, tmp_path / "run"):
+        with watch(model, optimizer, every=1, log=folder) as session:
+            model(x).sum().backward()
+            optimizer.step()
+        session.close()
+        session.close()
+        assert session.last["model"].values
+        assert [p.name for p in tmp_path.iterdir()] == ([] if folder is None else ["run"])
+    text = "".join(p.read_text() for p in (tmp_path / "run").glob("*.jsonl"))
+    assert "plasticity/model/dormancy/all" in text
+
+
+def test_refused_arguments_create_no_folder(tmp_path: Path) -> None:
+    model = models.mlp()
+    with pytest.raises(ValueError, match="unknown probe"):
+        watch(model, torch.optim.SGD(model.parameters(), 0.1), probes=["gramma"], log=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

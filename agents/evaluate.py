@@ -36,8 +36,9 @@ def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
 
 
 class Evaluate(Callback):
-    """Evaluate every ``every`` environment steps and after the last one; log the mean and the standard deviation.
+    """Evaluate every ``every`` environment steps; log the mean and the standard deviation of the returns.
 
+    Call :meth:`run` after training for a last evaluation, which is left out where the last step had one anyway.
     ``make_env``: makes the evaluation environment anew each time, so that every evaluation plays the same starts and
     training is never disturbed.
     """

@@ -4,6 +4,7 @@ A ring of rows on one device; one `add` writes one row of `num_envs` transitions
 all transitions of a row share their time of insertion, and age = clock - time of insertion: the newest row has age 1
 and the oldest age `num_rows`. Because rows are written in order, age and ring position determine each other:
 row = (clock - age) mod ring length. Drawing by age therefore costs O(batch), whatever the size of the memory.
+Named weights of age (`weigh`, `ages.py`) change which ages are replayed; without any, sampling is uniform.
 """
 
 import warnings
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .ages import AgeWeight, draw_ages, probabilities
 
 
 @dataclass
@@ -53,6 +56,7 @@ class ReplayBuffer:
         self.ring_length = capacity // num_envs
         self.capacity = self.ring_length * num_envs
         self.clock = 0
+        self.weights: dict[str, AgeWeight] = {}
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         fields = {
@@ -102,8 +106,27 @@ class ReplayBuffer:
         return self.slot(self.draw_ages(batch_size), column)
 
     def draw_ages(self, batch_size: int) -> Tensor:
-        """Ages (batch,) in 1..num_rows, uniform. The seam: sampling by a weight of age replaces this draw alone."""
-        return torch.randint(1, self.num_rows + 1, (batch_size,), generator=self.generator, device=self.device)
+        """Ages (batch,) in 1..num_rows, with probability proportional to the product of all weights."""
+        return draw_ages(self.weights, self.num_rows, batch_size, self.generator)
+
+    def weigh(self, name: str, weight: AgeWeight) -> None:
+        """Sample in proportion to `weight`, a function of age, times all others; ValueError if the name is taken.
+
+        `weight(age)` takes float64 ages, in calls of add, and returns weights in [0, 1]; it may have a closed form,
+        `weight.sample(num_rows, batch_size, generator) -> ages`. Weights are not part of `state_dict()`: whoever sets
+        one sets it again after resuming.
+        """
+        if name in self.weights:
+            raise ValueError(f"ReplayBuffer already has the age weight {name!r}; take it off with unweigh({name!r})")
+        self.weights[name] = weight
+
+    def unweigh(self, name: str) -> None:
+        """Take a weight off; nothing happens if there is none of that name."""
+        self.weights.pop(name, None)
+
+    def age_probabilities(self) -> Tensor:
+        """Probability (num_rows,) float64 with which each age 1, 2, ... is replayed. O(num_rows)."""
+        return probabilities(self.weights, self.num_rows, self.device)
 
     def slot(self, age: Tensor, column: Tensor) -> Tensor:
         """Slot of the transition that environment `column` wrote `age` calls of add ago."""

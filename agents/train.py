@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from plasticity.callback import Callback, Context, fire
@@ -11,15 +12,10 @@ from .protocol import Agent, Env
 
 
 def context(agent: Agent, **lent: Any) -> Context:
-    """Return what the loop lends to callbacks: the agent's networks, optimizers, buffer and value function."""
-    return Context(
-        networks=agent.networks,
-        optimizers=agent.optimizers,
-        buffer=getattr(agent, "buffer", None),
-        value=getattr(agent, "value", None),
-        name=agent.name,
-        **lent,
-    )
+    """Return what the loop lends to callbacks: the agent's networks, optimizers, and whatever else it has to lend."""
+    optional = {name: getattr(agent, name, None) for name in ("buffer", "value", "td_error", "set_noise")}
+    targets = getattr(agent, "targets", {})
+    return Context(agent.networks, agent.optimizers, targets, name=agent.name, **optional, **lent)
 
 
 def train(
@@ -30,14 +26,16 @@ def train(
     ctx: Context | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Context:
-    """Train ``agent`` in ``env`` for ``steps`` environment steps (each parallel environment counts); return the context.
+    """Train ``agent`` in ``env`` for ``steps`` environment steps (of all environments together); return the context.
 
-    Callbacks fire in order at the five events of ``docs/events.md``; ``on_train_end`` also when an exception, which
-    passes through, or ``stop()`` ends training early.
+    Callbacks fire in order at the five events of ``docs/events.md``. Every callback that was started gets its
+    ``on_train_end``, the last one first, also when an exception, which passes through, or ``stop()`` ends it early.
     """
     ctx = ctx or context(agent)
-    try:
-        fire(callbacks, "on_train_start", ctx)
+    with ExitStack() as ends:
+        for callback in callbacks:
+            callback.on_train_start(ctx)
+            ends.callback(callback.on_train_end, ctx)
         obs = env.reset()
         while ctx.step < steps and not stop():
             transition = env.step(agent.act(obs, explore=True))
@@ -50,6 +48,4 @@ def train(
                 fire(callbacks, "on_update_start", ctx)
                 metrics = agent.update()
                 fire(callbacks, "on_update_end", ctx, metrics)
-    finally:
-        fire(callbacks, "on_train_end", ctx)
     return ctx

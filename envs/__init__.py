@@ -37,15 +37,18 @@ def make_env(
     num_envs: int = 1,
     seed: int = 0,
     device: str = "cpu",
-    action_repeat: int = 1,
+    action_repeat: int | None = None,
     max_episode_steps: int | None = None,
 ) -> Env:
     """Make `num_envs` environments of one kind: "dmc/<domain>-<task>", "sanity/<name>" or any Gymnasium id.
 
     Args: `seed`, the root from which every environment and the action space get their own; `action_repeat`, the
-    simulator steps per decision; `max_episode_steps`, in simulator steps, replaces the environment's own limit.
+    simulator steps per decision (default: 2 for dm_control, as in most published results, 1 elsewhere);
+    `max_episode_steps`, in simulator steps, replaces the environment's own limit.
     Raises ValueError for an unknown id (with the nearest one) and for a space that cannot be used.
     """
+    if action_repeat is None:
+        action_repeat = 2 if name.startswith(dmc.PREFIX) else 1
     limit = 1 if max_episode_steps is None else max_episode_steps
     for what, count in (("num_envs", num_envs), ("action_repeat", action_repeat), ("max_episode_steps", limit)):
         if count < 1:

@@ -97,9 +97,9 @@ def test_the_link_pins_the_return_and_the_aggregates():
 @pytest.fixture
 def runs(tmp_path):
     with RunLogger(tmp_path / "seed_1") as logger:
-        logger.layout(layout(TAGS))
-        for step in (1, 2):
-            logger.log(step, dict.fromkeys(TAGS, float(step)))
+        for step in range(1, len(TAGS) + 1):
+            logger.log(step, dict.fromkeys(TAGS[:step], float(step)))
+            logger.layout(layout(TAGS[:step]))  # the last one counts
     return tmp_path
 
 

@@ -88,7 +88,7 @@ def last_action(env: Any, index: int = 0) -> Any:
 
 @pytest.mark.parametrize("name", ["dmc/cartpole-swingup", "dmc/ball-in-cup-catch", "dmc/walker-walk"])
 def test_dmc_equals_dm_control(name):
-    env = make_env(name, num_envs=2, seed=3)
+    env = make_env(name, num_envs=2, seed=3, action_repeat=1)
     from dm_control import suite
 
     by_hand = [suite.load(*find_task(name), {"random": seed}) for seed in env.seeds]
@@ -130,7 +130,7 @@ def test_dmc_zero_discount_terminates(monkeypatch):
 
 def test_dmc_max_episode_steps_replaces_the_limit():
     for limit in (3, 1003):
-        env = make_env("dmc/cartpole-balance", max_episode_steps=limit)
+        env = make_env("dmc/cartpole-balance", max_episode_steps=limit, action_repeat=1)
         env.reset()
         for step in range(1, limit + 1):
             truncated = env.step(torch.zeros(1, 1)).truncated.item()
@@ -541,3 +541,14 @@ def test_graphics_backend(monkeypatch, display, egl, osmesa, expected):
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     graphics.set_default_gl()
     assert os.environ["MUJOCO_GL"] == "glfw"
+
+
+def test_action_repeat_of_dm_control_is_two_unless_said():
+    env, named = make_env("dmc/cartpole-swingup", seed=5), make_env("dmc/cartpole-swingup", seed=5, action_repeat=2)
+    single = make_env("dmc/cartpole-swingup", seed=5, action_repeat=1)
+    for one in (env, named, single):
+        one.reset()
+    action = torch.full((1, 1), 0.7)
+    twice = [single.step(action), single.step(action)]
+    assert torch.equal(env.step(action).next_obs, twice[1].next_obs)
+    assert torch.equal(named.step(action).next_obs, twice[1].next_obs)

@@ -86,6 +86,98 @@ def test_sampling_by_age_has_one_seam() -> None:
     assert batch.obs[:, 1].unique().tolist() == [0, 1, 2]
 
 
+def chi_square(buffer: ReplayBuffer, expected: torch.Tensor, draws: int = 24_000) -> float:
+    """p-value of the ages in a batch against probabilities (num_rows,)."""
+    batch = buffer.sample(draws)
+    counts = torch.bincount(batch.age, minlength=buffer.num_rows + 1)[1:].double()
+    assert counts[expected == 0].sum() == 0
+    assert torch.equal(batch.obs[:, 0].long(), buffer.clock - batch.age)  # the age is the true one
+    possible = expected > 0
+    return float(stats.chisquare(counts[possible].numpy(), (expected * draws)[possible].numpy()).pvalue)
+
+
+class Decay:
+    """0.8^(age - 1), without a closed form."""
+
+    def __call__(self, age: torch.Tensor) -> torch.Tensor:
+        assert age.dtype == torch.float64
+        return 0.8 ** (age - 1)
+
+
+class Even:
+    """Even ages only, with a closed form that is told apart from rejection by a counter."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, age: torch.Tensor) -> torch.Tensor:
+        return (age % 2 == 0).double()
+
+    def sample(self, num_rows: int, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        self.calls += 1
+        return 2 * torch.randint(1, num_rows // 2 + 1, (batch_size,), generator=generator)
+
+
+@pytest.mark.parametrize(("num_rows", "num_envs"), [(7, 1), (40, 1), (9, 3)])
+def test_age_weights_multiply(num_rows: int, num_envs: int) -> None:
+    buffer, even = filled(num_rows, num_envs=num_envs), Even()
+    age = torch.arange(1, buffer.num_rows + 1, dtype=torch.float64)
+    for weights in ({"decay": Decay()}, {"even": even}, {"decay": Decay(), "even": even}):
+        for name, weight in weights.items():
+            buffer.weigh(name, weight)
+        product = torch.ones_like(age)
+        for weight in weights.values():
+            product = product * weight(age)
+        assert torch.allclose(buffer.age_probabilities(), product / product.sum())
+        assert chi_square(buffer, product / product.sum()) > 1e-3
+        for name in weights:
+            buffer.unweigh(name)
+    assert even.calls > 0
+    assert torch.allclose(buffer.age_probabilities(), torch.full_like(age, 1 / len(age)).double())
+    assert chi_square(buffer, buffer.age_probabilities()) > 1e-3
+
+
+def test_a_single_closed_form_is_drawn_from_directly() -> None:
+    buffer, even = filled(12), Even()
+    buffer.weigh("even", even)
+    buffer.draw(100)
+    assert even.calls == 1
+
+
+def test_rare_acceptance_falls_back_to_all_ages_and_stays_exact() -> None:
+    buffer = filled(40, capacity=40)
+    buffer.weigh("tiny", lambda age: torch.where(age > 37, 1e-5 * (41 - age), 0.0))
+    assert chi_square(buffer, torch.tensor([0.0] * 37 + [3 / 6, 2 / 6, 1 / 6], dtype=torch.float64), 3000) > 1e-3
+    buffer.weigh("none", lambda age: (age < 3).double())
+    assert chi_square(buffer, torch.full((40,), 1 / 40, dtype=torch.float64), 3000) > 1e-3  # all weights 0: uniform
+
+
+def test_age_weights_after_resuming() -> None:
+    buffer = filled(9, num_envs=3)
+    buffer.weigh("decay", Decay())
+    buffer.draw(5)
+    again = filled(2, num_envs=3, seed=5)
+    again.load_state_dict(buffer.state_dict())
+    again.weigh("decay", Decay())
+    assert torch.equal(again.draw(64), buffer.draw(64))
+    assert chi_square(again, buffer.age_probabilities()) > 1e-3
+
+
+def test_age_weight_errors() -> None:
+    buffer = filled(5)
+    buffer.weigh("large", lambda age: 2 * torch.ones_like(age))
+    with pytest.raises(ValueError, match="already has the age weight 'large'"):
+        buffer.weigh("large", Decay())
+    for action in (lambda: buffer.draw(3), buffer.age_probabilities):
+        with pytest.raises(ValueError, match=r"'large' returned 2.0: weights must be in \[0, 1\]"):
+            action()
+    buffer.unweigh("large")
+    buffer.unweigh("large")
+    buffer.weigh("broken", lambda age: age * float("nan"))
+    with pytest.raises(ValueError, match="'broken' returned nan"):
+        buffer.draw(3)
+
+
 def test_seed_decides_the_draws_and_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     first, same, other = (filled(9, seed=seed).draw(64) for seed in (1, 1, 2))

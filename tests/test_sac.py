@@ -118,7 +118,7 @@ def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 
 def test_updates_equal_stable_baselines3(monkeypatch: pytest.MonkeyPatch, default_dtype: torch.dtype) -> None:
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}[default_dtype]
-    agent = SAC(OBS_SPACE, ACTION_SPACE, SACConfig(), seed=3)
+    agent = SAC(OBS_SPACE, ACTION_SPACE, SACConfig(critic_lr=3e-4, alpha_lr=3e-4), seed=3)
     twin = stable_baselines3_twin(agent, monkeypatch)
     start = {name: [p.detach().clone() for p in ours] for name, (ours, _) in paired_networks(agent, twin).items()}
     noise_source = torch.Generator()
@@ -464,7 +464,11 @@ def test_frozen_parameters_stay_frozen() -> None:
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "message"),
     [
-        (OBS_SPACE, spaces.Discrete(3), r"^sac needs a one-dimensional Box action space, found Discrete\(3\): use dqn"),
+        (
+            OBS_SPACE,
+            spaces.Discrete(3),
+            r"^sac needs a one-dimensional Box action space, found Discrete\(3\): its policy",
+        ),
         (OBS_SPACE, spaces.MultiDiscrete([2, 2]), "^sac .* action space, found MultiDiscrete"),
         (spaces.Dict({"a": OBS_SPACE}), ACTION_SPACE, "^sac .* observation space, found Dict.*FlattenObservation"),
         (spaces.Box(0, 1, (2, 2)), ACTION_SPACE, "^sac .* observation space, found Box.*FlattenObservation"),

@@ -18,6 +18,8 @@ class EvalConfig:
     """Folder of the run."""
     episodes: int = 10
     """Episodes to play."""
+    env: str | None = None
+    """Environment, in place of the one the run was trained in."""
     seed: int = 0
     """Seed of the evaluation environments."""
     device: str = "cpu"
@@ -37,8 +39,11 @@ def main(arguments: Sequence[str]) -> int:
 
     record = read_run(config.run)
     settings = record["config"]
+    name = config.env or settings["env"]
+    if config.env is None and ":" in name:
+        raise ValueError(f"the run's environment {name} imports a module; pass --env {name} if you trust it")
     env = make_env(
-        settings["env"],
+        name,
         num_envs=config.episodes,
         seed=config.seed,
         device=config.device,
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         env.close()
     spread = returns.std().item() if len(returns) > 1 else 0.0
-    print(f"{record['agent']} on {settings['env']}, {settings['steps']} steps, seed {settings['seed']}")
+    print(f"{record['agent']} on {name}, trained for {settings['steps']} steps, seed {settings['seed']}")
     print("returns: " + " ".join(f"{r:.1f}" for r in returns.tolist()))
     print(f"mean {returns.mean().item():.1f}, standard deviation {spread:.1f}, {len(returns)} episodes")
     return 0

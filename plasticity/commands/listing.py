@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,15 +48,16 @@ def _envs() -> list[str]:
     return [name for names in ENVS.values() for name in names()]
 
 
-def _described(things: dict[str, Callable[..., Any]]) -> list[str]:
+def _described(things: Mapping[str, Callable[..., Any]]) -> list[str]:
     """Return a line per name: the first line of its docstring, and the arguments that make it a variant."""
     lines = []
     width = max(map(len, things), default=0)
     for name, thing in things.items():
         settings = ""
         if isinstance(thing, partial):
-            settings = f" ({', '.join(map(str, thing.args))})" if thing.args else ""
+            values = [v for a in thing.args for v in (a if isinstance(a, (list, tuple)) else [a])]
+            settings = f" ({', '.join(map(str, values))})" if values else ""
             thing = thing.func
-        first = (inspect.getdoc(thing) or "").splitlines()[:1]
-        lines.append(f"{name:<{width}}  {''.join(first)}{settings}")
+        first = "".join((inspect.getdoc(thing) or "").splitlines()[:1]).replace("``", "")
+        lines.append(f"{name:<{width}}  {first}{settings}")
     return lines

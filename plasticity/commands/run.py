@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -19,12 +18,12 @@ RECORD, MODEL = "run.json", "model.pt"
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
 
 
-def describe(agent: str, config: Any, command: list[str]) -> dict[str, Any]:
+def describe(agent: str, config: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
     """Return what ``run.json`` says of a run: settings, command, versions, hardware, git state."""
     return {
         "agent": agent,
         "status": "running",
-        "config": plain(dataclasses.asdict(config)),
+        "config": config,
         "command": command,
         "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := _version(p))}},
         "hardware": {
@@ -49,7 +48,7 @@ def plain(value: Any) -> Any:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json`` in one step: a reader sees the old one or the new one, never half of it."""
-    _replace(folder / RECORD, json.dumps(record, indent=2).encode())
+    _replace(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -90,10 +89,23 @@ def load_agent(folder: Path, record: Mapping[str, Any], env: Any, device: str) -
     settings |= {key: value for key, value in {"buffer_size": 2, "learning_starts": 0}.items() if key in settings}
     agent = kind(env.observation_space, env.action_space, config_kind(**settings), device=device)
     try:
-        agent.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _restructure(agent, state)
+        agent.load_state_dict(state)
     except (RuntimeError, KeyError, EOFError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return agent
+
+
+def _restructure(agent: Any, state: Mapping[str, Any]) -> None:
+    """Give the networks the modules that plasticity injection had added to the saved ones."""
+    from plasticity.interventions.injection import restructure_
+
+    optimizers = list(agent.optimizers.values())
+    for name, network in agent.networks.items():
+        restructure_(network, state["networks"][name], optimizers)
+    for name, target in getattr(agent, "targets", {}).items():
+        restructure_(target, state["targets"][name])
 
 
 def _replace(path: Path, data: bytes) -> None:

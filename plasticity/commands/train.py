@@ -22,6 +22,7 @@ from plasticity.agents.train import context, train
 from plasticity.dashboard.live import Live
 from plasticity.dashboard.sink import Sink
 from plasticity.envs import make_env
+from plasticity.interventions import INTERVENTIONS, Intervention
 from plasticity.measure import Measure
 from plasticity.probes import DEFAULT_PROBES, make_probes
 
@@ -35,13 +36,13 @@ class TrainConfig:
     env: str
     """Environment: any Gymnasium id, or dmc/<domain>-<task> such as dmc/cartpole-swingup; see plasticity list envs."""
     steps: int = 100_000
-    """Environment steps in all; every parallel environment counts."""
+    """Environment steps in all, each one decision of the agent; every parallel environment counts."""
     seed: int = 1
     """Root of every random number of the run."""
     num_envs: int = 1
     """Parallel environments."""
-    action_repeat: int = 1
-    """Simulator steps per environment step."""
+    action_repeat: int | None = None
+    """Simulator steps per environment step; None: 2 for dm_control, as in most published results, 1 elsewhere."""
     max_episode_steps: int | None = None
     """Simulator steps per episode, in place of the environment's own limit."""
     probes: tuple[str, ...] = DEFAULT_PROBES
@@ -79,7 +80,10 @@ def main(arguments: Sequence[str]) -> int:
         close = difflib.get_close_matches(agent, AGENTS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(f"no agent {agent!r}; {hint}there are {', '.join(AGENTS)}")
+    _require_switched_on(rest)
     config: Any = tyro.cli(_config_type(agent), prog=f"plasticity train {agent}", args=rest)
+    if config.steps < 1:
+        raise ValueError(f"steps must be at least 1, got {config.steps}")
     make_probes(config.probes)  # an unknown name fails here, before anything is written
     torch.set_num_threads(config.torch_threads)
     run = Run(agent, config)
@@ -87,16 +91,46 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _config_type(agent: str) -> type:
-    """Return the settings of a run of ``agent``: those of training plus the agent's own, all as flags."""
+    """Return the settings of a run of ``agent``: those of training, the agent's own and every intervention's, as flags.
+
+    An intervention is switched on by its bare flag, ``--regrama``; its settings are dotted, ``--regrama.every 500``.
+    """
     kind = AGENTS[agent][1]
-    flags = Annotated[kind, tyro.conf.OmitArgPrefixes]  # type: ignore[valid-type]
+    fields: list[Any] = [("agent", Annotated[kind, tyro.conf.OmitArgPrefixes], field(default_factory=kind))]
+    for name, method in INTERVENTIONS.items():
+        summary = (method.__doc__ or "").splitlines()[0]
+        switch = tyro.conf.arg(name=name.replace("_", "-"), help=summary)
+        fields.append((f"{name}_on", Annotated[bool, switch, tyro.conf.FlagCreatePairsOff], False))
+        fields.append((name, method, field(default_factory=method)))
     return dataclasses.make_dataclass(
         f"Train{agent.upper()}Config",
-        [("agent", flags, field(default_factory=kind))],
+        fields,
         bases=(TrainConfig,),
         frozen=True,
         namespace={"__doc__": f"Train {agent.upper()}: {TrainConfig.__doc__}"},
     )
+
+
+def _require_switched_on(arguments: Sequence[str]) -> None:
+    """Raise ValueError for a setting of an intervention that is off: it would have no effect."""
+    for name in INTERVENTIONS:
+        flag = f"--{name.replace('_', '-')}"
+        given = [a for a in arguments if a.replace("_", "-").startswith(f"{flag}.")]
+        if given and flag not in (a.replace("_", "-") for a in arguments):
+            raise ValueError(f"{given[0]} sets an option of {name}, which is off; switch it on with {flag}")
+
+
+def chosen_interventions(config: Any) -> dict[str, Intervention]:
+    """Return the interventions that are switched on, by name."""
+    return {name: getattr(config, name) for name in INTERVENTIONS if getattr(config, f"{name}_on")}
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Return all settings of a run as plain values; of the interventions only those that are on."""
+    methods = {name: plain(method.settings()) for name, method in chosen_interventions(config).items()}
+    skip = {*INTERVENTIONS, *(f"{name}_on" for name in INTERVENTIONS)}
+    rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in skip}
+    return {**plain({**rest, "agent": dataclasses.asdict(config.agent)}), "interventions": methods}
 
 
 class Run:
@@ -144,7 +178,7 @@ class Run:
     def train(self) -> int:
         """Train into a new folder; the record says how it ended, also after an exception."""
         c, folder = self.config, self._folder()
-        record = describe(self.agent_name, c, command_line())
+        record = describe(self.agent_name, settings(c), command_line())
         write_record(folder, record)
         evaluate = Evaluate(
             self.agent,
@@ -154,9 +188,11 @@ class Run:
         )
         live = Live(c.steps, f"{self.agent_name} {c.env} seed {c.seed}", quiet=c.quiet)
         sink = Sink(folder, live)
-        ctx = sink.lend(context(self.agent))
+        ctx = context(self.agent, writer=sink)
         measure = Measure(c.probes, c.probe_every)
-        callbacks = [*([measure] if c.probes else []), evaluate, Episodes(), Losses(c.log_every), live]
+        watchers = [*([measure] if c.probes else []), evaluate, Episodes(), Losses(c.log_every), live]
+        # Interventions first: one may end an episode, and what follows must see that it ended.
+        callbacks = [*chosen_interventions(c).values(), *watchers]
         sink.logger.hparams(_flat(record["config"]), ["charts/eval_return", "charts/episodic_return"])
         sink.logger.text(0, "run", f"```\n{json.dumps(record, indent=2)}\n```")
         status = "failed"
@@ -195,11 +231,11 @@ class Run:
         measure = Measure(c.probes or DEFAULT_PROBES, every=1)
         train(self.env, self.agent, 10**9, [measure], context(self.agent), stop=lambda: bool(self._updated()))
         self.env.close()
-        print(json.dumps(plain(dataclasses.asdict(c)), indent=2))
+        print(json.dumps(settings(c), indent=2))
         assert measure.watcher is not None
         for name, monitor in measure.watcher.monitors.items():
             print(f"\n{name}: wiring\n{monitor.wiring}")
-            if name in measure.last:
+            if c.probes and name in measure.last:
                 print(f"\n{name}: what the probes measure, on the first update\n{measure.last[name]}")
         return 0
 

@@ -18,7 +18,7 @@ SHOWN = {"dormancy": "dormant", "grama": "GraMa", "effective_rank": "rank"}
 
 
 class Live(Callback):
-    """Show how training goes; ``with`` block and callback. ``plain_every``: seconds between lines without a terminal."""
+    """Show how training goes, as ``with`` block and callback; without a terminal, plain lines now and then."""
 
     def __init__(self, total_steps: int, title: str, *, plain_every: float = 10.0, quiet: bool = False) -> None:
         self.total_steps, self.title, self.plain_every, self.quiet = total_steps, title, plain_every, quiet
@@ -57,9 +57,9 @@ class Live(Callback):
             elif tag.startswith("plasticity/") and parts[-1] == "all" and parts[2] in SHOWN:
                 self._networks.setdefault(parts[2], {})[parts[1]] = value
 
-    def mark(self, event: str) -> None:
+    def mark(self, step: int, event: str) -> None:
         """Remember the latest event."""
-        self.last_event = f"{event} at {self._step:,}"
+        self.last_event = f"{event} at {step:,}"
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Move on; a plain line only now and then."""

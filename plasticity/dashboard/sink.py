@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
-
-from plasticity.callback import Context
 
 from .layout import layout
 from .live import Live
@@ -18,39 +14,37 @@ from .logger import RunLogger
 class Sink:
     """Write scalars, score histograms and events of one run to its folder; tell ``live`` what is new."""
 
-    def __init__(self, folder: Path | str, live: Live | None = None, step: Callable[[], int] = lambda: 0) -> None:
-        self.logger, self.live, self.step = RunLogger(folder), live, step
+    def __init__(self, folder: Path | str, live: Live | None = None) -> None:
+        self.logger, self.live = RunLogger(folder), live
         self._tags: set[str] = set()
 
-    def lend(self, ctx: Context) -> Context:
-        """Connect a context, so that what callbacks log lands here, at the context's step."""
-        self.step = lambda: ctx.step
-        ctx.log, ctx.histogram, ctx.event = self.log, self.histogram, self.event
-        return ctx
-
-    def log(self, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars by tag."""
-        self.logger.log(self.step(), values)
+        self.logger.log(step, values)
         self._know(values)
         if self.live is not None:
             self.live.see(values)
 
-    def histogram(self, tag: str, values: Tensor) -> None:
+    def histogram(self, step: int, tag: str, values: Any) -> None:
         """Write the distribution of ``values``."""
-        self.logger.histogram(self.step(), tag, values.detach().cpu().numpy())
+        self.logger.histogram(step, tag, values)
 
-    def event(self, name: str, details: Mapping[str, Any]) -> None:
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """Mark something that was done."""
-        self.logger.event(self.step(), name, details)
+        self.logger.event(step, name, details)
         self._know([f"events/{name}"])
         if self.live is not None:
-            self.live.mark(name)
+            self.live.mark(step, name)
 
-    def close(self, succeeded: bool = True) -> None:
+    def flush(self) -> None:
+        """Bring everything to the disk."""
+        self.logger.flush()
+
+    def close(self, *, succeeded: bool = True) -> None:
         """End the run's files."""
         self.logger.close(succeeded=succeeded)
 
-    def _know(self, tags: Any) -> None:
+    def _know(self, tags: Iterable[str]) -> None:
         """Write the layout again when a tag is new: TensorBoard shows the last one."""
         new = set(tags) - self._tags
         if new:

@@ -1,0 +1,477 @@
+"""Neuron surgery: redraw single neurons, cut or shrink what they feed, and clear their optimizer state, exactly.
+
+One engine for every method that touches neurons. Parameters are edited in place, so optimizers, hooks and compiled
+graphs go on with the tensors they hold; everything that was not asked for stays bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer, Rprop
+
+from .initialisers import Initialiser, bias_of, default_initialiser, fresh_parameters, weight_layers, weight_of
+from .isolation import named_modules, undisturbed, unwrap
+from .labels import tensors_in
+from .layers import Consumer, Layer, Wiring
+
+T = TypeVar("T")
+Outgoing = Literal["zero", "keep", "small"]
+Step = Literal["keep", "zero"]
+
+SMALL = 0.02
+"""Norm of a "small" outgoing column relative to the mean of the columns that stay (from AgileRL's ReGraMa)."""
+
+SCALARS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0, "eta": "lr"}
+"""Optimizer state that is one number per tensor -> its first value, or the setting that gives it."""
+
+WEIGHT_COPIES = ("ax", "z")
+"""Optimizer state that holds weights instead of statistics: ASGD's average, the base point of schedule-free methods."""
+
+
+class SurgeryError(ValueError):
+    """Surgery that cannot be done correctly; nothing has been changed."""
+
+
+def recycle_(
+    wired: Wiring,
+    masks: Mapping[str, Tensor],
+    optimizers: Iterable[Optimizer] = (),
+    *,
+    initialisers: Mapping[str, Initialiser],
+    generator: torch.Generator,
+    incoming: bool = True,
+    outgoing: Outgoing = "zero",
+    moments: bool = True,
+    step: Step = "keep",
+    norms: bool = True,
+) -> dict[str, list[int]]:
+    """Recycle the flagged neurons and return their indices by layer.
+
+    ``masks``: layer name -> bool (neurons,). One after the other, each for all layers:
+
+    - ``incoming``: rows of weight and bias are redrawn from the layer's own initialiser.
+    - ``outgoing``: their columns in every consumer become 0 ("zero": Sokar et al. 2023), stay ("keep": the released
+      ReGraMa), or get a random direction of norm :data:`SMALL` times the mean norm of the consumer's other columns
+      ("small": behind a zero column a neuron has no gradient until the column has moved, so that a gradient score soon
+      flags it again). Biases of consumers are never touched. Of neurons that are multiplied with others (a gate) it is
+      the column of the product: nothing else takes it up.
+    - ``norms``: their entries in norms become gain 1, bias 0, running mean 0 and variance 1, but for entries that are
+      frozen or that neurons left alone pass through too.
+    - The edited entries of ``.grad`` become 0, with ``moments`` also those of optimizer states: :func:`clear_state_`.
+
+    Recycling neurons that are 0 on all inputs leaves the function as it is, except next to a LayerNorm, RMSNorm or
+    GroupNorm: these tie neurons together by their statistics. :func:`function_change` measures it. Target networks
+    are left alone. Nothing is drawn if nothing is flagged. ``generator`` is one on the CPU. Raises SurgeryError before
+    anything is changed for whatever :func:`refusals` and :func:`state_refusal` name.
+    """
+    optimizers = list(optimizers)
+    flagged = _flagged(wired, masks)
+    _check(wired, flagged, initialisers if incoming else None, outgoing, step)
+    rows = list(_rows(wired, flagged, initialisers)) if incoming else []
+    cuts = list(_cuts(wired, flagged)) if outgoing != "keep" else []
+    entries = list(_norm_entries(wired, flagged)) if norms else []
+    touched = _merge([edit[:2] for edit in [*rows, *cuts, *entries]])
+    for parameter in touched if moments else ():
+        if reason := state_refusal(optimizers, parameter):
+            raise SurgeryError(f"cannot recycle: {reason}")
+    draws = [draw(generator) for _, _, draw in rows]
+    with torch.no_grad():
+        for (tensor, where, _), fresh in zip(rows, draws, strict=True):
+            tensor.copy_(torch.where(where, fresh, tensor))
+        for tensor, where, name in cuts:
+            new = (
+                _small_columns(name, where, wired, initialisers, generator)
+                if outgoing == "small"
+                else torch.zeros_like(tensor)
+            )
+            tensor.copy_(torch.where(where, new, tensor))
+        for tensor, where, value in entries:
+            tensor.masked_fill_(where, value)
+        for parameter, where in touched.items():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(where, 0)
+            if moments:
+                clear_state_(optimizers, parameter, where, step)
+    return {name: mask.nonzero().flatten().tolist() for name, mask in flagged.items()}
+
+
+def refusals(wired: Wiring, layer: str, outgoing: Outgoing = "zero") -> str | None:
+    """Return why the neurons of ``layer`` cannot be recycled, None if they can; KeyError for an unknown layer.
+
+    Never: output layers, layers that were not called, frozen weights, weights computed from others (parametrizations,
+    weight norm, pruning), weights that are the same tensor as another one's. Unless ``outgoing`` is "keep": neurons
+    added to a residual stream or with consumers that could not be traced, whose columns are not known; consumers that
+    are frozen, computed or tied; columns that carry something else in another call of the consumer.
+    """
+    found = wired.layers[layer]
+    if found.num_calls == 0:
+        return f"{layer} was never called"
+    if found.is_output:
+        return f"the neurons of {layer} are an output of the model"
+    reason = _unfit(wired, layer, ("weight", "bias"))
+    return reason if reason or outgoing == "keep" else _columns_refusal(wired, found)
+
+
+def _columns_refusal(wired: Wiring, layer: Layer) -> str | None:
+    if layer.writes_to_stream or any(c.summed for c in layer.consumers):
+        return f'{layer.name} writes to a residual stream and has no columns of its own; outgoing="keep" can be done'
+    if layer.unresolved:
+        return f'not all that {layer.name} feeds is known ({"; ".join(layer.unresolved)}); outgoing="keep" can be done'
+    if not layer.consumers:
+        return f"no layer consumes the neurons of {layer.name}"
+    reasons = (_unfit(wired, c.layer, ("weight",)) or _shared_columns(wired, layer, c) for c in layer.consumers)
+    return next((reason for reason in reasons if reason), None)
+
+
+def _shared_columns(wired: Wiring, layer: Layer, consumer: Consumer) -> str | None:
+    """Say which columns of the consumer carry something besides the layer's neurons; factors of one product do not."""
+    name = consumer.layer
+    if wired.layers[name].num_calls > layer.num_calls:
+        return f"{name} is called more often than {layer.name}: in other calls its columns carry something else"
+    for other, theirs in wired.producers(name):
+        both = (consumer.columns >= 0) & (theirs.columns >= 0)
+        if other is layer:
+            both &= consumer.columns != theirs.columns
+        if bool(both.any()) and not (consumer.product and theirs.product):
+            return f"columns of {name} that carry {layer.name} carry {other.name} in another call"
+    return None
+
+
+def _unfit(wired: Wiring, layer: str, keys: Sequence[str]) -> str | None:
+    """Say which parameter of the layer cannot be edited on its own."""
+    module = wired.layers[layer].module
+    for key in keys:
+        name = f"{layer}.{key}".removeprefix(".")
+        if key not in module._parameters:
+            return f"{name} is computed from other parameters (a parametrization, weight norm or pruning)"
+        parameter = module._parameters[key]
+        if parameter is None:
+            continue
+        if not parameter.requires_grad:
+            return f"{name} is frozen (requires_grad is False)"
+        others = [n for n, p in _named_parameters(wired) if n != name and p.data_ptr() == parameter.data_ptr()]
+        if others and parameter.numel():
+            return f"{name} is tied: the same tensor as {', '.join(others)}"
+    return None
+
+
+def _named_parameters(wired: Wiring) -> Iterator[tuple[str, Tensor]]:
+    modules = wired.modules or {name: layer.module for name, layer in wired.layers.items()}
+    for name, module in modules.items():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f"{name}.{key}".removeprefix("."), parameter
+
+
+def _flagged(wired: Wiring, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the masks that flag anything, on the CPU and in the order of the wiring: draws follow it."""
+    if unknown := [name for name in masks if name not in wired.layers]:
+        raise SurgeryError(f"no layer is called {', '.join(unknown)}; there are {', '.join(wired.layers)}")
+    flagged = {}
+    for name in (name for name in wired.layers if name in masks):
+        mask, num = masks[name].detach().cpu(), wired.layers[name].num_neurons
+        if mask.dtype != torch.bool or mask.shape != (num,):
+            raise SurgeryError(f"{name} needs a bool mask of shape ({num},); got {mask.dtype} {tuple(mask.shape)}")
+        if bool(mask.any()):
+            flagged[name] = mask
+    return flagged
+
+
+def _check(
+    wired: Wiring,
+    flagged: Iterable[str],
+    initialisers: Mapping[str, Initialiser] | None,
+    outgoing: Outgoing,
+    step: Step,
+) -> None:
+    if outgoing not in ("zero", "keep", "small") or step not in ("keep", "zero"):
+        raise SurgeryError(f"outgoing is zero, keep or small, and step keep or zero; got {outgoing!r} and {step!r}")
+    for name in flagged:
+        if reason := refusals(wired, name, outgoing):
+            raise SurgeryError(f"cannot recycle: {reason}")
+        if initialisers is not None and name not in initialisers:
+            raise SurgeryError(f"{name} has no initialiser; recorded are {', '.join(initialisers) or 'none'}")
+
+
+def _rows(
+    wired: Wiring, flagged: Mapping[str, Tensor], initialisers: Mapping[str, Initialiser]
+) -> Iterator[tuple[Tensor, Tensor, Callable[[torch.Generator], Any]]]:
+    """Yield (parameter, entries that belong to flagged neurons, how to draw it) for weights and biases."""
+    for name, mask in flagged.items():
+        module, bias = wired.layers[name].module, bias_of(wired.layers[name].module)
+        yield weight_of(module), incoming_entries(module, mask), initialisers[name].weight
+        if bias is not None:
+            yield bias, mask.to(bias.device), initialisers[name].bias
+
+
+def _cuts(wired: Wiring, flagged: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """Yield (weight, entries that take up flagged neurons, layer) for every consumer."""
+    cut: dict[str, Tensor] = {}
+    for name, mask in flagged.items():
+        for consumer in wired.layers[name].consumers:
+            inputs = _carried(consumer.columns, mask)
+            cut[consumer.layer] = cut[consumer.layer] | inputs if consumer.layer in cut else inputs
+    for name, inputs in cut.items():
+        module = wired.layers[name].module
+        yield weight_of(module), outgoing_entries(module, inputs), name
+
+
+def _carried(columns: Tensor, mask: Tensor) -> Tensor:
+    return (columns >= 0) & mask[columns.clamp(min=0)]
+
+
+def _norm_entries(wired: Wiring, flagged: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yield (tensor, entries, value) for the gains, biases and running statistics of norms."""
+    for name in dict.fromkeys(norm.module for layer in flagged for norm in wired.layers[layer].norms):
+        if name not in wired.modules:
+            raise SurgeryError(f"the wiring does not hold the norm {name}; norms=False leaves it alone")
+        module = wired.modules[name]
+        passing = [(layer, n.entries) for layer in wired.layers.values() for n in layer.norms if n.module == name]
+        where = torch.zeros(len(passing[0][1]), dtype=torch.bool)
+        for layer, entries in passing:
+            where |= _carried(entries, flagged.get(layer.name, torch.zeros(layer.num_neurons, dtype=torch.bool)))
+        for layer, entries in passing:
+            where &= ~_carried(entries, ~flagged.get(layer.name, torch.zeros(layer.num_neurons, dtype=torch.bool)))
+        for key, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
+            tensor = getattr(module, key, None)
+            if tensor is not None and not (isinstance(tensor, nn.Parameter) and not tensor.requires_grad):
+                yield tensor, where.to(tensor.device).expand(tensor.shape), value
+
+
+def _merge(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
+    merged: dict[Tensor, Tensor] = {}
+    for tensor, where in pairs:
+        merged[tensor] = merged[tensor] | where if tensor in merged else where
+    return merged
+
+
+def incoming_entries(module: nn.Module, neurons: Tensor) -> Tensor:
+    """Return which entries of the weight lead into the neurons: bool (neurons,) -> bool, shape of the weight."""
+    where = torch.zeros_like(weight_of(module), dtype=torch.bool)
+    view = _by_group(module, where)
+    view |= _aligned(view, neurons, 1)
+    return where
+
+
+def outgoing_entries(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return which entries of a consumer's weight take up its inputs: bool (inputs,) -> bool, shape of the weight."""
+    where = torch.zeros_like(weight_of(module), dtype=torch.bool)
+    view = _by_group(module, where)
+    view |= _aligned(view, inputs, 2)
+    return where
+
+
+def _by_group(module: nn.Module, weight: Tensor) -> Tensor:
+    """View a tensor of the weight's shape as (groups, neurons of the group, inputs of the group, *kernel)."""
+    grouped = weight.unflatten(0, (getattr(module, "groups", 1), -1))
+    return grouped.transpose(1, 2) if getattr(module, "transposed", False) else grouped
+
+
+def _aligned(view: Tensor, vector: Tensor, dim: int) -> Tensor:
+    """Spread a vector over the groups and dimension ``dim`` of a view by groups, so that it broadcasts."""
+    shape = [len(view)] + [1] * (view.dim() - 1)
+    shape[dim] = view.shape[dim]
+    return vector.to(view.device).view(shape)
+
+
+def _small_columns(
+    layer: str, where: Tensor, wired: Wiring, initialisers: Mapping[str, Initialiser], generator: torch.Generator
+) -> Tensor:
+    """Return random columns for the whole weight of ``layer``, each of :data:`SMALL` times the norm of a live one.
+
+    Live are the columns outside ``where``; if there is none, a fresh draw of the weight tells the norm.
+    """
+    module = wired.layers[layer].module
+    weight = weight_of(module)
+    live = _column_norms(module, weight)[_column_norms(module, where) == 0]
+    if not len(live):
+        initialiser = initialisers.get(layer) or default_initialiser(module)
+        live = _column_norms(module, initialiser.weight(generator))
+    noise = torch.randn(weight.shape, generator=generator)
+    scales = SMALL * live.mean().cpu() / _column_norms(module, noise)
+    view = _by_group(module, noise)
+    view *= _aligned(view, scales, 2)
+    return noise.to(weight.device, weight.dtype)
+
+
+def _column_norms(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return the norm of all that leaves each input: (inputs,)."""
+    view = _by_group(module, weight).float()
+    return view.square().sum([d for d in range(view.dim()) if d not in (0, 2)]).sqrt().flatten()
+
+
+def clear_state_(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tensor, step: Step = "keep") -> None:
+    """Make the optimizers forget the entries of ``parameter`` that ``where`` (bool, its shape) marks.
+
+    State is found by the identity of the parameter, whatever its group, order or optimizer; none yet is fine. Every
+    state tensor of the parameter's shape gets its first value there: 0, or Adagrad's initial accumulator and Rprop's
+    learning rate; a copy of the weights gets the weight. Raises SurgeryError, with nothing changed, for
+    :func:`state_refusal`.
+
+    torch counts the steps of a whole tensor. "keep" leaves the counter, so that Adam no longer corrects the bias of the
+    cleared averages: their first move is up to (1 - beta_1) / sqrt(1 - beta_2) = 3.2 learning rates long. "zero", as in
+    timoklein/redo, which calls it crucial, restarts it: cleared entries begin with 1.0 learning rates, but the averages
+    that were not cleared are now corrected as if they were young, which shortens the moves of all other entries of the
+    tensor (in one case from 0.64 to 0.47 learning rates).
+    """
+    optimizers = list(optimizers)
+    if where.dtype != torch.bool or where.shape != parameter.shape:
+        raise SurgeryError(f"where must be bool {tuple(parameter.shape)}; got {where.dtype} {tuple(where.shape)}")
+    if reason := state_refusal(optimizers, parameter):
+        raise SurgeryError(reason)
+    with torch.no_grad():
+        for optimizer in optimizers:
+            group = _group_of(optimizer, parameter)
+            if group is None:
+                continue
+            for key, value in entry_state(optimizer, parameter).items():
+                fresh = _first_value(optimizer, group, parameter, key).to(value.device, value.dtype)
+                value.copy_(torch.where(where.to(value.device), fresh, value))
+            if step == "zero":
+                _restart_(optimizer.state.get(parameter, {}), group)
+
+
+def entry_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Return the optimizer's state tensors with one number per entry of the parameter; none before its first step."""
+    state = optimizer.state.get(parameter, {}).items()
+    return {k: v for k, v in state if k not in SCALARS and isinstance(v, Tensor) and v.shape == parameter.shape}
+
+
+def state_refusal(optimizers: Iterable[Optimizer], parameter: Tensor) -> str | None:
+    """Return why single entries of the parameter's optimizer state cannot be cleared, None if they can."""
+    for optimizer in optimizers:
+        kind, shape = type(optimizer).__name__, tuple(parameter.shape)
+        if _group_of(optimizer, parameter) is None:
+            continue
+        if isinstance(optimizer, LBFGS):
+            return f"{kind} keeps one history for all parameters, of which single entries cannot be cleared"
+        if isinstance(optimizer, Adafactor) and parameter.dim() > 1:
+            return f"{kind} keeps row_var and col_var for a weight of shape {shape}, not one entry per weight"
+        for key, value in optimizer.state.get(parameter, {}).items():
+            fits = (
+                value.shape == parameter.shape if isinstance(value, Tensor) else next(tensors_in(value), None) is None
+            )
+            if key not in SCALARS and not fits:
+                return f"{kind} keeps {key} for a weight of shape {shape} in another layout, not one entry per weight"
+    return None
+
+
+def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
+    return next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
+
+
+def _first_value(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, key: str) -> Tensor:
+    if key in WEIGHT_COPIES:
+        return parameter
+    if isinstance(optimizer, Adagrad) and key == "sum":
+        return torch.as_tensor(group["initial_accumulator_value"])
+    if isinstance(optimizer, Rprop) and key == "step_size":
+        return torch.as_tensor(group["lr"])
+    return torch.tensor(0.0)
+
+
+def _restart_(state: dict[str, Any], group: Mapping[str, Any]) -> None:
+    for key, first in SCALARS.items():
+        if key in state:
+            value = group[first] if isinstance(first, str) else first
+            if isinstance(state[key], Tensor):
+                state[key].fill_(value)
+            else:
+                state[key] = type(state[key])(value)
+
+
+def reinitialise_(
+    module: nn.Module,
+    optimizers: Iterable[Optimizer] = (),
+    *,
+    initialisers: Mapping[str, Initialiser],
+    generator: torch.Generator,
+    moments: bool = True,
+) -> list[str]:
+    """Redraw every parameter of ``module`` in place and return their names.
+
+    ``initialisers``: weight layer -> its initialiser, by name within ``module`` ("" for a module that is itself a
+    layer). Other modules are redrawn by their own ``reset_parameters``, norms forget their running statistics, `.grad`
+    becomes 0, and with ``moments`` the optimizers start afresh on these parameters, step counter included. Frozen
+    parameters are redrawn as well. Raises SurgeryError, with nothing changed, for a layer without an initialiser, for
+    parameters that no ``reset_parameters`` redraws, and for LBFGS.
+    """
+    optimizers, parts = list(optimizers), named_modules(unwrap(module))
+    layers = dict(weight_layers(module))
+    parameters = {
+        f"{n}.{k}".removeprefix("."): p for n, m in parts.items() for k, p in m._parameters.items() if p is not None
+    }
+    for parameter in parameters.values() if moments else ():
+        if any(isinstance(o, LBFGS) and _group_of(o, parameter) for o in optimizers):
+            raise SurgeryError("LBFGS keeps one history for all parameters; build a new one after a reset")
+    fresh = {}
+    for name, part in parts.items():
+        for key, value in _fresh(name, part, name in layers, initialisers, generator).items():
+            fresh[f"{name}.{key}".removeprefix(".")] = value
+    with torch.no_grad():
+        for part in parts.values():
+            if (reset := getattr(part, "reset_running_stats", None)) is not None:
+                reset()
+        for name, parameter in parameters.items():
+            parameter.copy_(fresh[name])
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+            for optimizer in optimizers if moments else ():
+                _forget_(optimizer, parameter)
+    return list(parameters)
+
+
+def _fresh(
+    name: str, part: nn.Module, is_layer: bool, initialisers: Mapping[str, Initialiser], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return new values of the module's own parameters."""
+    if is_layer and name not in initialisers:
+        raise SurgeryError(f"{name!r} has no initialiser; given are {', '.join(map(repr, initialisers)) or 'none'}")
+    own = {key for key, parameter in part._parameters.items() if parameter is not None}
+    values: Mapping[str, Tensor | None] = {}
+    if is_layer and own <= {"weight", "bias"}:
+        values = {"weight": initialisers[name].weight(generator), "bias": initialisers[name].bias(generator)}
+    elif own:
+        try:
+            values = fresh_parameters(part, generator)
+        except ValueError as error:
+            raise SurgeryError(f"{name}: {error}") from error
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _forget_(optimizer: Optimizer, parameter: Tensor) -> None:
+    if parameter not in optimizer.state:
+        return
+    if state_refusal([optimizer], parameter):
+        del optimizer.state[parameter]  # factored: made anew by the next step
+    else:  # not deleted: Adagrad and others make their state once, in the constructor
+        clear_state_([optimizer], parameter, torch.ones_like(parameter, dtype=torch.bool), step="zero")
+
+
+def function_change(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], change: Callable[[], T]
+) -> tuple[T, float]:
+    """Return ``change()`` and how much it changed the network's function on one input, ||after - before|| / ||before||.
+
+    The norms run over all floating-point tensors in the output, in evaluation mode and with the same random numbers
+    before and after; running the network leaves no trace. 0 without any change, inf where the output was 0 before, NaN
+    where it is not finite.
+    """
+    before = _outputs(network, args, kwargs)
+    result = change()
+    difference = float((_outputs(network, args, kwargs) - before).norm())
+    return result, difference / norm if (norm := float(before.norm())) else (float("inf") if difference else 0.0)
+
+
+def _outputs(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    model = unwrap(network)
+    # The edits themselves must lie outside: leaving the block restores the buffers that they reset.
+    with undisturbed(model, owner=object()), torch.no_grad():
+        found = [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()]
+        if not found:
+            raise SurgeryError(f"the output of {type(model).__name__} holds no floating-point tensor to compare")
+        return torch.cat([t.detach().flatten().to("cpu", torch.float64) for t in found])

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from .injection import PlasticityInjection
+from .intervention import Intervention
+from .least import LearnToStop
+from .ne import NeuroplasticExpansion
+from .redo import ReDo
+from .regrama import ReGraMa
+from .reset import Reset
+from .shrink_perturb import ShrinkPerturb
+from .swd import SampleWeightDecay
 
-from plasticity.callback import Callback
+INTERVENTIONS: dict[str, type[Intervention]] = {
+    "redo": ReDo,
+    "regrama": ReGraMa,
+    "ne": NeuroplasticExpansion,
+    "swd": SampleWeightDecay,
+    "least": LearnToStop,
+    "reset": Reset,
+    "shrink_perturb": ShrinkPerturb,
+    "plasticity_injection": PlasticityInjection,
+}
+"""Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
-INTERVENTIONS: dict[str, Callable[..., Callback]] = {}
-"""Name -> the callback, a dataclass whose fields are its hyperparameters."""
+__all__ = [
+    "INTERVENTIONS",
+    "Intervention",
+    "LearnToStop",
+    "NeuroplasticExpansion",
+    "PlasticityInjection",
+    "ReDo",
+    "ReGraMa",
+    "Reset",
+    "SampleWeightDecay",
+    "ShrinkPerturb",
+]

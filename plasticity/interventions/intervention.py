@@ -1,0 +1,87 @@
+"""What all interventions share: presets, the choice of networks, a generator of their own, events, hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from plasticity.callback import Callback, Context
+
+
+@dataclass
+class Intervention(Callback):
+    """A callback written as a dataclass: its fields are its hyperparameters, hence its flags.
+
+    A field that is None takes its value from ``PRESETS[preset]``. Random numbers come from a generator of the
+    intervention's own, so that switching it on moves nobody else's.
+    """
+
+    NAME: ClassVar[str] = ""
+    """The flag on the command line and the name of its events."""
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Preset -> values of the fields that are None."""
+
+    def __post_init__(self) -> None:
+        preset = getattr(self, "preset", None)
+        if preset is not None and preset not in self.PRESETS:
+            raise ValueError(f"{type(self).__name__} has the presets {', '.join(self.PRESETS)}; got {preset!r}")
+        for name, value in self.PRESETS.get(preset or "", {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.counts: dict[str, int] = {}
+        """Cumulative numbers of what was done, logged with every event."""
+        self._handles: list[Any] = []
+        # Not the seed itself: after torch.manual_seed(seed) a redraw would repeat the initial weights.
+        self.generator = torch.Generator().manual_seed(zlib.crc32(f"{self.NAME}/{getattr(self, 'seed', 0)}".encode()))
+
+    def choose(self, ctx: Context, networks: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+        """Return the run's networks whose names match the globs, all for an empty tuple; ValueError if none does."""
+        ctx.require("networks", type(self).__name__)
+        found = {n: net for n, net in ctx.networks.items() if not networks or any(fnmatchcase(n, g) for g in networks)}
+        if not found:
+            there, wanted = ", ".join(ctx.networks), ", ".join(networks)
+            raise ValueError(f"{type(self).__name__} finds no network {wanted}; {ctx.name} has {there}")
+        return found
+
+    def hook(self, handle: Any) -> None:
+        """Keep the handle of a hook, to be removed when training ends."""
+        self._handles.append(handle)
+
+    def on_train_end(self, ctx: Context) -> None:
+        """Take every hook off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def report(self, ctx: Context, details: Mapping[str, Any], **counts: int) -> None:
+        """Log an application: an event with details, and cumulative counters ``interventions/<name>/<count>``."""
+        for key, count in counts.items():
+            self.counts[key] = self.counts.get(key, 0) + count
+        ctx.log({f"interventions/{self.NAME}/{key}": float(self.counts[key]) for key in counts})
+        ctx.event(self.NAME, {**details, **counts})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the generator's state and the counters; subclasses add theirs."""
+        return {"generator": self.generator.get_state(), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.generator.set_state(state["generator"])
+        self.counts = dict(state["counts"])
+
+    def settings(self) -> dict[str, Any]:
+        """Return the resolved hyperparameters."""
+        return dataclasses.asdict(self)
+
+
+def all_parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Return every parameter an optimizer holds, in order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

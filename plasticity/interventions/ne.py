@@ -1,0 +1,409 @@
+"""Neuroplastic Expansion: start sparse, grow where gradients ask for it, cut dormant neurons loose.
+
+Liu et al. 2025, *Neuroplastic Expansion in Deep Reinforcement Learning*, arXiv 2410.07994. Growth and pruning are those
+of sparse training, so RigL (Evci et al. 2020, arXiv 1911.11134) and SET (Mocanu et al. 2018, arXiv 1707.04780) are
+presets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.callback import Context
+from plasticity.initialisers import weight_of
+from plasticity.isolation import named_modules, unwrap
+from plasticity.masks import Masks
+from plasticity.probes import Dormancy
+from plasticity.reading import Reading
+from plasticity.surgery import clear_state_, incoming_entries
+from plasticity.watch import Watcher
+from plasticity.wiring import Wiring, wiring
+
+from .intervention import Intervention, all_parameters
+from .topology import (
+    ActiveFraction,
+    FirstPass,
+    Oldest,
+    SparseLayer,
+    cosine_fraction,
+    erdos_renyi,
+    grown_share,
+    random_mask,
+    regrow,
+    review_gate,
+    some,
+    sparse_layers,
+    top,
+)
+
+_REVIEW = "ne_review"
+
+
+_REWIRED = {"prune": "none", "prune_ratio": 0.0, "dense_ends": False, "keep": "random"}
+
+
+@dataclass
+class NeuroplasticExpansion(Intervention):
+    """Grow a sparse network towards its full size where gradients ask for it; prune neurons that went dormant.
+
+    ``paper``: growth follows a cosine-annealed schedule up to ``end``; each event also cuts incoming connections of
+    fully dormant neurons, at most ``prune_ratio`` of the growth, and grows as many more, so that density keeps to its
+    schedule; input and output layers stay dense. ``official`` (github.com/torressliu/neuroplastic-expansion): each
+    event grows 0.008 of the initial free space and prunes 0.4 of that by magnitude, in every layer, and once the final
+    density is reached rewires a cosine-decaying fraction. ``rigl``, ``set``: constant density, rewired by magnitude,
+    grown by gradient or at random.
+
+    Where we differ from the official code, on purpose: the optimizer's step is taken also at an event; connections
+    that are absent or new have an empty optimizer state and the step counter is left alone; layers that start denser
+    than they may end do not shrink; density is that of the masks, not of non-zero weights; norm layers are never
+    sparse; the batch is not halved when activity is low.
+    """
+
+    NAME: ClassVar[str] = "ne"
+    PRESETS: ClassVar = {
+        "paper": {
+            "final_density": 0.75,
+            "prune": "dormant",
+            "prune_ratio": 0.5,
+            "rewire": 0.0,
+            "grow": "gradient",
+            "dense_ends": True,
+            "keep": "random",
+        },
+        "official": {
+            "final_density": 0.75,
+            "grow_rate": 0.008,
+            "prune": "magnitude",
+            "prune_ratio": 0.4,
+            "rewire": 0.2,
+            "grow": "gradient",
+            "dense_ends": False,
+            "keep": "magnitude",
+        },
+        "rigl": {**_REWIRED, "rewire": 0.5, "grow": "gradient"},
+        "set": {**_REWIRED, "rewire": 0.3, "grow": "random"},
+    }
+
+    preset: Literal["paper", "official", "rigl", "set"] = "paper"
+    """Defaults of the options that are None."""
+    initial_density: float = 0.2
+    """Fraction of the connections that exist at the start, by Erdos-Renyi: thin layers get more."""
+    final_density: float | None = None
+    """Fraction at which growth ends; None for rigl and set: the initial one."""
+    every: int = 1000
+    """Gradient steps between two events (the released code: 100 by default, 10,000 in its examples)."""
+    end: int = 500_000
+    """Gradient step at which scheduled growth ends, and the length of the decay of rewiring: about three quarters of
+    training."""
+    grow: Literal["gradient", "random"] | None = None
+    """Where to grow: the absent connections with the largest gradient, or random ones."""
+    grow_rate: float | None = None
+    """Constant growth per event as a fraction of the initial free space; None: the cosine schedule."""
+    prune: Literal["dormant", "magnitude", "none"] | None = None
+    """What an event prunes while the network grows."""
+    prune_ratio: float | None = None
+    """Pruned connections per grown one: the paper's omega, its upper bound."""
+    rewire: float | None = None
+    """Fraction of the live connections rewired per event at full density, decaying with a cosine over ``end``."""
+    dense_ends: bool | None = None
+    """Whether input and output layers stay dense."""
+    keep: Literal["random", "magnitude"] | None = None
+    """Which connections exist at the start."""
+    review: bool = False
+    """Whether to replay the oldest experience more when few units are active (needs a replay buffer)."""
+    awaken: float = 0.4
+    """Active fraction below which old experience is reviewed."""
+    review_share: float = 0.3
+    """Share of the memory that counts as old."""
+    networks: tuple[str, ...] = ()
+    """Names or globs of the networks to act on; empty for all."""
+    seed: int = 0
+    """Seed of random connections."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.final_density is None:
+            self.final_density = self.initial_density
+        rules = {
+            "0 < initial_density <= final_density <= 1": 0 < self.initial_density <= self.final_density <= 1,
+            "every >= 1": self.every >= 1,
+            "end >= every": self.end >= self.every,
+            "0 <= grow_rate <= 1": 0 <= (self.grow_rate or 0) <= 1,
+            "0 <= prune_ratio < 1": 0 <= (self.prune_ratio or 0) < 1,
+            "0 <= rewire <= 1": 0 <= (self.rewire or 0) <= 1,
+            "0 < review_share <= 1": 0 < self.review_share <= 1,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ValueError(f"NeuroplasticExpansion needs {', '.join(broken)}; got {self.settings()}")
+        self._networks: dict[str, nn.Module] = {}
+        self._masks: dict[str, Masks] = {}
+        self._layers: dict[str, list[SparseLayer]] = {}
+        self._active: dict[str, float] = {}
+        self._full: dict[str, int] = {}
+        """Network -> the gradient step at which growth ended."""
+        self._watcher: Watcher | None = None
+        self._saved: dict[str, Any] | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Watch for the first pass of each network, which shows its layers; mask them then."""
+        networks = self.choose(ctx, self.networks)
+        ctx.require("optimizers", type(self).__name__)
+        if self.review:
+            buffer = ctx.require("buffer", "NeuroplasticExpansion(review=True)")
+            if not hasattr(buffer, "weigh"):
+                raise ValueError("NeuroplasticExpansion(review=True) needs a replay buffer with weigh(name, weight)")
+        if self._networks not in ({}, networks):
+            self._saved = None  # another run: the topology of the last one is none of its business
+        self._ctx, self._networks = ctx, networks
+        self._optimizers = list(ctx.optimizers.values())
+        self._masks, self._layers, self._active, self._full = {}, {}, {}, {}
+        self._dense: dict[str, dict[Tensor, Tensor]] = {name: {} for name in networks}
+        for name, network in networks.items():
+            ctx.optimizer_of(name)
+            for module in filter(None, (network, ctx.targets.get(name))):  # whichever runs first
+                self.hook(FirstPass(unwrap(module), partial(self._first_pass, name)))
+        probes = {"dormancy": Dormancy(0.0), "active": ActiveFraction()}
+        self._watcher = Watcher(networks, self._optimizers, self._event, due=self._due, probes=probes, strict=True)
+        ctx.on_edit.append(self._restore_masks)
+        self._resume()
+
+    def on_train_end(self, ctx: Context) -> None:
+        """Take every hook off; the weights stay as sparse as they are, and the state for training that goes on."""
+        super().on_train_end(ctx)
+        if self._watcher is not None:
+            self._saved = self.state_dict()
+            self._watcher.close()
+            self._watcher = None
+        for masks in self._masks.values():
+            masks.remove()
+        ctx.on_edit[:] = [listener for listener in ctx.on_edit if listener != self._restore_masks]
+        if self.review and ctx.buffer is not None:
+            ctx.buffer.unweigh(_REVIEW)
+
+    def on_update_start(self, ctx: Context) -> None:
+        """Decide whether this update replays old experience."""
+        if not self.review or ctx.buffer is None:
+            return
+        ctx.buffer.unweigh(_REVIEW)
+        values = [active for name, active in self._active.items() if name in ctx.targets] or list(self._active.values())
+        active = sum(values) / len(values) if values else 1.0
+        if not active < self.awaken:
+            return
+        if float(torch.rand((), generator=self.generator)) >= review_gate(active, self.awaken):
+            ctx.buffer.weigh(_REVIEW, Oldest(self.review_share, lambda: ctx.require("buffer", _REVIEW).num_rows))
+            self.counts["reviews"] = self.counts.get("reviews", 0) + 1
+
+    def _due(self, network: str, step: int) -> bool:
+        return step % self.every == 0
+
+    # -- the start -----------------------------------------------------------------------------------------------------
+
+    def _first_pass(self, name: str, args: tuple, kwargs: dict) -> None:
+        if name not in self._layers:
+            self.sparsify(name, wiring(self._networks[name], *args, **kwargs))
+
+    def sparsify(self, name: str, wired: Wiring) -> None:
+        """Give a network its initial masks; raise ValueError where it has no layer that may be sparse."""
+        saved = (self._saved or {}).get("masks", {}).get(name)
+        self._layers[name] = self._chosen(wired) if saved is None else _found(wired, saved)
+        if not self._layers[name] and saved is None:
+            raise ValueError(
+                f"NeuroplasticExpansion finds no layer of {name} between its input and output layers; "
+                "with dense_ends=False these become sparse too"
+            )
+        masks = {
+            layer.weight: saved[layer.name]["mask"] if saved else self._initial_mask(layer)
+            for layer in self._layers[name]
+        }
+        self._mask(name, masks)
+        self._ctx.log({f"interventions/ne/{name}/density": self._masks[name].density()})
+
+    def _chosen(self, wired: Wiring) -> list[SparseLayer]:
+        """Return the layers that may be sparse: trained by an optimizer, and not masked under another name yet."""
+        masked = {id(parameter) for masks in self._masks.values() for parameter in masks}
+        free = [p for p in self._held() if p.requires_grad and id(p) not in masked]
+        chosen = sparse_layers(wired, free, dense_ends=bool(self.dense_ends))
+        shapes = [tuple(weight_of(layer.module).shape) for layer in chosen]
+        first, last = (erdos_renyi(shapes, density or 1.0) for density in (self.initial_density, self.final_density))
+        if self.grow_rate is not None:  # the released code takes its initial sparsity for a layer's target density
+            last = [max(density, 1 - self.initial_density) for density in last]
+        parts = zip(chosen, first, last, strict=True)
+        return [SparseLayer(layer.name, layer.module, a, b) for layer, a, b in parts]
+
+    def _held(self) -> Iterator[Tensor]:
+        for optimizer in self._optimizers:
+            yield from all_parameters(optimizer)
+
+    def _initial_mask(self, layer: SparseLayer) -> Tensor:
+        count = round(layer.initial * layer.weight.numel())
+        if self.keep == "magnitude":
+            return top(layer.weight.detach().abs(), torch.ones_like(layer.weight, dtype=torch.bool), count)
+        return random_mask(layer.weight.shape, count, self.generator)
+
+    def _mask(self, name: str, masks: dict[Tensor, Tensor]) -> None:
+        """Put masks on a network and its target."""
+
+        def keep(parameter: Tensor, gradient: Tensor) -> None:
+            if self._watcher is not None and self._watcher.monitors[name].attached:  # an event follows this step
+                self._dense[name][parameter] = gradient.detach().clone()
+
+        target, followers = self._ctx.targets.get(name), {}
+        theirs = {} if target is None else named_modules(unwrap(target))
+        for layer in self._layers[name] if theirs else ():
+            twin = theirs.get(layer.name)
+            if twin is None or weight_of(twin).shape != layer.weight.shape:
+                raise ValueError(f"NeuroplasticExpansion: the target of {name} is no copy of it: {layer.name} differs")
+            followers[layer.weight] = [weight_of(twin)]
+        self._masks[name] = Masks(masks, self._optimizers, on_dense_gradient=keep, followers=followers)
+
+    def _restore_masks(self) -> None:
+        """After somebody else's edit: mask again what is still trained, and let go of what is not."""
+        held = {id(parameter) for parameter in self._held()}
+        for name, masks in list(self._masks.items()):
+            gone = [layer for layer in self._layers[name] if id(layer.weight) not in held]
+            if gone:
+                self._layers[name] = [layer for layer in self._layers[name] if layer not in gone]
+                masks.remove()
+                self._mask(name, {layer.weight: masks[layer.weight] for layer in self._layers[name]})
+                reason = "no optimizer trains them any more"
+                self._ctx.event("ne_released", {"network": name, "layers": [g.name for g in gone], "reason": reason})
+            else:
+                masks.apply_()
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def _event(self, network: str, reading: Reading, step: int) -> None:
+        """Prune and grow every layer of one network."""
+        self._active[network] = reading.values["active"]["all"]
+        dense, self._dense[network] = self._dense[network], {}
+        if not self._layers.get(network):
+            return
+        masks, full_at = self._masks[network], self._full_at(network)
+        grown, pruned, rows = 0, 0, {}
+        for layer in self._layers[network]:
+            mask = masks[layer.weight]
+            new = self._changed(layer, mask, dense.get(layer.weight), reading, step, full_at)
+            appeared, gone = new & ~mask, mask & ~new
+            masks.set(layer.weight, new)
+            if appeared.any():
+                clear_state_(self._optimizers, layer.weight, appeared)
+            grown, pruned = grown + int(appeared.sum()), pruned + int(gone.sum())
+            rows[layer.name] = {
+                "density": masks.density(layer.weight),
+                "grown": int(appeared.sum()),
+                "pruned": int(gone.sum()),
+            }
+        density = masks.density()
+        constant = self.grow_rate is not None
+        over = density >= (self.final_density or 1.0) if constant else step >= self.end and not grown
+        if full_at is None and over:
+            self._full[network] = step
+        values = {f"{network}/density": density, f"{network}/active": self._active[network]}
+        if self.review:
+            values["reviews"] = float(self.counts.get("reviews", 0))
+        self._ctx.log({f"interventions/ne/{key}": value for key, value in values.items()})
+        if grown or pruned:
+            details = {"network": network, "gradient_step": step, "density": density, "layers": rows}
+            self.report(self._ctx, details, grown=grown, pruned=pruned, applications=1)
+
+    def _full_at(self, network: str) -> int | None:
+        """Return the step at which the network stopped growing; None while it grows."""
+        return 0 if self.final_density == self.initial_density else self._full.get(network)
+
+    def _changed(
+        self,
+        layer: SparseLayer,
+        mask: Tensor,
+        gradient: Tensor | None,
+        reading: Reading,
+        step: int,
+        full_at: int | None,
+    ) -> Tensor:
+        """Return the new mask of a layer."""
+        if self.grow == "gradient" and (gradient is None or not bool(gradient.isfinite().all())):
+            return mask  # what to grow is not known; a schedule is caught up with at the next event
+        live, smallest = int(mask.sum()), -layer.weight.detach().abs()
+        if full_at is not None:
+            num_grow = int(live * cosine_fraction(self.rewire or 0.0, step - full_at, self.end))
+            cut, again = top(smallest, mask, num_grow), True
+        else:
+            num_grow, most = self._budget(layer, mask, live, step)
+            again = self.prune != "dormant"
+            cut = top(smallest, mask, most) if self.prune == "magnitude" else self._dormant(layer, mask, reading, most)
+            if self.grow_rate is None:
+                num_grow += int(cut.sum())
+        return regrow(mask, cut, num_grow, gradient if self.grow == "gradient" else None, self.generator, again)
+
+    def _budget(self, layer: SparseLayer, mask: Tensor, live: int, step: int) -> tuple[int, int]:
+        """Return how many connections to grow in a layer, and at most how many to prune."""
+        size, ratio = mask.numel(), self.prune_ratio or 0.0
+        if self.grow_rate is not None:
+            num_grow = int(max(0.0, layer.final - layer.initial) * size * self.grow_rate)
+            return num_grow, int(num_grow * ratio)
+        share = grown_share(step, self.end)
+        net = max(0, round((layer.initial + (layer.final - layer.initial) * share) * size) - live)
+        # What is pruned has to find room elsewhere.
+        return net, min(int(net * ratio), size - live - net)
+
+    def _dormant(self, layer: SparseLayer, mask: Tensor, reading: Reading, most: int) -> Tensor:
+        """Return at most ``most`` live connections, at random, that lead into fully dormant neurons."""
+        scores = reading.scores["dormancy"].get(layer.name)
+        if self.prune != "dormant" or scores is None:
+            return torch.zeros_like(mask)
+        return some(incoming_entries(layer.module, scores == 0) & mask, most, self.generator)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks, clocks, activity and the generator."""
+        if self._watcher is None:
+            return {**(self._saved or {}), **super().state_dict()}
+        masks = dict((self._saved or {}).get("masks", {}))  # of networks that have not run yet
+        for name, layers in self._layers.items():
+            masks[name] = {
+                layer.name: {
+                    "mask": self._masks[name][layer.weight].clone(),
+                    "initial": layer.initial,
+                    "final": layer.final,
+                }
+                for layer in layers
+            }
+        state = {"masks": masks, "active": dict(self._active), "full": dict(self._full)}
+        return {**super().state_dict(), "watcher": self._watcher.state_dict(), **state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        super().load_state_dict(state)
+        if "watcher" not in state:
+            return  # of a method that was never started
+        self._saved = dict(state)
+        if self._watcher is None:
+            self._networks = {}  # whatever networks come next, they go on from here
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self._saved is None or self._watcher is None:
+            return
+        self._active, self._full = dict(self._saved["active"]), dict(self._saved["full"])
+        self._watcher.load_state_dict(self._saved["watcher"])
+        for name, saved in self._saved["masks"].items():
+            if name in self._masks:  # loaded after the first pass
+                self._layers[name] = [layer for layer in self._layers[name] if layer.name in saved]
+                self._masks[name].remove()
+                self._mask(name, {layer.weight: saved[layer.name]["mask"] for layer in self._layers[name]})
+
+
+def _found(wired: Wiring, saved: dict[str, Any]) -> list[SparseLayer]:
+    """Return the layers that a saved run had masked; raise ValueError for one that is not there."""
+    if missing := [name for name in saved if name not in wired.layers]:
+        raise ValueError(f"NeuroplasticExpansion: the saved run masked {', '.join(missing)}, which this network lacks")
+    return [SparseLayer(n, wired.layers[n].module, entry["initial"], entry["final"]) for n, entry in saved.items()]

@@ -1,0 +1,336 @@
+"""Reset: start networks, or their last layers, anew and keep the replay buffer.
+
+Nikishin et al. 2022, *The Primacy Bias in Deep Reinforcement Learning*, arXiv 2205.07802.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from plasticity.callback import Context
+from plasticity.initialisers import Law, record_initialisers
+from plasticity.isolation import named_modules, unwrap
+from plasticity.layers import NORMS, Wiring
+from plasticity.surgery import clear_state_, state_refusal
+from plasticity.wiring import wiring
+
+from .intervention import all_parameters
+from .trigger import Triggered
+
+
+@dataclass
+class Origin:
+    """Where a network's parameters come from: what a fresh draw of each is."""
+
+    laws: dict[str, Law]
+    """Weight or bias of a Linear or convolution -> its own initial distribution."""
+    values: dict[str, Tensor]
+    """Parameter of anything else (norms, embeddings, recurrent cores) -> its first value."""
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Origin:
+        """Record the origin of a network that has not been trained yet."""
+        laws = {}
+        for layer, initialiser in record_initialisers(network).items():
+            for kind, law in (("weight", initialiser.weight_law), ("bias", initialiser.bias_law)):
+                if law is not None:
+                    laws[f"{layer}.{kind}" if layer else kind] = law
+        values = {n: p.detach().clone() for n, p in named_parameters(network).items() if n not in laws}
+        return cls(laws, values)
+
+    def draw(self, name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a fresh value of the parameter ``name``, of the shape, dtype and device of ``like``.
+
+        Weights and biases of Linear and convolution layers come from the layer's own initialiser. Vectors of anything
+        else (gains and biases of norms) go back to their first value; matrices of anything else are their first values
+        in a new order, which is a draw from the same distribution where entries are independent.
+        """
+        if name in self.laws:
+            return self.laws[name].draw(like, generator)
+        first = self.values[name].to(like.device, like.dtype)
+        if first.dim() < 2:
+            return first.clone()
+        order = torch.randperm(first.numel(), generator=generator).to(like.device)
+        return first.flatten()[order].view_as(first)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.laws or name in self.values
+
+
+class Origins(dict[str, Origin]):
+    """Network -> its origin, recorded when training starts; a resumed run gets back what was recorded then."""
+
+    _saved: dict[str, Any] | None = None
+
+    def record(self, networks: Mapping[str, nn.Module]) -> None:
+        """Record the networks, or take what was loaded: their parameters may have been trained by now."""
+        self.update({name: Origin.of(network) for name, network in networks.items()})
+        if self._saved is not None:
+            self.load_state_dict(self._saved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain values and tensors."""
+        return {
+            name: {
+                "laws": {n: (law.kind, law.parameters, law.values) for n, law in origin.laws.items()},
+                "values": dict(origin.values),
+            }
+            for name, origin in self.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over :meth:`state_dict`, before or after :meth:`record`."""
+        self._saved = state
+        for name, saved in state.items():
+            laws = {n: Law(kind, tuple(parameters), values) for n, (kind, parameters, values) in saved["laws"].items()}
+            self[name] = Origin(laws, dict(saved["values"]))
+
+
+@runtime_checkable
+class Replacement(Protocol):
+    """A module that took the place of layers, as a plasticity injection does, and knows whose."""
+
+    def original_name(self, path: str, name: str) -> str:
+        """Return what the parameter ``name`` was called when training began, given the module's own ``path``."""
+
+    def cancel_(self) -> None:
+        """Let the fresh layers stand alone: what was frozen no longer adds anything."""
+
+
+def fresh_values(
+    network: nn.Module, origin: Origin, generator: torch.Generator, chosen: Callable[[str, Tensor], bool]
+) -> dict[str, Tensor]:
+    """Return name -> fresh value of the trainable parameters for which ``chosen(name, parameter)`` holds."""
+    replaced = {path: m for path, m in named_modules(network).items() if isinstance(m, Replacement)}
+    found = {}
+    for name, parameter in named_parameters(network).items():
+        if parameter.requires_grad and chosen(name, parameter):
+            origin_name = name
+            for path, module in replaced.items():
+                if name.startswith(f"{path}.") and name not in origin:
+                    origin_name = module.original_name(path, name)
+            found[name] = origin.draw(origin_name, parameter, generator)
+    return found
+
+
+def named_parameters(network: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters by name, without the ``_orig_mod`` of ``torch.compile``; a shared one once."""
+    return {name.replace("_orig_mod.", ""): p for name, p in network.named_parameters()}
+
+
+def depths(wired: Wiring) -> dict[str, int]:
+    """Return layer -> its distance from the output in weight layers: 1 for output layers, parallel heads alike.
+
+    The longest way counts. A layer whose neurons could not be followed lies behind all that are called after it.
+    """
+    found: dict[str, int] = {}
+    for layer in reversed([layer for layer in wired.layers.values() if layer.num_calls]):
+        behind = [found[consumer.layer] for consumer in layer.consumers if consumer.layer in found]
+        lost = list(found.values()) if layer.unresolved and not layer.is_output else []
+        found[layer.name] = 1 + max(behind + lost, default=0)
+    return found
+
+
+def last_layers(wired: Wiring, num: int) -> set[str]:
+    """Return the modules (weight layers, and the norms their neurons pass) of the last ``num`` weight layers."""
+    chosen = [wired.layers[name] for name, depth in depths(wired).items() if depth <= num]
+    return {layer.name for layer in chosen} | {norm.module for layer in chosen for norm in layer.norms}
+
+
+@torch.no_grad()
+def reset_(
+    network: nn.Module,
+    origin: Origin,
+    optimizers: Iterable[Optimizer],
+    generator: torch.Generator,
+    modules: set[str] | None = None,
+) -> list[str]:
+    """Redraw the trainable parameters of a network in place; return the names of all parameters that changed.
+
+    ``modules``: those whose own parameters to redraw; None for all. Their optimizer state is dropped with its step
+    count, as a new optimizer would have none, and so is ``.grad``, which belongs to the old weights. Running statistics
+    of norms start anew. Frozen parameters stay, but those of a plasticity injection are cancelled.
+    """
+    fresh = fresh_values(network, origin, generator, lambda name, _: modules is None or _owner(name) in modules)
+    parameters = named_parameters(network)
+    for name, value in fresh.items():
+        parameters[name].copy_(value)
+        forget_(optimizers, parameters[name])
+    changed = list(fresh)
+    for path, module in named_modules(network).items():
+        if (modules is None or path in modules) and isinstance(module, NORMS):
+            restart_norm_(module)
+        if isinstance(module, Replacement) and any(name.startswith(f"{path}.") for name in fresh):
+            module.cancel_()
+            changed += [name for name in parameters if name.startswith(f"{path}.") and name not in fresh]
+    return changed
+
+
+def restart_norm_(norm: nn.Module) -> None:
+    """Let a norm that keeps running statistics start them anew."""
+    if hasattr(norm, "reset_running_stats"):
+        norm.reset_running_stats()  # type: ignore[operator]
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def forget_(optimizers: Iterable[Optimizer], parameter: Tensor) -> None:
+    """Drop the parameter's gradient, and let the optimizers start anew on it, step counter included."""
+    parameter.grad = None
+    for optimizer in optimizers:
+        if isinstance(optimizer, LBFGS) and any(p is parameter for p in all_parameters(optimizer)):
+            optimizer.state.clear()  # one history of all parameters together
+        elif parameter in optimizer.state and state_refusal([optimizer], parameter):
+            del optimizer.state[parameter]  # factored: made anew by the next step
+        elif parameter in optimizer.state:  # not deleted: Adagrad makes its state once, in the constructor
+            clear_state_([optimizer], parameter, torch.ones_like(parameter, dtype=torch.bool), step="zero")
+
+
+@torch.no_grad()
+def copy_to_target_(target: nn.Module, network: nn.Module, names: Iterable[str] | None = None) -> None:
+    """Copy parameters to the target network: those of these names, or all of them and all buffers."""
+    target, network = unwrap(target), unwrap(network)
+    if names is None:
+        target.load_state_dict(network.state_dict())
+        return
+    source, sink = named_parameters(network), named_parameters(target)
+    for name in names:
+        sink[name].copy_(source[name])
+
+
+@dataclass
+class Reset(Triggered):
+    """Redraw networks, or their last layers, from their own initialisers, with targets and optimizers; keep the replay.
+
+    ``sac``: everything, every 200 000 environment steps. ``drq``: the last four weight layers (all behind the encoder)
+    and the temperature, every 25 000 agent steps (50 000 to 100 000 frames). ``spr``: the output layers, four times
+    from 20 000 on. ``bro``: everything, at the steps of Nauman et al. 2024 for replay ratio 10.
+    Learning catches up from the replay buffer, so resets pay off at high replay ratios and hurt at low ones.
+    """
+
+    NAME: ClassVar[str] = "reset"
+    PRESETS: ClassVar = {
+        "sac": {"every": 200_000, "clock": "env_steps", "temperature": True},
+        "drq": {"every": 25_000, "clock": "env_steps", "layers": 4, "temperature": True},
+        "spr": {"every": 20_000, "stop": 80_000, "clock": "env_steps", "layers": 1, "temperature": False},
+        "bro": {
+            "at": (15_001, 50_001, 250_001, 500_001, 750_001, 1_000_001, 1_500_001, 2_000_001),
+            "clock": "env_steps",
+            "temperature": True,
+        },
+    }
+
+    preset: Literal["sac", "drq", "spr", "bro"] = "sac"
+    """Defaults of the options that are None: those of the paper's agents, or of BRO."""
+    layers: int | None = None
+    """How many weight layers to reset, counted from the output; None: all, or as the preset says."""
+    temperature: bool | None = None
+    """Whether parameters that an optimizer trains and no network holds, such as SAC's temperature, go back to their
+    first values too; only where networks is empty. None: as the preset says."""
+    targets: bool = True
+    """Whether target networks receive what was reset."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"Reset: layers is a number of weight layers, at least 1; got {self.layers}")
+        self.origins = Origins()
+        self._loose: dict[str, Tensor] = {}
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Remember how everything began; ValueError for targets that do not match or tensors of unknown networks."""
+        super().on_train_start(ctx)
+        self.origins.record(self._networks)
+        for name, network in self._networks.items():
+            if self.targets and name in ctx.targets:
+                require_alike(name, network, ctx.targets[name])
+        if self.temperature and not self.networks and not self._resumed:
+            self._loose = {name: p.detach().clone() for name, p in loose_parameters(ctx).items()}
+
+    def apply(self, ctx: Context) -> None:
+        """Reset the networks."""
+        changed: dict[str, list[str]] = {}
+        details: dict[str, Any] = {}
+        for name, network in self._networks.items():
+            change = partial(self._reset, ctx, name, network)
+            changed[name], moved = self.measured(name, change)
+            layers = list(dict.fromkeys(map(_owner, changed[name])))
+            details[name] = {"layers": layers, "function_change": moved}
+        for name in changed if self.targets else ():  # after all: networks may share layers
+            if name in ctx.targets:
+                copy_to_target_(ctx.targets[name], self._networks[name], changed[name] if self.layers else None)
+        self._reset_loose(ctx)
+        num = sum(map(len, changed.values()))
+        details = {**self.occasion(), "networks": details, "loose": list(self._loose)}
+        self.report(ctx, details, applications=1, tensors=num)
+
+    def _reset(self, ctx: Context, name: str, network: nn.Module) -> list[str]:
+        modules = self._modules(name, network)
+        return reset_(network, self.origins[name], ctx.optimizers.values(), self.generator, modules)
+
+    def _modules(self, name: str, network: nn.Module) -> set[str] | None:
+        if self.layers is None:
+            return None
+        inputs = self.inputs(name)
+        if inputs is None and not self.ticks["gradient_steps"]:
+            return set()  # there is nothing to reset yet
+        if inputs is None:
+            raise ValueError(
+                f"Reset(layers={self.layers}) must know the order of the layers of {name}, and no training pass of it "
+                f"was seen: call the network itself, not a compiled wrapper, or pass layers=None to reset all of it"
+            )
+        return last_layers(wiring(network, *inputs[0], **inputs[1]), self.layers)
+
+    def _reset_loose(self, ctx: Context) -> None:
+        for name, parameter in loose_parameters(ctx).items() if self._loose else ():
+            with torch.no_grad():
+                parameter.copy_(self._loose[name])
+            forget_(ctx.optimizers.values(), parameter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return clocks, generator, and how the parameters began."""
+        return {**super().state_dict(), "origins": self.origins.state_dict(), "loose": dict(self._loose)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        super().load_state_dict(state)
+        self.origins.load_state_dict(state["origins"])
+        self._loose = dict(state["loose"])
+
+
+def loose_parameters(ctx: Context) -> dict[str, Tensor]:
+    """Return the parameters that an optimizer trains and no network holds, such as SAC's temperature, by place.
+
+    Raises ValueError for one with two dimensions or more: that is a layer of a network that was not passed.
+    """
+    held = {id(p) for network in ctx.networks.values() for p in network.parameters()}
+    found = {}
+    for name, optimizer in ctx.optimizers.items():
+        for place, parameter in enumerate(all_parameters(optimizer)):
+            if id(parameter) in held:
+                continue
+            if parameter.dim() > 1:
+                raise ValueError(
+                    f"Reset: optimizer {name} trains a parameter of shape {tuple(parameter.shape)} that is in none of "
+                    f"the networks {', '.join(ctx.networks)}; pass its network too, or temperature=False"
+                )
+            found[f"{name}.{place}"] = parameter
+    return found
+
+
+def require_alike(name: str, network: nn.Module, target: nn.Module) -> None:
+    """Raise ValueError unless the target has the parameters of the network."""
+    ours = {n: tuple(p.shape) for n, p in named_parameters(network).items()}
+    theirs = {n: tuple(p.shape) for n, p in named_parameters(unwrap(target)).items()}
+    if ours != theirs:
+        differing = sorted(set(ours.items()) ^ set(theirs.items()))
+        raise ValueError(f"the target of {name} is no copy of it; they differ in {differing[:4]}; pass targets=False")

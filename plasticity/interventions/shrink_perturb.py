@@ -1,0 +1,171 @@
+"""Shrink and perturb: scale the weights down and add a little of a fresh initialisation.
+
+Ash & Adams 2020, *On Warm-Starting Neural Network Training*, arXiv 1910.08475; every step (soft): Juliani & Ash 2024,
+arXiv 2405.19153.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from plasticity.callback import Context
+from plasticity.isolation import named_modules
+from plasticity.layers import NORMS
+
+from .intervention import all_parameters
+from .reset import Origins, copy_to_target_, forget_, fresh_values, named_parameters, require_alike
+from .trigger import Trigger, Triggered
+
+
+@torch.no_grad()
+def shrink_perturb_(
+    parameters: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    shrink: float,
+    perturb: float,
+    norms: Iterable[str] = (),
+) -> None:
+    """theta <- shrink * theta + perturb * fresh, in place; ``norms`` are pulled to ``fresh`` by 1 - shrink instead.
+
+    ``fresh``: name -> a new draw from the parameter's initial distribution, of its shape; parameters without one stay.
+    """
+    pulled = set(norms)
+    for scale, names in (
+        (perturb, [n for n in fresh if n not in pulled]),
+        (1 - shrink, [n for n in fresh if n in pulled]),
+    ):
+        if names:
+            tensors = [parameters[n] for n in names]
+            torch._foreach_mul_(tensors, shrink)
+            torch._foreach_add_(tensors, [fresh[n] for n in names], alpha=scale)
+
+
+def norm_parameters(network: nn.Module) -> set[str]:
+    """Return the names of the gains and biases of normalisation layers."""
+    modules = named_modules(network)
+    return {n for n in named_parameters(network) if isinstance(modules[n.rpartition(".")[0]], NORMS)}
+
+
+@dataclass
+class ShrinkPerturb(Triggered):
+    """theta <- shrink * theta + perturb * theta', theta' drawn anew from each layer's own initialiser every time.
+
+    ``hard``: shrink 0.8 every 200 000 environment steps; set ``at`` to the switches of a sequence of tasks. ``soft``:
+    0.999999 after every gradient step, a weight decay towards fresh noise. Drawing anew is the point: pulling towards
+    one saved copy is L2 regularisation to the initial weights, and perturbs nothing.
+    """
+
+    NAME: ClassVar[str] = "shrink_perturb"
+    PRESETS: ClassVar = {
+        "hard": {"shrink": 0.8, "every": 200_000, "clock": "env_steps", "clear": True, "sync_targets": True},
+        "soft": {"shrink": 0.999999, "every": 1, "clock": "gradient_steps", "clear": False, "sync_targets": False},
+    }
+
+    preset: Literal["hard", "soft"] = "hard"
+    """Defaults of the options that are None: seldom and strong, or a little after every gradient step."""
+    shrink: float | None = None
+    """What the weights are multiplied with, in [0, 1]; 0.5 to 0.8 if hard, just below 1 if soft."""
+    perturb: float | None = None
+    """What the fresh weights are multiplied with; None: 1 - shrink."""
+    norms: bool = True
+    """Whether gains and biases of norms are pulled to their first values (1 and 0) by 1 - shrink; if not, they stay."""
+    clear: bool | None = None
+    """Whether the optimizer forgets the weights it changed. hard: yes, as in DrM's code: the moments were gathered at
+    weights that are gone. soft: no, every step of Adam would be its first, of full size."""
+    sync_targets: bool | None = None
+    """Whether target networks become copies of the changed ones; if not, they follow slowly. hard: yes, as after a
+    reset: values of the old network are no target for the new one. soft: no."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.shrink is not None
+        self.perturb = 1 - self.shrink if self.perturb is None else self.perturb
+        self.soft = self.every == 1 and self.clock == "gradient_steps"
+        checks = {
+            "shrink in [0, 1]": 0 <= self.shrink <= 1,
+            "perturb >= 0": self.perturb >= 0,
+            "clear=False after every gradient step": not (self.soft and self.clear),
+        }
+        if broken := [rule for rule, holds in checks.items() if not holds]:
+            raise ValueError(f"ShrinkPerturb needs {', '.join(broken)}; got {self}")
+        self.origins = Origins()
+        self._steps: dict[str, int] = {}
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Remember how the layers were initialised; ValueError for a target that is no copy of its network."""
+        super().on_train_start(ctx)
+        self.origins.record(self._networks)
+        for name, network in self._networks.items():
+            if self.sync_targets and name in ctx.targets:
+                require_alike(name, network, ctx.targets[name])
+        if self.soft:
+            for key, optimizer in ctx.optimizers.items():
+                self.hook(optimizer.register_step_post_hook(self._softly(key)))
+
+    def apply(self, ctx: Context) -> None:
+        """Shrink and perturb all chosen networks."""
+        if self.soft:
+            return  # done by the hook of each optimizer
+        details = {}
+        for name, network in self._networks.items():
+            change = partial(self._change, name, network, ctx.optimizers.values())
+            changed, moved = self.measured(name, change)
+            details[name] = {"tensors": len(changed), "function_change": moved}
+        for name, network in self._networks.items():
+            if self.sync_targets and name in ctx.targets:
+                copy_to_target_(ctx.targets[name], network)
+        self.report(ctx, {**self.occasion(), "networks": details}, applications=1)
+
+    def _change(
+        self, name: str, network: nn.Module, optimizers: Iterable[Optimizer], only: set[int] | None = None
+    ) -> list[str]:
+        """Shrink and perturb the trainable parameters of a network, or those whose ids are in ``only``."""
+        assert self.shrink is not None
+        assert self.perturb is not None
+        pulled = norm_parameters(network)
+
+        def chosen(parameter_name: str, parameter: Tensor) -> bool:
+            return (only is None or id(parameter) in only) and (self.norms or parameter_name not in pulled)
+
+        parameters = named_parameters(network)
+        fresh = fresh_values(network, self.origins[name], self.generator, chosen)
+        shrink_perturb_(parameters, fresh, self.shrink, self.perturb, pulled)
+        for changed in fresh if self.clear else ():
+            forget_(optimizers, parameters[changed])
+        return list(fresh)
+
+    def _softly(self, key: str) -> Any:
+        """Return the hook that follows every step of one optimizer, whose parameters it changes."""
+        trigger = Trigger(every=1, start=self.start, stop=self.stop)
+
+        def hook(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+            self._steps[key] = self._steps.get(key, 0) + 1
+            if not trigger.due(self._steps[key]):
+                return
+            only = {id(parameter) for parameter in all_parameters(optimizer)}
+            changed = {name: self._change(name, net, (), only) for name, net in self._networks.items()}
+            for name in changed if self.sync_targets else ():
+                if changed[name] and name in self._ctx.targets:
+                    copy_to_target_(self._ctx.targets[name], self._networks[name])
+            self._ctx.edited()
+            if any(changed.values()) and not self.counts:  # once: an event per step would say nothing more
+                self.report(self._ctx, {"optimizer": key, "because": "every gradient step from now on"}, applications=1)
+
+        return hook
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return clocks, generator, and how the parameters began."""
+        return {**super().state_dict(), "origins": self.origins.state_dict(), "steps": dict(self._steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        super().load_state_dict(state)
+        self.origins.load_state_dict(state["origins"])
+        self._steps = dict(state["steps"])

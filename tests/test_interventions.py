@@ -1,0 +1,530 @@
+"""What every intervention keeps to: contract tables over methods, optimizers and pairs of methods."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn, optim
+
+from plasticity import Measure
+from plasticity.agents.sac import SAC, SACConfig
+from plasticity.agents.train import context, train
+from plasticity.callback import Callback, Context
+from plasticity.commands.train import main
+from plasticity.interventions import INTERVENTIONS, Intervention, NeuroplasticExpansion, ReDo
+from plasticity.interventions.trigger import Triggered
+from plasticity.monitor import Monitor
+
+FREQUENT: dict[str, dict[str, Any]] = {
+    "redo": {"every": 3, "threshold": 0.4, "cap": 0.2},
+    "regrama": {"every": 4, "threshold": 0.4, "cap": 0.2},
+    "ne": {"every": 2, "end": 30, "review": True, "awaken": 0.9},
+    "swd": {"horizon": 20, "log_every": 5},
+    "least": {"warmup": 10, "min_length": 1, "min_episodes": 2, "report_every": 2, "exempt": 0.0},
+    "reset": {"every": 12, "clock": "updates", "layers": 2},
+    "shrink_perturb": {"every": 5, "clock": "updates"},
+    "plasticity_injection": {"at": (15,), "clock": "updates"},
+}
+"""Settings with which every method acts within a few dozen updates."""
+NEVER: dict[str, dict[str, Any]] = {
+    "redo": {"every": 10**6},
+    "regrama": {"every": 10**6},
+    "ne": {"initial_density": 1.0, "final_density": 1.0, "every": 2},
+    "swd": {"horizon": 0},
+    "least": {"warmup": 10**6},
+    "reset": {"at": (10**6,), "clock": "updates"},
+    "shrink_perturb": {"at": (10**6,), "clock": "updates"},
+    "plasticity_injection": {"at": (10**6,), "clock": "updates"},
+}
+"""Settings with which every method is on, and changes nothing."""
+OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
+    "sgd": lambda ps: optim.SGD(ps, 1e-3),
+    "sgd momentum": lambda ps: optim.SGD(ps, 1e-3, momentum=0.9, weight_decay=0.1),
+    "adam": lambda ps: optim.Adam(ps, 1e-3),
+    "adamw": lambda ps: optim.AdamW(ps, 1e-3, weight_decay=0.1),
+    "rmsprop": lambda ps: optim.RMSprop(ps, 1e-3, momentum=0.5, centered=True),
+    "adagrad": lambda ps: optim.Adagrad(ps, 1e-3, initial_accumulator_value=0.1),
+}
+
+
+class Recorder:
+    """A writer that keeps scalars and events."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, list[float]] = {}
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for tag, value in values.items():
+            self.scalars.setdefault(tag, []).append(value)
+
+    def histogram(self, step: int, tag: str, values: Any) -> None:
+        pass
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        self.events.append((name, dict(details)))
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [details for found, details in self.events if found == name]
+
+
+class Walk:
+    """Two environments: drift by the action, pay for staying near 0; episodes of at most 10 steps."""
+
+    name, num_envs = "walk", 2
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.obs, self.age = torch.zeros(2, 3), torch.zeros(2)
+
+    def reset(self, done: Tensor | None = None) -> Tensor:
+        done = torch.ones(2, dtype=torch.bool) if done is None else done
+        self.obs = torch.where(done[:, None], torch.randn(2, 3, generator=self.generator), self.obs)
+        self.age = torch.where(done, 0, self.age)
+        return self.obs
+
+    def step(self, action: Tensor) -> SimpleNamespace:
+        before, self.age = self.obs, self.age + 1
+        self.obs = before + 0.3 * action.repeat(1, 2)[:, :3] + 0.1 * torch.randn(2, 3, generator=self.generator)
+        reward, never = -self.obs.square().mean(1), torch.zeros(2, dtype=torch.bool)
+        parts = {"obs": before, "action": action, "reward": reward, "next_obs": self.obs}
+        return SimpleNamespace(**parts, terminated=never, truncated=self.age >= 10)
+
+    def close(self) -> None:
+        pass
+
+
+def small_sac(optimizer: str | None = None, **changes: Any) -> SAC:
+    settings = {"hidden": (12, 10), "batch_size": 8, "learning_starts": 8, "buffer_size": 200, **changes}
+    box = spaces.Box(-1, 1, (2,))
+    agent = SAC(spaces.Box(-9, 9, (3,)), box, SACConfig(**settings), num_envs=2)
+    if optimizer is not None:
+        make = OPTIMIZERS[optimizer]
+        critics = [p for name in ("critic_1", "critic_2") for p in agent.networks[name].parameters()]
+        agent.optimizers |= {"actor": make(agent.networks["actor"].parameters()), "critic": make(critics)}
+    return agent
+
+
+def run_sac(
+    callbacks: Sequence[Callback], steps: int = 60, agent: SAC | None = None, **changes: Any
+) -> tuple[SAC, Context, Recorder]:
+    agent, writer = agent or small_sac(**changes), Recorder()
+    return agent, train(Walk(), agent, steps, callbacks, context(agent, writer=writer)), writer
+
+
+def plain_loop(net: nn.Module, optimizer: optim.Optimizer) -> tuple[Context, Recorder]:
+    writer = Recorder()
+    return Context({"net": net}, {"net": optimizer}, writer=writer), writer
+
+
+def weights(agent: SAC) -> dict[str, Tensor]:
+    parts = {**{f"target {n}": t for n, t in agent.targets.items()}, **agent.networks}
+    return {f"{name}.{key}": t.clone() for name, net in parts.items() for key, t in net.state_dict().items()}
+
+
+def assert_sound(ctx: Context) -> None:
+    """Parameters are finite, and every trainable one is in exactly one optimizer group."""
+    places: dict[int, int] = {}
+    for optimizer in ctx.optimizers.values():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                places[id(parameter)] = places.get(id(parameter), 0) + 1
+    for network in ctx.networks.values():
+        for name, parameter in network.named_parameters():
+            assert places.get(id(parameter), 0) == int(parameter.requires_grad), name
+            assert parameter.isfinite().all(), name
+
+
+def assert_moves(ctx: Context, update: Callable[[], Any]) -> None:
+    trained = [(n, p, p.detach().clone()) for net in ctx.networks.values() for n, p in net.named_parameters()]
+    update()
+    for name, parameter, before in trained:
+        assert torch.equal(parameter, before) != parameter.requires_grad, name
+
+
+def assert_masked(method: NeuroplasticExpansion, ctx: Context) -> None:
+    """Weights, targets and optimizer states are exactly 0 wherever a mask is False."""
+    for name, masks in method._masks.items():
+        for layer in method._layers[name]:
+            weight, absent = layer.weight, ~masks[layer.weight]
+            assert not weight[absent].any()
+            for optimizer in ctx.optimizers.values():
+                for value in optimizer.state.get(weight, {}).values():
+                    assert not (isinstance(value, Tensor) and value.shape == weight.shape and value[absent].any())
+            if name in ctx.targets:
+                assert not dict(ctx.targets[name].named_modules())[layer.name].weight[absent].any()
+
+
+def acted(name: str, method: Intervention, writer: Recorder) -> bool:
+    return bool(writer.scalars.get("interventions/swd/mean_age")) if name == "swd" else any(method.counts.values())
+
+
+class Check(Callback):
+    """Run something after every update."""
+
+    def __init__(self, check: Callable[[Context], None]) -> None:
+        self.check = check
+
+    def on_update_end(self, ctx: Context, metrics: Any) -> None:
+        self.check(ctx)
+
+
+# -- every method ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_every_parameter_is_trained_after_a_method_has_acted(name: str, kind: str) -> None:
+    method = INTERVENTIONS[name](**FREQUENT[name])
+    agent, ctx, writer = run_sac([method], agent=small_sac(kind))
+    assert acted(name, method, writer)
+    assert_sound(ctx)
+    assert_moves(ctx, lambda: agent.learn(agent.buffer.sample(64)))
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_a_run_in_which_nothing_is_done_is_the_same_bits(name: str) -> None:
+    results = []
+    for callbacks in ([], [INTERVENTIONS[name](**NEVER[name])]):
+        torch.manual_seed(7)
+        agent, _, writer = run_sac(callbacks, steps=50)
+        results.append((weights(agent), torch.get_rng_state(), agent.buffer.generator.get_state()))
+        assert not [e for e in writer.named(name) if e.get("stops") != 0 and "note" not in e]
+    (one, *states), (other, *other_states) = results
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert all(map(torch.equal, states, other_states))
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_no_hook_is_left_and_training_may_go_on(name: str) -> None:
+    method = INTERVENTIONS[name](**FREQUENT[name])
+    agent, ctx, _ = run_sac([method], steps=40)
+    modules = [m for net in [*agent.networks.values(), *agent.targets.values()] for m in net.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+    optimizers = agent.optimizers.values()
+    assert not any(o._optimizer_step_post_hooks or o._optimizer_step_pre_hooks for o in optimizers)
+    assert not agent.buffer.weights
+    assert not ctx.on_edit
+    train(Walk(), agent, 20, [method], context(agent))
+    assert_sound(ctx)
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_the_state_is_plain_and_continues(name: str) -> None:
+    method = INTERVENTIONS[name](**FREQUENT[name])
+    agent = small_sac()
+    states: list[dict[str, Any]] = []
+    run_sac([method, Check(lambda ctx: states.append(method.state_dict()))], steps=50, agent=agent)
+    file = io.BytesIO()
+    torch.save(states[-1], file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    twin = INTERVENTIONS[name](**FREQUENT[name])
+    twin.load_state_dict(loaded)
+    if name == "plasticity_injection":
+        loaded["injected"].pop("actor")  # has none
+    assert repr(twin.state_dict()) == repr(loaded)  # before training starts
+    twin.on_train_start(context(agent))
+    assert twin.counts == loaded["counts"]
+    twin.on_train_end(context(agent))
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_same_seed_same_run(name: str) -> None:
+    agents = [run_sac([INTERVENTIONS[name](**FREQUENT[name])], steps=40)[0] for _ in range(2)]
+    one, other = map(weights, agents)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+NEEDS = {
+    "swd": ({}, "SampleWeightDecay needs a replay buffer; ppo has none"),
+    "least": ({}, "LearnToStop needs a value function of .observation, action.; ppo has none"),
+    "ne": ({"review": True}, r"NeuroplasticExpansion\(review=True\) needs a replay buffer; ppo has none"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_is_missing_is_said_before_the_first_step(name: str) -> None:
+    settings, message = NEEDS[name]
+    net = nn.Linear(2, 2)
+    ctx = Context({"actor": net}, {"actor": optim.SGD(net.parameters(), 0.1)}, name="ppo")
+    with pytest.raises(ValueError, match=message):
+        INTERVENTIONS[name](**settings).on_train_start(ctx)
+
+
+@pytest.mark.parametrize("name", sorted(INTERVENTIONS.keys() - {"swd", "least"}))
+def test_networks_and_optimizers_are_needed(name: str) -> None:
+    method = INTERVENTIONS[name](**FREQUENT[name])
+    with pytest.raises(ValueError, match=r"needs networks; this run has none"):
+        method.on_train_start(Context())
+    with pytest.raises(ValueError, match="optimizers"):
+        method.on_train_start(Context({"net": nn.Linear(2, 2)}))
+    unknown = INTERVENTIONS[name](
+        **{**FREQUENT[name], "networks": ("critic*",), "review": False}
+        if name == "ne"
+        else {**FREQUENT[name], "networks": ("critic*",)}
+    )
+    net = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"finds no network critic\*; this run has net"):
+        unknown.on_train_start(Context({"net": net}, {"net": optim.SGD(net.parameters(), 0.1)}))
+
+
+# -- fields, presets, flags --------------------------------------------------------------------------------------------
+
+
+def documented(kind: type) -> set[str]:
+    """The names of a class and its bases that a docstring follows."""
+    found = set()
+    for base in kind.__mro__[:-1]:
+        (tree,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(tree, ast.ClassDef)
+        for one, two in itertools.pairwise(tree.body):
+            if isinstance(one, ast.AnnAssign) and isinstance(two, ast.Expr) and isinstance(two.value, ast.Constant):
+                found.add(one.target.id)  # type: ignore[union-attr]
+    return found
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_every_field_has_a_default_and_a_help_text(name: str) -> None:
+    kind = INTERVENTIONS[name]
+    kind()
+    assert {f.name for f in fields(kind)} <= documented(kind)
+    assert kind.__doc__
+    assert name == kind.NAME
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_presets_fill_what_is_none(name: str) -> None:
+    kind = INTERVENTIONS[name]
+    with pytest.raises(ValueError, match=f"{kind.__name__} has the presets .*; got 'x'"):
+        kind(preset="x")
+    for preset, values in kind.PRESETS.items():
+        method = kind(preset=preset)
+        assert {key: getattr(method, key) for key in values} == dict(values)
+        known = {f.name: f.default for f in fields(kind)}
+        assert all(known[key] is None for key in values), "a preset may only fill fields that are None"
+
+
+TABLE: dict[tuple[str, str], tuple[Any, Any]] = {
+    ("regrama", "score"): ("pre", "weight"),
+    ("regrama", "outgoing"): ("zero", "keep"),
+    ("regrama", "score_norms"): (True, True),
+    ("regrama", "moments"): (True, False),
+    ("regrama", "threshold"): (0.01, 0.0),
+    ("regrama", "every"): (1000, 1000),
+    ("regrama", "init"): ("own", "he_uniform"),
+    ("redo", "threshold"): (0.025, 0.0),
+    ("redo", "every"): (1000, 200_000),
+    ("redo", "outgoing"): ("zero", "zero"),
+    ("redo", "init"): ("own", "xavier_uniform"),
+    ("redo", "adam_step"): ("keep", "keep"),
+    ("ne", "prune"): ("dormant", "magnitude"),
+    ("ne", "prune_ratio"): (0.5, 0.4),
+    ("ne", "grow_rate"): (None, 0.008),
+    ("ne", "dense_ends"): (True, False),
+    ("ne", "initial_density"): (0.2, 0.2),
+    ("ne", "final_density"): (0.75, 0.75),
+    ("ne", "review_share"): (0.3, 0.3),
+    ("ne", "awaken"): (0.4, 0.4),
+    ("swd", "horizon"): (80_000, 80_000),
+    ("swd", "floor"): (0.1, 0.1),
+}
+"""(method, field) -> what the paper says, what the authors' code does."""
+
+
+@pytest.mark.parametrize(("name", "field"), TABLE)
+def test_presets_are_those_of_paper_and_code(name: str, field: str) -> None:
+    assert tuple(getattr(INTERVENTIONS[name](preset=p), field) for p in ("paper", "official")) == TABLE[name, field]
+
+
+def test_a_bare_flag_switches_on_and_a_dotted_one_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["sac", "--env", "sanity/both-continuous", "--dry-run", "--hidden", "8", "8", "--batch-size", "8"]
+    for name, kind in INTERVENTIONS.items():
+        flag = f"--{name.replace('_', '-')}"
+        preset = list(kind.PRESETS)[-1]
+        assert main([*base, flag, f"{flag}.preset", preset]) == 0
+        printed = capsys.readouterr().out
+        assert f'"preset": "{preset}"' in printed
+        for key, value in kind.PRESETS[preset].items():
+            assert f'"{key}": {str(value).lower() if isinstance(value, bool) else ""}' in printed
+        with pytest.raises(ValueError, match=f"sets an option of {name}, which is off; switch it on with {flag}"):
+            main([*base, f"{flag}.preset", preset])
+    assert main(base) == 0
+    assert '"interventions": {}' in capsys.readouterr().out
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(INTERVENTIONS, 2)))
+def test_any_two_methods_compose(one: str, other: str) -> None:
+    methods = {name: INTERVENTIONS[name](**FREQUENT[name]) for name in (one, other)}
+    ne = methods.get("ne")
+
+    def check(ctx: Context) -> None:
+        assert_sound(ctx)
+        if isinstance(ne, NeuroplasticExpansion):
+            assert_masked(ne, ctx)
+
+    agent, ctx, writer = run_sac([*methods.values(), Check(check)], steps=60)
+    assert all(acted(name, method, writer) for name, method in methods.items())
+    check(ctx)
+    assert_moves(ctx, lambda: agent.learn(agent.buffer.sample(64)))
+
+
+@pytest.mark.parametrize("last", ["redo", "regrama", "reset", "shrink_perturb", "plasticity_injection", "soft"])
+def test_masks_hold_whoever_is_called_first(last: str) -> None:
+    soft = {"preset": "soft", "shrink": 0.9}
+    other = INTERVENTIONS["shrink_perturb"](**soft) if last == "soft" else INTERVENTIONS[last](**FREQUENT[last])
+    ne = NeuroplasticExpansion(**FREQUENT["ne"])
+    run_sac([other, ne, Check(lambda ctx: assert_masked(ne, ctx))], steps=50)
+    assert other.counts
+    assert ne.counts
+
+
+def test_a_method_sees_the_network_as_an_injection_left_it() -> None:
+    injection = INTERVENTIONS["plasticity_injection"](at=(10,), clock="updates")
+    redo = ReDo(every=2, threshold=10.0, cap=0.5)
+    measure = Measure(["dormancy"], every=1)
+    agent = small_sac()
+    nn.init.orthogonal_(agent.networks["critic_1"].q[2].weight)
+    _, _, writer = run_sac([redo, measure, injection], steps=60, agent=agent)
+    new = agent.networks["critic_1"].q[2].new
+    assert {"q.0", "q.2.frozen.2", "q.2.new.2", "q.2.copy.2"} == set(measure.last["critic_1"].scores["dormancy"])
+    late = [e for e in writer.named("redo") if e["network"] == "critic_1" and e["gradient_step"] > 12]
+    assert late
+    assert {layer for event in late for layer in event["neurons"]} == {"q.2.new.2"}
+    reasons = {e["layer"]: e["reason"] for e in writer.named("redo_skipped") if e["network"] == "critic_1"}
+    assert "frozen" in reasons["q.0"]  # its columns in the frozen head cannot be cut
+    assert "frozen" in reasons["q.2.frozen.2"]
+    assert "frozen" in reasons["q.2.copy.2"]
+    # The new head's neurons are redrawn as those of the layer in whose place it is.
+    laws = {name: redo.initialiser("critic_1", name, module) for name, module in (("q.2.new.2", new[0]), ("x", new[0]))}
+    assert [law.weight_law.kind for law in laws.values()] == ["orthogonal", "uniform"]
+
+
+def test_an_injection_takes_its_head_out_of_the_expansion() -> None:
+    ne = NeuroplasticExpansion(every=2, end=30, dense_ends=False)
+    injection = INTERVENTIONS["plasticity_injection"](at=(10,), clock="updates")
+    agent, ctx, writer = run_sac([ne, injection], steps=60)
+    assert [layer.name for layer in ne._layers["critic_1"]] == ["q.0"]
+    released = {e["network"]: e["layers"] for e in writer.named("ne_released")}
+    assert released == {"critic_1": ["q.2", "q.4"], "critic_2": ["q.2", "q.4"]}
+    change = writer.named("plasticity_injection")[0]["networks"]
+    assert {name: entry["function_change"] for name, entry in change.items()} == {"critic_1": 0.0, "critic_2": 0.0}
+    assert all(p.all() for p in agent.networks["critic_1"].q[2].new.parameters())  # dense
+    assert_masked(ne, ctx)
+
+
+def test_a_reset_keeps_the_topology_and_redraws_the_weights() -> None:
+    ne = NeuroplasticExpansion(every=10**6, end=10**6)
+    reset = INTERVENTIONS["reset"](at=(20,), clock="updates")
+    seen: list[Tensor] = []
+    agent = small_sac()
+    weight = agent.networks["critic_1"].q[2].weight
+    run_sac([ne, reset, Check(lambda ctx: seen.append(weight.detach().clone()))], steps=60, agent=agent)
+    before, after = seen[18], seen[19]  # the reset is listed before the check
+    assert torch.equal(before != 0, after != 0)
+    assert (before != after)[before != 0].all()
+
+
+def learn(net: nn.Module, optimizer: optim.Optimizer, seed: int = 0) -> None:
+    """One step of a plain loop."""
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    net(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["redo", "regrama", "soft"])
+def test_masks_hold_against_a_method_that_joins_later(name: str) -> None:
+    """Its hooks come after those of the masks, so it has to say that it edited."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = OPTIMIZERS["adam"](net.parameters())
+    ctx, _ = plain_loop(net, optimizer)
+    ne = NeuroplasticExpansion(every=2, end=100)
+    ne.on_train_start(ctx)
+    learn(net, optimizer)
+    settings = {"preset": "soft", "shrink": 0.9} if name == "soft" else {"every": 1, "threshold": 10.0, "cap": 0.3}
+    late = INTERVENTIONS["shrink_perturb" if name == "soft" else name](**settings)
+    late.on_train_start(ctx)
+    for _ in range(4):
+        learn(net, optimizer)
+        assert_masked(ne, ctx)
+    assert late.counts["applications"]
+
+
+class Overwrite(Triggered):
+    """A method of one's own: sets all weights to 1."""
+
+    NAME, PRESETS = "overwrite", {}
+
+    def apply(self, ctx: Context) -> None:
+        with torch.no_grad():
+            for parameter in ctx.networks["critic_1"].parameters():
+                parameter.fill_(1.0)
+
+
+def test_masks_hold_against_a_method_of_ones_own() -> None:
+    ne = NeuroplasticExpansion(every=10**6, end=10**6)
+    run_sac([ne, Overwrite(every=3, clock="updates"), Check(lambda ctx: assert_masked(ne, ctx))], steps=30)
+
+
+def test_the_function_change_is_that_with_masks() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    ctx, writer = plain_loop(net, optimizer)
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    NeuroplasticExpansion(every=10**6, end=10**6).on_train_start(ctx)
+    optimizer.register_step_post_hook(lambda *_: seen.append(net(x).detach()))
+    INTERVENTIONS["reset"](every=3).on_train_start(ctx)
+    ReDo(every=2, threshold=10.0, cap=0.2).on_train_start(ctx)
+    optimizer.register_step_post_hook(lambda *_: seen.append(net(x).detach()))
+    for _ in range(3):
+        learn(net, optimizer)
+    for event, before, after in (
+        (writer.named("redo")[0], *seen[2:4]),
+        (writer.named("reset")[0]["networks"]["net"], *seen[4:6]),
+    ):
+        expected = float((after - before).double().norm() / before.double().norm())
+        assert expected > 0.01
+        assert event["function_change"] == pytest.approx(expected, rel=1e-5)
+
+
+# -- how methods learn of each other's edits ---------------------------------------------------------------------------
+
+
+def test_a_monitor_traces_again_when_modules_were_replaced() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    monitor, x = Monitor(net, ["dormancy"]), torch.randn(8, 4)
+    with monitor:
+        net(x)
+        net[0] = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 6))  # while attached
+        net(x)
+    assert set(monitor.read().scores["dormancy"]) == {"0.0", "0.2"}
+    assert monitor.num_passes == 1  # what was seen before belongs to another network
+    net[0] = nn.Linear(4, 6)
+    monitor.reset()
+    with monitor:
+        net(x)
+    assert set(monitor.read().scores["dormancy"]) == {"0"}
+
+
+def test_edits_are_announced() -> None:
+    calls: list[str] = []
+    ctx = Context(on_edit=[lambda: calls.append("a"), lambda: calls.append("b")])
+    ctx.edited()
+    assert calls == ["a", "b"]

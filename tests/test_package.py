@@ -1,0 +1,161 @@
+"""What is installed, what importing it costs, and which part may know which."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"gymnasium", "tensorboard", "dm_control", "mujoco", "tyro", "rich"}
+
+
+def loaded_after(code):
+    """The names of all modules in a fresh interpreter that has run ``code``."""
+    script = f"{code}\nimport json, sys\nprint()\nprint(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def tops(modules):
+    return {module.split(".")[0] for module in modules}
+
+
+def test_import_loads_torch_and_the_standard_library_only():
+    loaded = loaded_after("import plasticity")
+    with_torch = tops(loaded_after("import torch, einops, torch.optim, torch.utils._python_dispatch"))
+    assert tops(loaded) - with_torch - sys.stdlib_module_names <= {"plasticity"}
+    assert not tops(loaded) & HEAVY
+    assert not {module for module in loaded if re.match(r"plasticity\.(agents|envs|commands|dashboard)\b", module)}
+
+
+def test_help_answers_without_torch():
+    calls = [[], ["--help"], ["-h"], ["--version"]]
+    loaded = loaded_after(f"from plasticity.cli import main; assert not any(main(call) for call in {calls})")
+    assert "torch" not in loaded
+
+
+# -- who imports whom --------------------------------------------------------------------------------------------------
+
+
+def imports(path):
+    """Every module that a file imports, absolute and relative, at any depth; relative ones keep their dots."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+            if not node.module:
+                found |= {"." * node.level + alias.name for alias in node.names}
+    return found
+
+
+def offenders(files, forbidden):
+    pattern = re.compile(forbidden)
+    return {f"{file.relative_to(ROOT)}: {name}" for file in files for name in imports(file) if pattern.match(name)}
+
+
+def sources(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_core_knows_neither_agents_nor_environments():
+    outer = {ROOT / "plasticity" / "cli.py", ROOT / "plasticity" / "__main__.py"}
+    core = [f for f in sources("plasticity") if f not in outer and f.parent.name != "commands"]
+    assert len(core) > 10
+    assert (
+        offenders(core, r"(plasticity\.|\.+)?(agents|envs)\b|gymnasium\b|(plasticity\.|\.+)(commands|cli)\b") == set()
+    )
+
+
+def test_environments_know_nobody():
+    assert offenders(sources("envs"), r"plasticity\b|agents\b|\.\.") == set()
+
+
+def test_agents_know_the_callbacks_at_most():
+    loop = [ROOT / "agents" / name for name in ("train.py", "evaluate.py", "records.py")]
+    algorithms = [f for f in sources("agents") if f not in loop]
+    assert offenders(algorithms, r"plasticity\b|envs\b|\.\.") == set()
+    assert offenders(loop, r"plasticity(?!\.callback$)|envs\b|\.\.") == set()
+
+
+@pytest.mark.parametrize("folder", ["agents", "envs"])
+def test_imports_inside_are_relative(folder):
+    siblings = {f.stem for f in sources(folder)} | {folder}
+    assert offenders(sources(folder), rf"(?!\.)({'|'.join(sorted(siblings))})(\.|$)") <= allowed_names(folder)
+
+
+def allowed_names(folder):
+    """Modules of others that share a name with one of ours."""
+    return {f"{file.relative_to(ROOT)}: {name}" for file in sources(folder) for name in imports(file) & {"gymnasium"}}
+
+
+# -- the wheel ---------------------------------------------------------------------------------------------------------
+
+
+def test_wheel_claims_one_name(tmp_path):
+    source = tmp_path / "source"  # a copy, because a build leaves a folder that the next build would read
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("plasticity", "agents", "envs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        tmp_path,
+        source,
+    ]
+    result = subprocess.run(build, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {re.sub(r"-[\d.]+\.dist-info$", "", name.split("/")[0]) for name in names} == {
+        "plasticity",
+        "plasticity_toolkit",
+    }
+    ours = {f"{folder}/{file.relative_to(ROOT / folder)}" for folder in ("plasticity",) for file in sources(folder)}
+    ours |= {f"plasticity/{file.relative_to(ROOT)}" for folder in ("agents", "envs") for file in sources(folder)}
+    assert ours <= set(names)
+    assert {"plasticity/agents/sac.py", "plasticity/py.typed"} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+# -- the files ---------------------------------------------------------------------------------------------------------
+
+
+def text_files():
+    folders = ("plasticity", "agents", "envs", "tests", "examples", "docs", "benchmarks", ".ci")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    return [
+        f for f in files if f.is_file() and (f.suffix in {".py", ".md", ".toml", ".txt", ".cff"} or f.name == "run")
+    ]
+
+
+def test_no_file_names_a_path_of_one_machine():
+    machine = re.compile(r"(?<![\w.])/(work|root|tmp|home|Users)/\w")
+    named = [str(f.relative_to(ROOT)) for f in text_files() if machine.search(f.read_text())]
+    assert named == []
+
+
+def test_constraints_name_versions_for_everybody():
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    lines = [line for line in lines if line]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; python_version >= \"3\.11\")?", line) for line in lines)
+    pinned = {line.split("==")[0] for line in lines}
+    project = (ROOT / "pyproject.toml").read_text()
+    block = project.split("dependencies = [")[1].split("\n]")[0] + project.split("dev = [")[1].split("\n]")[0]
+    direct = {re.match(r"[\w-]+", text)[0].lower() for text in re.findall(r'^ *"(.*)",', block, re.MULTILINE)}
+    assert direct <= pinned

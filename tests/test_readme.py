@@ -1,0 +1,142 @@
+"""What the README and the documentation tell people to type works: snippets run, commands exist, links lead on."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PENDING = {"docs/images/dashboard.png", "docs/results.md"}
+"""What links may point to before it exists."""
+TOOLS = {"python3", ".", "pip", "pytest", "ruff", "mypy", "bash"}
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page, language):
+    """The code blocks of a page, without the indentation of a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+
+
+def commands(page):
+    """Every simple command of the shell blocks, as words."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [shlex.split(part) for line in lines for part in line.split("&&")]
+
+
+def namespace():
+    """What the snippets assume: a model, its loss, its optimizer and some batches."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    inputs, targets = torch.randn(256, 8), torch.randn(256, 1)
+    return {
+        "model": model,
+        "inputs": inputs,
+        "targets": targets,
+        "loss_fn": nn.MSELoss(),
+        "optimizer": torch.optim.Adam(model.parameters()),
+        "batches": [(inputs, targets)] * 3,
+    }
+
+
+# The pages of interventions show fragments of a run, which their own tests make whole.
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python") and p.parent.name != "interventions"], ids=name_of
+)
+def test_python_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 10, "time": 0.0, "charts/eval_return": 1.0}\n')
+    names = namespace()
+    for snippet in blocks(page, "python"):
+        exec(compile(snippet, name_of(page), "exec"), names)
+
+
+def test_table_in_the_readme_is_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(README, "python")[0], namespace())
+    shown, printed = blocks(README, "text")[0].splitlines(), capsys.readouterr().out.splitlines()
+    assert printed[0] == shown[0]
+    assert [line.split()[0] for line in printed] == [line.split()[0] for line in shown]
+    assert printed[-1] == shown[-1]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=name_of)
+def test_shell_commands_exist(page):
+    for program, *arguments in commands(page):
+        if program == "plasticity":
+            parse(arguments)
+        else:
+            assert program in TOOLS, program
+
+
+def parse(arguments):
+    """Fail unless the command line of plasticity understands ``arguments``; run nothing."""
+    from plasticity.agents import AGENTS
+    from plasticity.cli import COMMANDS
+    from plasticity.commands import dashboard, evaluate, train
+    from plasticity.envs import ENVS
+
+    command, *rest = arguments
+    assert command in COMMANDS
+    if command == "train":
+        agent, *flags = rest
+        assert agent in AGENTS
+        config = tyro.cli(train._config_type(agent), args=flags)
+        assert config.env in {name for names in ENVS.values() for name in names()}
+    elif command == "list":
+        assert set(rest) <= {"agents", "envs", "probes", "interventions"}
+    else:
+        tyro.cli({"eval": evaluate.EvalConfig, "dashboard": dashboard.DashboardConfig}[command], args=rest)
+
+
+def test_training_command_of_the_readme_trains(tmp_path):
+    _, arguments = next((c[0], c[1:]) for c in commands(README) if c[:2] == ["plasticity", "train"])
+    shorter = "--steps 60 --learning-starts 32 --batch-size 32 --hidden 16 16 --max-episode-steps 20 --eval-episodes 1"
+    command = [sys.executable, "-W", "error", "-m", "plasticity", *arguments, *shorter.split(), "--name", "short"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert {"run.json", "metrics.jsonl", "model.pt"} <= {file.name for file in (tmp_path / "runs" / "short").iterdir()}
+
+
+def test_ci_runs_the_command_of_the_readme():
+    ci = (ROOT / ".ci" / "run").read_text()
+    pattern = re.search(r"grep -m 1 '(.*)' README\.md", ci)[1]
+    lines = [line for line in README.read_text().splitlines() if re.search(pattern, line)]
+    expected = (
+        'python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e ".[dev]" && pytest -n 2'
+    )
+    assert lines == [expected]
+    assert 'eval "${command%% && pytest*}"' in ci
+    assert 'eval "pytest${command#* && pytest}"' in ci
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if str(file.relative_to(ROOT)) in PENDING and not file.exists():
+            continue
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

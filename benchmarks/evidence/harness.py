@@ -1,0 +1,72 @@
+"""What the evidence scripts share: seeds as processes, paired bootstrap intervals, results as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Parse the options that every script has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that the script works; saves nothing")
+    return parser.parse_args()
+
+
+def run(work: Callable[..., Any], cases: Sequence[Mapping[str, Any]], jobs: int) -> list[Any]:
+    """Call ``work(**case)`` for every case, ``jobs`` at once, one torch thread each; return the results in order."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_one_thread, work, dict(case)) for case in cases]
+        results = []
+        for case, future in zip(cases, futures, strict=True):
+            results.append(future.result())
+            print(f"done: {case}", flush=True)
+        return results
+
+
+def _one_thread(work: Callable[..., Any], case: dict[str, Any]) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return work(**case)
+
+
+def interval(values: Sequence[float], level: float = 0.95, resamples: int = 10_000) -> dict[str, float]:
+    """Return the mean of ``values`` and its percentile bootstrap interval over seeds."""
+    x = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(0).choice(x, (resamples, len(x))).mean(1)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return {"mean": float(x.mean()), "low": float(low), "high": float(high), "n": len(x)}
+
+
+def show(name: str, value: Mapping[str, float]) -> str:
+    """Return an interval as text."""
+    return (
+        f"{name}: {value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}] (mean, 95 % bootstrap, n={value['n']})"
+    )
+
+
+def save(name: str, payload: Mapping[str, Any], started: float, quick: bool) -> None:
+    """Write the results beside the scripts; a quick run only prints them."""
+    text = json.dumps({**payload, "minutes": round((time.perf_counter() - started) / 60, 1)}, indent=1)
+    if quick:
+        print(text)
+        return
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(f"wrote {RESULTS / name}.json")

@@ -1,7 +1,4 @@
-"""An intervention of your own: after every step, clip weights to a multiple of their initial size.
-
-python examples/write_an_intervention.py
-"""
+"""An intervention of your own, weight clipping. Run it: python examples/write_an_intervention.py"""
 
 from dataclasses import dataclass
 
@@ -17,26 +14,25 @@ class WeightClipping(Intervention):  # its fields are its settings
     NAME = "weight_clipping"
     factor: float = 1.2
 
-    def on_train_start(self, ctx: plasticity.Context) -> None:
-        self.bounds = {
-            p: self.factor * p.detach().abs().max() for n in self.choose(ctx).values() for p in n.parameters()
-        }
-        for optimizer in ctx.require("optimizers", "WeightClipping").values():
+    def on_train_start(self, ctx):
+        weights = [p for network in self.choose(ctx).values() for p in network.parameters()]
+        self.bounds = {p: self.factor * p.detach().abs().max() for p in weights}
+        for optimizer in ctx.optimizers.values():
             self.hook(optimizer.register_step_post_hook(lambda *_: self.clip(ctx)))  # comes off when training ends
 
     @torch.no_grad()
-    def clip(self, ctx: plasticity.Context) -> None:
-        num = sum(int((p.abs() > bound).sum()) for p, bound in self.bounds.items())
+    def clip(self, ctx):
+        if num := sum(int((p.abs() > bound).sum()) for p, bound in self.bounds.items()):
+            self.report(ctx, {}, clipped=num)  # an event, and a running total
         for p, bound in self.bounds.items():
             p.clamp_(-bound, bound)
-        if num:
-            self.report(ctx, {}, clipped=num)  # an event, and a running total
 
 
 model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))
 optimizer, clipping = torch.optim.Adam(model.parameters(), lr=1e-2), WeightClipping()
 clipping.on_train_start(plasticity.Context({"model": model}, {"model": optimizer}))
 for _ in range(50):
+    optimizer.zero_grad()
     nn.functional.mse_loss(model(torch.randn(64, 8)), torch.randn(64, 1)).backward()
     optimizer.step()
 print(clipping.counts, plasticity.measure(model, torch.randn(256, 8)), sep="\n")

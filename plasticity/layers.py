@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from .isolation import named_modules
@@ -53,8 +54,7 @@ def by_neuron(tensor: Tensor, axis: int, columns: Tensor | None = None, mask: Te
         rows = rows[mask.flatten().to(rows.device)]
     if columns is None:
         return rows
-    num, copies = columns.shape
-    return rows[:, columns.to(rows.device)].transpose(1, 2).reshape(len(rows) * copies, num)
+    return rearrange(rows[:, columns.to(rows.device)], "rows neurons copies -> (rows copies) neurons")
 
 
 def fits(mask: Tensor, tensor: Tensor, axis: int) -> bool:
@@ -68,9 +68,7 @@ def weight_rows(module: nn.Module, weight: Tensor) -> Tensor:
     if not getattr(module, "transposed", False):
         return weight.flatten(1)
     groups: int = module.groups  # type: ignore[assignment]
-    inputs, outputs = weight.shape[:2]
-    rows = weight.reshape(groups, inputs // groups, outputs, -1).transpose(1, 2)
-    return rows.reshape(groups * outputs, -1)
+    return rearrange(weight, "(group inputs) neurons ... -> (group neurons) (inputs ...)", group=groups)
 
 
 @dataclass(frozen=True)

@@ -710,3 +710,22 @@ def test_activations_are_those_before_an_in_place_dropout(passes: str) -> None:
     h = reference.rows(F.gelu(model[0](x)))
     np.testing.assert_allclose(monitor.read().scores["dormancy"]["0"], reference.scores(h), rtol=1e-5)
     assert monitor.read().values["effective_rank"]["0"] == pytest.approx(reference.ranks(h)["effective_rank"], rel=1e-4)
+
+
+def test_weights_outside_linear_and_convolution_layers_are_named() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.cell, self.last = nn.Linear(3, 4), nn.GRU(4, 5, batch_first=True), nn.Linear(5, 2)
+            self.mix = nn.Parameter(torch.eye(5))
+            self.scale = nn.Parameter(torch.ones(5))  # a vector has no neurons of its own
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.cell(self.first(x).relu())[0] @ self.mix * self.scale)
+
+    with Monitor(Mixed(), ["dormancy"]) as monitor:
+        monitor.model(torch.randn(8, 6, 3))
+    reasons = {entry.layer: entry.reason for entry in monitor.read().unmeasured}
+    assert reasons["cell"].startswith("GRU: weight_ih_l0, weight_hh_l0 belong to no Linear or convolution")
+    assert reasons["(model)"].startswith("Mixed: mix belong")
+    assert monitor.read().values["dormancy"]["first"] >= 0

@@ -78,6 +78,8 @@ def test_shell_commands_exist(page):
     for program, *arguments in commands(page):
         if program == "plasticity":
             parse(arguments)
+        elif program == "python":
+            assert (ROOT / arguments[0]).is_file(), arguments[0]
         else:
             assert program in TOOLS, program
 

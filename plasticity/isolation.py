@@ -21,10 +21,10 @@ def foreign_pass(observer: object) -> bool:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, owner: object, training: bool = False) -> Iterator[None]:
+def undisturbed(model: nn.Module, owner: object) -> Iterator[None]:
     """Restore on exit all that running ``model`` could have moved, and keep other observers from counting the passes.
 
-    Inside, every module is in evaluation mode (``training=True``: as it was), compiled modules run eagerly and fused
+    Inside, every module is in evaluation mode, compiled modules run eagerly and fused
     attention, which skips the modules it consists of, is off. Plain Python attributes that a ``forward`` changes cannot
     be restored.
     """
@@ -47,9 +47,8 @@ def undisturbed(model: nn.Module, owner: object, training: bool = False) -> Iter
             for module, _ in compiled:
                 module._compiled_call_impl = None
             torch.backends.mha.set_fastpath_enabled(False)
-            if not training:
-                for module, _ in flags:
-                    module.training = False
+            for module, _ in flags:
+                module.training = False
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -36,10 +36,6 @@ class Sink:
         if self.live is not None:
             self.live.mark(step, name)
 
-    def flush(self) -> None:
-        """Bring everything to the disk."""
-        self.logger.flush()
-
     def close(self, *, succeeded: bool = True) -> None:
         """End the run's files."""
         self.logger.close(succeeded=succeeded)

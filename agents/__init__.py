@@ -3,10 +3,16 @@
 `AGENTS` is the contents page: the name used on the command line -> (agent class, config dataclass).
 """
 
+from .dqn import DQN, DQNConfig
+from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
+from .td3 import TD3, TD3Config
 
 AGENTS: dict[str, tuple[type, type]] = {
+    "dqn": (DQN, DQNConfig),
+    "ppo": (PPO, PPOConfig),
     "sac": (SAC, SACConfig),
+    "td3": (TD3, TD3Config),
 }
 
-__all__ = ["AGENTS", "SAC", "SACConfig"]
+__all__ = ["AGENTS", "DQN", "PPO", "SAC", "TD3", "DQNConfig", "PPOConfig", "SACConfig", "TD3Config"]

@@ -8,7 +8,7 @@ where more than MAX_PROPOSALS per draw would be needed, the rest of the batch co
 weights of all ages, which is exact too but costs O(num_rows).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -26,15 +26,22 @@ class AgeWeight(Protocol):
 
 def draw_ages(weights: Mapping[str, AgeWeight], num_rows: int, batch_size: int, generator: torch.Generator) -> Tensor:
     """Ages (batch_size,) int64 in 1..num_rows, drawn with replacement; uniform without weights."""
-    if not weights:
-        return _uniform(num_rows, batch_size, generator)
+
+    def uniform(size: int) -> Tensor:
+        return torch.randint(1, num_rows + 1, (size,), generator=generator, device=generator.device)
+
+    def closed_form(size: int) -> Tensor:
+        return weights[sampled].sample(num_rows, size, generator)  # type: ignore[attr-defined, index]
+
+    def all_ages(size: int) -> Tensor:
+        return invert(probabilities(weights, num_rows, generator.device), size, generator) + 1
+
     sampled = next((name for name, weight in weights.items() if hasattr(weight, "sample")), None)
-    if sampled is None:
-        return _reject(weights, weights, None, num_rows, batch_size, generator)
+    propose = uniform if sampled is None else closed_form
     others = {name: weight for name, weight in weights.items() if name != sampled}
     if not others:
-        return weights[sampled].sample(num_rows, batch_size, generator)  # type: ignore[attr-defined]
-    return _reject(weights, others, weights[sampled], num_rows, batch_size, generator)
+        return propose(batch_size)
+    return reject(propose, lambda age: multiply(others, age.double()), all_ages, batch_size, generator)
 
 
 def probabilities(weights: Mapping[str, AgeWeight], num_rows: int, device: torch.device | str = "cpu") -> Tensor:
@@ -57,38 +64,33 @@ def multiply(weights: Mapping[str, AgeWeight], age: Tensor) -> Tensor:
     return product
 
 
-def _uniform(num_rows: int, size: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(1, num_rows + 1, (size,), generator=generator, device=generator.device)
-
-
-def _reject(
-    weights: Mapping[str, AgeWeight],
-    others: Mapping[str, AgeWeight],
-    proposal: AgeWeight | None,
-    num_rows: int,
+def reject(
+    propose: Callable[[int], Tensor],
+    chance: Callable[[Tensor], Tensor],
+    exact: Callable[[int], Tensor],
     batch_size: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Keep proposed ages with the probability `others` give them; accepted ones are independent exact draws."""
+    """Keep what `propose(size)` returns with the probability `chance(proposed)`; accepted ones are independent draws.
+
+    After MAX_PROPOSALS per draw, the missing ones come from `exact(size)`, which draws from the same distribution.
+    """
     kept, missing, proposed, size = [], batch_size, 0, 2 * batch_size
     while missing and proposed < MAX_PROPOSALS * batch_size:
-        if proposal is None:
-            age = _uniform(num_rows, size, generator)
-        else:
-            age = proposal.sample(num_rows, size, generator)  # type: ignore[attr-defined]
-        chance = torch.rand(size, dtype=torch.float64, generator=generator, device=generator.device)
-        kept.append(age[chance < multiply(others, age.double())][:missing])
+        found = propose(size)
+        draw = torch.rand(size, dtype=torch.float64, generator=generator, device=generator.device)
+        kept.append(found[draw < chance(found)][:missing])
         missing -= len(kept[-1])
         proposed += size
         size *= 2
     if missing:
-        kept.append(_invert(probabilities(weights, num_rows, generator.device), missing, generator))
+        kept.append(exact(missing))
     return torch.cat(kept)
 
 
-def _invert(probability: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Ages by inverting the cumulative sum; one of probability 0 is never drawn."""
+def invert(probability: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Indices (size,) int64 by inverting the cumulative sum; one of probability 0 is never drawn. O(len)."""
     cumulative = probability.cumsum(0)
-    last = torch.searchsorted(cumulative, cumulative[-1:])  # the last age of positive probability
+    last = torch.searchsorted(cumulative, cumulative[-1:])  # the last one of positive probability
     draw = torch.rand(size, dtype=torch.float64, generator=generator, device=generator.device) * cumulative[-1]
-    return torch.searchsorted(cumulative, draw, right=True).minimum(last) + 1
+    return torch.searchsorted(cumulative, draw, right=True).minimum(last)

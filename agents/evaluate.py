@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,3 +68,17 @@ class Evaluate(Callback):
         self._step = ctx.step
         spread = float(self.last.std()) if len(self.last) > 1 else 0.0
         ctx.log({"charts/eval_return": float(self.last.mean()), "charts/eval_return_std": spread})
+
+    def score_at(self, step: int) -> float | None:
+        """Return the mean return of the evaluation at ``step``; None if there was none."""
+        return float(self.last.mean()) if self.last is not None and self._step == step else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return when the next evaluation is due, and the last one."""
+        return {"every": self.every, "next": self._next, "step": self._step, "last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; with another ``every``, at the next multiple of it."""
+        before = state["next"] - state["every"]
+        self._next = state["next"] if state["every"] == self.every else (before // self.every + 1) * self.every
+        self._step, self.last = state["step"], state["last"]

@@ -1,13 +1,15 @@
-"""The networks of the agents: plain nn.Module with real nn.Linear and nn.ReLU modules, so that forward hooks see them.
+"""The heads of the agents' networks, on the bodies of `bodies.py`: plain modules, so that forward hooks see them.
 
-Everything keeps PyTorch's default initialisation: a recycled neuron is redrawn from the same distribution.
+Output layers keep PyTorch's default initialisation, whatever the body.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .bodies import Body
+from .distributions import Categorical, Gaussian
 
 # Bounds of the log standard deviation, as in the authors' code and stable-baselines3.
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -16,41 +18,124 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 SQUASH_EPSILON = 1e-6
 
 
-def mlp(input_dim: int, hidden: Sequence[int], output_dim: int | None = None) -> nn.Sequential:
-    """Linear, ReLU, Linear, ReLU, ...; ends with a bare Linear when `output_dim` is given, else with the last ReLU."""
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(input_dim, width), nn.ReLU()]
-        input_dim = width
-    if output_dim is not None:
-        layers.append(nn.Linear(input_dim, output_dim))
-    return nn.Sequential(*layers)
-
-
 class Actor(nn.Module):
     """Squashed Gaussian policy: forward(obs) gives mean and log_std, both (batch, action_dim), before the tanh."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256)) -> None:
+    def __init__(self, body: Body, action_dim: int) -> None:
         super().__init__()
-        self.trunk = mlp(obs_dim, hidden)
-        features = hidden[-1] if hidden else obs_dim
-        self.mean = nn.Linear(features, action_dim)
-        self.log_std = nn.Linear(features, action_dim)
+        self.encoder, self.trunk = body.encoder, body.trunk
+        self.mean = nn.Linear(body.num_features, action_dim)
+        self.log_std = nn.Linear(body.num_features, action_dim)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(obs)
+        features = self.trunk(self.encoder(obs))
         return self.mean(features), self.log_std(features).clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
-class Critic(nn.Module):
-    """One action value: forward(obs, action) gives Q(s, a), shape (batch,)."""
+class DeterministicActor(nn.Module):
+    """Deterministic policy: forward(obs) gives the action (batch, action_dim) in [-1, 1]."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256)) -> None:
+    def __init__(self, body: Body, action_dim: int) -> None:
         super().__init__()
-        self.q = mlp(obs_dim + action_dim, hidden, 1)
+        self.encoder, self.trunk = body.encoder, body.trunk
+        self.action = nn.Linear(body.num_features, action_dim)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.tanh(self.action(self.trunk(self.encoder(obs))))
+
+
+class Critic(nn.Module):
+    """One action value: forward(obs, action) gives Q(s, a), shape (batch,). Its body has action_dim as `extra_dim`."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.encoder, self.q = body.encoder, with_output(body, 1)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.q(torch.cat([obs, action], dim=-1)).squeeze(-1)
+        return self.q(torch.cat([self.encoder(obs), action], -1)).squeeze(-1)
+
+
+class QNetwork(nn.Module):
+    """Values of all actions: forward(obs) gives (batch, num_actions); with num_atoms > 1 an atom axis follows."""
+
+    def __init__(self, body: Body, num_actions: int, num_atoms: int = 1) -> None:
+        super().__init__()
+        self.encoder, self.q = body.encoder, with_output(body, num_actions * num_atoms)
+        self.num_atoms = num_atoms
+
+    def forward(self, obs: Tensor) -> Tensor:
+        q = self.q(self.encoder(obs))
+        return q if self.num_atoms == 1 else q.unflatten(-1, (-1, self.num_atoms))
+
+
+class DuelingQNetwork(nn.Module):
+    """A QNetwork whose Q(s, a) = V(s) + A(s, a) - mean_b A(s, b) (Wang et al. 2016, arXiv 1511.06581, equation 9).
+
+    V and A are streams of their own on a common body; both take its features.
+    """
+
+    def __init__(self, body: Body, value: Body, advantage: Body, num_actions: int, num_atoms: int = 1) -> None:
+        super().__init__()
+        self.encoder, self.trunk = body.encoder, body.trunk
+        self.value, self.advantage = with_output(value, num_atoms), with_output(advantage, num_actions * num_atoms)
+        self.num_atoms = num_atoms
+
+    def forward(self, obs: Tensor) -> Tensor:
+        features = self.trunk(self.encoder(obs))
+        value = self.value(features).unsqueeze(1)
+        advantage = self.advantage(features).unflatten(-1, (-1, self.num_atoms))
+        q = value + advantage - advantage.mean(1, keepdim=True)
+        return q.squeeze(-1) if self.num_atoms == 1 else q
+
+
+class GaussianPolicy(nn.Module):
+    """Policy whose spread does not depend on the observation: forward(obs) gives a Gaussian, std 1 before training."""
+
+    def __init__(self, body: Body, action_dim: int) -> None:
+        super().__init__()
+        self.encoder, self.pi = body.encoder, with_output(body, action_dim)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(self, obs: Tensor) -> Gaussian:
+        mean = self.pi(self.encoder(obs))
+        return Gaussian(mean, self.log_std.expand_as(mean))
+
+
+class CategoricalPolicy(nn.Module):
+    """Policy over a list of actions: forward(obs) gives a Categorical."""
+
+    def __init__(self, body: Body, num_actions: int) -> None:
+        super().__init__()
+        self.encoder, self.pi = body.encoder, with_output(body, num_actions)
+
+    def forward(self, obs: Tensor) -> Categorical:
+        return Categorical(self.pi(self.encoder(obs)))
+
+
+class StateValue(nn.Module):
+    """One state value: forward(obs) gives V(s), shape (batch,)."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.encoder, self.v = body.encoder, with_output(body, 1)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.v(self.encoder(obs)).squeeze(-1)
+
+
+@torch.no_grad()
+def orthogonal_(module: nn.Module, gain: float) -> None:
+    """Draw every weight layer of `module` orthogonally, its biases 0; from PyTorch's global generator."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def with_output(body: Body, num_outputs: int) -> nn.Sequential:
+    """The trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
+    return nn.Sequential(*body.trunk, nn.Linear(body.num_features, num_outputs))
 
 
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,8 @@ class Env(Protocol):
 
     name: str
     num_envs: int
+    obs: Tensor
+    """The present observations; what a loop goes on from when it is resumed."""
 
     def reset(self, done: Tensor | None = None) -> Tensor:
         """Start new episodes, of all environments or of those marked in ``done``; return all observations."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -37,15 +38,37 @@ class Episodes(Callback):
             self._returns[done] = 0
             self._lengths[done] = 0
 
+    def forget(self, lost: Tensor) -> None:
+        """Begin anew with the episodes that will not go on."""
+        if self._returns is not None:
+            self._returns[lost.cpu()] = 0
+            self._lengths[lost.cpu()] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of finished episodes, and what the running ones have so far."""
+        if self._returns is None:
+            return {"finished": self.finished}
+        return {"finished": self.finished, "returns": self._returns.clone(), "lengths": self._lengths.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.finished = state["finished"]
+        if "returns" in state:
+            self._returns, self._lengths = state["returns"].clone(), state["lengths"].clone()
+
 
 class Losses(Callback):
-    """Log the agent's metrics, averaged over ``every`` updates, and the speed in environment steps per second."""
+    """Log the agent's metrics, averaged over ``every`` updates, and the speed in environment steps per second.
+
+    A metric that only some updates have, such as the loss of a delayed actor, is averaged over these.
+    """
 
     def __init__(self, every: int = 500) -> None:
         if every < 1:
             raise ValueError(f"every is a number of updates, at least 1; got {every}")
         self.every, self._count = every, 0
         self._sums: dict[str, Tensor] = {}
+        self._terms: Counter[str] = Counter()
 
     def on_train_start(self, ctx: Context) -> None:
         """Start the clock."""
@@ -55,12 +78,23 @@ class Losses(Callback):
         """Add the metrics on their device; bring them to the host only when they are logged."""
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+        self._terms.update(metrics.keys())
         self._count += 1
         if self._count % self.every:
             return
-        means = torch.stack([value.double() for value in self._sums.values()]).div(self.every).tolist()
+        means = torch.stack([value.double() / self._terms[name] for name, value in self._sums.items()]).tolist()
         now = time.perf_counter()
         speed = (ctx.step - self._step) / (now - self._time)
         self._time, self._step = now, ctx.step
         ctx.log({**{f"losses/{n}": v for n, v in zip(self._sums, means, strict=True)}, "charts/SPS": speed})
         self._sums.clear()
+        self._terms.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has come in since the last row."""
+        return {"count": self._count, "terms": dict(self._terms), "sums": {n: v.clone() for n, v in self._sums.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._count, self._terms = state["count"], Counter(state["terms"])
+        self._sums = {name: value.clone() for name, value in state["sums"].items()}

@@ -5,6 +5,9 @@ all transitions of a row share their time of insertion, and age = clock - time o
 and the oldest age `num_rows`. Because rows are written in order, age and ring position determine each other:
 row = (clock - age) mod ring length. Drawing by age therefore costs O(batch), whatever the size of the memory.
 Named weights of age (`weigh`, `ages.py`) change which ages are replayed; without any, sampling is uniform.
+Priorities (`priorities.py`) change which transitions are; both together multiply.
+As rows are in order, the steps that follow a transition are in the following rows: n-step returns (`nstep.py`) are
+summed when they are sampled, and an image that is also the next row's observation is stored once (`successors.py`).
 """
 
 import warnings
@@ -15,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ages import AgeWeight, draw_ages, probabilities
+from .ages import AgeWeight, draw_ages, multiply, probabilities
+from .nstep import n_step_return
+from .priorities import Priorities
+from .successors import Successors
 
 
 @dataclass
@@ -24,11 +30,13 @@ class Batch:
 
     obs: Tensor
     action: Tensor
-    reward: Tensor  # (batch,) float32
-    next_obs: Tensor
-    terminated: Tensor  # (batch,) bool; truncation is not kept, because a truncated transition bootstraps
+    reward: Tensor  # (batch,) float32; of n steps: their discounted sum
+    next_obs: Tensor  # after the step, or after the last of n steps
+    terminated: Tensor  # (batch,) bool, of the same step; one that was truncated bootstraps
     age: Tensor  # (batch,) int64, in calls of add; the newest is 1
     index: Tensor  # (batch,) int64, slot in the memory
+    discount: Tensor | None = None  # (batch,) gamma^m of the m steps summed, where there are several
+    weight: Tensor | None = None  # (batch,) importance weight of the loss, where draws were prioritised
 
 
 class ReplayBuffer:
@@ -36,6 +44,11 @@ class ReplayBuffer:
 
     A row is written as a whole, so capacity is rounded down to a multiple of num_envs (`buffer.capacity` tells).
     Memory is reserved at once, but on the CPU the system provides each page when it is first written.
+
+    `n_step` > 1 replays sums of up to n rewards, discounted by `gamma`; a sum stops at the end of an episode and at
+    the newest row. `priorities` (of the same capacity) draws by error. Both n-step sums and images, which are uint8
+    and three-dimensional, need every row to go on where the one before it ended, or an episode to have ended. Where
+    it does neither, as after a reset in mid-episode, the row before counts as truncated.
     """
 
     def __init__(
@@ -49,10 +62,15 @@ class ReplayBuffer:
         seed: int = 0,
         obs_dtype: torch.dtype = torch.float32,
         action_dtype: torch.dtype = torch.float32,
+        n_step: int = 1,
+        gamma: float = 1.0,
+        priorities: Priorities | None = None,
     ) -> None:
         if num_envs < 1 or capacity < num_envs:
             raise ValueError(f"ReplayBuffer: capacity {capacity} must hold one row of num_envs {num_envs} >= 1")
-        self.num_envs = num_envs
+        if n_step < 1:
+            raise ValueError(f"ReplayBuffer: n_step counts the rewards of a return, at least 1; got {n_step}")
+        self.num_envs, self.n_step, self.gamma = num_envs, n_step, gamma
         self.ring_length = capacity // num_envs
         self.capacity = self.ring_length * num_envs
         self.clock = 0
@@ -65,11 +83,21 @@ class ReplayBuffer:
             "reward": ((), torch.float32),
             "next_obs": (obs_shape, obs_dtype),
             "terminated": ((), torch.bool),
+            "truncated": ((), torch.bool),
         }
+        images = obs_dtype == torch.uint8 and len(obs_shape) == 3
+        if images:
+            del fields["next_obs"]
+        if not images and n_step == 1:
+            del fields["truncated"]  # a truncated transition bootstraps like any other
         self.storage = {
             name: torch.empty((self.capacity, *shape), dtype=dtype, device=self.device)
             for name, (shape, dtype) in fields.items()
         }
+        self.successors = Successors(self.storage["obs"], num_envs) if images else None
+        self.priorities = priorities
+        if priorities is not None and priorities.capacity != self.capacity:
+            raise ValueError(f"ReplayBuffer: priorities of {priorities.capacity} transitions, not {self.capacity}")
 
     @property
     def num_rows(self) -> int:
@@ -83,30 +111,75 @@ class ReplayBuffer:
         return f"ReplayBuffer({len(self)} of {self.capacity} transitions, num_envs={self.num_envs}, {self.device})"
 
     def add(self, transition: Any) -> None:
-        """Write one row: `transition` has obs, action, reward, next_obs and terminated, each (num_envs, ...)."""
-        start = (self.clock % self.ring_length) * self.num_envs
-        for name, values in self.storage.items():
-            row, given = values[start : start + self.num_envs], getattr(transition, name)
-            if given.shape != row.shape:  # assigning would broadcast one environment over all of them
-                raise ValueError(f"ReplayBuffer: {name} has shape {tuple(given.shape)}, expected {tuple(row.shape)}")
-            row.copy_(given)
+        """Write one row: the tensors of `transition` have num_envs as their first dimension."""
+        row, previous = self._row(self.clock), self._row(self.clock - 1)
+        given = {name: getattr(transition, name) for name in {**self.storage, "next_obs": None}}
+        for name, values in given.items():  # anything would broadcast one environment over all of them
+            expected = (self.num_envs, *self.storage[name if name in self.storage else "obs"].shape[1:])
+            if values.shape != expected:
+                raise ValueError(f"ReplayBuffer: {name} has shape {tuple(values.shape)}, expected {expected}")
+        continues = self._continues(previous, given["obs"]) if "truncated" in self.storage else None
+        for name, stored in self.storage.items():
+            stored[row].copy_(given[name])
+        if self.successors is not None and continues is not None:
+            self.successors.write(row, previous, continues, given["next_obs"])
+        if self.priorities is not None:
+            self.priorities.add(torch.arange(row.start, row.stop, device=self.device))
         self.clock += 1
+
+    def _row(self, time: int) -> slice:
+        """Slots of the row written at `time`."""
+        start = time % self.ring_length * self.num_envs
+        return slice(start, start + self.num_envs)
+
+    def _continues(self, previous: slice, obs: Tensor) -> Tensor:
+        """Whether the new observations (N, ...) go on where the previous row ended; if not, that row is truncated."""
+        if self.num_rows == 0 or self.ring_length == 1:
+            return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        ended = self.storage["terminated"][previous] | self.storage["truncated"][previous]
+        expected = self._next_obs(torch.arange(previous.start, previous.stop, device=self.device))
+        same = (obs.to(expected) == expected).flatten(1).all(1)
+        self.storage["truncated"][previous] |= ~(ended | same)
+        return same & ~ended
 
     def sample(self, batch_size: int) -> Batch:
         """`batch_size` transitions, drawn with replacement."""
-        index = self.draw(batch_size)
-        fields = {name: values.index_select(0, index) for name, values in self.storage.items()}
-        return Batch(**fields, age=self.age(index), index=index)
+        return self.read(self.draw(batch_size))
+
+    def read(self, index: Tensor) -> Batch:
+        """The transitions in these slots (batch,), each with the n - 1 steps that followed it."""
+        age, last, discount = self.age(index), index, None
+        obs, action, reward = (self.storage[name].index_select(0, index) for name in ("obs", "action", "reward"))
+        if self.n_step > 1:
+            steps = torch.arange(self.n_step, device=self.device)
+            following = (index[:, None] + steps * self.num_envs) % self.capacity
+            ended = self.storage["terminated"][following] | self.storage["truncated"][following]
+            ended |= steps >= age[:, None] - 1  # the newest row is the last one that is known
+            reward, length = n_step_return(self.storage["reward"][following], ended, self.gamma)
+            last = (index + (length - 1) * self.num_envs) % self.capacity
+            discount = self.gamma ** length.to(reward.dtype)
+        terminated = self.storage["terminated"].index_select(0, last)
+        return Batch(obs, action, reward, self._next_obs(last), terminated, age, index, discount)
+
+    def _next_obs(self, index: Tensor) -> Tensor:
+        if self.successors is not None:
+            return self.successors.read(index)
+        return self.storage["next_obs"].index_select(0, index)
 
     def draw(self, batch_size: int) -> Tensor:
-        """Slots (batch,) to replay: first an age, then one of the environments of that row."""
+        """Slots (batch,) to replay: by priority, or else first an age, then one of the environments of that row."""
         if self.clock == 0:
             raise ValueError("ReplayBuffer: nothing to sample, the memory is empty")
+        if self.priorities is not None:
+            return self.priorities.draw(batch_size, self.generator, self._weight_of_slot if self.weights else None)
         column = torch.randint(self.num_envs, (batch_size,), generator=self.generator, device=self.device)
         return self.slot(self.draw_ages(batch_size), column)
 
+    def _weight_of_slot(self, index: Tensor) -> Tensor:
+        return multiply(self.weights, self.age(index).double())
+
     def draw_ages(self, batch_size: int) -> Tensor:
-        """Ages (batch,) in 1..num_rows, with probability proportional to the product of all weights."""
+        """Ages (batch,) in 1..num_rows, with probability proportional to the product of all weights of age."""
         return draw_ages(self.weights, self.num_rows, batch_size, self.generator)
 
     def weigh(self, name: str, weight: AgeWeight) -> None:
@@ -126,7 +199,11 @@ class ReplayBuffer:
 
     def age_probabilities(self) -> Tensor:
         """Probability (num_rows,) float64 with which each age 1, 2, ... is replayed. O(num_rows)."""
-        return probabilities(self.weights, self.num_rows, self.device)
+        if self.priorities is None:
+            return probabilities(self.weights, self.num_rows, self.device)
+        by_slot = self.priorities.probabilities(self._weight_of_slot if self.weights else None)
+        age = torch.arange(1, self.num_rows + 1, device=self.device)
+        return by_slot.view(self.ring_length, self.num_envs).sum(1)[(self.clock - age) % self.ring_length]
 
     def slot(self, age: Tensor, column: Tensor) -> Tensor:
         """Slot of the transition that environment `column` wrote `age` calls of add ago."""
@@ -141,13 +218,23 @@ class ReplayBuffer:
         """A copy of the filled part, the clock and the generator."""
         storage = {name: values[: len(self)].clone() for name, values in self.storage.items()}
         layout = {"capacity": self.capacity, "num_envs": self.num_envs}
-        return {**layout, "clock": self.clock, "storage": storage, "generator": self.generator.get_state()}
+        state = {**layout, "clock": self.clock, "storage": storage, "generator": self.generator.get_state()}
+        if self.successors is not None:
+            state["successors"] = self.successors.state_dict(len(self))
+        if self.priorities is not None:
+            state["priorities"] = self.priorities.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a memory of the same layout."""
         for name in ("capacity", "num_envs"):
             if state[name] != getattr(self, name):
                 raise ValueError(f"ReplayBuffer: saved with {name} {state[name]}, this one has {getattr(self, name)}")
+        parts = {"successors": self.successors, "priorities": self.priorities}
+        here = {*self.storage, *(name for name, part in parts.items() if part is not None)}
+        saved_parts = {*state["storage"], *(name for name in parts if name in state)}
+        if here != saved_parts:  # another n_step, prioritised or not, images or not
+            raise ValueError(f"ReplayBuffer: saved with {sorted(saved_parts)}, this one has {sorted(here)}")
         for name, values in self.storage.items():
             saved = state["storage"][name]
             if saved.shape[1:] != values.shape[1:]:
@@ -155,6 +242,9 @@ class ReplayBuffer:
         self.clock = state["clock"]
         for name, values in self.storage.items():
             values[: len(self)].copy_(state["storage"][name])
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])
         restore_generator(self.generator, state["generator"])
 
 

@@ -30,12 +30,16 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from .bodies import Architecture, make_body, widths
 from .networks import Actor, Critic, squashed_gaussian
+from .normalise import running_norms, update_norms
 from .replay import Batch, ReplayBuffer, restore_generator
+from .spaces import box_dim, obs_dtype, obs_shape
+from .updates import as_batch, gradient_step, polyak_, require_finite
 
 
 @dataclass(frozen=True)
-class SACConfig:
+class SACConfig(Architecture):
     gamma: float = 0.99
     """Discount factor, per environment step."""
     target_tau: float = 0.005
@@ -49,8 +53,8 @@ class SACConfig:
     alpha_lr: float = 1e-3
     """Learning rate of log alpha: CleanRL's; with stable-baselines3's 3e-4 the temperature takes 20,000 updates to fall
     from 1 to where rewards of at most 1 per step need it."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of actor and critics."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Widths of the critics' hidden layers; None: `hidden`, or what is usual for a critic of the network."""
     learning_starts: int = 5_000
     """Environment steps with uniformly random actions before the first update."""
     buffer_size: int = 1_000_000
@@ -78,7 +82,10 @@ class SACConfig:
 
 
 class SAC:
-    """Soft Actor-Critic for one-dimensional Box observations and Box actions."""
+    """Soft Actor-Critic for vectors or uint8 images (channels, height, width) and one-dimensional Box actions.
+
+    With images every network has convolutions of its own: nothing is shared, and the actor's are trained by its loss.
+    """
 
     def __init__(
         self,
@@ -93,9 +100,8 @@ class SAC:
     ) -> None:
         self.config = config = config or SACConfig()
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
-        obs_dim = _box_dim(observation_space, name, "observation", "wrap it with gymnasium.wrappers.FlattenObservation")
-        action_dim = _box_dim(action_space, name, "action", "its policy is continuous")
-        self.action_dim = action_dim
+        shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
+        self.action_dim = action_dim = box_dim(action_space, name, "action", "its policy is continuous")
         self.target_entropy = -float(action_dim) if config.target_entropy is None else config.target_entropy
         self.steps = 0  # environment steps observed
         self.updates = 0
@@ -107,9 +113,8 @@ class SAC:
             "act": torch.Generator(self.device).manual_seed(seeds[0]),
             "update": torch.Generator(self.device).manual_seed(seeds[1]),
         }
-        self.buffer = ReplayBuffer(
-            config.buffer_size, (obs_dim,), (action_dim,), num_envs=num_envs, device=self.device, seed=seeds[2]
-        )
+        memory = {"num_envs": num_envs, "device": self.device, "seed": seeds[2], "obs_dtype": self.obs_dtype}
+        self.buffer = ReplayBuffer(config.buffer_size, shape, (action_dim,), **memory)
         if config.learning_starts > self.buffer.capacity - num_envs:  # the memory would never be learnable
             raise ValueError(f"{name}: learning_starts {config.learning_starts} does not fit into {self.buffer}")
 
@@ -117,12 +122,16 @@ class SAC:
         # (torch.manual_seed would move them too). Weights are drawn on the CPU, hence the same on every device.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seeds[3])
-            actor = Actor(obs_dim, action_dim, config.hidden)
-            critics = {key: Critic(obs_dim, action_dim, config.hidden) for key in ("critic_1", "critic_2")}
+            actor = Actor(make_body(config, shape, widths(config, "policy")), action_dim)
+            hidden = widths(config, "value") if config.critic_hidden is None else config.critic_hidden
+            critics = {
+                key: Critic(make_body(config, shape, hidden, extra_dim=action_dim)) for key in ("critic_1", "critic_2")
+            }
         self.networks: dict[str, nn.Module] = {
             key: network.to(self.device) for key, network in {"actor": actor, **critics}.items()
         }
         self.targets = {key: copy.deepcopy(critic).requires_grad_(False) for key, critic in critics.items()}
+        self.norms = running_norms([*self.networks.values(), *self.targets.values()])
         self.log_alpha = torch.tensor(math.log(config.init_alpha), device=self.device, requires_grad=config.learn_alpha)
 
         fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
@@ -137,7 +146,7 @@ class SAC:
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         """Actions (N, action_dim) in [-1, 1]: random during the warm-up, then sampled; without explore tanh(mean)."""
-        obs, generator = obs.to(self.device, torch.float32), self.generators["act"]
+        obs, generator = obs.to(self.device, self.obs_dtype), self.generators["act"]
         shape = (len(obs), self.action_dim)
         if explore and self.steps < self.config.learning_starts:
             return 2 * torch.rand(shape, generator=generator, device=self.device) - 1
@@ -149,6 +158,7 @@ class SAC:
     def observe(self, transition: Any) -> None:
         """Store one step of every environment, and owe the updates that it brings."""
         self.buffer.add(transition)
+        update_norms(self.norms, transition.obs)
         self.steps += self.num_envs
         # Judged by the memory, not by steps: after resuming without it, learning waits until it is filled again.
         learnable = min(self.num_envs, len(self.buffer) - self.config.learning_starts)
@@ -168,7 +178,7 @@ class SAC:
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """min_i Q_i(s, a), shape (N,)."""
-        return self._q(obs.to(self.device, torch.float32), action.to(self.device, torch.float32)).amin(0)
+        return self._q(obs.to(self.device, self.obs_dtype), action.to(self.device, torch.float32)).amin(0)
 
     @torch.no_grad()
     def td_error(self, transition: Any) -> Tensor:
@@ -177,12 +187,9 @@ class SAC:
         The next action is tanh(mean), so that no random number is drawn; y is the target of `learn` otherwise, with
         the log-density of that action.
         """
-        names = ("obs", "action", "reward", "next_obs", "terminated")
-        obs, action, reward, next_obs, terminated = (getattr(transition, name).to(self.device) for name in names)
-        obs, action, next_obs = obs.float(), action.float(), next_obs.float()
-        batch = Batch(obs, action, reward, next_obs, terminated, age=reward, index=reward)  # the last two are not read
-        y = self.target_value(batch, self.log_alpha.exp(), torch.zeros_like(action))
-        return (self._q(obs, action) - y).square().mean(0).sqrt()
+        batch = as_batch(transition, self.device, self.obs_dtype)
+        y = self.target_value(batch, self.log_alpha.exp(), torch.zeros_like(batch.action))
+        return (self._q(batch.obs, batch.action) - y).square().mean(0).sqrt()
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """The update itself: critics, actor, temperature, targets."""
@@ -192,20 +199,20 @@ class SAC:
 
         q = self._q(batch.obs, batch.action)
         losses = {"critic_loss": critic_loss(q, self.target_value(batch, alpha, next_noise))}
-        self._step("critic", losses["critic_loss"])
+        gradient_step(self.optimizers["critic"], losses["critic_loss"])
 
         action, log_prob = self._sample(batch.obs, noise)
         losses["actor_loss"] = actor_loss(self._q(batch.obs, action), log_prob, alpha)
-        self._step("actor", losses["actor_loss"])
+        gradient_step(self.optimizers["actor"], losses["actor_loss"])
 
         if self.config.learn_alpha:
             losses["alpha_loss"] = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-            self._step("alpha", losses["alpha_loss"])
+            gradient_step(self.optimizers["alpha"], losses["alpha_loss"])
 
         for key, target in self.targets.items():
             polyak_(target, self.networks[key], self.config.target_tau)
         losses = {key: loss.detach() for key, loss in losses.items()}
-        self._require_finite(losses)
+        require_finite(losses, self.name, self.updates + 1)
         return {**losses, "alpha": alpha, "entropy": -log_prob.detach().mean(), "q_mean": q.detach().mean()}
 
     @torch.no_grad()
@@ -223,28 +230,6 @@ class SAC:
     def _q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Both critics: (2, batch)."""
         return torch.stack([self.networks[key](obs, action) for key in self.targets])
-
-    def _step(self, name: str, loss: Tensor) -> None:
-        """One step of optimizer `name`, whose parameters alone receive gradients.
-
-        The actor's loss passes through the critics. `backward(inputs=...)` leaves their `.grad` as it was and skips
-        the cost of their weight gradients, like freezing them with requires_grad_(False), but without touching any
-        flag: a hook on a critic sees the same kind of graph in both passes, parameters that a user froze stay
-        frozen, and nothing is left switched off after an exception. autograd.grad would skip the hooks of `.grad`.
-        """
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad()
-        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"] if p.requires_grad])
-        optimizer.step()
-
-    def _require_finite(self, losses: dict[str, Tensor]) -> None:
-        values = torch.stack(list(losses.values()))
-        if not values.isfinite().all():  # the only host synchronisation of an update
-            found = {key: value for key, value in zip(losses, values.tolist(), strict=True) if not math.isfinite(value)}
-            raise FloatingPointError(
-                f"{self.name}: {next(iter(found))} is not finite at update {self.updates + 1}: {found}. The parameters "
-                "are already affected: go back to a checkpoint, and look at rewards, observations and learning rates."
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that is needed to act and to go on, except the replay memory (`buffer.state_dict()`)."""
@@ -291,16 +276,3 @@ def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
 def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """-log_alpha mean (log pi + target_entropy): lowers alpha while the entropy is above its target."""
     return -log_alpha * (log_prob.detach() + target_entropy).mean()
-
-
-@torch.no_grad()
-def polyak_(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target += tau * (source - target), every parameter, in place."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
-
-
-def _box_dim(space: spaces.Space, name: str, role: str, advice: str) -> int:
-    """Dimension of a one-dimensional Box, or an error that says what to use instead."""
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"{name} needs a one-dimensional Box {role} space, found {space}: {advice}")
-    return space.shape[0]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from plasticity.callback import Callback, Context, fire
+from plasticity.callback import Callback, Context, fire, note
 
 from .protocol import Agent, Env
 
@@ -28,24 +28,38 @@ def train(
 ) -> Context:
     """Train ``agent`` in ``env`` for ``steps`` environment steps (of all environments together); return the context.
 
-    Callbacks fire in order at the five events of ``docs/events.md``. Every callback that was started gets its
-    ``on_train_end``, the last one first, also when an exception, which passes through, or ``stop()`` ends it early.
+    Callbacks fire in order at the six events of ``docs/events.md``. Every callback that was started gets its
+    ``on_train_end``, the last one first, also when an exception, which passes through with a note of the step and the
+    environment, or ``stop()`` ends it early.
     """
     ctx = ctx or context(agent)
+    ctx.interrupted = True  # until proven otherwise
     with ExitStack() as ends:
         for callback in callbacks:
             callback.on_train_start(ctx)
             ends.callback(callback.on_train_end, ctx)
-        obs = env.reset()
-        while ctx.step < steps and not stop():
-            transition = env.step(agent.act(obs, explore=True))
-            ctx.step += env.num_envs
-            fire(callbacks, "on_step", ctx, transition)
-            agent.observe(transition)
-            done = transition.terminated | transition.truncated
-            obs = env.reset(done) if done.any() else transition.next_obs
-            while agent.ready():
-                fire(callbacks, "on_update_start", ctx)
-                metrics = agent.update()
-                fire(callbacks, "on_update_end", ctx, metrics)
+        try:
+            _loop(env, agent, steps, callbacks, ctx, stop)
+        except Exception as error:
+            note(error, f"at step {ctx.step:,} of {env.name}")
+            raise
     return ctx
+
+
+def _loop(
+    env: Env, agent: Agent, steps: int, callbacks: Sequence[Callback], ctx: Context, stop: Callable[[], bool]
+) -> None:
+    obs = env.obs if ctx.step else env.reset()  # a resumed run goes on in the middle of its episodes
+    while ctx.step < steps and not stop():
+        transition = env.step(agent.act(obs, explore=True))
+        ctx.step += env.num_envs
+        fire(callbacks, "on_step", ctx, transition)
+        agent.observe(transition)
+        done = transition.terminated | transition.truncated
+        obs = env.reset(done) if done.any() else transition.next_obs
+        while agent.ready():
+            fire(callbacks, "on_update_start", ctx)
+            metrics = agent.update()
+            fire(callbacks, "on_update_end", ctx, metrics)
+        fire(callbacks, "on_step_end", ctx)
+    ctx.interrupted = ctx.step < steps

@@ -5,38 +5,43 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, find_highest_version
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
+from . import extras
+from .journal import Journal
 from .transition import Transition
+
+# Its ids stand for single frames of the screen; `atari.py` makes the games as agents are trained on them.
+ALE = "ale_py"
+BOX2D = "gymnasium.envs.box2d"
 
 
 class GymEnv:
     """Step N adapted Gymnasium environments; implements `Env`.
 
-    Args: `make_one(seed)` builds one environment whose observation space is a Box (float32, or a uint8 image) and
-    whose action space is Box(-1, 1, (n,)) or Discrete from 0. `seed` is the root of all randomness: environment i
-    gets the same numbers whatever `num_envs` is.
+    Args: `make_vector(seeds)` builds them as a vector environment whose `reset` takes a list of seeds and the option
+    `reset_mask`, and whose `step` resets none that has not ended. Its single observation space is a Box (float32, or a
+    uint8 image), its single action space Box(-1, 1, (n,)) or Discrete from 0. `seed` is the root of all randomness:
+    environment i gets the same numbers whatever `num_envs` is.
     """
 
     def __init__(
-        self, name: str, make_one: Callable[[int], gymnasium.Env], num_envs: int, seed: int, device: str = "cpu"
+        self, name: str, make_vector: Callable[[list[int]], VectorEnv], num_envs: int, seed: int, device: str = "cpu"
     ) -> None:
         actions, episodes = np.random.SeedSequence(seed).spawn(2)
         self.name = name
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.seeds = [int(child.generate_state(1)[0]) for child in episodes.spawn(num_envs)]
-        self._vector = SyncVectorEnv(
-            [partial(make_one, one) for one in self.seeds], autoreset_mode=AutoresetMode.DISABLED
-        )
+        self._vector = make_vector(self.seeds)
         self.observation_space = cast("spaces.Box", self._vector.single_observation_space)
         self.action_space = cast("spaces.Box | spaces.Discrete", self._vector.single_action_space)
         self.action_space.seed(int(actions.generate_state(1)[0]))
@@ -94,6 +99,46 @@ class GymEnv:
             truncated=torch.from_numpy(truncated & ~terminated).to(self.device),
         )
 
+    @property
+    def obs(self) -> Tensor:
+        """The present observations (N, ...); RuntimeError before the first reset."""
+        if self._obs is None:
+            raise RuntimeError(f"{self.name}: call reset() first, to start all environments")
+        return self._obs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the running episodes go on from: how each came about, and the random state of the actions."""
+        journals = self._journals()
+        return {
+            "episodes": None if journals is None else [journal.state_dict() for journal in journals],
+            "action_space": self.action_space.np_random.bit_generator.state,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> Tensor:
+        """Go on from `state_dict()`; return a bool mask (N,) of the episodes that had to be given up for new ones."""
+        journals = self._journals()
+        lost = np.ones(self.num_envs, dtype=bool)
+        if journals is None:
+            # Not the seeds of the start: the same episodes would come again.
+            children = np.random.SeedSequence([*self.seeds, state["steps"]]).spawn(self.num_envs)
+            obs, _ = self._vector.reset(seed=[int(child.generate_state(1)[0]) for child in children])
+        else:
+            for journal, saved in zip(journals, state["episodes"], strict=True):
+                journal.resume(saved)
+            obs, _ = self._vector.reset()
+            lost = np.array([not journal.replayed for journal in journals])
+        self.action_space.np_random.bit_generator.state = state["action_space"]
+        self._steps = state["steps"]
+        self._over[:] = False
+        self._obs = torch.from_numpy(obs).to(self.device)
+        return torch.from_numpy(lost).to(self.device)
+
+    def _journals(self) -> list[Journal] | None:
+        """Return the journals of all environments; None where they are stepped as one, as Atari games are."""
+        envs = getattr(self._vector, "envs", None)
+        return envs if envs and all(isinstance(env, Journal) for env in envs) else None
+
     def close(self) -> None:
         """Close all environments; may be called twice."""
         if not self._vector.closed:
@@ -143,18 +188,32 @@ class GymEnv:
         )
 
 
+def serial(make_one: Callable[[int], gymnasium.Env]) -> Callable[[list[int]], VectorEnv]:
+    """Return what makes one environment per seed, stepped one after another, each made by `make_one(seed)`."""
+    return lambda seeds: SyncVectorEnv(
+        [partial(make_one, seed) for seed in seeds], autoreset_mode=AutoresetMode.DISABLED
+    )
+
+
 def find_spec(name: str) -> EnvSpec | None:
     """Return the registered spec of a Gymnasium id, "module:id" importing the module first; None if there is none."""
     module, _, env_id = name.rpartition(":")
     if module:
         importlib.import_module(module)
-    return gymnasium.registry.get(env_id)
+    spec = gymnasium.registry.get(env_id)
+    return None if spec is None or _package(spec) == ALE else spec
 
 
 def make_gymnasium(name: str, seed: int, max_episode_steps: int | None = None) -> gymnasium.Env:
     """Make one Gymnasium environment; `seed` comes with the first reset, as Gymnasium wants it."""
     del seed
-    return gymnasium.make(name, max_episode_steps=max_episode_steps)
+    spec = find_spec(name)
+    if spec is not None and str(spec.entry_point).startswith(BOX2D):
+        extras.require("box2d", name)
+    try:
+        return gymnasium.make(name, max_episode_steps=max_episode_steps)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ModuleNotFoundError(f"{name} cannot be made: {error}") from error
 
 
 def gymnasium_ids() -> list[str]:
@@ -164,4 +223,8 @@ def gymnasium_ids() -> list[str]:
         for spec in gymnasium.registry.values()
         if spec.entry_point is not None and spec.version == find_highest_version(spec.namespace, spec.name)
     )
-    return sorted(spec.id for spec in newest)
+    return sorted(spec.id for spec in newest if _package(spec) != ALE)
+
+
+def _package(spec: EnvSpec) -> str:
+    return str(spec.entry_point).partition(".")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from gymnasium import spaces
 from torch import Tensor
@@ -48,6 +48,19 @@ class Env(Protocol):
 
     def step(self, action: Tensor) -> Transition:
         """Advance every environment by one decision; never resets."""
+        ...
+
+    @property
+    def obs(self) -> Tensor:
+        """The present observations (N, ...), from which a resumed loop goes on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the running episodes go on from."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Tensor:
+        """Go on from `state_dict()`; return a bool mask (N,) of the episodes that had to be given up for new ones."""
         ...
 
     def close(self) -> None:

@@ -1,36 +1,35 @@
-"""Adapt one Gymnasium environment: flat float32 observations, actions in [-1, 1], action repeat."""
+"""Adapt one Gymnasium environment: flat or image observations, actions in [-1, 1], action repeat, frame stack."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import TransformAction, TransformObservation
+from gymnasium.wrappers import FrameStackObservation, TransformAction, TransformObservation
 
 OBSERVATIONS = "supported observation spaces are Box, Discrete, and Dict of these"
 ACTIONS = "supported action spaces are Box of floats with finite bounds, and Discrete"
 
 
-def adapt(env: gymnasium.Env, name: str, action_repeat: int = 1) -> gymnasium.Env:
+def adapt(env: gymnasium.Env, name: str) -> gymnasium.Env:
     """Return `env` with observations and actions in the project's form.
 
     Raises ValueError, naming `name` and the space, for a space that has no such form; `env` is closed then.
     """
     try:
-        env = rescale_actions(flatten_observations(env, name), name)
+        return rescale_actions(flatten_observations(env, name), name)
     except ValueError:
         env.close()
         raise
-    return ActionRepeat(env, action_repeat) if action_repeat > 1 else env
 
 
 def flatten_observations(env: gymnasium.Env, name: str) -> gymnasium.Env:
-    """Turn Box, Discrete (one-hot) and Dict observations into one float32 vector; leave uint8 images as they are."""
+    """Turn Box, Discrete (one-hot) and Dict observations into one float32 vector; uint8 images into (C, H, W)."""
     space = env.observation_space
     if is_image(space):
-        return env
+        return channels_first(env)
     low, high = _flat_bounds(space, name)
 
     def flatten(obs: Any) -> np.ndarray:
@@ -46,6 +45,24 @@ def flatten_observations(env: gymnasium.Env, name: str) -> gymnasium.Env:
 def is_image(space: spaces.Space) -> bool:
     """Say whether `space` is a uint8 Box with three dimensions."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def channels_first(env: gymnasium.Env) -> gymnasium.Env:
+    """Turn images (height, width, 1, 3 or 4) into (channels, height, width); leave images of other shapes alone."""
+    space = cast("spaces.Box", env.observation_space)
+    if space.shape[2] not in (1, 3, 4) or space.shape[0] <= space.shape[2]:
+        return env
+    box = spaces.Box(space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1), dtype=np.uint8)
+    return TransformObservation(env, lambda image: np.asarray(image).transpose(2, 0, 1), box)
+
+
+def stack_frames(env: gymnasium.Env, num_frames: int) -> gymnasium.Env:
+    """Observe the last `num_frames` images as the channels of one, oldest first; the first image repeats at a reset."""
+    env = FrameStackObservation(channels_first(env), num_frames)
+    space = cast("spaces.Box", env.observation_space)
+    shape = (space.shape[0] * space.shape[1], *space.shape[2:])
+    box = spaces.Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
+    return TransformObservation(env, lambda frames: frames.reshape(shape), box)
 
 
 def _flat_bounds(space: spaces.Space, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +96,11 @@ def rescale_actions(env: gymnasium.Env, name: str) -> gymnasium.Env:
         return np.clip(np.clip(scaled, low, high).astype(space.dtype), space.low, space.high)
 
     return TransformAction(env, rescale, spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32))
+
+
+def repeat_actions(env: gymnasium.Env, times: int) -> gymnasium.Env:
+    """Apply each action `times` times."""
+    return ActionRepeat(env, times) if times > 1 else env
 
 
 class ActionRepeat(gymnasium.Wrapper):

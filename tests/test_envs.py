@@ -13,7 +13,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plasticity.envs import ENVS, Env, graphics, make_env
+from plasticity.envs import ENVS, Env, extras, graphics, make_env, missing_extras
 from plasticity.envs.dmc import DMControl, find_task
 
 
@@ -211,9 +211,19 @@ def test_gymnasium_equals_gymnasium(name, scale):
 
 @pytest.mark.parametrize("name", ["Taxi-v4", "CliffWalking-v1", "Ant-v5", "MountainCarContinuous-v0", "FrozenLake-v1"])
 def test_gymnasium_ids_run_without_a_warning(name):
+    runs(name, torch.float32)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("LunarLander-v3", torch.float32), ("CarRacing-v3", torch.uint8)])
+def test_box2d_runs(name, dtype):
+    pytest.importorskip("Box2D", reason="needs the extra box2d")
+    runs(name, dtype)
+
+
+def runs(name, dtype):
     env = make_env(name, num_envs=2)
     obs = env.reset()
-    assert obs.dtype == torch.float32
+    assert obs.dtype == dtype
     assert obs.shape == (2, *env.observation_space.shape)
     transition = env.step(sampled(env))
     assert transition.next_obs.shape == obs.shape
@@ -300,12 +310,16 @@ def test_observations_are_flattened(monkeypatch):
     assert torch.equal(env.reset(), torch.tensor([[0, 1, 0, 0.1, 0.2, 0.3, 0.4, 7]]))
 
 
-def test_images_stay_uint8(monkeypatch):
-    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    env = make_fake(monkeypatch, observation=spaces.Box(0, 255, (4, 4, 3), np.uint8), obs=image)
-    assert env.observation_space.shape == (4, 4, 3)
+@pytest.mark.parametrize(
+    ("shape", "order", "expected"),
+    [((4, 5, 3), (2, 0, 1), (3, 4, 5)), ((6, 7, 1), (2, 0, 1), (1, 6, 7)), ((3, 8, 9), (0, 1, 2), (3, 8, 9))],
+)
+def test_images_stay_uint8_with_channels_first(monkeypatch, shape, order, expected):
+    image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    env = make_fake(monkeypatch, observation=spaces.Box(0, 255, shape, np.uint8), obs=image)
+    assert env.observation_space == spaces.Box(0, 255, expected, np.uint8)
     assert env.reset().dtype == torch.uint8
-    assert torch.equal(env.step(torch.zeros(1, 1)).next_obs[0], torch.as_tensor(image))
+    assert torch.equal(env.step(torch.zeros(1, 1)).next_obs[0], torch.as_tensor(image).permute(order))
 
 
 def test_action_repeat_sums_and_stops_at_the_end():
@@ -402,6 +416,47 @@ def test_same_seed_same_numbers(name):
     assert torch.equal(make_env(name, num_envs=1, seed=7).reset()[0], starts[0])
 
 
+def rows_of(name: str, num_envs: int) -> torch.Tensor:
+    """What each environment shows, played with actions that depend on its index only; ended episodes start again."""
+    env = make_env(name, num_envs=num_envs, seed=3, max_episode_steps=40)
+    rng = np.random.default_rng(0)
+    rows = [env.reset()]
+    for _ in range(30):
+        if isinstance(env.action_space, spaces.Discrete):
+            action = torch.as_tensor(rng.integers(env.action_space.n, size=3)[:num_envs])
+        else:
+            action = torch.as_tensor(rng.uniform(-1, 1, (3, *env.action_space.shape))[:num_envs]).float()
+        transition = env.step(action)
+        rows += [transition.next_obs, env.reset(transition.terminated | transition.truncated)]
+    env.close()
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("CartPole-v1", None),
+        ("Hopper-v5", None),
+        ("sanity/both", None),
+        ("dmc/cartpole-swingup", None),
+        ("dmc-pixels/cartpole-swingup", None),
+        ("minatar/asterix", "minatar"),
+        ("atari/breakout", "atari"),
+    ],
+)
+def test_environment_i_plays_the_same_whatever_num_envs_is(name, extra):
+    if extra and not extras.installed(extra):
+        pytest.skip(f"needs the extra {extra}")
+    try:
+        three, one = rows_of(name, 3), rows_of(name, 1)
+    except RuntimeError as error:
+        if "cannot be rendered" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert torch.equal(three[:, :1], one)
+    assert not torch.equal(three[:, 0], three[:, 1])
+
+
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
@@ -415,6 +470,8 @@ def test_same_seed_same_numbers(name):
         ("dmc/cheetah-rnu", "dmc/cheetah-run"),
         ("dmc/ball_in_cup-cach", "dmc/ball_in_cup-catch"),
         ("sanity/clok", "sanity/clock"),
+        ("minatar/space-invader", "minatar/space_invaders"),
+        ("dmc-pixels/cheetah-rnu", "dmc-pixels/cheetah-run"),
     ],
 )
 def test_unknown_names_say_the_nearest(name, nearest):
@@ -425,6 +482,23 @@ def test_unknown_names_say_the_nearest(name, nearest):
 def test_a_name_like_no_other_gets_no_guess():
     with pytest.raises(ValueError, match=r'called "qqqq"\. Names are "dmc/<domain>-<task>"'):
         make_env("qqqq")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "message"),
+    [
+        ("Box2D", "LunarLander-v3", "LunarLander-v3 needs Box2D: pip install 'plasticity-toolkit[box2d]'"),
+        ("minatar", "minatar/freeway", "minatar/freeway needs MinAtar: pip install 'plasticity-toolkit[minatar]'"),
+        ("ale_py", "atari/pong", "atari/pong needs ale-py: pip install 'plasticity-toolkit[atari]'"),
+        ("ale_py", "ALE/Pong-v5", "ALE/Pong-v5 needs ale-py: pip install 'plasticity-toolkit[atari]'"),
+    ],
+)
+def test_a_missing_extra_says_what_to_install(monkeypatch, module, name, message):
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    with pytest.raises(ModuleNotFoundError) as error:
+        make_env(name)
+    assert str(error.value) == message
+    assert [line for line in missing_extras() if message.partition(": ")[2] in line]
 
 
 @pytest.mark.parametrize(
@@ -511,10 +585,14 @@ def test_envs_lists_what_can_be_made():
     assert "Hopper-v5" in listed["gymnasium"]
     assert "Hopper-v4" not in listed["gymnasium"]
     assert len(listed["sanity"]) == 12
+    assert len(listed["minatar"]) == 5
+    assert [name.replace("-pixels", "", 1) for name in listed["dmc-pixels"]] == listed["dmc"]
+    assert not [name for name in listed["gymnasium"] if "ALE" in name or "NoFrameskip" in name]
 
 
 def test_import_is_light():
-    code = "import sys, plasticity.envs; print([m for m in ('dm_control', 'mujoco') if m in sys.modules])"
+    heavy = ("dm_control", "mujoco", "minatar", "ale_py", "Box2D")
+    code = f"import sys, plasticity.envs; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -1,13 +1,19 @@
 """The ring against a naive memory: a Python list of (time of insertion, environment, values)."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from scipy import stats
 
+from plasticity.agents.nstep import n_step_return
+from plasticity.agents.priorities import Priorities
 from plasticity.agents.replay import Batch, ReplayBuffer, restore_generator
 
 
@@ -84,6 +90,12 @@ def test_sampling_by_age_has_one_seam() -> None:
     assert batch.age.unique().tolist() == [1]
     assert batch.obs[:, 0].unique().tolist() == [10]
     assert batch.obs[:, 1].unique().tolist() == [0, 1, 2]
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for name, values in vars(one).items():
+        expected = vars(other)[name]
+        assert torch.equal(values, expected) if values is not None else expected is None, name
 
 
 def chi_square(buffer: ReplayBuffer, expected: torch.Tensor, draws: int = 24_000) -> float:
@@ -201,8 +213,7 @@ def test_state_dict_round_trip_through_a_file(tmp_path: Path, num_rows: int) -> 
     assert len(again) == min(num_rows, 4) * 3
     for time, batch in zip(range(num_rows, num_rows + 6), expected, strict=True):
         again.add(row(time, 3))
-        for name, values in vars(again.sample(32)).items():
-            assert torch.equal(values, vars(batch)[name]), name
+        assert_same(again.sample(32), batch)
 
 
 def test_state_dict_is_a_copy() -> None:
@@ -260,3 +271,152 @@ def test_generator_state_of_another_device_is_not_taken() -> None:
     with pytest.warns(UserWarning, match="not one of a cpu generator"):
         restore_generator(generator, torch.zeros(16, dtype=torch.uint8))
     assert torch.equal(generator.get_state(), before)
+
+
+# --- n-step returns, images: what needs the order of the rows ---
+
+IMAGE = (2, 3, 3)
+
+
+def play(num_rows: int, num_envs: int, *, seed: int = 0, left: tuple[int, ...] = ()) -> Iterator[SimpleNamespace]:
+    """Rows of random images in episodes of random length; before the rows `left`, environment 0 is reset too early."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def images() -> torch.Tensor:
+        return torch.randint(256, (num_envs, *IMAGE), generator=generator, dtype=torch.uint8)
+
+    obs = images()
+    for time in range(num_rows):
+        if time in left:
+            obs[0] = images()[0]
+        kind = torch.rand(num_envs, generator=generator)
+        terminated, truncated, next_obs = kind < 0.2, (kind >= 0.2) & (kind < 0.4), images()
+        reward = torch.randint(10, (num_envs,), generator=generator).float()
+        action = torch.full((num_envs,), time)
+        yield SimpleNamespace(
+            obs=obs.clone(),
+            action=action,
+            reward=reward,
+            next_obs=next_obs,
+            terminated=terminated,
+            truncated=truncated,
+        )
+        done = (terminated | truncated).view(-1, 1, 1, 1)
+        obs = torch.where(done, images(), next_obs)
+
+
+def memory(capacity: int, num_envs: int, **options: Any) -> ReplayBuffer:
+    dtypes: dict[str, Any] = {"obs_dtype": torch.uint8, "action_dtype": torch.int64}
+    return ReplayBuffer(capacity, IMAGE, (), num_envs=num_envs, **dtypes, **options)
+
+
+def naive(rows: list[SimpleNamespace], time: int, env: int, n: int, gamma: float) -> dict[str, Any]:
+    """The n-step transition that begins at row `time`, by walking on from there."""
+    total, discount = 0.0, 1.0
+    for offset in range(n):
+        step = rows[time + offset]
+        total, discount = total + discount * float(step.reward[env]), discount * gamma
+        is_last = time + offset + 1 == len(rows) or step.terminated[env] or step.truncated[env]
+        if is_last or not torch.equal(rows[time + offset + 1].obs[env], step.next_obs[env]):
+            break
+    return {"reward": total, "discount": discount, "next_obs": step.next_obs[env], "terminated": step.terminated[env]}
+
+
+def test_n_step_return_by_hand() -> None:
+    no, yes = False, True
+    reward = torch.tensor([[1.0, 10.0, 100.0]] * 4)
+    ended = torch.tensor([[no, no, no], [no, yes, no], [yes, yes, no], [no, no, yes]])
+    total, length = n_step_return(reward, ended, 0.5)
+    assert total.tolist() == [1 + 5 + 25, 1 + 5, 1, 1 + 5 + 25]
+    assert length.tolist() == [3, 2, 1, 3]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("num_rows", [1, 2, 9, 10, 11, 37])
+@pytest.mark.parametrize("n", [1, 2, 4, 20])
+def test_n_steps_and_images_stored_once(num_rows: int, num_envs: int, n: int) -> None:
+    buffer = memory(10 * num_envs, num_envs, n_step=n, gamma=0.9)
+    rows = []
+    for transition in play(num_rows, num_envs, left=(3, 30, 36)):
+        buffer.add(transition)
+        rows.append(transition)
+        batch = buffer.read(torch.arange(len(buffer)))  # every transition, after every row
+        for i, (age, env) in enumerate(zip(batch.age.tolist(), (batch.index % num_envs).tolist(), strict=True)):
+            time = len(rows) - age
+            assert batch.action[i] == time
+            assert torch.equal(batch.obs[i], rows[time].obs[env])
+            expected = naive(rows, time, env, n, 0.9)
+            assert batch.reward[i].item() == pytest.approx(expected["reward"], rel=1e-6)
+            if n > 1:
+                assert batch.discount is not None
+                assert batch.discount[i].item() == pytest.approx(expected["discount"], rel=1e-6)
+            assert batch.terminated[i] == expected["terminated"]
+            assert torch.equal(batch.next_obs[i], expected["next_obs"])
+    assert (buffer.read(torch.arange(len(buffer))).discount is None) == (n == 1)
+
+
+def test_n_steps_of_vectors_equal_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatch) -> None:
+    sb3 = pytest.importorskip("stable_baselines3.common.buffers")
+    space = spaces.Box(0, 255, (18,))
+    theirs = sb3.NStepReplayBuffer(14, space, spaces.Discrete(99), "cpu", n_envs=2, n_steps=3, gamma=0.9)
+    ours = ReplayBuffer(14, (18,), (), num_envs=2, action_dtype=torch.int64, n_step=3, gamma=0.9)
+    for step in play(24, 2):
+        step.obs, step.next_obs = step.obs.flatten(1).float(), step.next_obs.flatten(1).float()
+        ours.add(step)
+        arrays = (getattr(step, name).numpy() for name in ("obs", "next_obs", "action", "reward"))
+        infos = [{"TimeLimit.truncated": bool(cut)} for cut in step.truncated]
+        theirs.add(*arrays, (step.terminated | step.truncated).numpy(), infos)
+    batch = ours.read(torch.arange(14))
+    monkeypatch.setattr(np.random, "randint", lambda *_, **__: np.arange(14) % 2)
+    other = theirs._get_samples(np.arange(14) // 2)
+    assert batch.discount is not None
+    assert len(batch.discount.unique()) == 3
+    same = {"observations": batch.obs, "next_observations": batch.next_obs, "actions": batch.action[:, None]}
+    columns = {"dones": batch.terminated.float(), "rewards": batch.reward, "discounts": batch.discount}
+    for name, values in {**same, **{key: column[:, None] for key, column in columns.items()}}.items():
+        torch.testing.assert_close(values, getattr(other, name).to(values.dtype), rtol=1e-6, atol=0, msg=name)
+
+
+def test_images_take_half_the_memory() -> None:
+    buffer = memory(400, 2)
+    for transition in play(1000, 2):
+        buffer.add(transition)
+    assert "next_obs" not in buffer.storage
+    assert buffer.successors is not None
+    # four steps in ten end an episode here, so the side store holds about 160 images, in powers of two
+    assert len(buffer.successors.side) == 256
+    assert len(buffer.successors.free) == 256 - int((buffer.successors.where < 0).sum())
+
+
+@pytest.mark.parametrize("num_rows", [3, 25])
+def test_images_and_n_steps_after_resuming(tmp_path: Path, num_rows: int) -> None:
+    rows = list(play(num_rows + 8, 2))
+    buffer, again = (memory(20, 2, n_step=2, gamma=0.9, priorities=Priorities(20, 0.5)) for _ in range(2))
+    for transition in rows[:num_rows]:
+        buffer.add(transition)
+    for transition in play(25, 2, seed=1):
+        again.add(transition)
+    torch.save(buffer.state_dict(), tmp_path / "replay.pt")
+    again.load_state_dict(torch.load(tmp_path / "replay.pt", weights_only=True))
+    for transition in rows[num_rows:]:
+        assert_same(again.sample(64), buffer.sample(64))
+        buffer.add(transition)
+        again.add(transition)
+
+
+def test_a_ring_of_one_row() -> None:
+    buffer = memory(2, 2, n_step=3, gamma=0.9)
+    for transition in play(6, 2):
+        buffer.add(transition)
+        batch = buffer.read(torch.tensor([0, 1]))
+        assert torch.equal(batch.next_obs, transition.next_obs)
+        assert torch.equal(batch.reward, transition.reward)
+
+
+def test_what_a_memory_of_another_kind_saved_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"saved with \['action', .*this one has \[.*'truncated'\]"):
+        ReplayBuffer(12, (2,), (1,), n_step=2, gamma=0.9).load_state_dict(filled(3).state_dict())
+    with pytest.raises(ValueError, match="n_step counts the rewards of a return, at least 1; got 0"):
+        ReplayBuffer(12, (2,), (1,), n_step=0)
+    with pytest.raises(ValueError, match="priorities of 7 transitions, not 12"):
+        ReplayBuffer(12, (2,), (1,), priorities=Priorities(7, 0.5))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -20,6 +21,7 @@ from plasticity.agents.sac import SAC, SACConfig, actor_loss, alpha_loss, critic
 OBS, ACTION = 5, 3
 OBS_SPACE = spaces.Box(-math.inf, math.inf, (OBS,))
 ACTION_SPACE = spaces.Box(-1, 1, (ACTION,))
+IMAGE_SPACE = spaces.Box(0, 255, (2, 5, 5), np.uint8)
 SMALL = SACConfig(hidden=(16, 16), batch_size=8, learning_starts=4, buffer_size=64)
 
 
@@ -301,6 +303,76 @@ def test_temperature_brings_the_entropy_to_its_target() -> None:
     assert entropy == pytest.approx(-1.0, abs=0.3)
 
 
+# --- other networks ---
+
+
+def image_transition(agent: SAC, generator: torch.Generator) -> SimpleNamespace:
+    """An image of one brightness; the reward is 1 where action and brightness agree in sign about the middle."""
+    bright = torch.randint(2, (agent.num_envs, 1, 1, 1), generator=generator)
+    obs = (255 * bright).to(torch.uint8).expand(-1, *IMAGE_SPACE.shape)
+    action, yes = agent.act(obs, explore=True), torch.ones(agent.num_envs, dtype=torch.bool)
+    reward = (2 * bright.flatten() - 1) * action[:, 0]
+    return SimpleNamespace(obs=obs, action=action, reward=reward, next_obs=obs, terminated=yes, truncated=~yes)
+
+
+def test_images_stay_bytes_and_their_values_are_learned() -> None:
+    config = SACConfig(
+        network="minatar_cnn", hidden=(32,), batch_size=64, learning_starts=64, buffer_size=1024, actor_lr=3e-3,
+        critic_lr=3e-3, init_alpha=1e-3, learn_alpha=False, updates_per_step=1 / 8,
+    )  # fmt: skip
+    agent = SAC(IMAGE_SPACE, spaces.Box(-1, 1, (1,)), config, num_envs=8)
+    generator = torch.Generator().manual_seed(0)
+    while agent.updates < 400:
+        agent.observe(transition := image_transition(agent, generator))
+        while agent.ready():
+            agent.update()
+    batch = agent.buffer.sample(4)
+    assert batch.obs.dtype == batch.next_obs.dtype == torch.uint8
+    images = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).view(4, 1, 1, 1).expand(-1, *IMAGE_SPACE.shape)
+    actions = torch.tensor([[-0.5], [0.5], [-0.5], [0.5]])
+    assert agent.value(images, actions).tolist() == pytest.approx([0.5, -0.5, -0.5, 0.5], abs=0.15)
+    assert agent.act(images[::2], explore=False).flatten().tolist() == pytest.approx([-1, 1], abs=0.1)
+    assert agent.td_error(transition).mean() < 0.15
+
+
+def test_every_network_shares_one_view_of_the_observations() -> None:
+    agent = small_agent(network="simba", num_envs=2)
+    run(agent, 30, torch.Generator().manual_seed(0))
+    norms = [net.encoder for net in (*agent.networks.values(), *agent.targets.values())]
+    seen = agent.buffer.storage["obs"][: len(agent.buffer)].double()
+    assert len(norms) == 5
+    assert agent.updates > 10
+    for norm in norms:
+        assert norm.count == len(seen) == 60
+        torch.testing.assert_close(norm.mean, seen.mean(0))
+        torch.testing.assert_close(norm.var, seen.var(0, correction=0))
+
+
+def test_statistics_of_observations_are_saved_with_the_agent() -> None:
+    agent, stream = small_agent(network="simba"), torch.Generator().manual_seed(0)
+    run(agent, 10, stream)
+    other = small_agent(network="simba", seed=1)
+    other.load_state_dict(agent.state_dict())
+    other.buffer.load_state_dict(agent.buffer.state_dict())
+    resumed = torch.Generator()
+    resumed.set_state(stream.get_state())
+    assert_same(run(other, 8, resumed), run(agent, 8, stream))
+    assert_same(other.state_dict(), agent.state_dict())
+
+
+def test_critics_may_be_wider_than_the_actor() -> None:
+    def widths(**changes: Any) -> list[int]:
+        networks = small_agent(**changes).networks
+        return [networks["actor"].mean.in_features, networks["critic_1"].q[-1].in_features]
+
+    assert widths() == [16, 16]
+    assert widths(critic_hidden=(24, 20)) == [16, 20]
+    assert widths(critic_hidden=()) == [16, OBS + ACTION]
+    assert widths(hidden=None) == [256, 256]
+    assert widths(hidden=None, network="simba") == [128, 512]
+    assert widths(network="bronet", critic_hidden=(8,)) == [16, 8]
+
+
 # --- the agent in a loop ---
 
 
@@ -470,8 +542,9 @@ def test_frozen_parameters_stay_frozen() -> None:
             r"^sac needs a one-dimensional Box action space, found Discrete\(3\): its policy",
         ),
         (OBS_SPACE, spaces.MultiDiscrete([2, 2]), "^sac .* action space, found MultiDiscrete"),
-        (spaces.Dict({"a": OBS_SPACE}), ACTION_SPACE, "^sac .* observation space, found Dict.*FlattenObservation"),
-        (spaces.Box(0, 1, (2, 2)), ACTION_SPACE, "^sac .* observation space, found Box.*FlattenObservation"),
+        (spaces.Dict({"a": OBS_SPACE}), ACTION_SPACE, "^sac needs observations .*, found Dict.*FlattenObservation"),
+        (spaces.Box(0, 1, (2, 2)), ACTION_SPACE, "^sac needs observations .*, found Box.*FlattenObservation"),
+        (IMAGE_SPACE, ACTION_SPACE, "'mlp' does not take observations of shape .*minatar_cnn"),
     ],
 )
 def test_unsupported_spaces(observation_space: spaces.Space, action_space: spaces.Space, message: str) -> None:

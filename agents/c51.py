@@ -1,0 +1,36 @@
+"""C51: learn the distribution of the return on a fixed grid of atoms (Bellemare et al. 2017, arXiv 1707.06887)."""
+
+import torch
+from torch import Tensor
+
+
+class Categorical:
+    """Reads logits (..., num_atoms) as distributions of the return over atoms z_i, evenly spaced in [v_min, v_max]."""
+
+    def __init__(self, v_min: float, v_max: float, num_atoms: int, device: torch.device | str = "cpu") -> None:
+        self.support = torch.linspace(v_min, v_max, num_atoms, device=device)
+
+    def q(self, logits: Tensor) -> Tensor:
+        """The mean returns, of the shape of logits without its last axis."""
+        return (logits.softmax(-1) * self.support).sum(-1)
+
+    def target(self, reward: Tensor, discount: Tensor, logits: Tensor) -> Tensor:
+        """Probabilities (batch, num_atoms) of r + discount * Z, Z as logits (batch, num_atoms); the others (batch,)."""
+        return project(logits.softmax(-1), reward[:, None] + discount[:, None] * self.support, self.support)
+
+    def losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropies (batch,) with the target's probabilities, nats; they are the errors for replay, too."""
+        losses = -(target * logits.log_softmax(-1)).sum(-1)
+        return losses, losses.detach()
+
+
+def project(probability: Tensor, value: Tensor, support: Tensor) -> Tensor:
+    """Split the probability of each value between its two neighbours on the grid, in proportion to nearness.
+
+    probability, value: (batch, n); support: (atoms,), evenly spaced, increasing. Returns (batch, atoms). Values beyond
+    the grid count as its ends. Bellemare et al. 2017, equation 7: m_i = sum_j [1 - |z_j - z_i| / dz]_0^1 p_j; a NaN
+    value comes out as NaN.
+    """
+    spacing = support[1] - support[0]
+    distance = (value.clamp(support[0], support[-1])[:, None, :] - support[:, None]).abs() / spacing
+    return torch.einsum("bij,bj->bi", (1 - distance).clamp_min(0), probability)

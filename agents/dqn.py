@@ -1,0 +1,343 @@
+"""Deep Q-learning (Mnih et al. 2015, Nature 518), with the extensions of Rainbow (Hessel et al. 2018) as options.
+
+A network learns Q(s, a) of all actions at once; the agent takes the best one, or with probability epsilon a random one.
+One update, on one replayed batch:
+
+    y      = r + gamma * (1 - terminated) * Qtarget(s', a*),        a* = argmax_a Qtarget(s', a)
+    J      = mean w * huber(Q(s, a) - y),                           w = 1
+    Qtarget = Q, at every `target_every`-th update
+
+`double`: a* = argmax_a Q(s', a) (van Hasselt et al. 2016, arXiv 1509.06461). `n_step`: r is the discounted sum of n
+rewards and s' the state after them (Sutton 1988); the bootstrap counts gamma^n. `dueling`: Q = V + A - mean A (Wang et
+al. 2016). `distributional`: C51, a distribution of the return in place of its mean. `prioritised`: transitions are
+drawn by error, w corrects for it (Schaul et al. 2016).
+
+Conventions. The numbers of an update are those of stable-baselines3 (a test holds the two equal, parameter by
+parameter): Huber loss of scale 1, gradient norm clipped to 10; CleanRL has the squared error and does not clip. What
+counts is gradient steps, not environment steps: `target_every` is in updates. Truncation bootstraps: only `terminated`
+cuts the return; n-step returns stop at either.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, smooth_l1_loss
+from torch.optim import Adam, Optimizer
+
+from .bodies import Architecture, make_body, widths
+from .c51 import Categorical
+from .networks import DuelingQNetwork, QNetwork
+from .normalise import running_norms, update_norms
+from .priorities import Priorities
+from .replay import Batch, ReplayBuffer, restore_generator
+from .spaces import num_actions, obs_dtype, obs_shape
+from .updates import as_batch, polyak_, require_finite
+
+COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
+"""What changes during training apart from tensors: part of the state."""
+
+
+@dataclass(frozen=True)
+class DQNConfig(Architecture):
+    gamma: float = 0.99
+    """Discount factor, per environment step."""
+    lr: float = 2.5e-4
+    """Learning rate of Adam."""
+    batch_size: int = 128
+    """Transitions per update."""
+    buffer_size: int = 100_000
+    """Transitions kept for replay."""
+    learning_starts: int = 1_000
+    """Environment steps before the first update."""
+    train_every: int = 4
+    """Environment steps (each of num_envs parallel environments counts) between two rounds of updates."""
+    updates_per_train: int = 1
+    """Updates per round."""
+    target_every: int = 50
+    """Updates between two moves of the target network."""
+    target_tau: float = 1.0
+    """Share by which the target network then moves towards the network."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at the first step."""
+    epsilon_end: float = 0.05
+    """Probability of a random action after `exploration_steps`."""
+    exploration_steps: int = 10_000
+    """Environment steps over which that probability falls, linearly."""
+    loss: Literal["huber", "mse"] = "huber"
+    """Loss of an error; huber is half the square up to 1, then linear. C51 has its own."""
+    max_grad_norm: float = 10.0
+    """Gradients of a larger norm are scaled down to it; inf for none."""
+    double: bool = False
+    """Let the network, not its target, choose the next action that the target judges."""
+    n_step: int = 1
+    """Rewards summed before bootstrapping."""
+    dueling: bool = False
+    """Split the network into a state value and advantages, each with a hidden layer as wide as the last one."""
+    distributional: bool = False
+    """Learn the distribution of the return (C51)."""
+    num_atoms: int = 51
+    """C51: points of the grid of returns."""
+    v_min: float = -10.0
+    """C51: smallest return on the grid; returns below count as this one."""
+    v_max: float = 10.0
+    """C51: largest return on the grid; returns above count as this one."""
+    prioritised: bool = False
+    """Replay transitions in proportion to their last error."""
+    priority_alpha: float = 0.6
+    """Exponent of the errors; 0 is uniform replay."""
+    priority_beta: float = 0.4
+    """Exponent of the importance weights at the start; it rises to 1, the full correction."""
+    priority_steps: int = 100_000
+    """Environment steps over which that exponent rises to 1, linearly."""
+
+    def __post_init__(self) -> None:
+        shares = ("gamma", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta")
+        counts = ("batch_size", "train_every", "updates_per_train", "target_every", "n_step", "priority_steps")
+        checks = {
+            **{f"{name} in [0, 1]": 0 <= getattr(self, name) <= 1 for name in shares},
+            **{f"{name} >= 1": getattr(self, name) >= 1 for name in counts},
+            "target_tau in (0, 1]": 0 < self.target_tau <= 1,
+            "exploration_steps >= 0": self.exploration_steps >= 0,
+            "loss huber or mse": self.loss in ("huber", "mse"),
+            "max_grad_norm > 0": self.max_grad_norm > 0,
+            "num_atoms >= 2": self.num_atoms >= 2,
+            "v_min < v_max": self.v_min < self.v_max,
+            "0 <= learning_starts < buffer_size": 0 <= self.learning_starts < self.buffer_size,
+        }
+        if broken := [rule for rule, holds in checks.items() if not holds]:
+            raise ValueError(f"DQNConfig needs {', '.join(broken)}; got {self}")
+
+
+class DQN:
+    """Deep Q-learning for vector or image observations and Discrete actions."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        config: DQNConfig | None = None,
+        *,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        name: str = "dqn",
+    ) -> None:
+        self.config = config = config or DQNConfig()
+        self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
+        shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
+        self.num_actions = num_actions(action_space, name)
+        self.values = (
+            Categorical(config.v_min, config.v_max, config.num_atoms, self.device)
+            if config.distributional
+            else Expected(config.loss)
+        )
+        self.epsilon_end = config.epsilon_end  # set_noise moves it
+        self.steps = 0  # environment steps observed
+        self.updates = 0
+        self.updates_owed = 0
+        self.steps_waiting = 0  # learnable environment steps since the last round of updates
+
+        root = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(2**62, (3,), generator=root).tolist()
+        self.generators = {"act": torch.Generator(self.device).manual_seed(seeds[0])}
+        self.buffer = self._make_buffer(shape, seeds[1])
+        if config.learning_starts > self.buffer.capacity - num_envs:  # the memory would never be learnable
+            raise ValueError(f"{name}: learning_starts {config.learning_starts} does not fit into {self.buffer}")
+
+        # As in SAC: drawn on the CPU, hence the same on every device, without moving the caller's global generators.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seeds[2])
+            network = make_network(config, shape, self.num_actions).to(self.device)
+        self.networks: dict[str, nn.Module] = {"q": network}
+        self.targets = {"q": copy.deepcopy(network).requires_grad_(False)}
+        self.norms = running_norms([*self.networks.values(), *self.targets.values()])
+        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
+        self.optimizers: dict[str, Optimizer] = {"q": Adam(network.parameters(), lr=config.lr, fused=fused or None)}
+
+    def _make_buffer(self, shape: tuple[int, ...], seed: int) -> ReplayBuffer:
+        config, capacity = self.config, self.config.buffer_size // self.num_envs * self.num_envs
+        priorities = Priorities(capacity, config.priority_alpha, device=self.device) if config.prioritised else None
+        return ReplayBuffer(
+            config.buffer_size,
+            shape,
+            (),
+            num_envs=self.num_envs,
+            device=self.device,
+            seed=seed,
+            obs_dtype=self.obs_dtype,
+            action_dtype=torch.int64,
+            n_step=config.n_step,
+            gamma=config.gamma,
+            priorities=priorities,
+        )
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action at this step."""
+        passed = 1.0 if self.steps >= self.config.exploration_steps else self.steps / self.config.exploration_steps
+        return self.config.epsilon_start + passed * (self.epsilon_end - self.config.epsilon_start)
+
+    @property
+    def beta(self) -> float:
+        """Exponent of the importance weights at this step."""
+        passed = min(1.0, self.steps / self.config.priority_steps)
+        return self.config.priority_beta + passed * (1.0 - self.config.priority_beta)
+
+    def set_noise(self, scale: float) -> None:
+        """Set the value at which epsilon ends, in place of config.epsilon_end; ValueError outside [0, 1]."""
+        if not 0 <= scale <= 1:
+            raise ValueError(f"{self.name}: exploration noise is a probability in [0, 1], got {scale}")
+        self.epsilon_end = float(scale)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        """Actions (N,) int64 of the largest Q; with explore each is random with probability epsilon."""
+        obs, generator = obs.to(self.device, self.obs_dtype), self.generators["act"]
+        if not explore:
+            return self.q(obs).argmax(-1)
+        random = torch.randint(self.num_actions, (len(obs),), generator=generator, device=self.device)
+        chosen = torch.rand(len(obs), generator=generator, device=self.device) < self.epsilon
+        return random if chosen.all() else torch.where(chosen, random, self.q(obs).argmax(-1))
+
+    def observe(self, transition: Any) -> None:
+        """Store one step of every environment, and owe the updates that it brings."""
+        self.buffer.add(transition)
+        if self.norms:
+            update_norms(self.norms, transition.obs)
+        self.steps += self.num_envs
+        # Judged by the memory, not by steps: after resuming without it, learning waits until it is filled again.
+        learnable = min(self.num_envs, len(self.buffer) - self.config.learning_starts)
+        rounds, self.steps_waiting = divmod(self.steps_waiting + max(0, learnable), self.config.train_every)
+        self.updates_owed += rounds * self.config.updates_per_train
+
+    def ready(self) -> bool:
+        """Whether an update is owed."""
+        return self.updates_owed > 0
+
+    def update(self) -> dict[str, Tensor]:
+        """One update on a replayed batch. Metrics are tensors on the agent's device."""
+        batch = self.buffer.sample(self.config.batch_size)
+        if self.buffer.priorities is not None:
+            batch.weight = self.buffer.priorities.importance(batch.index, self.beta)
+        metrics = self.learn(batch)
+        self.updates += 1
+        self.updates_owed -= 1
+        if self.updates % self.config.target_every == 0:
+            polyak_(self.targets["q"], self.networks["q"], self.config.target_tau)
+        return metrics
+
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """The gradient step, and the new priorities of its batch; `update` moves the target network."""
+        output = take(self.networks["q"](batch.obs), batch.action)
+        losses, errors = self.values.losses(output, self.target_value(batch))
+        loss = (losses if batch.weight is None else batch.weight * losses).mean()
+        norm = self._step(loss)
+        require_finite({"q_loss": loss.detach()}, self.name, self.updates + 1)
+        if self.buffer.priorities is not None:
+            self.buffer.priorities.update(batch.index, errors)
+        epsilon = torch.full((), self.epsilon, device=self.device)
+        q_mean = self.values.q(output.detach()).mean()
+        return {"q_loss": loss.detach(), "q_mean": q_mean, "grad_norm": norm, "epsilon": epsilon}
+
+    def _step(self, loss: Tensor) -> Tensor:
+        """One step of the optimizer; returns the norm of the gradients before they were clipped."""
+        optimizer = self.optimizers["q"]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        optimizer.step()
+        return norm
+
+    @torch.no_grad()
+    def target_value(self, batch: Batch) -> Tensor:
+        """y (batch,), or with C51 the probabilities (batch, num_atoms) that the network is moved towards."""
+        following, best = self._following(batch.next_obs)
+        discount = self.config.gamma if batch.discount is None else batch.discount
+        return self.values.target(batch.reward, discount * ~batch.terminated, take(following, best))
+
+    def _following(self, next_obs: Tensor) -> tuple[Tensor, Tensor]:
+        """What the target network says of the next observations, and the action chosen there."""
+        following = self.targets["q"](next_obs)
+        judged = self.networks["q"](next_obs) if self.config.double else following
+        return following, self.values.q(judged).argmax(-1)
+
+    @torch.no_grad()
+    def q(self, obs: Tensor) -> Tensor:
+        """Q(s, a) of all actions, (N, num_actions)."""
+        return self.values.q(self.networks["q"](obs.to(self.device, self.obs_dtype)))
+
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q(s, a), (N,), of int64 actions (N,)."""
+        return take(self.q(obs), action.to(self.device))
+
+    @torch.no_grad()
+    def td_error(self, transition: Any) -> Tensor:
+        """|Q(s, a) - y|, (N,), for steps just taken; y is the target of one step, and with C51 both are means."""
+        batch = as_batch(transition, self.device, self.obs_dtype)
+        following, best = self._following(batch.next_obs)
+        y = batch.reward + self.config.gamma * ~batch.terminated * take(self.values.q(following), best)
+        return (self.value(batch.obs, batch.action) - y).abs()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that is needed to act and to go on, except the replay memory (`buffer.state_dict()`)."""
+        return copy.deepcopy(
+            {
+                "networks": {key: dict(network.state_dict()) for key, network in self.networks.items()},
+                "targets": {key: dict(network.state_dict()) for key, network in self.targets.items()},
+                "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
+                "generators": {key: generator.get_state() for key, generator in self.generators.items()},
+                "counters": {name: getattr(self, name) for name in COUNTERS},
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; the learning rate and where epsilon ends come from there, too."""
+        for key, network in self.networks.items():
+            network.load_state_dict(state["networks"][key])
+            self.targets[key].load_state_dict(state["targets"][key])
+        for key, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][key]))
+        for key, generator in self.generators.items():
+            restore_generator(generator, state["generators"][key])
+        for name in COUNTERS:
+            setattr(self, name, state["counters"][name])
+
+
+def make_network(config: DQNConfig, shape: tuple[int, ...], num_actions: int) -> nn.Module:
+    """Return a new Q network for observations of this shape; CleanRL's 120-84 is usual for mlp."""
+    hidden, atoms = widths(config, "value", mlp=(120, 84)), config.num_atoms if config.distributional else 1
+    body = make_body(config, shape, hidden)
+    if not config.dueling:
+        return QNetwork(body, num_actions, atoms)
+    stream = replace(config, network="mlp")
+    value, advantage = (make_body(stream, (body.num_features,), hidden[-1:]) for _ in range(2))
+    return DuelingQNetwork(body, value, advantage, num_actions, atoms)
+
+
+class Expected:
+    """Reads the network's outputs as the mean returns themselves; `c51.Categorical` reads distributions."""
+
+    def __init__(self, loss: Literal["huber", "mse"]) -> None:
+        self.loss = {"huber": smooth_l1_loss, "mse": mse_loss}[loss]
+
+    def q(self, output: Tensor) -> Tensor:
+        """The mean returns, any shape."""
+        return output
+
+    def target(self, reward: Tensor, discount: Tensor, following: Tensor) -> Tensor:
+        """r + discount * Q(s', a'); all (batch,), and discount is 0 after a termination."""
+        return reward + discount * following
+
+    def losses(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (batch,), and the errors Q(s, a) - y (batch,) that set priorities in replay."""
+        return self.loss(output, target, reduction="none"), (output - target).detach()
+
+
+def take(output: Tensor, action: Tensor) -> Tensor:
+    """The part of output (batch, num_actions, ...) that belongs to each action (batch,) int64."""
+    return output[torch.arange(len(action), device=output.device), action]

@@ -1,0 +1,77 @@
+"""What bodies are built of: activations, norms and blocks, all modules that hooks see, and their initial weights."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class CReLU(nn.Module):
+    """cat([relu(x), relu(-x)]) along axis 1: twice as many features (Abbas et al. 2023, arXiv 2303.07507)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.relu(x), torch.relu(-x)], 1)
+
+
+class Residual(nn.Sequential):
+    """x + what its modules make of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class OverChannels(nn.Module):
+    """A norm of the last axis, applied to the channels of (batch, channels, height, width) at every position.
+
+    So flax normalises images by default. Dividing by statistics of a whole map instead would tie all positions.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Scale(nn.Module):
+    """uint8 images to [0, 1]; images of floats are taken as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.is_floating_point() else x / 255
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+    "crelu": CReLU,
+}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+def activated(norm: str, activation: str, width: int, image: bool = False) -> tuple[list[nn.Module], int]:
+    """What follows a hidden layer of `width` neurons or channels, norm and activation, and how many features it has."""
+    modules: list[nn.Module] = []
+    if norm != "none":
+        module = NORMS[norm](width)
+        modules.append(OverChannels(module) if image else module)
+    modules.append(ACTIVATIONS[activation]())
+    return modules, 2 * width if activation == "crelu" else width
+
+
+def linear(num_inputs: int, width: int, initialise: Callable[[Tensor], object]) -> nn.Linear:
+    """A layer with weights of `initialise` and biases of 0."""
+    layer = nn.Linear(num_inputs, width)
+    initialise(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def he_truncated_(weight: Tensor) -> Tensor:
+    """Draw from a normal of variance 2 / inputs, cut at two standard deviations: `he_normal` of JAX."""
+    std = math.sqrt(2 / weight.shape[1]) / 0.87962566103423978  # the cut leaves this share of the standard deviation
+    return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std)

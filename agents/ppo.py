@@ -1,0 +1,452 @@
+"""Proximal Policy Optimization with a clipped ratio (Schulman et al. 2017, arXiv 1707.06347).
+
+Act for `num_steps` steps of every environment, then learn from these alone: `num_epochs` times all of them, in
+shuffled minibatches. With A the generalised advantage estimates and R = A + V_old, one update on one minibatch takes
+one step on
+
+    ratio    = pi(a|s) / pi_old(a|s)
+    J_policy = -mean min(ratio * A', clip(ratio, 1 - eps, 1 + eps) * A'),     A' = (A - mean A) / std A
+    J_value  = 1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2)
+    J        = J_policy + value_coef * J_value - entropy_coef * mean H(pi)
+
+Conventions. Losses, defaults and initialisation are those of CleanRL's two scripts; with `clip_values=False` the
+numbers are those of stable-baselines3 at half its vf_coef (a test holds them equal, parameter by parameter). Truncation
+bootstraps with the value of the true successor, which CleanRL leaves out: only `terminated` cuts the return.
+Actor and critic share nothing; one optimizer steps both, their gradients clipped together. A Gaussian's action is
+clipped to [-1, 1] for the environment only: the ratio is of the sample itself. The observations of a rollout are
+stored as they were acted upon, normalised by the statistics of that moment: normalised anew, they would be others, and
+the ratio would not be 1 before the first update. So statistics inside the networks (simba) move between rollouts only.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from .bodies import Activation, Architecture, make_body, widths
+from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
+from .normalise import RunningNorm, running_norms, update_norms
+from .replay import restore_generator
+from .rewards import ReturnScaler
+from .rollout import Experience, Rollout, gae
+from .spaces import box_dim, num_actions, obs_dtype, obs_shape
+from .updates import require_finite
+
+# What None stands for: with continuous actions and vector observations, and otherwise (discrete actions, or images).
+USUAL: dict[str, tuple[Any, Any]] = {
+    "num_steps": (2048, 128),
+    "num_minibatches": (32, 4),
+    "num_epochs": (10, 4),
+    "lr": (3e-4, 2.5e-4),
+    "entropy_coef": (0.0, 0.01),
+    "normalize_observations": (True, False),
+    "normalize_rewards": (True, False),
+}
+
+# Networks that are drawn orthogonally; the others come with an initialisation of their own.
+ORTHOGONAL = ("mlp", "nature_cnn", "minatar_cnn")
+
+# Steps whose old value and log-density are computed at once; bounds the memory that images need.
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class PPOConfig(Architecture):
+    activation: Activation | None = None  # type: ignore[assignment]
+    """Hidden activation; None: tanh for mlp, relu for other networks."""
+    num_steps: int | None = None
+    """Steps of every environment between two rounds of learning; None: 2048 for continuous actions, 128 otherwise."""
+    num_minibatches: int | None = None
+    """Parts into which these are shuffled in every epoch, each good for one update; None: 32 or 4."""
+    num_epochs: int | None = None
+    """Times that all of them are learned from; None: 10 or 4."""
+    lr: float | None = None
+    """Learning rate of actor and critic, before annealing; None: 3e-4 or 2.5e-4."""
+    anneal_steps: int | None = None
+    """Environment steps over which the learning rate falls linearly to 0, from rollout to rollout; 0 keeps it. None:
+    keeps it too, unless whoever starts the run knows its length and fills it in."""
+    gamma: float = 0.99
+    """Discount factor, per environment step."""
+    gae_lambda: float = 0.95
+    """Lambda of the advantage estimates: 0 trusts the critic, 1 the returns alone."""
+    clip_range: float = 0.2
+    """How far the ratio of new to old policy may move from 1 before its gradient stops; eps above."""
+    clip_values: bool = True
+    """Whether to clip the value's change too, by the same amount, in the units of (normalised) rewards."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    entropy_coef: float | None = None
+    """Weight of the entropy bonus; None: 0 for continuous actions, 0.01 otherwise."""
+    max_grad_norm: float = 0.5
+    """Largest norm of the gradient of all parameters together; longer ones are shortened to it."""
+    init_log_std: float = 0.0
+    """Initial logarithm of the standard deviation of continuous actions."""
+    target_kl: float | None = None
+    """Approximate KL divergence at the end of an epoch beyond which no further epoch follows; None: no such limit."""
+    normalize_observations: bool | None = None
+    """Whether to standardise observations by running statistics; None: for continuous actions and vectors only."""
+    normalize_rewards: bool | None = None
+    """Whether to scale rewards by the running spread of their discounted sums; None: as for observations."""
+
+    def __post_init__(self) -> None:
+        counts = ("num_steps", "num_minibatches", "num_epochs")
+        checks = {
+            **{f"{name} >= 1": (value := getattr(self, name)) is None or value >= 1 for name in counts},
+            "lr > 0": self.lr is None or self.lr > 0,
+            "anneal_steps >= 0": self.anneal_steps is None or self.anneal_steps >= 0,
+            "gamma in [0, 1]": 0 <= self.gamma <= 1,
+            "gae_lambda in [0, 1]": 0 <= self.gae_lambda <= 1,
+            "clip_range > 0": self.clip_range > 0,
+            "value_coef >= 0": self.value_coef >= 0,
+            "entropy_coef >= 0": self.entropy_coef is None or self.entropy_coef >= 0,
+            "max_grad_norm > 0": self.max_grad_norm > 0,
+            "target_kl > 0": self.target_kl is None or self.target_kl > 0,
+        }
+        if broken := [rule for rule, holds in checks.items() if not holds]:
+            raise ValueError(f"PPOConfig needs {', '.join(broken)}; got {self}")
+
+    def filled(self, continuous: bool) -> "PPOConfig":
+        """The same with every None replaced by what is usual, save for target_kl, where None means none."""
+        usual = {name: choices[0 if continuous else 1] for name, choices in USUAL.items()}
+        usual |= {"activation": "tanh" if self.network == "mlp" else "relu", "anneal_steps": 0}
+        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+
+
+class PPO:
+    """Proximal Policy Optimization for vectors or uint8 images, and for one-dimensional Box or Discrete actions."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        config: PPOConfig | None = None,
+        *,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        name: str = "ppo",
+    ) -> None:
+        self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
+        shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
+        self.continuous = not isinstance(action_space, spaces.Discrete)
+        if self.continuous:
+            action_dim = box_dim(action_space, name, "action", "it takes a Box of one dimension, or Discrete")
+        else:
+            action_dim = num_actions(action_space, name)
+        # Any, because its optional fields are filled in.
+        self.config: Any = (config or PPOConfig()).filled(self.continuous and len(shape) == 1)
+        self.minibatch_size = self._split(self.config)
+        self.steps = 0  # environment steps observed
+        self.updates = 0
+
+        root = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(2**62, (3,), generator=root).tolist()
+        self.generators = {
+            "act": torch.Generator(self.device).manual_seed(seeds[0]),
+            "update": torch.Generator(self.device).manual_seed(seeds[1]),
+        }
+        self.networks: dict[str, nn.Module] = self._make_networks(shape, action_dim, seeds[2])
+        self.norms = running_norms(self.networks.values())
+        parameters = [p for network in self.networks.values() for p in network.parameters()]
+        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
+        self.optimizers: dict[str, Optimizer] = {
+            "ppo": Adam(parameters, lr=self.config.lr, eps=1e-5, fused=fused or None)
+        }
+        self.normalisers = self._make_normalisers(shape)
+
+        actions = ((action_dim,), torch.float32) if self.continuous else ((), torch.int64)
+        self.rollout = Rollout(
+            self.config.num_steps, num_envs, shape, actions[0],
+            device=self.device, obs_dtype=self.obs_dtype, action_dtype=actions[1],
+        )  # fmt: skip
+        self._sampled: tuple[Tensor, Tensor, Tensor] | None = None  # what act saw, drew, and handed out
+        self._reset_learning()
+
+    def _split(self, config: Any) -> int:
+        """Steps per minibatch; ValueError where the rollout cannot be divided evenly."""
+        size, rest = divmod(config.num_steps * self.num_envs, config.num_minibatches)
+        if rest or size < 2:
+            raise ValueError(
+                f"{self.name}: num_steps {config.num_steps} times {self.num_envs} environments must be at least twice "
+                f"num_minibatches {config.num_minibatches}, and a multiple of it: change one of the three"
+            )
+        return size
+
+    def _make_networks(self, shape: tuple[int, ...], action_dim: int, seed: int) -> dict[str, nn.Module]:
+        """Actor and critic, drawn as in SAC: on the CPU, without moving the caller's global generators."""
+        config, policy = self.config, GaussianPolicy if self.continuous else CategoricalPolicy
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            actor = policy(make_body(config, shape, widths(config, "policy", (64, 64))), action_dim)
+            critic = StateValue(make_body(config, shape, widths(config, "value", (64, 64))))
+            if config.network in ORTHOGONAL:
+                orthogonal_(actor, math.sqrt(2))
+                orthogonal_(critic, math.sqrt(2))
+            if self.continuous:
+                nn.init.constant_(actor.log_std, config.init_log_std)
+            orthogonal_(actor.pi[-1], 0.01)  # all actions alike at first, whatever is observed
+            orthogonal_(critic.v[-1], 1.0)
+        return {"actor": actor.to(self.device), "critic": critic.to(self.device)}
+
+    def _make_normalisers(self, shape: tuple[int, ...]) -> dict[str, nn.Module]:
+        """Those that are switched on, by name; they belong to the agent and are no network of it."""
+        normalisers: dict[str, nn.Module] = {}
+        if self.config.normalize_observations:
+            if len(shape) != 1:
+                raise ValueError(f"{self.name}: normalize_observations is for vectors; images need none")
+            normalisers["observations"] = RunningNorm(shape, clip=10.0).to(self.device)
+        if self.config.normalize_rewards:
+            normalisers["rewards"] = ReturnScaler(self.num_envs, self.config.gamma).to(self.device)
+        return normalisers
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        """Actions, (N, action_dim) in [-1, 1] or (N,) int64: sampled; without explore the most likely ones.
+
+        Sampled ones are remembered for the `observe` that follows; those without explore leave no trace.
+        """
+        obs = self._normalise(obs)
+        distribution = self.networks["actor"](obs)
+        if not explore:
+            return self._bounded(distribution.mode())
+        sample = distribution.sample(self.generators["act"])
+        self._sampled = obs, sample, self._bounded(sample)
+        return self._sampled[2]
+
+    def observe(self, transition: Any) -> None:
+        """Store one step of every environment; its action must be the one that `act` has sampled last.
+
+        Rewards are scaled, and statistics take in the step: what is acted upon is never moved in between.
+        """
+        obs, sample = self._take_sampled(transition.action)
+        reward, terminated, truncated = (
+            getattr(transition, name).to(self.device) for name in ("reward", "terminated", "truncated")
+        )
+        if "rewards" in self.normalisers:
+            reward = self.normalisers["rewards"].update(reward, terminated | truncated)
+        if "observations" in self.normalisers:
+            self.normalisers["observations"].update(transition.obs)
+        next_obs = self._normalise(transition.next_obs)
+        self.rollout.add(
+            obs=obs, action=sample, reward=reward, next_obs=next_obs, terminated=terminated, truncated=truncated
+        )
+        self.steps += self.num_envs
+
+    def ready(self) -> bool:
+        """Whether the rollout is full, and its minibatches are not used up."""
+        return self.rollout.full
+
+    def update(self) -> dict[str, Tensor]:
+        """One gradient step on the next minibatch; the first one of a rollout judges its steps. Metrics are tensors."""
+        if self.experience is None:
+            self._judge()
+        assert self.experience is not None
+        part = self.minibatch % self.config.num_minibatches
+        if part == 0:  # a new epoch
+            self.order = torch.randperm(len(self.rollout), generator=self.generators["update"], device=self.device)
+        index = self.order[part * self.minibatch_size : (part + 1) * self.minibatch_size]
+        metrics = self.learn(self.experience[index])
+        metrics["explained_variance"] = self.explained_variance
+        self.updates += 1
+        self.minibatch += 1
+        if self._done(metrics["approx_kl"]):
+            update_norms(self.norms, self.rollout.flat("obs"))
+            self.rollout.clear()
+            self._reset_learning()
+        return metrics
+
+    @torch.no_grad()
+    def state_value(self, obs: Tensor) -> Tensor:
+        """V(s), (N,), in the units of the normalised rewards where these are on."""
+        return self.networks["critic"](self._normalise(obs))
+
+    def learn(self, batch: Experience) -> dict[str, Tensor]:
+        """The update itself: one step of the optimizer on both losses and the entropy."""
+        c = self.config
+        distribution, value = self.networks["actor"](batch.obs), self.networks["critic"](batch.obs)
+        log_ratio = distribution.log_prob(batch.action) - batch.log_prob
+        losses = {
+            "policy_loss": policy_loss(log_ratio, standardised(batch.advantage), c.clip_range),
+            "value_loss": value_loss(value, batch.value, batch.target, c.clip_range if c.clip_values else None),
+            "entropy": distribution.entropy().mean(),
+        }
+        self._step(losses["policy_loss"] + c.value_coef * losses["value_loss"] - c.entropy_coef * losses["entropy"])
+        losses = {key: loss.detach() for key, loss in losses.items()}
+        require_finite(losses, self.name, self.updates + 1)
+        log_ratio = log_ratio.detach()
+        return {
+            **losses,
+            "approx_kl": approx_kl(log_ratio),
+            "clip_fraction": clip_fraction(log_ratio, c.clip_range),
+            "value_mean": value.detach().mean(),
+            "return_mean": batch.target.mean(),
+            "learning_rate": torch.tensor(self.optimizers["ppo"].param_groups[0]["lr"], device=self.device),
+        }
+
+    @torch.no_grad()
+    def _judge(self) -> None:
+        """Compute what the old policy and critic say of the rollout's steps, all at once, and anneal."""
+        obs, action, critic = self.rollout.flat("obs"), self.rollout.flat("action"), self.networks["critic"]
+        pairs = zip(obs.split(CHUNK), action.split(CHUNK), strict=True)
+        log_prob = torch.cat([self.networks["actor"](o).log_prob(a) for o, a in pairs])
+        value = torch.cat([critic(o) for o in obs.split(CHUNK)])
+
+        cut, grid = self.rollout.cut(), value.view(-1, self.num_envs)
+        next_value = torch.cat([grid[1:], torch.zeros_like(grid[:1])])
+        successors = self.rollout.storage["next_obs"][cut]
+        next_value[cut] = torch.cat([critic(o) for o in successors.split(CHUNK)])
+        reward, terminated = self.rollout.storage["reward"], self.rollout.storage["terminated"]
+        advantage = gae(reward, grid, next_value, terminated, cut, self.config.gamma, self.config.gae_lambda)
+
+        self.experience = Experience(obs, action, log_prob, value, advantage.flatten())
+        self.explained_variance = explained_variance(value, self.experience.target)
+        if self.config.anneal_steps:
+            progress = (self.steps - len(self.rollout)) / self.config.anneal_steps
+            for group in self.optimizers["ppo"].param_groups:
+                group["lr"] = self.config.lr * max(0.0, 1.0 - progress)
+
+    def _step(self, loss: Tensor) -> None:
+        """One step of the optimizer along the gradient, shortened if it is too long."""
+        optimizer = self.optimizers["ppo"]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        optimizer.step()
+
+    def _done(self, kl: Tensor) -> bool:
+        """Whether the rollout is used up: after the last epoch, or one that has moved the policy too far."""
+        epoch, part = divmod(self.minibatch, self.config.num_minibatches)
+        limit = self.config.target_kl
+        return epoch == self.config.num_epochs or (limit is not None and part == 0 and bool(kl > limit))
+
+    def _reset_learning(self) -> None:
+        self.experience: Experience | None = None
+        self.order = torch.empty(0, dtype=torch.int64, device=self.device)
+        self.explained_variance = torch.zeros((), device=self.device)
+        self.minibatch = 0
+
+    def _normalise(self, obs: Tensor) -> Tensor:
+        """Observations as the networks want them."""
+        obs = obs.to(self.device, self.obs_dtype)
+        return self.normalisers["observations"](obs) if "observations" in self.normalisers else obs
+
+    def _bounded(self, action: Tensor) -> Tensor:
+        return action.clamp(-1, 1) if self.continuous else action
+
+    def _take_sampled(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last act(explore=True) saw and drew; ValueError if `action` is not what it handed out."""
+        if self._sampled is None:
+            raise ValueError(f"{self.name} learns from its own actions only: call act(obs, explore=True) first")
+        obs, sample, given = self._sampled
+        action = action.to(self.device)
+        if action.shape != given.shape or not bool((action == given).all()):
+            raise ValueError(
+                f"{self.name} learns from its own actions only: the transition's action {action.tolist()} is not the "
+                f"{given.tolist()} that act(obs, explore=True) returned last"
+            )
+        self._sampled = None
+        return obs, sample
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that is needed to act and to go on, between two steps, the rollout in progress included."""
+        learning: dict[str, Any] = {}
+        if self.experience is not None:
+            names = ("log_prob", "value", "advantage")
+            learning = {name: getattr(self.experience, name) for name in names}
+            learning |= {name: getattr(self, name) for name in ("order", "minibatch", "explained_variance")}
+        return copy.deepcopy(
+            {
+                "networks": {key: dict(network.state_dict()) for key, network in self.networks.items()},
+                "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
+                "normalisers": {key: dict(one.state_dict()) for key, one in self.normalisers.items()},
+                "generators": {key: generator.get_state() for key, generator in self.generators.items()},
+                "counters": {"steps": self.steps, "updates": self.updates},
+                "rollout": self.rollout.state_dict(),
+                "learning": learning,
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; the learning rate comes from the saved optimizer.
+
+        The rollout in progress is left out, and a new one begun, where its number of steps or environments differs.
+        """
+        if state["normalisers"].keys() != self.normalisers.keys():
+            saved, here = (sorted(names) or "nothing" for names in (state["normalisers"], self.normalisers))
+            raise ValueError(f"{self.name}: saved with normalised {saved}, this agent normalises {here}")
+        for key, network in self.networks.items():
+            network.load_state_dict(state["networks"][key])
+        for key, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][key]))
+        for key, generator in self.generators.items():
+            restore_generator(generator, state["generators"][key])
+        self.steps, self.updates = (state["counters"][key] for key in ("steps", "updates"))
+        self._load_normalisers(state["normalisers"])
+        self._sampled = None
+        self.rollout.clear()
+        self._reset_learning()
+        if self.rollout.fits(state["rollout"]):
+            self.rollout.load_state_dict(state["rollout"])
+            self._load_learning(copy.deepcopy(state["learning"]))
+
+    def _load_normalisers(self, state: dict[str, Any]) -> None:
+        for key, normaliser in self.normalisers.items():
+            saved = dict(state[key])
+            if "returns" in saved and len(saved["returns"]) != self.num_envs:  # the episodes under way are others
+                saved["returns"] = saved["returns"].new_zeros(self.num_envs)
+            normaliser.load_state_dict(saved)
+
+    def _load_learning(self, learning: dict[str, Any]) -> None:
+        if learning:
+            judged = {name: learning[name].to(self.device) for name in ("log_prob", "value", "advantage")}
+            self.experience = Experience(self.rollout.flat("obs"), self.rollout.flat("action"), **judged)
+            self.order, self.minibatch = learning["order"].to(self.device), learning["minibatch"]
+            self.explained_variance = learning["explained_variance"].to(self.device)
+
+
+def policy_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """-mean min(ratio A, clip(ratio) A); log_ratio = log pi - log pi_old and advantage (batch,). Equation 7."""
+    ratio = log_ratio.exp()
+    return -torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
+
+
+def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip_range: float | None) -> Tensor:
+    """1/2 mean (V - target)^2; with clip_range the error of V moved by at most so much counts where it is the larger.
+
+    All tensors (batch,).
+    """
+    error = (value - target).square()
+    if clip_range is not None:
+        moved = old_value + (value - old_value).clamp(-clip_range, clip_range)
+        error = torch.max(error, (moved - target).square())
+    return 0.5 * error.mean()
+
+
+def standardised(x: Tensor) -> Tensor:
+    """(x - mean) / std of a batch (batch,), at least two; the 1e-8 is CleanRL's and stable-baselines3's."""
+    return (x - x.mean()) / (x.std() + 1e-8)
+
+
+def approx_kl(log_ratio: Tensor) -> Tensor:
+    """mean(ratio - 1 - log ratio), >= 0: KL(old || new) in nats estimated on actions of old (Schulman's k3)."""
+    return (log_ratio.expm1() - log_ratio).mean()
+
+
+def clip_fraction(log_ratio: Tensor, clip_range: float) -> Tensor:
+    """Share of steps whose ratio is further than clip_range from 1."""
+    return ((log_ratio.exp() - 1).abs() > clip_range).to(log_ratio.dtype).mean()
+
+
+def explained_variance(value: Tensor, target: Tensor) -> Tensor:
+    """1 - var(target - value) / var(target): 1 is perfect, 0 no better than a constant, below 0 worse.
+
+    Where all targets are equal, so that nothing is to be explained: 1 if the error is constant too, else 0.
+    """
+    unexplained, total = (target - value).var(), target.var()
+    return torch.where(total > 0, 1 - unexplained / total, (unexplained == 0).to(total.dtype))

@@ -1,0 +1,33 @@
+"""Scale rewards to the spread of their discounted sums, so that one learning rate and one clip range fit every task."""
+
+import torch
+from torch import Tensor, nn
+
+from .normalise import RunningNorm
+
+
+class ReturnScaler(nn.Module):
+    """reward / sqrt(var + eps), clipped; var is the running variance of each environment's discounted return so far.
+
+    That return is R <- gamma * R + reward, forgotten where an episode ends. Dividing by its spread makes values of the
+    order of 1; nothing is subtracted, which would change what is optimal. Engstrom et al. 2020, arXiv 2005.12729,
+    describe it as part of what PPO implementations do; VecNormalize of stable-baselines3 computes the same numbers.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, clip: float = 10.0) -> None:
+        super().__init__()
+        self.gamma, self.clip = gamma, clip
+        self.moments = RunningNorm(())
+        self.register_buffer("returns", torch.zeros(num_envs, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, reward: Tensor, done: Tensor) -> Tensor:
+        """Take in one step, reward and done both (num_envs,), and return the scaled rewards in their dtype."""
+        self.returns.mul_(self.gamma).add_(reward)
+        self.moments.update(self.returns)
+        self.returns.masked_fill_(done, 0.0)
+        return self(reward)
+
+    def forward(self, reward: Tensor) -> Tensor:
+        scale = (self.moments.var + self.moments.eps).rsqrt()
+        return (reward * scale).clamp(-self.clip, self.clip).to(reward.dtype)

@@ -1,0 +1,142 @@
+"""The memory of an on-policy agent: the steps since the last update, in order, and what is learned from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Experience:
+    """Steps to learn from; the first dimension of every field is the batch."""
+
+    obs: Tensor
+    action: Tensor  # as sampled: a Gaussian's is not clipped to the bounds
+    log_prob: Tensor  # (batch,) of the policy that acted
+    value: Tensor  # (batch,) of the critic at that time
+    advantage: Tensor  # (batch,)
+
+    @property
+    def target(self) -> Tensor:
+        """The lambda-return (batch,), which the critic learns: advantage + value."""
+        return self.advantage + self.value
+
+    def __getitem__(self, index: Tensor) -> "Experience":
+        """The steps at ``index``."""
+        return Experience(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+class Rollout:
+    """The last steps of all environments, at most `num_steps` rows of `num_envs`, in the order in which they were made.
+
+    Successors are kept for every step: where an episode was cut, the value of the true successor is needed, and
+    comparing them with the next row finds every cut, also that of an environment which was simply reset.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_envs: int,
+        obs_shape: Sequence[int],
+        action_shape: Sequence[int],
+        *,
+        device: torch.device | str = "cpu",
+        obs_dtype: torch.dtype = torch.float32,
+        action_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if num_steps < 1 or num_envs < 1:
+            raise ValueError(f"Rollout needs num_steps >= 1 and num_envs >= 1; got {num_steps} and {num_envs}")
+        self.num_steps, self.num_envs = num_steps, num_envs
+        self.num_rows = 0
+        """Rows filled so far."""
+        layout = {
+            "obs": (obs_shape, obs_dtype),
+            "action": (action_shape, action_dtype),
+            "reward": ((), torch.float32),
+            "next_obs": (obs_shape, obs_dtype),
+            "terminated": ((), torch.bool),
+            "truncated": ((), torch.bool),
+        }
+        self.storage = {
+            name: torch.zeros((num_steps, num_envs, *shape), dtype=dtype, device=device)
+            for name, (shape, dtype) in layout.items()
+        }
+
+    @property
+    def full(self) -> bool:
+        """Whether all rows are filled."""
+        return self.num_rows == self.num_steps
+
+    def __len__(self) -> int:
+        return self.num_rows * self.num_envs
+
+    def __repr__(self) -> str:
+        return f"Rollout({self.num_rows} of {self.num_steps} steps, num_envs={self.num_envs})"
+
+    def add(self, **row: Tensor) -> None:
+        """Write one row: obs, action, reward, next_obs, terminated and truncated, each (num_envs, ...)."""
+        if self.full:
+            raise RuntimeError(f"{self} is full: learn from it and clear it before the next step")
+        for name, values in self.storage.items():
+            target, given = values[self.num_rows], row[name]
+            if given.shape != target.shape:  # assigning would broadcast one environment over all of them
+                raise ValueError(f"Rollout: {name} has shape {tuple(given.shape)}, expected {tuple(target.shape)}")
+            target.copy_(given)
+        self.num_rows += 1
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.num_rows = 0
+
+    def flat(self, name: str) -> Tensor:
+        """All of one field, (num_steps * num_envs, ...): step by step, the environments of a step side by side."""
+        return self.storage[name].flatten(0, 1)
+
+    def cut(self) -> Tensor:
+        """Where the next row does not go on from a step that did not terminate: (num_steps, num_envs) bool.
+
+        That is at a truncation, in the last row, and where an environment was reset without having ended its episode.
+        """
+        differs = self.storage["next_obs"][:-1] != self.storage["obs"][1:]
+        cut = self.storage["truncated"].clone()
+        cut[:-1] |= differs.flatten(2).any(-1)
+        cut[-1] = True
+        return cut & ~self.storage["terminated"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the rows filled so far."""
+        rows = {name: values[: self.num_rows].clone() for name, values in self.storage.items()}
+        return {"num_steps": self.num_steps, "num_envs": self.num_envs, "rows": rows}
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether `state_dict()` came from a rollout of as many steps and environments."""
+        return (state["num_steps"], state["num_envs"]) == (self.num_steps, self.num_envs)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of a rollout of the same layout; ValueError for another one."""
+        if not self.fits(state):
+            raise ValueError(f"Rollout: saved with {state['num_steps']} steps of {state['num_envs']}, this is {self}")
+        self.num_rows = len(state["rows"]["reward"])
+        for name, values in self.storage.items():
+            values[: self.num_rows].copy_(state["rows"][name])
+
+
+def gae(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, cut: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimates, (num_steps, num_envs) like all arguments (Schulman et al. 2016, eq. 16).
+
+        delta_t = reward_t + gamma * next_value_t * (1 - terminated_t) - value_t
+        A_t     = delta_t + gamma * lam * A_{t+1}, without the second term after a step that terminated or was cut
+
+    `next_value` is the value of the true successor: a cut (`Rollout.cut`) bootstraps, but no advantage of another
+    episode flows back over it.
+    """
+    delta = reward + gamma * next_value * ~terminated - value
+    decay = gamma * lam * ~(terminated | cut)
+    advantage, following = torch.empty_like(delta), torch.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        following = torch.addcmul(delta[t], decay[t], following, out=advantage[t])
+    return advantage

@@ -1,0 +1,45 @@
+"""Packages that only some environments need: not installed by default, imported where they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Name a package and what it is for."""
+
+    module: str
+    package: str
+    environments: str
+
+
+EXTRAS = {
+    "atari": Extra("ale_py", "ale-py", "the games atari/<game>"),
+    "box2d": Extra("Box2D", "Box2D", "LunarLander-v3, BipedalWalker-v3, CarRacing-v3"),
+    "minatar": Extra("minatar", "MinAtar", "the games minatar/<game>"),
+}
+"""By the name of the optional dependency of this distribution."""
+
+
+def installed(extra: str) -> bool:
+    """Say whether the package of `extra` can be imported."""
+    return find_spec(EXTRAS[extra].module) is not None
+
+
+def require(extra: str, name: str) -> None:
+    """Raise ModuleNotFoundError if the environment `name` needs `extra` and it is not installed."""
+    if not installed(extra):
+        raise ModuleNotFoundError(_hint(extra, f"{name} needs"))
+
+
+def missing_extras() -> list[str]:
+    """Return a line for every extra that is not installed: which environments need it, and how to get it."""
+    return [
+        _hint(key, f"not installed: {extra.environments} need") for key, extra in EXTRAS.items() if not installed(key)
+    ]
+
+
+def _hint(extra: str, need: str) -> str:
+    return f"{need} {EXTRAS[extra].package}: pip install 'plasticity-toolkit[{extra}]'"

@@ -1,4 +1,4 @@
-"""Callbacks on a training loop: five events, and the context a loop lends to them."""
+"""Callbacks on a training loop: six events, and the context a loop lends to them."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class Context:
     """Takes what is logged; None drops it."""
     step: int = 0
     """Environment steps so far."""
+    interrupted: bool = False
+    """Whether training ends before its last step, and may go on later from a checkpoint: then nothing is summed up."""
     name: str = "this run"
     latest: dict[str, float] = field(default_factory=dict)
     """The last value logged under each tag, which triggers look at."""
@@ -105,7 +107,7 @@ class Context:
 
 
 class Callback:
-    """Observe or change training at five events; every method does nothing until overridden.
+    """Observe or change training at six events; every method does nothing until overridden.
 
     ``docs/events.md`` shows the loop with a mark where each event fires.
     """
@@ -122,18 +124,43 @@ class Callback:
     def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
         """Run after ``agent.update()`` with the losses it returned; they are tensors, still on the device."""
 
+    def on_step_end(self, ctx: Context) -> None:
+        """Run last in every step, after its updates: nothing is half done, so a checkpoint can be written here."""
+
     def on_train_end(self, ctx: Context) -> None:
         """Run once after the last step, also when training was stopped by an exception."""
+
+    def forget(self, lost: Tensor) -> None:
+        """Drop what is known of the running episodes marked in ``lost``, (environments,) bool: they will not go on."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the callback needs to go on later: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned; before ``on_train_start``."""
 
 
 def fire(callbacks: Iterable[Callback], event: str, ctx: Context, *args: Any) -> None:
-    """Call ``callback.<event>(ctx, *args)`` on each callback in order."""
+    """Call ``callback.<event>(ctx, *args)`` on each callback in order; an error bears the name of its callback."""
     for callback in callbacks:
-        getattr(callback, event)(ctx, *args)
+        try:
+            getattr(callback, event)(ctx, *args)
+        except Exception as error:
+            note(error, f"raised by {name_of(callback)}")
+            raise
+
+
+def note(error: Exception, text: str) -> None:
+    """Add ``text`` to an error, once: its type stays what it is, so that whoever waits for it still catches it.
+
+    Tracebacks show it from Python 3.11 on, the command line always.
+    """
+    notes = error.__dict__.setdefault("__notes__", [])  # what add_note does, which Python 3.10 does not have
+    if text not in notes:
+        notes.append(text)
+
+
+def name_of(callback: Callback) -> str:
+    """Return the name of an intervention, or the class of another callback."""
+    return getattr(callback, "NAME", "") or type(callback).__name__

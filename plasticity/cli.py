@@ -10,7 +10,10 @@ from importlib.metadata import version
 COMMANDS = {
     "train": ("plasticity.commands.train", "train an agent, with probes and interventions"),
     "eval": ("plasticity.commands.evaluate", "play episodes with the agent of a run"),
+    "probe": ("plasticity.commands.probe", "measure the networks of a saved agent"),
     "list": ("plasticity.commands.listing", "list agents, environments, probes, interventions"),
+    "report": ("plasticity.commands.report", "write curves, heat maps and tables of runs as one page"),
+    "compare": ("plasticity.commands.compare", "compare configurations over seeds, with intervals"),
     "dashboard": ("plasticity.commands.dashboard", "open TensorBoard on a folder of runs"),
 }
 
@@ -40,10 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except EXPECTED as error:
-        if debug:
+    except Exception as error:
+        notes = getattr(error, "__notes__", [])  # of what happens in training, where anything may be raised
+        if debug or not (notes or isinstance(error, EXPECTED)):
             raise
-        print(f"plasticity {name}: {error}", file=sys.stderr)
+        kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
+        print(f"plasticity {name}: {', '.join([f'{kind}{error}', *notes])}", file=sys.stderr)
         return 1
 
 

@@ -100,7 +100,9 @@ class Measure(Callback):
         self.probes, self.every, self.networks, self.strict = probes, every, networks, strict
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
+        self._told: set[str] = set()
         self.watcher: Watcher | None = None
+        self._saved: dict[str, Any] | None = None
 
     def on_train_start(self, ctx: Context) -> None:
         """Attach to the networks; raise ValueError for a name the run does not have."""
@@ -110,7 +112,8 @@ class Measure(Callback):
         chosen = {n: net for n, net in ctx.networks.items() if self.networks is None or n in self.networks}
 
         def take(network: str, reading: Reading, step: int) -> None:
-            first = network not in self.last
+            first = network not in self._told
+            self._told.add(network)
             self.last[network] = reading
             ctx.log(reading.flat(f"plasticity/{network}"))
             for probe, by_layer in reading.scores.items():
@@ -124,8 +127,19 @@ class Measure(Callback):
         self.watcher = Watcher(
             chosen, list(ctx.optimizers.values()), take, every=self.every, probes=self.probes, strict=self.strict
         )
+        if self._saved is not None:
+            self.watcher.load_state_dict(self._saved)
+            self._saved = None
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off."""
         if self.watcher is not None:
             self.watcher.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clocks of the measurements, and which networks have told what of them is not measured."""
+        return {} if self.watcher is None else {**self.watcher.state_dict(), "told": sorted(self._told)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, before ``on_train_start``."""
+        self._saved, self._told = (state or None), set(state.get("told", ()))

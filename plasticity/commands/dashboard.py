@@ -12,7 +12,7 @@ import tyro
 
 @dataclass(frozen=True)
 class DashboardConfig:
-    """Open TensorBoard on a folder of runs and print a link that shows the plasticity metrics first."""
+    """Open TensorBoard on a folder of runs and print the link to its Plasticity tab, which refreshes itself."""
 
     runs: Annotated[Path, tyro.conf.Positional] = Path("runs")
     """Folder that holds the runs."""

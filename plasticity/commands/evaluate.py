@@ -15,7 +15,7 @@ class EvalConfig:
     """Play whole episodes with the deterministic policy of a finished run and print their returns."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, or of one of its checkpoints."""
     episodes: int = 10
     """Episodes to play."""
     env: str | None = None
@@ -33,23 +33,13 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"episodes must be at least 1, got {config.episodes}")
 
     from plasticity.agents.evaluate import evaluate
-    from plasticity.envs import make_env
 
-    from .run import load_agent, read_run
+    from .run import find_run, load_agent, make_run_env
 
-    record = read_run(config.run)
+    _, record = find_run(config.run)
     settings = record["config"]
     name = config.env or settings["env"]
-    if config.env is None and ":" in name:
-        raise ValueError(f"the run's environment {name} imports a module; pass --env {name} if you trust it")
-    env = make_env(
-        name,
-        num_envs=config.episodes,
-        seed=config.seed,
-        device=config.device,
-        action_repeat=settings["action_repeat"],
-        max_episode_steps=settings["max_episode_steps"],
-    )
+    env = make_run_env(record, name=config.env, seed=config.seed, device=config.device, num_envs=config.episodes)
     try:
         agent = load_agent(config.run, record, env, config.device)
         returns = evaluate(agent, env, config.episodes)

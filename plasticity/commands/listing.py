@@ -43,9 +43,9 @@ def _interventions() -> list[str]:
 
 
 def _envs() -> list[str]:
-    from plasticity.envs import ENVS
+    from plasticity.envs import ENVS, missing_extras
 
-    return [name for names in ENVS.values() for name in names()]
+    return [*(name for names in ENVS.values() for name in names()), *missing_extras()]
 
 
 def _described(things: Mapping[str, Callable[..., Any]]) -> list[str]:

@@ -14,17 +14,22 @@ from typing import Any
 
 import torch
 
-RECORD, MODEL = "run.json", "model.pt"
+from plasticity.checkpoint import load
+from plasticity.checkpoints import Checkpoints
+from plasticity.files import write_atomically
+
+RECORD, MODEL, CHECKPOINTS = "run.json", "model", "checkpoints"
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
 
 
-def describe(agent: str, config: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
+def describe(agent: str, config: Mapping[str, Any], command: list[str], arguments: list[str]) -> dict[str, Any]:
     """Return what ``run.json`` says of a run: settings, command, versions, hardware, git state."""
     return {
         "agent": agent,
         "status": "running",
         "config": config,
         "command": command,
+        "arguments": arguments,
         "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := _version(p))}},
         "hardware": {
             "machine": platform.machine(),
@@ -48,7 +53,7 @@ def plain(value: Any) -> Any:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json`` in one step: a reader sees the old one or the new one, never half of it."""
-    _replace(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
+    write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -65,39 +70,79 @@ def read_run(folder: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is damaged: it lacks the agent or its config")
 
 
-def save_model(folder: Path, agent: Any) -> None:
-    """Write the agent's state, plain tensors and numbers, in one step."""
-    partial = folder / f"{MODEL}.partial"
-    torch.save(agent.state_dict(), partial)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MODEL)
+def find_run(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the record of the run that ``path`` is, or is a checkpoint of; ValueError if it is none."""
+    for folder in (path, *path.parents[:2]):
+        if (folder / RECORD).is_file():
+            return folder, read_run(folder)
+    return path, read_run(path)
 
 
-def load_agent(folder: Path, record: Mapping[str, Any], env: Any, device: str) -> Any:
-    """Return the trained agent of a run, for the spaces of ``env``; raise ValueError where its files do not fit."""
+def save_model(folder: Path, agent: Any, step: int) -> None:
+    """Write the agent alone, without its memory: what is needed to play and to measure."""
+    Checkpoints(folder / MODEL, keep=1).save(step, {"agent": agent.state_dict()})
+
+
+def load_state(path: Path) -> Mapping[str, Any]:
+    """Return the agent's state of a run (its model, or else its latest checkpoint) or of one checkpoint.
+
+    Raises ValueError if there is none that can be read.
+    """
+    if (path / RECORD).is_file():
+        for kind in (MODEL, CHECKPOINTS):
+            if (found := Checkpoints(path / kind)).latest() is not None:
+                return found.load_latest()[1]["agent"]
+        raise ValueError(f"{path} has neither a model nor a checkpoint: its training did not get so far")
+    return load(path)["agent"]
+
+
+def make_run_env(
+    record: Mapping[str, Any], *, name: str | None, seed: int, device: str, num_envs: int | None = None
+) -> Any:
+    """Make the environment of a run, or ``name`` in its place; ValueError for one that would import a module."""
+    from plasticity.envs import make_env
+
+    settings = record["config"]
+    if name is None and ":" in settings["env"]:
+        raise ValueError(f"the run's environment {settings['env']} imports a module; pass --env if you trust it")
+    return make_env(
+        name or settings["env"],
+        num_envs=settings["num_envs"] if num_envs is None else num_envs,
+        seed=seed,
+        device=device,
+        action_repeat=settings["action_repeat"],
+        max_episode_steps=settings["max_episode_steps"],
+    )
+
+
+def load_agent(
+    path: Path, record: Mapping[str, Any], env: Any, device: str, overrides: Mapping[str, Any] | None = None
+) -> Any:
+    """Return the agent of a run or checkpoint, for the spaces of ``env``, without what its memory held.
+
+    ``overrides``: settings in place of the saved ones. Raises ValueError where its files do not fit.
+    """
     from plasticity.agents import AGENTS
 
     if record["agent"] not in AGENTS:
-        raise ValueError(f"{folder} has the agent {record['agent']!r}; this version knows {', '.join(AGENTS)}")
-    path = folder / MODEL
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {MODEL}: its training did not end")
+        raise ValueError(f"{path} has the agent {record['agent']!r}; this version knows {', '.join(AGENTS)}")
+    state = load_state(path)
     kind, config_kind = AGENTS[record["agent"]]
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"]["agent"].items()}
-    # Only the networks matter here: a memory of full size would be reserved for nothing.
-    settings |= {key: value for key, value in {"buffer_size": 2, "learning_starts": 0}.items() if key in settings}
-    agent = kind(env.observation_space, env.action_space, config_kind(**settings), device=device)
+    # Without overrides only the networks matter: a memory of full size would be reserved for nothing.
+    small = {"buffer_size": 2, "learning_starts": 0, "batch_size": 1} if overrides is None else overrides
+    settings |= {key: value for key, value in small.items() if key in settings}
+    config = config_kind(**settings)
+    agent = kind(env.observation_space, env.action_space, config, num_envs=env.num_envs, device=device)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        _restructure(agent, state)
+        restructure(agent, state)
         agent.load_state_dict(state)
-    except (RuntimeError, KeyError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not fit the agent that run.json describes: {error}") from error
     return agent
 
 
-def _restructure(agent: Any, state: Mapping[str, Any]) -> None:
+def restructure(agent: Any, state: Mapping[str, Any]) -> None:
     """Give the networks the modules that plasticity injection had added to the saved ones."""
     from plasticity.interventions.injection import restructure_
 
@@ -106,15 +151,6 @@ def _restructure(agent: Any, state: Mapping[str, Any]) -> None:
         restructure_(network, state["networks"][name], optimizers)
     for name, target in getattr(agent, "targets", {}).items():
         restructure_(target, state["targets"][name])
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _version(package: str) -> str | None:

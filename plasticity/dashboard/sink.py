@@ -9,14 +9,19 @@ from typing import Any
 from .layout import layout
 from .live import Live
 from .logger import RunLogger
+from .runs import metric_tags, read_metrics
 
 
 class Sink:
-    """Write scalars, score histograms and events of one run to its folder; tell ``live`` what is new."""
+    """Write scalars, score histograms and events of one run to its folder; tell ``live`` what is new.
 
-    def __init__(self, folder: Path | str, live: Live | None = None) -> None:
-        self.logger, self.live = RunLogger(folder), live
-        self._tags: set[str] = set()
+    ``purge_step``: of a resumed run, see :class:`~plasticity.dashboard.logger.RunLogger`.
+    """
+
+    def __init__(self, folder: Path | str, live: Live | None = None, purge_step: int | None = None) -> None:
+        self.logger, self.live = RunLogger(folder, purge_step=purge_step), live
+        # TensorBoard shows the last layout: that of a resumed run must have all tags from its start on.
+        self._tags: set[str] = set() if purge_step is None else set(metric_tags(read_metrics(folder)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars by tag."""

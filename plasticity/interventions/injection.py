@@ -247,7 +247,7 @@ class PlasticityInjection(Triggered):
         if not any(self._heads.values()):
             raise ValueError(f"PlasticityInjection finds no head in {', '.join(self._networks)}: {self._advice()}")
         missing = {name: self._advice() for name, heads in self._heads.items() if not heads}
-        if missing:
+        if missing and not ctx.step:  # a resumed run has said so
             ctx.event(f"{self.NAME}_skipped", missing)
 
     def _find(self, ctx: Context, name: str, network: nn.Module) -> list[Head]:
@@ -318,13 +318,15 @@ class PlasticityInjection(Triggered):
             name: [key for key in network.state_dict() if any(key.startswith(f"{path}.") for path in _places(network))]
             for name, network in getattr(self, "_networks", {}).items()
         }
-        return {**super().state_dict(), "origins": self.origins.state_dict(), "injected": {**self._names, **names}}
+        own = {"origins": self.origins.state_dict(), "injected": {**self._names, **names}, "refused": self._refused}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, before ``on_train_start``, which then rebuilds the injected heads."""
         super().load_state_dict(state)
         self.origins.load_state_dict(state["origins"])
         self._names = {name: keys for name, keys in state["injected"].items() if keys}
+        self._refused = state["refused"]
 
 
 def _places(network: nn.Module) -> list[str]:

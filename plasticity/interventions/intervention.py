@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.callback import Callback, Context
+from plasticity.callback import Callback, Context, name_of, note
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,6 +63,19 @@ class Intervention(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def named(self, hook: Callable[..., T]) -> Callable[..., T]:
+        """Return ``hook``, for an optimizer or a watcher to call: its errors then bear the intervention's name."""
+
+        @functools.wraps(hook)
+        def call(*args: Any) -> T:
+            try:
+                return hook(*args)
+            except Exception as error:
+                note(error, f"raised by {name_of(self)}")
+                raise
+
+        return call
 
     def report(self, ctx: Context, details: Mapping[str, Any], **counts: int) -> None:
         """Log an application: an event with details, and cumulative counters ``interventions/<name>/<count>``."""

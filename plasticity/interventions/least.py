@@ -257,11 +257,12 @@ class LearnToStop(Intervention):
         return self.coef, self.omega_min, self.omega_max
 
     def on_train_start(self, ctx: Context) -> None:
-        """Check what is lent, and drop unfinished episodes: the loop is about to reset its environments."""
+        """Check what is lent; drop unfinished episodes, unless the loop goes on with them at a step beyond 0."""
         ctx.require("value", type(self).__name__)
-        self._running = None
+        if not ctx.step:
+            self._running = None
         self._set_noise = getattr(ctx, "set_noise", None)
-        if self._set_noise is None and self.noise_max > self.noise:
+        if self._set_noise is None and self.noise_max > self.noise and not ctx.step:
             ctx.event(self.NAME, {"note": f"noise schedule not applied: {ctx.name} lends no exploration noise"})
         self._apply_noise()
 
@@ -372,9 +373,18 @@ class LearnToStop(Intervention):
         self.unreported, self.episodes, self.vetoes = [], 0, 0
 
     def on_train_end(self, ctx: Context) -> None:
-        """Report the last episodes."""
+        """Report the last episodes, unless training may go on."""
         super().on_train_end(ctx)
-        self._report(ctx)
+        if not ctx.interrupted:
+            self._report(ctx)
+
+    def forget(self, lost: Tensor) -> None:
+        """Drop the episodes that will not go on."""
+        if self._running is not None and lost.any():
+            lost = lost.cpu()
+            for index in lost.nonzero().flatten().tolist():
+                self._running.take(index)
+            self._draw_exempt(self._running, lost)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, the unfinished episodes and all that adapts."""
@@ -389,7 +399,7 @@ class LearnToStop(Intervention):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; unfinished episodes go on too, unless ``on_train_start`` comes after."""
+        """Go on from :meth:`state_dict`, before ``on_train_start``; unfinished episodes go on too."""
         super().load_state_dict(state)
         capacity = state["history"]["table"].shape[2]
         if capacity != self.window_max:

@@ -171,7 +171,9 @@ class NeuroplasticExpansion(Intervention):
             for module in filter(None, (network, ctx.targets.get(name))):  # whichever runs first
                 self.hook(FirstPass(unwrap(module), partial(self._first_pass, name)))
         probes = {"dormancy": Dormancy(0.0), "active": ActiveFraction()}
-        self._watcher = Watcher(networks, self._optimizers, self._event, due=self._due, probes=probes, strict=True)
+        self._watcher = Watcher(
+            networks, self._optimizers, self.named(self._event), due=self._due, probes=probes, strict=True
+        )
         ctx.on_edit.append(self._restore_masks)
         self._resume()
 
@@ -224,7 +226,8 @@ class NeuroplasticExpansion(Intervention):
             for layer in self._layers[name]
         }
         self._mask(name, masks)
-        self._ctx.log({f"interventions/ne/{name}/density": self._masks[name].density()})
+        if saved is None:
+            self._ctx.log({f"interventions/ne/{name}/density": self._masks[name].density()})
 
     def _chosen(self, wired: Wiring) -> list[SparseLayer]:
         """Return the layers that may be sparse: trained by an optimizer, and not masked under another name yet."""

@@ -142,7 +142,12 @@ class Recycling(Intervention):
         self._origins.record({name: unwrap(network) for name, network in chosen.items()})
         self._triggers = {name: self._trigger() for name in chosen}
         self._watcher = Watcher(
-            chosen, self._optimizers, self._apply, due=self._due, probes={self.NAME: self.probe()}, strict=True
+            chosen,
+            self._optimizers,
+            self.named(self._apply),
+            due=self._due,
+            probes={self.NAME: self.probe()},
+            strict=True,
         )
         self._resume()
 
@@ -298,6 +303,7 @@ class Recycling(Intervention):
             "watcher": self._watcher.state_dict(),
             "origins": self._origins.state_dict(),
             "recycled": {name: dict(layers) for name, layers in self._recycled.items()},
+            "skipped": sorted(self._skipped),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -308,6 +314,7 @@ class Recycling(Intervention):
         self._saved = dict(state)
         self._origins.load_state_dict(state["origins"])
         self._recycled = {name: dict(layers) for name, layers in state["recycled"].items()}
+        self._skipped = {tuple(entry) for entry in state["skipped"]}
         if self._watcher is None:
             self._networks = {}  # whatever networks come next, they go on from here
         else:

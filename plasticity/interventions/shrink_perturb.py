@@ -107,7 +107,7 @@ class ShrinkPerturb(Triggered):
                 require_alike(name, network, ctx.targets[name])
         if self.soft:
             for key, optimizer in ctx.optimizers.items():
-                self.hook(optimizer.register_step_post_hook(self._softly(key)))
+                self.hook(optimizer.register_step_post_hook(self.named(self._softly(key))))
 
     def apply(self, ctx: Context) -> None:
         """Shrink and perturb all chosen networks."""

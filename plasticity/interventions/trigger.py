@@ -237,6 +237,7 @@ class Triggered(Intervention):
         self.ticks = {"updates": 0, "gradient_steps": 0}
         self._pending = self._updating = self._resumed = False
         self._inputs: dict[str, _FirstInputs] = {}
+        self._saved_inputs: dict[str, Any] = {}
 
     def on_train_start(self, ctx: Context) -> None:
         """Find the networks and start the clock; ValueError for a network that no optimizer trains."""
@@ -245,9 +246,9 @@ class Triggered(Intervention):
         optimizers = [ctx.optimizer_of(name) for name in self._networks]
         if not self._resumed:
             self.trigger.begin(ctx.step if self.clock == "env_steps" else 0)
-        self.hook(optimizers[0].register_step_post_hook(self._after_step))
+        self.hook(optimizers[0].register_step_post_hook(self.named(self._after_step)))
         for name, network in self._networks.items():
-            self._inputs[name] = _FirstInputs(network)
+            self._inputs[name] = _FirstInputs(network, self._saved_inputs.get(name))
             self.hook(self._inputs[name])
 
     def apply(self, ctx: Context) -> None:
@@ -313,23 +314,39 @@ class Triggered(Intervention):
         return {str(self.clock): self._now(), "because": self.trigger.reason}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, generator, clocks and the trigger's memory."""
-        return {**super().state_dict(), "ticks": dict(self.ticks), "trigger": self.trigger.state_dict()}
+        """Return counters, generator, clocks, the trigger's memory, and the inputs on which changes are measured."""
+        # What is no tensor or plain value is not for a checkpoint: a resumed run then takes new inputs.
+        inputs = {name: first.found for name, first in self._inputs.items() if _is_plain(first.found)}
+        clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict()}
+        return {**super().state_dict(), **clocks, "inputs": inputs or dict(self._saved_inputs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
         super().load_state_dict(state)
         self.ticks = dict(state["ticks"])
         self.trigger.load_state_dict(state["trigger"])
+        self._saved_inputs = dict(state["inputs"])
+        for name, first in self._inputs.items():
+            first.take(self._saved_inputs.get(name))
         self._resumed = True
 
 
 class _FirstInputs:
-    """A hook that keeps a copy of what a network was called with on its first training pass, and takes itself off."""
+    """A hook that keeps a copy of what a network was called with on its first training pass, and takes itself off.
 
-    def __init__(self, network: nn.Module) -> None:
+    ``found``: what was kept before a run was resumed.
+    """
+
+    def __init__(self, network: nn.Module, found: tuple[tuple, dict] | None = None) -> None:
         self.found: tuple[tuple, dict] | None = None
         self._handle = network.register_forward_pre_hook(self, with_kwargs=True)
+        self.take(found)
+
+    def take(self, found: tuple[tuple, dict] | None) -> None:
+        """Keep these inputs in place of the next ones."""
+        if found is not None:
+            self.found = found
+            self.remove()
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if torch.is_grad_enabled() and not foreign_pass(self):
@@ -345,6 +362,15 @@ class _FirstInputs:
     def remove(self) -> None:
         """Take the hook off."""
         self._handle.remove()
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether nested tuples, lists and dicts hold only tensors and plain values."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, (torch.Tensor, bool, int, float, str))
 
 
 def _inert(*args: Any) -> None:

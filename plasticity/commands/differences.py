@@ -1,0 +1,55 @@
+"""What a resumed run is asked to do otherwise than before, and which of it may change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+SAFE = frozenset({"steps", "log_every", "eval_*", "quiet", "out", "checkpoint.*"})
+"""Settings that a resumed run may change: what it learns from each step stays the same."""
+NOTED = frozenset({"device", "torch_threads"})
+"""Settings that it may change, too, but with which it no longer continues to the same bits."""
+ABSENT = "not there"
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str] = SAFE | NOTED) -> list[str]:
+    """Return a line for every setting that differs: ``agent.gamma: 0.99 in the run, 0.9 asked for``.
+
+    Settings are nested mappings of plain values, named by dotted keys; ``allowed``: names or globs to leave out. A
+    tuple equals the list that JSON makes of it, and nan itself.
+    """
+    before, after = _flat(saved), _flat(now)
+    names = [name for name in dict.fromkeys([*before, *after]) if not _matches(name, allowed)]
+    pairs = [(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
+    return [f"{name}: {_show(a)} in the run, {_show(b)} asked for" for name, a, b in pairs if not _same(a, b)]
+
+
+def notes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for every setting of ``NOTED`` that differs: the run goes on, but not to the same bits."""
+    before, after = ({n: v for n, v in _flat(config).items() if _matches(n, NOTED)} for config in (saved, now))
+    return [f"{line}; results will differ in the last bits" for line in differences(before, after, ())]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def _show(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,81 @@
+"""``plasticity probe``: measure the networks of a saved agent on fresh data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from plasticity.probes import DEFAULT_PROBES
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Let a saved agent collect data, and measure its networks on the passes of one update."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run, or of one of its checkpoints."""
+    probes: tuple[str, ...] = DEFAULT_PROBES
+    """What to measure; see plasticity list probes."""
+    samples: int = 2048
+    """Transitions to collect with the exploring policy, and the size of the batch. Ranks need more than the widths."""
+    env: str | None = None
+    """Environment, in place of the one the run was trained in."""
+    seed: int = 0
+    """Seed of the environment."""
+    device: str = "cpu"
+    """Where the networks run."""
+    json: bool = False
+    """Print JSON in place of tables."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a table per network: every layer, what could not be measured and why."""
+    config = tyro.cli(ProbeConfig, prog="plasticity probe", args=list(arguments))
+    if config.samples < 2:
+        raise ValueError(f"samples must be at least 2, got {config.samples}")
+
+    from plasticity.agents.train import context, train
+    from plasticity.measure import Measure
+
+    from .run import find_run, load_agent, make_run_env
+
+    folder, record = find_run(config.run)
+    env = make_run_env(record, name=config.env, seed=config.seed, device=config.device)
+    measure = Measure(config.probes, every=1, strict=True)
+    try:
+        agent = load_agent(config.run, record, env, config.device, _one_batch(record, config.samples))
+        start = agent.updates
+        # The update changes this copy of the agent only, which is thrown away.
+        ctx = context(agent)
+        train(env, agent, 2**62, [measure], ctx, stop=lambda: agent.updates > start)
+    finally:
+        env.close()
+    where = f"{record['agent']} of {folder}, {ctx.step:,} fresh transitions of {config.env or record['config']['env']}"
+    if config.json:
+        readings = {name: reading.flat() for name, reading in measure.last.items()}
+        unmeasured = {
+            name: [{"layer": gap.layer, "probe": gap.probe, "reason": gap.reason} for gap in reading.unmeasured]
+            for name, reading in measure.last.items()
+        }
+        print(json.dumps({"measured": where, "values": readings, "unmeasured": unmeasured}, indent=2))
+        return 0
+    print(where)
+    for name, reading in measure.last.items():
+        print(f"\n{name}\n{reading}")
+    return 0
+
+
+def _one_batch(record: dict[str, Any], samples: int) -> dict[str, Any]:
+    """Return the settings under which the first update takes in all fresh transitions at once."""
+    known = record["config"]["agent"]
+    wanted = {
+        "batch_size": samples, "learning_starts": samples - 1, "buffer_size": samples + 1,
+        "num_steps": -(-samples // record["config"]["num_envs"]), "num_minibatches": 1,
+        "policy_every": 1, "train_every": 1, "updates_per_train": 1,
+    }  # fmt: skip
+    return {key: value for key, value in wanted.items() if key in known}

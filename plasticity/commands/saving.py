@@ -1,0 +1,100 @@
+"""A whole training run as one state, back from it, and the callback that writes it to a checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from plasticity.callback import Callback, Context
+from plasticity.checkpoints import Checkpoints
+from plasticity.randomness import random_state, restore_random_state
+
+from .run import restructure
+
+
+def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callback]) -> dict[str, Any]:
+    """Return the state of everything that has one; valid between two steps."""
+    buffer = getattr(agent, "buffer", None)
+    return {
+        "step": ctx.step,
+        "latest": dict(ctx.latest),
+        "agent": agent.state_dict(),
+        "buffer": None if buffer is None else buffer.state_dict(),
+        "env": env.state_dict(),
+        "callbacks": {name: callback.state_dict() for name, callback in callbacks.items()},
+        "random": random_state(),
+    }
+
+
+def restore(state: Mapping[str, Any], ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callback]) -> None:
+    """Bring everything to :func:`snapshot`, before training starts; warn of episodes that had to be given up."""
+    ctx.step, ctx.latest = state["step"], dict(state["latest"])
+    for name, callback in callbacks.items():
+        callback.load_state_dict(state["callbacks"][name])
+    restructure(agent, state["agent"])
+    agent.load_state_dict(state["agent"])
+    if state["buffer"] is not None:
+        agent.buffer.load_state_dict(state["buffer"])
+    lost: Tensor = env.load_state_dict(state["env"])
+    if lost.any():
+        number = int(lost.sum())
+        warnings.warn(
+            f"{env.name} does not play the same again: {number} of {len(lost)} running episodes were given up, and "
+            "training goes on with new ones",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        for callback in callbacks.values():
+            callback.forget(lost)
+    restore_random_state(state["random"])
+
+
+class Save(Callback):
+    """Write a checkpoint every ``every`` environment steps (0: never), at the last one, and whenever ``stop()``.
+
+    One that cannot be written, on a full disk for example, is given up with a warning and training goes on; only
+    where the run is to stop, the OSError passes through. Networks that are not finite are never written: they raise
+    FloatingPointError, and the older checkpoints stay.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        every: int,
+        last_step: int,
+        state: Callable[[Context], tuple[dict[str, Any], float | None]],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.checkpoints, self.every, self.last_step, self.state, self.stop = checkpoints, every, last_step, state, stop
+        self._next = 0
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Find the next multiple of ``every``."""
+        self._next = (ctx.step // self.every + 1) * self.every if self.every else 0
+
+    def on_step_end(self, ctx: Context) -> None:
+        """Save when it is due."""
+        if self.stop():
+            require_finite(ctx)
+            self.checkpoints.save(ctx.step, *self.state(ctx))
+        elif self.every and (ctx.step >= self._next or ctx.step >= self.last_step):
+            self.on_train_start(ctx)
+            require_finite(ctx)
+            try:
+                self.checkpoints.save(ctx.step, *self.state(ctx))
+            except OSError as error:
+                warnings.warn(f"{error}; training goes on without it", RuntimeWarning, stacklevel=2)
+
+
+def require_finite(ctx: Context) -> None:
+    """Raise FloatingPointError naming network and parameter unless all parameters are finite."""
+    for name, network in ctx.networks.items():
+        for key, parameter in network.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(
+                    f"{name}.{key} is not finite, so no checkpoint is written: go back to the last one, and look at "
+                    "rewards, observations and learning rates"
+                )

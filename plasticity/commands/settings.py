@@ -1,0 +1,134 @@
+"""The settings of ``plasticity train``: those of every run, the agent's own, and those of every intervention."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from plasticity.agents import AGENTS
+from plasticity.interventions import INTERVENTIONS, Intervention
+from plasticity.probes import DEFAULT_PROBES
+
+from .run import plain
+
+CONTROL = ("seeds", "jobs", "retries", "dry_run")
+"""Settings that say how the command works; they are no part of a run."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the whole state of a run is saved, to go on from."""
+
+    every: int = 100_000
+    """Environment steps between two checkpoints, and one at the last step; 0: only when the run is stopped."""
+    keep: int = 1
+    """Checkpoints to keep, besides the best one by evaluation return."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError(f"checkpoint.every must be at least 0 and checkpoint.keep at least 1, got {self}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train on, for how long, and what to watch; the options of the agent come below."""
+
+    env: str
+    """Environment: a Gymnasium id, or a name such as dmc/cartpole-swingup, minatar/breakout; plasticity list envs."""
+    steps: int = 100_000
+    """Environment steps in all, each one decision of the agent; every parallel environment counts."""
+    seed: int = 1
+    """Root of every random number of the run."""
+    num_envs: int = 1
+    """Parallel environments."""
+    action_repeat: int | None = None
+    """Simulator steps per environment step; None: 2 for dm_control and 4 for Atari, as is usual, 1 elsewhere."""
+    max_episode_steps: int | None = None
+    """Simulator steps per episode, in place of the environment's own limit."""
+    probes: tuple[str, ...] = DEFAULT_PROBES
+    """Probes to run on every network; see plasticity list probes. Give the flag without names for none."""
+    probe_every: int = 1000
+    """Optimizer steps between two measurements."""
+    eval_every: int = 10_000
+    """Environment steps between two evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation, with deterministic actions."""
+    log_every: int = 500
+    """Updates over which losses are averaged and after which they are logged."""
+    device: str = "cpu"
+    """Where networks and replay live: cpu, cuda, ..."""
+    torch_threads: int = 1
+    """Threads of PyTorch on the CPU; more than one slows small networks down."""
+    out: Path = Path("runs")
+    """Folder for run folders."""
+    name: str | None = None
+    """Name of the run folder; default: agent, environment, seed and time."""
+    quiet: bool = False
+    """Show nothing while training."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints, to resume from with plasticity train --resume RUN."""
+    seeds: int = 1
+    """Train this many seeds, from --seed on, each as a process with a folder of its own; finished ones are skipped."""
+    jobs: int = 1
+    """With --seeds: processes at once; one per core is best."""
+    retries: int = 1
+    """With --seeds: times a seed is started again after a crash."""
+    dry_run: bool = False
+    """Show the settings, how the networks are wired and what each probe will measure, and stop."""
+
+
+def config_type(agent: str) -> type:
+    """Return the settings of a run of ``agent``: those of training, the agent's own and every intervention's, as flags.
+
+    An intervention is switched on by its bare flag, ``--regrama``; its settings are dotted, ``--regrama.every 500``.
+    """
+    kind = AGENTS[agent][1]
+    fields: list[Any] = [("agent", Annotated[kind, tyro.conf.OmitArgPrefixes], field(default_factory=kind))]
+    for name, method in INTERVENTIONS.items():
+        summary = (method.__doc__ or "").splitlines()[0]
+        switch = tyro.conf.arg(name=name.replace("_", "-"), help=summary)
+        fields.append((f"{name}_on", Annotated[bool, switch, tyro.conf.FlagCreatePairsOff], False))
+        fields.append((name, method, field(default_factory=method)))
+    return dataclasses.make_dataclass(
+        f"Train{agent.upper()}Config",
+        fields,
+        bases=(TrainConfig,),
+        frozen=True,
+        namespace={"__doc__": f"Train {agent.upper()}: {TrainConfig.__doc__}"},
+    )
+
+
+def require_switched_on(arguments: Sequence[str]) -> None:
+    """Raise ValueError for a setting of an intervention that is off: it would have no effect."""
+    for name in INTERVENTIONS:
+        flag = f"--{name.replace('_', '-')}"
+        given = [a for a in arguments if a.replace("_", "-").startswith(f"{flag}.")]
+        if given and flag not in (a.replace("_", "-") for a in arguments):
+            raise ValueError(f"{given[0]} sets an option of {name}, which is off; switch it on with {flag}")
+
+
+def chosen_interventions(config: Any) -> dict[str, Intervention]:
+    """Return the interventions that are switched on, by name."""
+    return {name: getattr(config, name) for name in INTERVENTIONS if getattr(config, f"{name}_on")}
+
+
+def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
+    """Return ``config`` with ``anneal_steps`` filled in where the agent left it open: all steps, or as was saved."""
+    if getattr(config.agent, "anneal_steps", 0) is not None:
+        return config
+    steps = config.steps if saved is None else saved["anneal_steps"]
+    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, anneal_steps=steps))
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Return all settings of a run as plain values; of the interventions only those that are on."""
+    methods = {name: plain(method.settings()) for name, method in chosen_interventions(config).items()}
+    skip = {*CONTROL, *INTERVENTIONS, *(f"{name}_on" for name in INTERVENTIONS)}
+    rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in skip}
+    nested = {name: dataclasses.asdict(getattr(config, name)) for name in ("checkpoint", "agent")}
+    return {**plain({**rest, **nested}), "interventions": methods}

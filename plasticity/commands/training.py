@@ -1,0 +1,175 @@
+"""One training run: its parts, its folder, its checkpoints; new, or resumed where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plasticity.agents import AGENTS
+from plasticity.agents.evaluate import Evaluate
+from plasticity.agents.records import Episodes, Losses
+from plasticity.agents.train import context, train
+from plasticity.callback import Callback
+from plasticity.checkpoints import Checkpoints
+from plasticity.dashboard.live import Live
+from plasticity.dashboard.sink import Sink
+from plasticity.envs import make_env
+from plasticity.files import RunLock
+from plasticity.measure import Measure
+from plasticity.probes import DEFAULT_PROBES
+from plasticity.randomness import seed_globally
+from plasticity.stopping import Stopper
+
+from .run import CHECKPOINTS, command_line, describe, save_model, write_record
+from .saving import Save, restore, snapshot
+from .settings import chosen_interventions, settings
+
+DRY_UPDATES = 20
+"""Updates after which a dry run ends even if a network has not been measured."""
+
+
+class Run:
+    """One training run: its seeds, environment, agent, callbacks."""
+
+    def __init__(self, agent: str, config: Any, arguments: Sequence[str] = ()) -> None:
+        self.agent_name, self.config, self.arguments = agent, config, list(arguments)
+        # One root seed; environment, agent and evaluation get their own streams from it, and the global generators
+        # one for whoever uses them, such as an environment of somebody else's.
+        self.seeds = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(config.seed).spawn(4)]
+        self.env = self._make_env(config.num_envs, self.seeds[0])
+        self.agent = self._make_agent(config.agent)
+        self.live = Live(config.steps, f"{agent} {config.env} seed {config.seed}", quiet=config.quiet)
+        self.measure = Measure(config.probes, config.probe_every)
+        self.evaluate = Evaluate(
+            self.agent,
+            lambda: self._make_env(config.eval_episodes, self.seeds[2]),
+            config.eval_every or config.steps,
+            config.eval_episodes,
+        )
+        watchers = {"evaluate": self.evaluate, "episodes": Episodes(), "losses": Losses(config.log_every)}
+        measure = {"measure": self.measure} if config.probes else {}
+        # Interventions first: one may end an episode, and what follows must see that it ended.
+        self.callbacks: dict[str, Callback] = {
+            **chosen_interventions(config), **measure, **watchers, "live": self.live,
+        }  # fmt: skip
+
+    def _make_env(self, num_envs: int, seed: int) -> Any:
+        c = self.config
+        return make_env(
+            c.env,
+            num_envs=num_envs,
+            seed=seed,
+            device=c.device,
+            action_repeat=c.action_repeat,
+            max_episode_steps=c.max_episode_steps,
+        )
+
+    def _make_agent(self, config: Any) -> Any:
+        kind = AGENTS[self.agent_name][0]
+        return kind(
+            self.env.observation_space,
+            self.env.action_space,
+            config,
+            num_envs=self.config.num_envs,
+            device=self.config.device,
+            seed=self.seeds[1],
+            name=self.agent_name,
+        )
+
+    def new_folder(self) -> Path:
+        """Make the folder of a new run; ValueError for one that is there and not empty."""
+        c = self.config
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = c.out / (c.name or f"{self.agent_name}_{c.env.replace('/', '-')}_seed{c.seed}_{stamp}")
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty; pass another --name, go on with --resume, or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def train(self, folder: Path, resume: bool = False) -> int:
+        """Train into ``folder``; ``run.json`` says how it ended, also after an exception. Return the exit code."""
+        ctx = context(self.agent)
+        checkpoints = Checkpoints(folder / CHECKPOINTS, self.config.checkpoint.keep)
+        record = describe(self.agent_name, settings(self.config), command_line(), self.arguments)
+        with RunLock(folder), Stopper() as stopper:
+            if resume:
+                _, state = checkpoints.load_latest()
+                restore(state, ctx, self.agent, self.env, self.callbacks)
+            else:
+                seed_globally(self.seeds[3])
+            write_record(folder, record)
+            sink = Sink(folder, self.live, purge_step=ctx.step + 1 if resume else None)
+            ctx.writer = sink
+            if not resume:
+                sink.logger.hparams(flat(record["config"]), ["charts/eval_return", "charts/episodic_return"])
+            sink.logger.text(ctx.step, "run", f"```\n{json.dumps(record, indent=2)}\n```")
+            save = Save(checkpoints, self.config.checkpoint.every, self.config.steps, self._state, stopper.stop)
+            status = "failed"
+            try:
+                with self.live:
+                    train(self.env, self.agent, self.config.steps, [*self.callbacks.values(), save], ctx, stopper.stop)
+                    if not stopper.stop():
+                        self.evaluate.run(ctx)
+                save_model(folder, self.agent, ctx.step)
+                status = "interrupted" if stopper.stop() else "finished"
+            finally:
+                sink.close(succeeded=status == "finished")
+                last = self.evaluate.last
+                returns = last.tolist() if last is not None and status == "finished" else []
+                write_record(folder, {**record, "status": status, "steps_done": ctx.step, "eval_returns": returns})
+                self.env.close()  # last: an environment that fails may fail to close as well
+        if not self.config.quiet:
+            self._report(folder, status)
+        return stopper.exit_code
+
+    def _state(self, ctx: Any) -> tuple[dict[str, Any], float | None]:
+        """Return all that the run needs to go on, and how good it is."""
+        score = self.evaluate.score_at(ctx.step)  # none of an earlier step: the parameters have moved on
+        return snapshot(ctx, self.agent, self.env, self.callbacks), score
+
+    def _report(self, folder: Path, status: str) -> None:
+        for network, reading in self.measure.last.items():
+            print(f"\n{network}\n{reading}")
+        if status == "interrupted":
+            print(f"\nstopped; go on with: plasticity train --resume {folder}")
+        elif self.evaluate.last is not None:
+            print(f"\nreturn {self.evaluate.last.mean():.1f} over {len(self.evaluate.last)} evaluation episodes")
+        print(f"run folder: {folder}\nsee it with: plasticity dashboard {folder.parent}")
+
+    def dry_run(self) -> int:
+        """Take the first update of a throw-away agent and show what is wired and measured."""
+        c = self.config
+        fields = {f.name for f in dataclasses.fields(c.agent)}
+        early = {"learning_starts": c.agent.batch_size} if {"learning_starts", "batch_size"} <= fields else {}
+        self.agent = self._make_agent(dataclasses.replace(c.agent, **early))
+        measure = Measure(c.probes or DEFAULT_PROBES, every=1)
+
+        def shown() -> bool:  # a delayed policy is not trained by the first update
+            return measure.last.keys() == self.agent.networks.keys() or self.agent.updates >= DRY_UPDATES
+
+        train(self.env, self.agent, 10**9, [measure], context(self.agent), stop=shown)
+        self.env.close()
+        print(json.dumps(settings(c), indent=2))
+        assert measure.watcher is not None
+        for name, monitor in measure.watcher.monitors.items():
+            print(f"\n{name}: wiring\n{monitor.wiring}")
+            if c.probes and name in measure.last:
+                print(f"\n{name}: what the probes measure, on the first update\n{measure.last[name]}")
+        return 0
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as ``a.b`` -> scalar, as the HParams tab wants them."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return found

@@ -1,0 +1,160 @@
+"""Files that are there whole or not at all, and a lock on a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = "run.lock"
+
+
+class Output:
+    """A new file that is hashed as it is written; leaving the ``with`` block means that it is on the disk itself.
+
+    Raises OSError if the file exists, and wherever the system does not take the data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        self._hash = hashlib.sha256()
+        self.size = 0
+        """Bytes written so far."""
+
+    def write(self, data: Any) -> None:
+        """Write bytes, or any contiguous array, which is not copied."""
+        rest = memoryview(data).cast("B")
+        self._hash.update(rest)
+        self.size += len(rest)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what was written, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+
+
+class Input:
+    """A file that is hashed as it is read; OSError unless it is a plain file, as opposed to a link, pipe or folder."""
+
+    def __init__(self, path: Path) -> None:
+        flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # not blocking: opening a pipe would wait for its writer
+        self._fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._fd)
+            raise OSError("not a plain file")
+        self._file = open(self._fd, "rb", buffering=0)  # noqa: SIM115
+        self._hash = hashlib.sha256()
+        self.size = status.st_size
+        """Bytes in the file when it was opened."""
+
+    def read(self, size: int) -> bytes:
+        """Return the next ``size`` bytes; EOFError if there are fewer."""
+        data = bytearray(size)
+        self.read_into(data)
+        return bytes(data)
+
+    def read_into(self, buffer: Any) -> None:
+        """Fill a writable array with the next bytes; EOFError if there are fewer."""
+        rest = memoryview(buffer).cast("B")
+        while rest:
+            piece = rest[: 2**24]
+            count = self._file.readinto(piece)
+            if not count:
+                raise EOFError("it ends too early")
+            self._hash.update(piece[:count])
+            rest = rest[count:]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what was read, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> Input:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, and a crash at any moment, finds the old one or the new one, never half of it.
+
+    Raises OSError that names ``path``, which is then as it was.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)  # of a process that was killed
+        with Output(partial) as file:
+            file.write(data)
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; it was not written", str(path)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk itself; systems that cannot do that are left alone."""
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class RunLock:
+    """Keep a second process out of ``folder``, as a ``with`` block; RuntimeError names the process that is in it.
+
+    The system gives the lock back when its holder ends, however it ends; forked children hold it too. It rests with an
+    open file, ``run.lock``, which stays in the folder, empty; on a network it is as good as that system's ``flock``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / LOCK
+        self._fd: int | None = None
+
+    def __enter__(self) -> RunLock:
+        if fcntl is None:
+            warnings.warn(f"{self.path.parent} is not locked: this system has no flock", RuntimeWarning, stacklevel=2)
+            return self
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._fd, 20).decode(errors="replace").strip()
+            os.close(self._fd)
+            self._fd = None
+            if not isinstance(error, BlockingIOError):
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            process = f"process {holder}" if holder.isdigit() else "another process"
+            raise RuntimeError(f"{self.path.parent} is in use by {process}: wait until it ends, or stop it") from error
+        os.truncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.truncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None

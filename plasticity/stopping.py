@@ -1,0 +1,68 @@
+"""Stop on SIGTERM and Ctrl-C after the step that is under way, so that a loop can save before it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+SHOW_CURSOR = b"\x1b[?25h"
+"""A live display hides the cursor, and a process that leaves at once cannot take it down."""
+
+
+class Stopper:
+    """A ``with`` block in which SIGTERM and SIGINT are remembered, for a loop that asks :meth:`stop` after every step.
+
+    A second signal leaves at once, with exit code 143 (SIGTERM) or 130 (SIGINT). Handlers are restored on exit. A
+    signal that was ignored before stays ignored, as Ctrl-C for a job that a shell put into the background. Outside the
+    main thread, which alone may set handlers, nothing is changed and :meth:`stop` stays False.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """The first signal that came, None so far."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def stop(self) -> bool:
+        """Return whether to stop."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should exit with: 128 + the signal's number, 0 without one."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    def __enter__(self) -> Stopper:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):  # None: set by C code, and could not be restored
+                    self._before[number] = before
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            _say(f"{name}: stopping after this step; once more leaves at once")
+            return
+        _say(f"{name} again: leaving at once")
+        os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    """Write to stderr without Python's buffers, which the interrupted code may be in the middle of."""
+    try:
+        terminal = SHOW_CURSOR if sys.stderr is not None and os.isatty(2) else b""
+        os.write(2, terminal + b"\n" + text.encode() + b"\n" if terminal else text.encode() + b"\n")
+    except OSError:
+        pass  # nobody listens

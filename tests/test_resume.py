@@ -1,0 +1,101 @@
+"""A run that was stopped and resumed is, bit for bit, the run that was never stopped; for every agent and method."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from plasticity.agents import AGENTS
+from plasticity.checkpoints import Checkpoints
+from plasticity.cli import main
+from plasticity.commands.run import read_run
+from plasticity.dashboard.runs import read_metrics
+
+SMALL = [
+    *("--steps", "240", "--seed", "3", "--num-envs", "2", "--checkpoint.every", "120", "--checkpoint.keep", "9"),
+    *("--hidden", "8", "8", "--probe-every", "15", "--eval-every", "90", "--eval-episodes", "2", "--log-every", "7"),
+    *("--max-episode-steps", "45", "--quiet"),
+]
+REPLAY = ["--batch-size", "8", "--learning-starts", "40", "--buffer-size", "100"]
+AGENT = {
+    "sac": ["--env", "Pendulum-v1", *REPLAY],
+    "td3": ["--env", "Pendulum-v1", *REPLAY],
+    "dqn": ["--env", "CartPole-v1", *REPLAY, "--train-every", "2"],
+    "ppo": ["--env", "Pendulum-v1", "--num-steps", "32", "--num-minibatches", "4", "--num-epochs", "2"],
+}
+METHOD = {
+    "none": [],
+    "redo": ["--redo", "--redo.every", "20", "--redo.threshold", "0.4"],
+    "regrama": ["--regrama", "--regrama.every", "20", "--regrama.threshold", "0.4"],
+    "ne": ["--ne", "--ne.every", "10"],
+    "swd": ["--swd", "--swd.horizon", "50"],
+    "least": ["--least"],
+    "reset": ["--reset", "--reset.every", "60"],
+    "shrink_perturb": ["--shrink-perturb", "--shrink-perturb.every", "40"],
+    "plasticity_injection": ["--plasticity-injection", "--plasticity-injection.at", "70"],
+}
+ON_POLICY = {"ppo"}
+NEEDS_REPLAY = {"swd", "least"}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    kept = [{k: v for k, v in row.items() if k not in ("time", "charts/SPS")} for row in read_metrics(folder)]
+    return [row for row in kept if row.keys() != {"step"}]
+
+
+def same(a: Any, b: Any, where: str = "") -> None:
+    """Assert that two nested states are equal, bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True), where
+    elif isinstance(a, np.ndarray):
+        assert np.array_equal(a, b), where
+    else:
+        assert a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)), f"{where}: {a} != {b}"
+
+
+def stopped_halfway(whole: Path, to: Path) -> Path:
+    """Copy a finished run as a kill after its first checkpoint would have left it, rows of later steps included."""
+    shutil.copytree(whole, to)
+    _, *later = Checkpoints(to / "checkpoints").all()
+    assert later
+    for folder in [*later, to / "model"]:
+        shutil.rmtree(folder)
+    return to
+
+
+CASES = [(agent, method) for agent in AGENT for method in METHOD if not (agent in ON_POLICY and method in NEEDS_REPLAY)]
+
+
+def test_every_agent_is_covered() -> None:
+    assert AGENT.keys() == AGENTS.keys()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what a method says about so small a run is not the subject
+@pytest.mark.parametrize(("agent", "method"), CASES)
+def test_resuming_changes_nothing(agent: str, method: str, tmp_path: Path) -> None:
+    where = ["--out", str(tmp_path), "--name", "whole"]
+    assert main(["train", agent, *AGENT[agent], *SMALL, *METHOD[method], *where]) == 0
+    resumed = stopped_halfway(tmp_path / "whole", tmp_path / "resumed")
+    assert main(["train", "--resume", str(resumed)]) == 0
+    states = [Checkpoints(tmp_path / name / "checkpoints").load_latest() for name in ("whole", "resumed")]
+    assert [step for step, _ in states] == [240, 240]
+    for _, state in states:
+        del state["latest"]["charts/SPS"]  # the only thing that time tells
+    same(states[1][1], states[0][1], "state")
+    assert rows(resumed) == rows(tmp_path / "whole")
+    assert read_run(resumed)["eval_returns"] == read_run(tmp_path / "whole")["eval_returns"]

@@ -1,0 +1,127 @@
+"""Several seeds of one command: skipped when finished, retried after a crash, stopped together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from plasticity.cli import main
+from plasticity.commands.run import read_run
+from plasticity.commands.seeds import Seed
+
+TINY = [
+    *("train", "sac", "--env", "sanity/action-continuous", "--steps", "60", "--learning-starts", "40"),
+    *("--hidden", "8", "--batch-size", "8", "--probes", "grama", "--probe-every", "5"),
+    *("--eval-every", "0", "--eval-episodes", "1", "--log-every", "10"),
+]
+
+
+def rows(folder: Path) -> list[dict]:
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("time", "charts/SPS")} for row in read]
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("seeds")
+    assert main([*TINY, "--seed", "4", "--seeds", "2", "--jobs", "2", "--out", str(out), "--name", "both"]) == 0
+    return out / "both"
+
+
+def test_each_seed_has_a_folder_and_the_numbers_of_a_run_of_its_own(group: Path) -> None:
+    assert sorted(p.name for p in group.iterdir() if p.is_dir()) == ["seed_4", "seed_5"]
+    assert [read_run(group / f"seed_{n}")["config"]["seed"] for n in (4, 5)] == [4, 5]
+    assert main([*TINY, "--seed", "5", "--out", str(group.parent), "--name", "alone", "--quiet"]) == 0
+    assert rows(group / "seed_5") == rows(group.parent / "alone")
+    assert rows(group / "seed_4") != rows(group / "seed_5")
+
+
+def test_a_second_call_skips_what_is_finished_and_adds_what_is_new(
+    group: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (group / "seed_4" / "metrics.jsonl").stat().st_mtime_ns
+    more = ["--seed", "4", "--seeds", "3", "--out", str(group.parent), "--name", "both"]
+    assert main([*TINY, *more]) == 0
+    assert (group / "seed_4" / "metrics.jsonl").stat().st_mtime_ns == before
+    printed = capsys.readouterr().out
+    assert "seed 4: finished before" in printed
+    assert "seed 6: finished," in printed
+
+
+def test_other_settings_in_the_same_folder_are_refused(group: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--seed", "4", "--seeds", "2", "--gamma", "0.9", "--out", str(group.parent), "--name", "both"]
+    assert main([*TINY, *more]) == 1
+    error = capsys.readouterr().err
+    assert "gamma" in error
+    assert "--name" in error
+
+
+def test_a_crash_is_retried_reported_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # a batch that does not fit into the memory fails only in the process, at its first update
+    broken = [
+        "--buffer-size",
+        "50",
+        "--learning-starts",
+        "49",
+        "--gamma",
+        "1",
+        "--critic-lr",
+        "1e30",
+        "--actor-lr",
+        "1e30",
+    ]
+    assert main([*TINY, *broken, "--seeds", "2", "--jobs", "2", "--out", str(tmp_path), "--name", "crash"]) == 1
+    captured = capsys.readouterr()
+    assert "seed 1: failed" in captured.out
+    assert "not finite" in captured.out
+    assert "0 of 2 finished" in captured.out
+    kept = sorted(p.name for p in (tmp_path / "crash").iterdir() if p.is_dir())
+    assert kept == ["seed_1", "seed_1.unfinished_1", "seed_2", "seed_2.unfinished_1"]
+    assert (tmp_path / "crash" / "seed_1.log").read_text().count("not finite") == 2
+
+
+def test_jobs_and_retries_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--seeds", "2", "--jobs", "0", "--out", str(tmp_path)]) == 1
+    assert "--jobs must be at least 1" in capsys.readouterr().err
+    assert main([*TINY, "--seeds", "0", "--out", str(tmp_path)]) == 1
+    assert "seeds must be at least 1" in capsys.readouterr().err
+
+
+def test_sigterm_stops_all_seeds(tmp_path: Path) -> None:
+    long = ["--steps", "10_000_000", "--seeds", "2", "--jobs", "2", "--out", str(tmp_path), "--name", "stop"]
+    command = [sys.executable, "-m", "plasticity", *TINY, *long]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ})
+    metrics = [tmp_path / "stop" / f"seed_{n}" / "metrics.jsonl" for n in (1, 2)]
+    deadline = time.monotonic() + 60
+    while not all(path.exists() and path.stat().st_size for path in metrics) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert b"seed 1: stopped" in out
+    for path in metrics:
+        status = read_run(path.parent)["status"]
+        assert status in ("interrupted", "stopped")
+
+
+def test_look_takes_whole_lines_only(tmp_path: Path) -> None:
+    seed = Seed(1, tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    seed.look()  # no file yet
+    file.write_text(
+        '{"step": 3, "charts/SPS": 10.0, "plasticity/a/grama/all": 0.5}\n{"step": 9, "event": "redo"}\n{"ste'
+    )
+    seed.look()
+    assert (seed.step, seed.values["charts/SPS"], seed.last_event) == (9, 10.0, "redo at 9")
+    with file.open("a") as more:
+        more.write('p": 12, "plasticity/b/grama/all": 0.25}\nnot json\n')
+    seed.look()
+    assert seed.step == 12
+    assert seed.mean("grama") == 0.375

@@ -45,6 +45,11 @@ def pinned_url(base_url: str, tags: Iterable[str]) -> str:
     return f"{base_url.rstrip('/')}/?smoothing=0&pinnedCards={quote(pins, safe='')}#timeseries"
 
 
+def tab_url(base_url: str) -> str:
+    """Return the link to the Plasticity tab."""
+    return f"{base_url.rstrip('/')}/#plasticity"
+
+
 def layers_url(base_url: str) -> str:
     """Return the link to the Custom Scalars tab, which shows every layer, without its default smoothing."""
     return f"{base_url.rstrip('/')}/#custom_scalars&_smoothingWeight=0"

@@ -18,6 +18,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from plasticity.dashboard import protos
 from plasticity.dashboard.appendfile import AppendFile
 from plasticity.dashboard.eventfile import EventFile
+from plasticity.dashboard.neurons import SCORES, NeuronFile, split
 from plasticity.dashboard.runs import METRICS, RESERVED, encode_row, read_metrics
 
 _logger = logging.getLogger(__name__)
@@ -41,11 +42,12 @@ class RunLogger:
         self._rows = self._open_rows(purge_step)
         try:
             self._events = EventFile(self.folder, purge_step)
+            self._neurons = NeuronFile(self.folder, purge_step)
         except OSError:
             self._rows.close()
             raise
         self._last_step = purge_step or 0
-        self._has_session = False
+        self._has_session = purge_step is not None  # what is resumed has written its settings
         self._closed = False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -58,7 +60,11 @@ class RunLogger:
         self._write_event(step, now, [protos.scalar(tag, number) for tag, number in numbers.items()])
 
     def histogram(self, step: int, tag: str, values: Sequence[float] | NDArray[Any]) -> None:
-        """Write the distribution of ``values``; non-finite ones are left out and counted in ``<tag>/nonfinite``."""
+        """Write the distribution of ``values``; non-finite ones are left out and counted in ``<tag>/nonfinite``.
+
+        Under ``scores/<network>/<probe>/<layer>`` they are the scores of a layer's neurons, one each, and also go to
+        ``scores.jsonl``.
+        """
         try:
             everything = np.asarray(values, dtype=np.float64).ravel()
             finite = everything[np.isfinite(everything)]
@@ -68,6 +74,8 @@ class RunLogger:
             return
         if summary:
             self._write_event(step, time.time(), summary)
+        if everything.size and split(tag) is not None:
+            self._attempt(SCORES, lambda: self._neurons.append(step, tag, everything))
         if finite.size < everything.size:
             self.log(step, {f"{tag}/nonfinite": float(everything.size - finite.size)})
 
@@ -100,6 +108,7 @@ class RunLogger:
         """Wait until everything is on the disk itself, safe from a power cut: takes milliseconds, not for every row."""
         self._attempt(_ROWS, self._rows.sync)
         self._attempt(_EVENTS, self._events.sync)
+        self._attempt(SCORES, self._neurons.sync)
 
     def close(self, *, succeeded: bool = True) -> None:
         """End the run and say how much was dropped, if anything; more than once is fine."""
@@ -110,6 +119,7 @@ class RunLogger:
         self._closed = True
         self._attempt(_ROWS, self._rows.close)
         self._attempt(_EVENTS, self._events.close)
+        self._attempt(SCORES, self._neurons.close)
         if self.dropped:
             counts = ", ".join(f"{count} x {kind}" for kind, count in self.dropped.items())
             _logger.warning("%s: could not be written: %s", self.folder, counts)

@@ -13,6 +13,9 @@ from typing import Any
 METRICS = "metrics.jsonl"
 RESERVED = ("step", "time", "event", "purge_step")  # keys of a row that are not tags
 
+NO_CONFIGURATION = frozenset({"seed", "name", "out", "quiet", "seeds", "jobs", "retries", "dry_run", "checkpoint"})
+"""Settings of a run that do not make another configuration: runs that differ in these only are seeds of one another."""
+
 _logger = logging.getLogger(__name__)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plasticity.dashboard.layout import layers_url, pinned_url
+from plasticity.dashboard.layout import layers_url, pinned_url, tab_url
 from plasticity.dashboard.runs import find_runs, metric_tags, read_metrics
 
 # TensorBoard keeps 1,000 points a curve by default and loses short spikes.
@@ -113,14 +113,15 @@ def free_port(host: str, port: int, attempts: int = 100) -> int:
 def _announce(folder: Path, url: str) -> str:
     runs = find_runs(folder)
     tags = {tag for run in runs for tag in metric_tags(read_metrics(run))}
-    link = pinned_url(url, tags) if tags else url
     count = f"{len(runs)} run{'s' * (len(runs) != 1)} in" if runs else "no runs yet, they will appear as they start, in"
-    print(f"TensorBoard: {url}   {count} {folder}")
+    print(f"Plasticity: {tab_url(url)}   {count} {folder}")
     if tags:
-        print(f"At a glance: {link}")
+        print(f"At a glance: {pinned_url(url, tags)}")
         print(f"Layer by layer: {layers_url(url)}   (untick 'Ignore outliers', it cuts off the worst layer)")
-    print("It does not refresh by itself: gear, top right, then tick 'Reload data'. Ctrl-C ends it.", flush=True)
-    return link
+    print(
+        "The Plasticity tab refreshes itself; the others: gear, top right, 'Reload data'. Ctrl-C ends it.", flush=True
+    )
+    return tab_url(url)
 
 
 @contextlib.contextmanager

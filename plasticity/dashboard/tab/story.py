@@ -1,0 +1,220 @@
+"""Say in words what happened in a run: what an event did, where a layer collapsed, what followed an intervention."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Tag -> steps and values, in the order of the steps."""
+
+_TOLD = {"step", "time", "event", "network", "layer", "neurons", "layers", "networks", "scores", "function_change"}
+_NOTES = ("_skipped", "_refused", "_released")
+MOST = 3
+"""Collapses of one layer that are told, the worst; more are noise."""
+COLLAPSE = 1 / 3
+"""Share of a layer that must be lost within ``WINDOW`` measurements to be called a collapse."""
+WINDOW = 8
+
+
+class Site(NamedTuple):
+    """Where an event acted: a layer of a network, or all of it; ``neurons`` is how many, None if not said."""
+
+    network: str
+    layer: str = "all"
+    neurons: int | None = None
+
+
+def tell(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event row of ``metrics.jsonl`` as the tab shows it.
+
+    ``title``: one sentence. ``details``: further lines. ``sites``: [network, layer, neurons]. ``change``: the largest
+    relative change of a network's function, or None. ``note``: whether nothing was changed, something was only said.
+    Events of anybody's own work too: ``network``, ``layer`` and ``neurons`` are understood, the rest becomes lines.
+    """
+    name, sites = str(row.get("event", "event")), _sites(row)
+    note = name == "unmeasured" or name.endswith(_NOTES) or "note" in row
+    changes = [_number(part.get("function_change")) for part in (row, *_parts(row))]
+    change = max((c for c in changes if c is not None), default=None)
+    details = [f"{key.replace('_', ' ')}: {_short(value)}" for key, value in row.items() if key not in _TOLD]
+    title = f"{name}: {_deed(row, sites)}"
+    if change is not None:
+        title += f"; function change {_short(change)}"
+    return {
+        "step": row.get("step", 0),
+        "name": name,
+        "note": note,
+        "title": title,
+        "details": details,
+        "sites": [list(site) for site in sites],
+        "change": change,
+    }
+
+
+def collapses(series: Series, widths: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return where a layer lost at least ``COLLAPSE`` of itself within ``WINDOW`` measurements, the worst first.
+
+    Dormancy and GraMa are shares; a rank counts relative to the layer's width (``widths``: ``network/layer`` ->
+    neurons). One entry per layer and stretch of steps: ``network, layer, metric, start, stop, before, after, size``.
+    """
+    found: list[dict[str, Any]] = []
+    for tag in sorted(series, key=_priority):
+        _, network, metric, layer = split_tag(tag)
+        steps, values = series[tag]
+        loss = _loss(metric, values, widths.get(f"{network}/{layer}"))
+        if layer == "all" or loss is None:
+            continue
+        steepest = sorted(jumps(loss, COLLAPSE, WINDOW), key=lambda jump: loss[jump[0]] - loss[jump[1]])
+        for start, stop in steepest[:MOST]:
+            entry = {"network": network, "layer": layer, "metric": metric, "start": steps[start], "stop": steps[stop]}
+            entry |= {"before": values[start], "after": values[stop], "size": loss[stop] - loss[start]}
+            if not any(_same(entry, other) for other in found):
+                found.append(entry)
+    return sorted(found, key=lambda entry: -entry["size"])
+
+
+def jumps(values: Sequence[float], size: float, window: int) -> list[tuple[int, int]]:
+    """Return (start, stop), indices between which ``values`` rise by at least ``size`` within ``window`` values.
+
+    As narrow as possible: from the last value near the bottom to the first near the top. What is not finite is skipped.
+    """
+    known = [i for i, value in enumerate(values) if math.isfinite(value)]
+    if not known or max(values[i] for i in known) - min(values[i] for i in known) < size:
+        return []
+    found, first, position = [], 0, 1
+    while position < len(known):
+        back = known[max(first, position - window) : position]
+        low = min((values[i] for i in back), default=math.inf)
+        if values[known[position]] - low < size:
+            position += 1
+            continue
+        ahead = known[position : position + window]
+        high = max(values[i] for i in ahead)
+        margin = (high - low) / 10
+        stop = next(i for i in ahead if values[i] >= high - margin)
+        start = max(i for i in back if values[i] <= low + margin)
+        found.append((start, stop))
+        position = first = known.index(stop) + 1
+    return found
+
+
+def effects(event: Mapping[str, Any], series: Series) -> list[str]:
+    """Return what became of the layers an event acted on: ``critic/trunk.0 dormancy 0.75 to 0.03``.
+
+    Before is the last measurement at or before the event's step, after is the first one behind it.
+    """
+    lines = []
+    for network, layer, _ in event["sites"]:
+        for metric in ("dormancy", "grama"):
+            steps, values = series.get(f"plasticity/{network}/{metric}/{layer}", ((), ()))
+            after = bisect_right(steps, event["step"])
+            if 0 < after < len(steps):
+                change = f"{_short(values[after - 1])} to {_short(values[after])}"
+                lines.append(f"{network}/{layer} {metric} {change} at step {steps[after]:,}")
+                break
+    return lines
+
+
+def split_tag(tag: str) -> tuple[str, str, str, str]:
+    """Return ``plasticity``, network, metric, layer of ``plasticity/<network>/<metric>/<layer>``."""
+    head, network, *metric, layer = tag.split("/")
+    return head, network, "/".join(metric), layer
+
+
+def is_probe_tag(tag: str) -> bool:
+    """Return whether a tag is ``plasticity/<network>/<metric>/<layer>``."""
+    return tag.startswith("plasticity/") and tag.count("/") >= 3
+
+
+def tells_loss(metric: str) -> bool:
+    """Return whether a metric says which share of a layer is lost: dormancy, GraMa, and the effective rank."""
+    return metric.startswith(("dormancy", "grama")) or metric == "effective_rank"
+
+
+def _loss(metric: str, values: Sequence[float], width: int | None) -> list[float] | None:
+    """Return the lost share of a layer at each measurement, up to a constant; None for a metric that does not say."""
+    if metric == "effective_rank":
+        return [-value / width for value in values] if width else None
+    return list(values) if tells_loss(metric) else None
+
+
+def _priority(tag: str) -> tuple[int, str]:
+    metric = split_tag(tag)[2]
+    order = ["dormancy", "grama", "effective_rank"]
+    return (order.index(metric) if metric in order else len(order), tag)
+
+
+def _same(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two metrics speak of one event: the same layer, and stretches that touch."""
+    alike = entry["network"] == other["network"] and entry["layer"] == other["layer"]
+    return alike and entry["start"] <= other["stop"] and other["start"] <= entry["stop"]
+
+
+def _sites(row: Mapping[str, Any]) -> list[Site]:
+    network = str(row.get("network", ""))
+    neurons, layers = row.get("neurons"), row.get("layers")
+    if isinstance(neurons, Mapping):
+        return [Site(network, str(layer), _count(n)) for layer, n in neurons.items()]
+    if isinstance(layers, Mapping | list | tuple):
+        return [Site(network, str(layer)) for layer in layers]
+    if isinstance(row.get("networks"), Mapping):
+        found = []
+        for name, part in row["networks"].items():
+            inside = part.get("layers", ()) if isinstance(part, Mapping) else ()
+            found += [Site(str(name), str(layer)) for layer in inside] or [Site(str(name))]
+        return found
+    if "layer" in row:
+        return [Site(network, str(row["layer"]), _count(neurons))]
+    return [Site(network)] if network else []
+
+
+def _parts(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    networks = row.get("networks")
+    return [part for part in networks.values() if isinstance(part, Mapping)] if isinstance(networks, Mapping) else []
+
+
+def _deed(row: Mapping[str, Any], sites: Sequence[Site]) -> str:
+    """Return what was done and where, from the counts that the row holds."""
+    where = ", ".join(_place(site, len(sites) > 1) for site in sites[:4]) + (
+        f" and {len(sites) - 4} more" if len(sites) > 4 else ""
+    )
+    if isinstance(row.get("neurons"), Mapping):
+        total = sum(site.neurons or 0 for site in sites)
+        return f"recycled {total} neuron{'s' * (total != 1)}" + (f" in {where}" if where else "")
+    if "grown" in row or "pruned" in row:
+        done = f"grew {_short(row.get('grown', 0))} and pruned {_short(row.get('pruned', 0))} connections"
+        return f"{done} in {where}" if where else done
+    if "stops" in row:
+        return f"stopped {_short(row['stops'])} of {_short(row.get('episodes'))} episodes"
+    if "reason" in row:
+        return f"{where or 'nothing done'}: {row['reason']}"
+    if len(sites) == 1 and sites[0].neurons is not None:
+        return f"acted on {sites[0].neurons} neurons of {where}"
+    return f"acted on {where}" if where else _short(row.get("note", "applied"))
+
+
+def _place(site: Site, counted: bool) -> str:
+    place = "/".join(part for part in (site.network, site.layer) if part)
+    return f"{place} ({site.neurons})" if counted and site.neurons is not None else place
+
+
+def _count(neurons: Any) -> int | None:
+    if isinstance(neurons, list | tuple):
+        return len(neurons)
+    return int(neurons) if isinstance(neurons, int | float) else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _short(value: Any) -> str:
+    """Return a value in at most 80 characters, numbers with three digits."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "-"
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

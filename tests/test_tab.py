@@ -1,0 +1,366 @@
+"""The backend of the Plasticity tab: what a run's files say, in words and numbers, and no word from elsewhere."""
+
+import base64
+import json
+import math
+import shutil
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from planted import DEAD, EVERY, KILLED, RECYCLED, planted_run
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from torch import nn
+from werkzeug.test import Client
+
+import plasticity
+from plasticity.dashboard.logger import RunLogger
+from plasticity.dashboard.neurons import FULL_ROWS, MAX_NEURONS, SCORES, decode, encode, kept, thin
+from plasticity.dashboard.tab.data import Folders, Neurons, RunFolder, curves, payload
+from plasticity.dashboard.tab.groups import group_runs, seed_of, without_seed
+from plasticity.dashboard.tab.plugin import PlasticityPlugin
+from plasticity.dashboard.tab.story import collapses, effects, jumps, tell
+from plasticity.dashboard.tab.tail import Tail
+
+# -- scores.jsonl ------------------------------------------------------------------------------------------------------
+
+
+def test_a_score_is_kept_within_three_percent():
+    scores = np.array([0.0, 2.0**-12, 0.025, 0.1, 1.0, 3.7, 16.0])
+    codes = encode(scores)
+    assert codes[[0, 1, 6]].tolist() == [0, 1, 254]
+    np.testing.assert_allclose(decode(codes), scores, rtol=0.023)
+    assert encode(np.array([math.nan, math.inf, -1.0, 1e-9, 1e9])).tolist() == [255, 255, 0, 1, 254]
+    assert math.isnan(decode(np.array([255], np.uint8))[0])
+
+
+def test_a_long_run_keeps_ever_fewer_measurements():
+    rows = [n for n in range(4 * FULL_ROWS) if kept(n)]
+    assert rows[: FULL_ROWS + 1] == list(range(FULL_ROWS + 1))
+    assert np.diff([n for n in rows if FULL_ROWS <= n < 2 * FULL_ROWS]).tolist() == [2] * (FULL_ROWS // 2 - 1)
+    assert np.diff([n for n in rows if n >= 2 * FULL_ROWS]).tolist() == [4] * (FULL_ROWS // 2 - 1)
+    assert sum(kept(n) for n in range(FULL_ROWS << 10)) == FULL_ROWS * (1 + 10 / 2)
+
+
+def test_a_wide_layer_is_thinned_evenly():
+    assert thin(MAX_NEURONS).tolist() == list(range(MAX_NEURONS))
+    wide = thin(2 * MAX_NEURONS - 1)
+    assert wide.tolist() == list(range(0, 2 * MAX_NEURONS - 1, 2))
+
+
+def test_scores_are_written_read_and_replaced_on_resume(tmp_path):
+    tag = "scores/critic/dormancy/q.1"
+    with RunLogger(tmp_path) as logger:
+        logger.histogram(0, "weights/q.1", [1.0, 2.0])
+        assert not (tmp_path / SCORES).exists()
+        for step in (10, 20, 30):
+            logger.histogram(step, tag, [0.0, 1.0, math.nan, step / 100])
+    with open(tmp_path / SCORES, "a") as torn:
+        torn.write('{"step": 40, "net')
+    neurons = Neurons(tmp_path)
+    neurons.refresh()
+    found = neurons.map("critic", "q.1")
+    assert (found["probe"], found["steps"], found["neurons"], found["kept"]) == ("dormancy", [10, 20, 30], 4, 4)
+    codes = np.frombuffer(base64.b64decode(found["codes"]), np.uint8).reshape(3, 4)
+    expected = [[0, 1, math.nan, 0.1], [0, 1, math.nan, 0.2], [0, 1, math.nan, 0.3]]
+    np.testing.assert_allclose(decode(codes), expected, rtol=0.023)
+
+    with RunLogger(tmp_path, purge_step=20) as logger:
+        logger.histogram(25, tag, [1.0, 1.0, 1.0, 1.0])
+    neurons.refresh()
+    assert neurons.map("critic", "q.1")["steps"] == [10, 25]
+    last = json.loads((tmp_path / SCORES).read_text().splitlines()[-1])
+    assert last["nth"] == 1
+    assert (neurons.map("critic", "q.2")["steps"], neurons.map("critic", "q.2")["codes"]) == ([], "")
+
+
+# -- files that grow ---------------------------------------------------------------------------------------------------
+
+
+def test_each_line_is_read_once_and_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "rows"
+    tail = Tail(path)
+    assert tail.fresh() == (False, [])
+    path.write_bytes(b"one\ntwo\nthr")
+    assert tail.fresh() == (True, [b"one", b"two"])
+    assert tail.fresh() == (False, [])
+    with path.open("ab") as file:
+        file.write(b"ee\n")
+    assert tail.fresh() == (False, [b"three"])
+    path.write_bytes(b"new\n")
+    assert tail.fresh() == (True, [b"new"])
+
+
+def test_events_of_a_resumed_run_are_told_once(tmp_path):
+    with RunLogger(tmp_path) as logger:
+        logger.event(5, "redo", {"neurons": {"q": [1]}})
+        logger.log(6, {"an event in a tag": 1.0})
+        logger.event(9, "redo", {"neurons": {"q": [2]}})
+    folder = RunFolder(tmp_path)
+    assert [event["step"] for event in folder.events()] == [5, 9]
+    with RunLogger(tmp_path, purge_step=8) as logger:
+        logger.event(8, "reset", {})
+    assert [(event["step"], event["event"]) for event in folder.events()] == [(5, "redo"), (8, "reset")]
+
+
+def test_names_do_not_lead_out_of_the_log_directory(tmp_path):
+    inside, outside = tmp_path / "logs", tmp_path / "outside"
+    for folder in (inside / "good", inside / "linked_file", outside):
+        RunLogger(folder).close()
+    (inside / "link").symlink_to(outside)
+    (inside / "linked_file" / "run.json").symlink_to(outside / "metrics.jsonl")
+    folders = Folders(str(inside))
+    assert folders.get("good") is not None
+    for name in ("../outside", str(outside), "link", "linked_file", "nowhere", "good/../../outside", "a\0b"):
+        assert folders.get(name) is None, name
+    assert Folders("").get("good") is None
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def test_events_in_words():
+    redo = {"step": 4, "event": "redo", "network": "critic", "gradient_step": 9, "function_change": 0.125}
+    told = tell({**redo, "neurons": {"q.0": [3, 5], "q.2": [1]}, "recycled": 3})
+    assert told["title"] == "redo: recycled 3 neurons in critic/q.0 (2), critic/q.2 (1); function change 0.125"
+    assert told["sites"] == [["critic", "q.0", 2], ["critic", "q.2", 1]]
+    assert told["details"] == ["gradient step: 9", "recycled: 3"]
+    assert (told["change"], told["note"]) == (0.125, False)
+    layers = {"q": {"grown": 1, "pruned": 2, "density": 0.5}}
+    assert tell({"step": 1, "event": "ne", "network": "a", "layers": layers, "grown": 1, "pruned": 2})["title"] == (
+        "ne: grew 1 and pruned 2 connections in a/q"
+    )
+    reset = {"actor": {"layers": ["h", "mu"], "function_change": 0.5}, "critic": {"layers": [], "function_change": 1.5}}
+    told = tell({"step": 1, "event": "reset", "networks": reset, "because": "every 5"})
+    assert told["title"] == "reset: acted on actor/h, actor/mu, critic/all; function change 1.5"
+    assert told["details"] == ["because: every 5"]
+    assert (
+        tell({"step": 1, "event": "least", "episodes": 100, "stops": 7})["title"] == "least: stopped 7 of 100 episodes"
+    )
+    mine = tell({"step": 1, "event": "mine", "network": "net", "layer": "a", "neurons": 6, "function_change": None})
+    assert (mine["title"], mine["change"], mine["sites"]) == (
+        "mine: acted on 6 neurons of net/a",
+        None,
+        [["net", "a", 6]],
+    )
+    skipped = tell({"step": 1, "event": "redo_skipped", "network": "c", "layer": "q", "reason": "it is shared"})
+    assert (skipped["title"], skipped["note"]) == ("redo_skipped: c/q: it is shared", True)
+    assert tell({"event": "x"})["title"] == "x: applied"
+
+
+def test_jumps_are_found_where_they_are():
+    assert jumps([0, 0, 0, 1, 1], 0.5, 3) == [(2, 3)]
+    assert jumps([0.1, 0.0, 0.3, 0.6, 0.65], 0.5, 3) == [(1, 3)]
+    assert jumps([0, 0.2, 0.4, 0.6], 0.5, 2) == []  # too slow for a window of 2
+    assert jumps([0, 1, 0, 0, 1], 0.5, 2) == [(0, 1), (3, 4)]
+    assert jumps([0, math.nan, 1], 0.5, 2) == [(0, 2)]
+    assert jumps([1, 0.5, 0], 0.5, 3) == []
+    assert jumps([], 0.5, 3) == jumps([math.nan], 0.5, 3) == []
+
+
+def test_a_collapse_is_one_entry_however_many_metrics_show_it():
+    steps = [10, 20, 30, 40]
+    series = {
+        "plasticity/critic/dormancy/q": (steps, [0.0, 0.08, 0.9, 0.9]),
+        "plasticity/critic/grama/q": (steps, [0.0, 0.0, 1.0, 1.0]),
+        "plasticity/critic/dormancy/all": (steps, [0.0, 0.0, 1.0, 1.0]),
+        "plasticity/critic/effective_rank/r": (steps, [8.0, 8.0, 8.0, 2.0]),
+        "plasticity/critic/effective_rank/unknown_width": (steps, [8.0, 8.0, 8.0, 2.0]),
+        "plasticity/critic/mine/q": (steps, [0.0, 0.0, 9.0, 9.0]),
+    }
+    found = [
+        (c["layer"], c["metric"], c["start"], c["stop"], c["before"], c["after"])
+        for c in collapses(series, {"critic/q": 8, "critic/r": 10})
+    ]
+    assert found == [("q", "dormancy", 20, 30, 0.08, 0.9), ("r", "effective_rank", 30, 40, 8.0, 2.0)]
+    event = {"step": 30, "sites": [["critic", "q", 3], ["critic", "other", 1]]}
+    series["plasticity/critic/dormancy/q"] = (steps, [0.0, 0.1, 0.9, 0.25])
+    assert effects(event, series) == ["critic/q dormancy 0.9 to 0.25 at step 40"]
+    assert effects({**event, "step": 40}, series) == []
+
+
+def test_seeds_of_one_configuration_share_a_label():
+    def record(seed, method=None, lr=1e-3):
+        methods = {method: {"every": 10, "seed": seed}} if method else {}
+        return {
+            "agent": "sac",
+            "config": {"env": "e", "seed": seed, "lr": lr, "name": str(seed), "interventions": methods},
+        }
+
+    records = {
+        "a": record(1),
+        "b": record(2),
+        "c": record(1, "redo"),
+        "d": record(1, lr=0.1),
+        "e": None,
+        "f/seed_3": None,
+        "f/seed_12": None,
+    }
+    assert group_runs(records) == {
+        "a": "sac e (lr 0.001)",
+        "b": "sac e (lr 0.001)",
+        "c": "sac e + redo",
+        "d": "sac e (lr 0.1)",
+        "e": "e",
+        "f/seed_3": "f",
+        "f/seed_12": "f",
+    }
+    assert seed_of("x", record(7)) == "seed 7"
+    assert seed_of("f/seed_12", None) == "seed 12"
+    assert seed_of("mine", None) == "mine"
+    assert without_seed("sac_dmc-x_seed1_20250101-101010") == "sac_dmc-x"
+    assert without_seed("seed1") == "seeds"
+    assert without_seed("linseed1") == "linseed1"
+
+
+def test_the_return_stands_above_first():
+    tags = [
+        "losses/q",
+        "loss",
+        "charts/SPS",
+        "charts/eval_return",
+        "plasticity/a/b/c",
+        "scores/a/b/c/nonfinite",
+        "events/x",
+    ]
+    assert curves(tags) == ["charts/eval_return", "charts/SPS", "losses/q", "loss"]
+
+
+def test_non_finite_values_are_null_and_numbers_keep_five_digits():
+    tag = "plasticity/c/dormancy/q"
+    drawn = payload({tag: ([1, 2, 3], [0.123456789, math.nan, math.inf]), "r": ([1], [123456.789])}, None, "r")
+    assert drawn["tags"][tag] == [[1, 2, 3], [0.12346, None, None]]
+    assert drawn["curve"] == [[1], [123460.0]]
+    assert drawn["events"] == drawn["collapses"] == []
+    json.dumps(drawn, allow_nan=False)
+
+
+# -- the plugin --------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """The plugin's routes on a folder, with TensorBoard's own reader of event files."""
+
+    def __init__(self, root):
+        self.files = EventMultiplexer()
+        self.root = root
+        self.plugin = PlasticityPlugin(
+            SimpleNamespace(data_provider=MultiplexerDataProvider(self.files, str(root)), logdir=str(root))
+        )
+        self.apps = self.plugin.get_plugin_apps()
+        self.reload()
+
+    def reload(self):
+        self.files.AddRunsFromDirectory(str(self.root))
+        self.files.Reload()
+
+    def get(self, route, **query):
+        answer = Client(self.apps[route]).get("/x", query_string=query)
+        assert answer.status_code == 200
+        return answer.json
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("logs")
+    planted_run(root / "one").close()
+    return root
+
+
+def test_a_planted_collapse_and_its_repair_are_told(planted):
+    server = Server(planted)
+    (run,) = server.get("/runs")["runs"]
+    assert (run["name"], run["group"], run["seed"], run["probed"]) == ("one", "mlp planted + redo", "seed 1", True)
+    told = server.get("/series", runs=json.dumps({"one": ""}), curve="charts/episodic_return")["one"]
+    (collapse,) = told["collapses"]
+    assert (collapse["network"], collapse["layer"]) == ("critic", "2")
+    assert collapse["start"] < KILLED <= collapse["stop"] <= KILLED + EVERY
+    assert collapse["after"] >= DEAD / 32 > 0.3 > collapse["before"]
+    (event,) = told["events"]
+    assert (event["step"], event["sites"]) == (RECYCLED, [["critic", "2", DEAD]])
+    assert event["title"].startswith(f"redo: recycled {DEAD} neurons in critic/2; function change ")
+    assert event["effects"][0].startswith("critic/2 dormancy 0.75 to 0.")
+    assert len(told["curve"][0]) == 60
+    assert told["widths"] == {"critic/0": 32, "critic/2": 32}
+    found = server.get("/neurons", run="one", network="critic", layer="2", probe="dormancy")
+    codes = np.frombuffer(base64.b64decode(found["codes"]), np.uint8).reshape(-1, 32)
+    silent = (codes == 0).sum(1)
+    during = [KILLED <= step < RECYCLED for step in found["steps"]]
+    assert silent[during].min() >= DEAD
+    assert silent[np.logical_not(during)].max() < DEAD / 2
+
+
+def test_models_of_ones_own_are_shown_too(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with plasticity.watch(model, optimizer, every=2, probes=["dormancy"], log=tmp_path / "mine"):
+        for _ in range(5):
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+    server = Server(tmp_path)
+    (run,) = server.get("/runs")["runs"]
+    assert (run["group"], run["seed"], run["status"], run["probed"]) == ("mine", "mine", "live", True)
+    told = server.get("/series", runs=json.dumps({"mine": ""}))["mine"]
+    assert told["tags"]["plasticity/model/dormancy/0"][0] == [1, 3, 5]
+    assert (told["curve"], told["widths"]) == (None, {"model/0": 6})
+    found = server.get("/neurons", run="mine", network="model", layer="0")
+    assert (found["steps"], found["kept"], len(base64.b64decode(found["codes"]))) == ([1, 3, 5], 6, 18)
+
+
+def test_what_has_not_changed_is_not_sent_again(planted):
+    server = Server(planted)
+    first = server.get("/series", runs=json.dumps({"one": ""}), curve="")["one"]
+    assert server.get("/series", runs=json.dumps({"one": first["stamp"]}), curve="") == {"one": None}
+    assert server.get("/series", runs=json.dumps({"one": first["stamp"]}), curve="charts/episodic_return")["one"][
+        "curve"
+    ]
+    with RunLogger(planted / "one") as logger:
+        logger.event(700, "mine", {"network": "critic"})
+    news = server.get("/series", runs=json.dumps({"one": first["stamp"]}), curve="")["one"]
+    assert [event["name"] for event in news["events"]] == ["redo", "mine"]
+
+
+def test_requests_that_make_no_sense_are_answered(planted):
+    server = Server(planted)
+    assert server.get("/series", runs="[1", curve="") == server.get("/series") == {}
+    assert server.get("/series", runs=json.dumps({"nobody": ""}))["nobody"]["tags"] == {}
+    assert "error" in server.get("/neurons", run="../..", network="critic", layer="2")
+    assert server.get("/neurons", run="one", network="critic", layer="9")["steps"] == []
+    for name in ("index.js", "style.css"):
+        assert Client(server.apps["/static/*"]).get(f"/static/{name}").status_code == 200
+    for name in ("../plugin.py", "plugin.py", "nothing.js", ""):
+        assert Client(server.apps["/static/*"]).get(f"/static/{name}").status_code == 404
+
+
+def test_the_tab_is_installed():
+    from importlib.metadata import entry_points
+
+    (found,) = [point for point in entry_points(group="tensorboard_plugins") if point.name == "plasticity"]
+    assert found.load() is PlasticityPlugin
+    shown = PlasticityPlugin(SimpleNamespace(data_provider=None, logdir="")).frontend_metadata()
+    assert (shown.tab_name, shown.es_module_path) == ("Plasticity", "/static/index.js")
+
+
+def test_twenty_runs_are_answered_quickly(tmp_path, capsys):
+    networks, metrics = ("actor", "critic_1", "critic_2"), ("dormancy", "grama", "effective_rank", "srank")
+    names = [f"plasticity/{n}/{m}/{la}" for n in networks for m in metrics for la in ("all", "trunk.0", "trunk.2")]
+    with RunLogger(tmp_path / "x_seed0") as logger:
+        for step in range(100):
+            logger.log(step, dict.fromkeys(names, step / 100) | {"charts/episodic_return": float(step)})
+        logger.event(50, "redo", {"network": "actor", "neurons": {"trunk.0": [1]}})
+    for seed in range(1, 20):
+        shutil.copytree(tmp_path / "x_seed0", tmp_path / f"x_seed{seed}")
+    server = Server(tmp_path)
+    started, cpu = time.perf_counter(), time.process_time()
+    runs = server.get("/runs")["runs"]
+    asked = {run["name"]: "" for run in runs}
+    answer = server.get("/series", runs=json.dumps(asked), curve="charts/episodic_return", maps="srank")
+    took, cpu = time.perf_counter() - started, time.process_time() - cpu
+    with capsys.disabled():
+        print(f" [20 runs in {took:.2f} s, {cpu:.2f} s of the processor]", end="")
+    assert {run["group"] for run in runs} == {"x"}
+    assert all(len(answer[run]["tags"]) == len(names) for run in asked)
+    assert cpu < 5  # a bound for any machine; the page's own limit is a second

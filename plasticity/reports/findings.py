@@ -1,0 +1,156 @@
+"""A whole comparison, from run folders to Markdown, LaTeX and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from . import comparison, tables
+from .association import associations
+from .groups import configurations, doubts
+from .question import Question, complete, normalised, reference_anchors, require_comparable
+from .reading import Run, load
+from .series import Band
+from .tables import Table, number
+
+PROFILE_POINTS = 101
+
+
+class Findings:
+    """The configurations in ``paths``, compared; ValueError where that cannot be done honestly."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        question: Question,
+        envs: Sequence[str] = (),
+        normalise: Sequence[str] = (),
+        association: str = "last",
+        command: str = "",
+    ) -> None:
+        runs, notes = load(paths)
+        runs = _in(runs, envs)
+        # What was left out for being unfinished is said below, with the consequence.
+        notes = [note for note in notes if ": not finished (" not in note]
+        kept, left_out = complete(runs, question)
+        self.question, self.command = question, command
+        self.configurations = configurations(kept)
+        self.tasks = require_comparable(self.configurations)
+        self.anchors = self._anchors(normalise)
+        self.scores = normalised(self.configurations, self.tasks, question, self.anchors)
+        notes += left_out + [note for c in self.configurations for note in doubts(c)] + comparison.cautions(self.scores)
+        if question.at == "best":
+            notes.append("the highest of several evaluations is above what the agent is worth, more so for noisy ones")
+        self.notes = notes
+        self.tables = self._tables(association)
+
+    def _tables(self, association: str) -> list[Table]:
+        q, scores = self.question, self.scores
+        found = [comparison.aggregates(scores, q, self.anchors is not None)]
+        if len(scores) > 1:
+            found.append(comparison.improvements(scores, q))
+        if len(self.tasks) > 1:
+            found.append(comparison.per_task(scores, self.tasks, q))
+        found.append(comparison.profile_table(scores, q))
+        associated = associations(self.configurations, q, association)
+        return [*found, associated, self._members()] if associated else [*found, self._members()]
+
+    def markdown(self) -> str:
+        """Return everything as Markdown."""
+        parts = ["# Comparison\n", f"{self._summary()}\n"]
+        if self.notes:
+            parts.append("Read this first:\n\n" + "".join(f"- {note}\n" for note in self.notes))
+        return "\n".join([*parts, *map(tables.markdown, self.tables), f"Made by `{self.command}`, {_maker()}.\n"])
+
+    def latex(self) -> str:
+        """Return the tables as LaTeX, what has to be said with them as comments."""
+        said = [f"% {line}" for line in (self._summary(), *self.notes, f"Made by {self.command}, {_maker()}.")]
+        return "\n".join([*said, "% needs \\usepackage{booktabs}", "", *map(tables.latex, self.tables)])
+
+    def write(self, out: Path) -> list[Path]:
+        """Write compare.md, compare.tex and figures as SVG and PNG; return the files."""
+        from .figures import Curve, draw_intervals, draw_profiles, encoded
+
+        levels = comparison.profile_thresholds(self.scores, PROFILE_POINTS)
+        found = comparison.profiles(self.scores, levels, self.question)
+        bands = [
+            Curve(name, i, Band(levels, *interval, sum(map(len, self.scores[name]))))
+            for i, (name, interval) in enumerate(found.items())
+        ]
+        aggregate = self.tables[0]
+        columns = {
+            head: [(str(row[0]), row[i]) for row in aggregate.rows] for i, head in enumerate(aggregate.columns) if i > 1
+        }
+        label = "normalised score" if self.anchors else "score"
+        figures = {"profiles": draw_profiles(bands, label), "aggregates": draw_intervals(columns)}
+        files = {"compare.md": self.markdown().encode(), "compare.tex": self.latex().encode()}
+        files |= {f"{n}.{kind}": encoded(figure, kind) for n, figure in figures.items() for kind in ("svg", "png")}
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (out / name).write_bytes(data)
+        return [out / name for name in files]
+
+    def _summary(self) -> str:
+        if self.anchors is None:
+            scale = "Scores are not normalised."
+        else:
+            ends = "; ".join(
+                f"{env}: {number(low)} is 0, {number(high)} is 1" for env, (low, high) in self.anchors.items()
+            )
+            scale = f"Scores are normalised ({ends}{self._reference}); these ends count as exact."
+        tasks = f" in {', '.join(self.tasks)}" if any(self.tasks) else ""
+        return f"Score of a run: {self.question.describe()}{tasks}. {scale}"
+
+    def _anchors(self, normalise: Sequence[str]) -> Mapping[str, tuple[float, float]] | None:
+        self._reference = ""
+        if not normalise:
+            return None
+        names = {c.name: c for c in self.configurations}
+        if len(normalise) == 1 and normalise[0] in names:
+            self._reference = f", the first and the compared value of {normalise[0]}, mean over runs"
+            return reference_anchors(names[normalise[0]], self.question)
+        anchors: dict[str, tuple[float, float]] = {}
+        for item in normalise:
+            env, separator, ends = item.rpartition("=")
+            low, high = _ends(ends, item, list(names))
+            if separator and env not in self.tasks:
+                raise ValueError(f"--normalise {item}: no runs in {env}; there are {', '.join(self.tasks)}")
+            anchors |= dict.fromkeys([env] if separator else self.tasks, (low, high))
+        missing = [task for task in self.tasks if task not in anchors]
+        if missing:
+            raise ValueError(f"--normalise has no scale for {', '.join(missing)}")
+        return {task: anchors[task] for task in self.tasks}
+
+    def _members(self) -> Table:
+        rows = []
+        for c in self.configurations:
+            for env, runs in c.runs.items():
+                values = [self.question.value(run) for run in runs]
+                text = ", ".join(f"{run.seed}: {number(v)}" for run, v in zip(runs, values, strict=True))
+                rows.append([c.name, env or "-", len(runs), text])
+        return Table("Runs compared", ["configuration", "environment", "n", "score by seed, as logged"], rows)
+
+
+def _in(runs: Sequence[Run], envs: Sequence[str]) -> list[Run]:
+    present = dict.fromkeys(run.env for run in runs)
+    unknown = [env for env in envs if env not in present]
+    if unknown:
+        raise ValueError(f"no runs in {', '.join(unknown)}; there are {', '.join(map(str, present))}")
+    return [run for run in runs if not envs or run.env in envs]
+
+
+def _ends(text: str, item: str, names: Sequence[str]) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--normalise {item} is neither LOW,HIGH nor ENV=LOW,HIGH nor a configuration; there are {'; '.join(names)}"
+        ) from None
+    if not low < high:
+        raise ValueError(f"--normalise {item}: LOW must be below HIGH")
+    return low, high
+
+
+def _maker() -> str:
+    return f"plasticity {version('plasticity-toolkit')}"

@@ -1,0 +1,194 @@
+"""Which figures a report has: learning curves, plasticity curves, layers over time; each with its caption."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .figures import Curve, Map, Panel, Strip, draw_curves, draw_maps
+from .groups import Configuration
+from .reading import Run, having
+from .series import INTERVAL, aligned, band
+from .tags import ALL, TITLES, plasticity_tags
+
+MAPS_ABREAST = 3
+"""Configurations side by side in one figure of maps."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, the name of its file, and the caption that says what is drawn, n and the interval."""
+
+    name: str
+    figure: Any
+    caption: str
+
+
+class Pictures:
+    """Draws everything for one environment; ``curves`` collects the numbers that were drawn, for a table."""
+
+    def __init__(self, configurations: Sequence[Configuration], env: str, metrics: Sequence[str]) -> None:
+        self.groups = [(i, c.name, c.runs[env]) for i, c in enumerate(configurations) if env in c.runs]
+        self.env = env
+        self.metrics = [m for m in metrics if any(m == metric for _, metric, _ in self._tags())]
+        self.where = f" in {env}" if env else ""
+        self.slug = re.sub(r"[^A-Za-z0-9.-]+", "-", env) or "runs"
+        self.xlabel = "environment steps" if env else "steps"
+        self.curves: list[tuple[Any, ...]] = []
+        """(environment, configuration, tag, step, n, interquartile mean, low, high)."""
+        self.notes: list[str] = []
+
+    def draw(self, tags: Sequence[str]) -> list[Picture]:
+        """Return the figures of this environment that have something to show."""
+        pictures = [self._learning(tags), self._plasticity(), *(self._maps(metric) for metric in self.metrics)]
+        return [picture for picture in pictures if picture is not None]
+
+    def _learning(self, tags: Sequence[str]) -> Picture | None:
+        panels: list[Panel] = []
+        remarks: set[str] = set()
+        for tag in tags:
+            curves = self._curves(tag, remarks)
+            if curves:
+                panels.append(Panel(TITLES.get(tag, tag), "return", curves, self._strips(None)))
+        if not panels:
+            return None
+        caption = f"Learning curves{self.where}. {self._band_text(remarks)}{self._strip_text(panels)}"
+        return Picture(f"learning-{self.slug}", draw_curves([panels], self.xlabel), caption)
+
+    def _plasticity(self) -> Picture | None:
+        networks = list(dict.fromkeys(network for network, _, layer in self._tags() if layer == ALL))
+        remarks: set[str] = set()
+        rows = [
+            [
+                Panel(
+                    network if metric == self.metrics[0] else "",
+                    metric.replace("_", " "),
+                    self._curves(f"plasticity/{network}/{metric}/{ALL}", remarks),
+                    self._strips(network),
+                )
+                for network in networks
+            ]
+            for metric in self.metrics
+        ]
+        if not networks or not rows:
+            return None
+        caption = (
+            f"Plasticity of whole networks{self.where}, one column each. {self._band_text(remarks)}"
+            f"{self._strip_text([panel for row in rows for panel in row])}"
+        )
+        return Picture(f"plasticity-{self.slug}", draw_curves(rows, self.xlabel), caption)
+
+    def _maps(self, metric: str) -> Picture | None:
+        layers: dict[str, list[str]] = {}
+        for network, m, layer in self._tags():
+            if m == metric and layer != ALL:
+                layers.setdefault(network, []).append(layer)
+        blocks = [self.groups[i : i + MAPS_ABREAST] for i in range(0, len(self.groups), MAPS_ABREAST)]
+        width = len(blocks[0])
+        rows: list[list[Map | None]] = []
+        for block in blocks:
+            for network, own in layers.items():
+                row = [self._map(group, network, metric, own) for group in block]
+                rows.append(row + [None] * (width - len(row)))
+        rows = [row for row in rows if any(one is not None for one in row)]
+        if not rows:
+            return None
+        label = metric.replace("_", " ")
+        caption = (
+            f"{label.capitalize()} of each layer over time{self.where}; mean over runs ({self._counts()}), one colour "
+            "scale for all maps, white where nothing was measured. A bar above a map: an intervention acted on this "
+            "network in one of the runs at that step."
+        )
+        return Picture(f"layers-{metric}-{self.slug}", draw_maps(rows, label, self.xlabel), caption)
+
+    def _map(self, group: tuple[int, str, list[Run]], network: str, metric: str, layers: list[str]) -> Map | None:
+        _, name, runs = group
+        found = {layer: having(runs, f"plasticity/{network}/{metric}/{layer}") for layer in layers}
+        partial = [layer for layer, series in found.items() if 0 < len(series) < len(runs)]
+        if partial:
+            layers_text = f"{metric} of {', '.join(partial)} ({network}){self.where}"
+            self.notes.append(f"{layers_text} is not shown as a map: not all runs of {name} have these layers")
+        parts = {layer: aligned(series) for layer, series in found.items() if len(series) == len(runs)}
+        steps = np.unique(np.concatenate([grid for grid, _, _ in parts.values()] or [np.empty(0)]))
+        if not len(steps):
+            return None
+        values = np.full((len(layers), len(steps)), np.nan)
+        for i, layer in enumerate(layers):
+            if layer in parts and len(parts[layer][0]):
+                grid, numbers, _ = parts[layer]
+                values[i] = np.interp(steps, grid, numbers.mean(-1), left=np.nan, right=np.nan)
+        return Map(f"{network}: {name}", layers, steps, values, _event_steps(runs, network))
+
+    def _curves(self, tag: str, remarks: set[str]) -> list[Curve]:
+        curves = []
+        for style, name, runs in self.groups:
+            series = having(runs, tag)
+            if not series:
+                continue
+            if len(series) < len(runs):
+                remarks.add(f"{len(runs) - len(series)} of {len(runs)} runs of {name} lack {tag}")
+            drawn, interpolated = band(series)
+            if drawn is None:
+                remarks.add(f"the runs of {name} have no common steps of {tag}")
+                continue
+            gaps = sum(len(s.steps) - len(s.finite().steps) for s in series)
+            if gaps:
+                remarks.add(f"{gaps} values of {tag} that are not finite ({name}) are bridged by a straight line")
+            if interpolated:
+                remarks.add("values between a run's own measurements are interpolated linearly")
+            ends = {run.last_step for run in runs}
+            if len(ends) > 1 and max(ends) > 1.02 * min(ends):
+                remarks.add(f"the curve of {name} ends with its shortest run, at step {int(drawn.steps[-1]):,}")
+            curves.append(Curve(name, style, drawn))
+            self._collect(name, tag, drawn)
+        return curves
+
+    def _collect(self, name: str, tag: str, drawn: Any) -> None:
+        for i, (step, value) in enumerate(zip(drawn.steps, drawn.value, strict=True)):
+            low, high = (None, None) if drawn.low is None else (float(drawn.low[i]), float(drawn.high[i]))
+            self.curves.append((self.env, name, tag, int(step), drawn.n, float(value), low, high))
+
+    def _strips(self, network: str | None) -> list[Strip]:
+        """Return a strip per configuration and kind of event; a network gets what acted on it or on no one network."""
+        strips = []
+        for style, name, runs in self.groups:
+            for event in dict.fromkeys(e["event"] for run in runs for e in run.events):
+                steps = _event_steps(runs, network, event)
+                strips.append(Strip(event if event in name else f"{name}: {event}", style, steps))
+        return strips
+
+    def _tags(self) -> list[tuple[str, str, str]]:
+        """Return (network, metric, layer) of every plasticity tag, in order of appearance."""
+        names = dict.fromkeys(tag for _, _, runs in self.groups for run in runs for tag in run.series)
+        return plasticity_tags(names)
+
+    def _counts(self) -> str:
+        return ", ".join(f"{name}: n = {len(runs)}" for _, name, runs in self.groups)
+
+    def _band_text(self, remarks: set[str]) -> str:
+        interval = f"Lines: interquartile mean over runs. Bands: {INTERVAL}. {self._counts()}."
+        if any(len(runs) == 1 for _, _, runs in self.groups):
+            interval += " One run has no interval."
+        if any(1 < len(runs) < 5 for _, _, runs in self.groups):
+            interval += " With fewer than five runs a bootstrap interval is too narrow."
+        return interval + "".join(f" Note: {remark}." for remark in sorted(remarks))
+
+    def _strip_text(self, panels: Sequence[Panel]) -> str:
+        if not any(panel.strips for panel in panels):
+            return ""
+        return " Ticks below: steps at which an intervention acted, in any run."
+
+
+def _event_steps(runs: Sequence[Run], network: str | None, event: str | None = None) -> NDArray[Any]:
+    chosen = (
+        row["step"]
+        for run in runs
+        for row in run.events
+        if (event is None or row["event"] == event) and (network is None or row.get("network") in (None, network))
+    )
+    return np.unique(np.fromiter(chosen, dtype=np.float64))

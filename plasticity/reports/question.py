@@ -1,0 +1,148 @@
+"""What is compared, which runs count for it, and on which scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plasticity import statistics
+from plasticity.statistics import Interval
+
+from .groups import Configuration
+from .reading import Run
+from .series import AT, score, until
+from .tables import number
+
+Scores = dict[str, list[NDArray[Any]]]
+"""Configuration -> scores (runs,) per environment."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared: the value ``at`` ``last``, ``best`` or ``auc`` of ``metric``, up to step ``until``.
+
+    ``nonfinite``: the score of a run without a finite value; None: such a run is an error.
+    """
+
+    metric: str = "charts/eval_return"
+    at: str = "last"
+    until: int | None = None
+    nonfinite: float | None = None
+    resamples: int = 10_000
+    level: float = 0.95
+    seed: int = 0
+
+    def value(self, run: Run, at: str | None = None) -> float:
+        """Return the score of one run; ValueError if it has none and nothing stands in for it."""
+        if self.metric not in run.series:
+            charts = sorted(tag for tag in run.series if tag.startswith("charts/")) or sorted(run.series)
+            raise ValueError(f"{run.folder} did not log {self.metric}; it has {', '.join(charts)}")
+        value = score(until(run.series[self.metric], self.until), at or self.at)
+        if math.isfinite(value):
+            return value
+        if self.nonfinite is None:
+            raise ValueError(
+                f"{run.folder}: {self.at} {self.metric} is not finite, so the run has no score; leaving it out would "
+                "flatter its configuration: give such runs a low score with --nonfinite"
+            )
+        return self.nonfinite
+
+    def interval(self, statistic: Callable[..., Any], *samples: Any, paired: bool = False) -> Interval:
+        """Return a statistic with its bootstrap interval."""
+        return statistics.bootstrap(
+            statistic, *samples, paired=paired, resamples=self.resamples, level=self.level, seed=self.seed
+        )
+
+    def describe(self) -> str:
+        """Return what a score is, in words."""
+        what = {"last": "last value", "best": "highest value", "auc": "mean over steps (area under the curve)"}[self.at]
+        return f"{what} of {self.metric}" + (f" up to step {self.until:,}" if self.until else "")
+
+
+def complete(runs: Sequence[Run], question: Question) -> tuple[list[Run], list[str]]:
+    """Return the runs that count and a note on each that does not.
+
+    Without ``until``, a run has to be finished; with it, it has to have come that far.
+    """
+    if question.at not in AT:
+        raise ValueError(f"at must be one of {', '.join(AT)}, got {question.at!r}")
+    kept, notes = [], []
+    for run in runs:
+        if question.until is not None:
+            far = run.last_step >= question.until
+            reason = f"it ends at step {run.last_step:,}, before {question.until:,}"
+        else:
+            far, reason = run.status == "finished", f"status {run.status}, last step {run.last_step:,}"
+        if far:
+            kept.append(run)
+        else:
+            notes.append(
+                f"left out {run.folder}: {reason}; if its training broke down, this flatters its configuration"
+            )
+    return kept, notes
+
+
+def require_comparable(configurations: Sequence[Configuration]) -> list[str]:
+    """Return the environments; ValueError for a configuration with one run, or without runs in an environment."""
+    if not configurations:
+        raise ValueError("no run is left to compare; --until STEP counts runs that are not finished")
+    tasks = sorted({env for c in configurations for env in c.runs})
+    for c in configurations:
+        for env in tasks:
+            runs = c.runs.get(env, [])
+            where = f" in {env}" if env else ""
+            if len(runs) == 1:
+                raise ValueError(
+                    f"{c.name} has one run{where} ({runs[0].folder}): nothing can be said about chance from one; train "
+                    "more seeds (at least two, better ten), or leave it out"
+                )
+            if not runs:
+                raise ValueError(
+                    f"{c.name} has no run{where}: an aggregate would compare different tasks; choose tasks with --env"
+                )
+    return tasks
+
+
+def normalised(
+    configurations: Sequence[Configuration],
+    tasks: Sequence[str],
+    question: Question,
+    anchors: Mapping[str, tuple] | None,
+) -> Scores:
+    """Return configuration -> scores (runs,) per task, on the scale of ``anchors``: environment -> (its 0, its 1)."""
+    if anchors is None and len(tasks) > 1:
+        raise ValueError(
+            f"returns of {', '.join(tasks)} have no common scale: pass --normalise LOW,HIGH for all (0,1000 for "
+            "dm_control), --normalise ENV=LOW,HIGH for each, or --normalise and the name of a reference configuration"
+        )
+    found: Scores = {}
+    for c in configurations:
+        found[c.name] = []
+        for env in tasks:
+            low, high = anchors[env] if anchors else (0.0, 1.0)
+            raw = np.array([question.value(run) for run in c.runs[env]])
+            found[c.name].append((raw - low) / (high - low))
+    return found
+
+
+def reference_anchors(configuration: Configuration, question: Question) -> dict[str, tuple[float, float]]:
+    """Return, per environment, the mean first value and the mean score of a reference configuration.
+
+    ValueError if it did not get better: such a scale would be upside down.
+    """
+    anchors = {}
+    for env, runs in configuration.runs.items():
+        end = float(np.mean([question.value(run) for run in runs]))
+        start = float(np.mean([run.series[question.metric].values[0] for run in runs]))
+        if not end > start:
+            raise ValueError(
+                f"{configuration.name} cannot be the reference in {env}: it went from {number(start)} to "
+                f"{number(end)}, and 1 must be better than 0"
+            )
+        anchors[env] = (start, end)
+    return anchors

@@ -1,0 +1,169 @@
+"""Run folders as objects: settings, series, events, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from plasticity.dashboard.runs import METRICS, NO_CONFIGURATION, read_metrics
+
+from .series import Series, columns
+
+RECORD = "run.json"
+UNMEASURED = "unmeasured"
+"""An event that is no intervention: it says which layers have no value."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. ``record`` is its ``run.json``, empty where it has none (``plasticity.watch`` writes none)."""
+
+    folder: Path
+    record: dict[str, Any]
+    series: dict[str, Series]
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def env(self) -> str:
+        """Return the environment, an empty string if the run has none."""
+        return str(self.record.get("config", {}).get("env", ""))
+
+    @property
+    def seed(self) -> Any:
+        """Return the seed, None if it is not recorded."""
+        return self.record.get("config", {}).get("seed")
+
+    @property
+    def status(self) -> str:
+        """Return how the run ended: finished, running, interrupted, failed, or unknown."""
+        return str(self.record.get("status", "unknown"))
+
+    @property
+    def last_step(self) -> int:
+        """Return the last step that anything was logged at."""
+        return int(max((s.steps[-1] for s in self.series.values()), default=0))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Return what makes its configuration, flat, by the names of the flags; a run without a record is alone."""
+        if not self.record:
+            return {"run": str(self.folder)}
+        config = dict(self.record["config"])
+        agent, methods = _mapping(config.pop("agent", None)), _mapping(config.pop("interventions", None))
+        flat = {"agent": self.record["agent"], "interventions": sorted(methods), **config, **agent}
+        flat |= {f"{method}.{key}": value for method, own in methods.items() for key, value in _mapping(own).items()}
+        return {key: value for key, value in flat.items() if key not in NO_CONFIGURATION}
+
+
+def load(paths: Sequence[Path | str]) -> tuple[list[Run], list[str]]:
+    """Return the runs at or below ``paths``, and notes on what was left out or is damaged.
+
+    Of several runs with the same settings and seed one stays, the finished or else the longest: they are copies, not
+    independent. Raises ValueError for a path without any run.
+    """
+    runs: list[Run] = []
+    notes: list[str] = []
+    for folder in _folders(paths):
+        run = _load(folder, notes)
+        if run is not None:
+            runs.append(run)
+    if not runs:
+        raise ValueError("; ".join(notes) or "no runs given")
+    return _without_copies(runs, notes), notes
+
+
+def only_finished(runs: Sequence[Run], notes: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Return the finished runs, and the notes with those that were left out; ValueError if none is finished."""
+    finished = [run for run in runs if run.status == "finished"]
+    if not finished:
+        raise ValueError(f"none of {len(runs)} runs is finished")
+    left = [f"left out {run.folder}: status {run.status}, last step {run.last_step:,}" for run in runs]
+    return finished, [*notes, *(note for run, note in zip(runs, left, strict=True) if run.status != "finished")]
+
+
+def having(runs: Sequence[Run], tag: str) -> list[Series]:
+    """Return the series of ``tag`` of the runs that have a finite value of it."""
+    return [run.series[tag] for run in runs if tag in run.series and len(run.series[tag].finite().steps)]
+
+
+def _folders(paths: Sequence[Path | str]) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise ValueError(f"{path} is no folder; pass run folders, or a folder that holds some")
+        below = sorted(Path(f) for f, _, files in os.walk(path) if {METRICS, RECORD} & set(files))
+        if not below:
+            raise ValueError(f"no run in {path}: no folder in it has a {METRICS}")
+        found.update((folder.resolve(), folder) for folder in below)
+    return list(found.values())
+
+
+def _load(folder: Path, notes: list[str]) -> Run | None:
+    record = _record(folder, notes)
+    if not (folder / METRICS).is_file():
+        notes.append(f"left out {folder}: it has no {METRICS} (status: {record.get('status', 'unknown')})")
+        return None
+    rows = read_metrics(folder)
+    damaged = _damaged(folder)
+    if damaged:
+        notes.append(f"{folder}: left out {damaged} damaged line{'s' * (damaged > 1)} of {METRICS}")
+    series = columns(rows)
+    if not series:
+        notes.append(f"left out {folder}: nothing was logged yet (status: {record.get('status', 'unknown')})")
+        return None
+    events = [row for row in rows if isinstance(row.get("event"), str) and row["event"] != UNMEASURED]
+    run = Run(folder, record, series, events)
+    if record and run.status != "finished":
+        notes.append(f"{folder}: not finished (status: {run.status}, last step {run.last_step:,})")
+    return run
+
+
+def _record(folder: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        if isinstance(record["config"], dict) and isinstance(record["agent"], str):
+            return record
+        reason = "the agent or its config is missing"
+    except FileNotFoundError:
+        reason = "there is none"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = f"it is damaged: {error or type(error).__name__}"
+    notes.append(f"{folder}: settings unknown, so it stands alone; its {RECORD} cannot be read ({reason})")
+    return {}
+
+
+def _damaged(folder: Path) -> int:
+    """Return the number of lines that are not JSON; what a kill leaves at the end is one."""
+    with (folder / METRICS).open(encoding="utf-8", errors="replace") as lines:
+        return sum(1 for line in lines if line.strip() and not _is_json(line))
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_copies(runs: list[Run], notes: list[str]) -> list[Run]:
+    kept: dict[str, Run] = {}
+    for run in runs:
+        key = json.dumps([run.settings, run.seed], sort_keys=True, default=str)
+        other = kept.get(key)
+        if other is None:
+            kept[key] = run
+            continue
+        better, worse = sorted((other, run), key=lambda r: (r.status == "finished", r.last_step), reverse=True)
+        kept[key] = better
+        notes.append(f"left out {worse.folder}: same settings and seed as {better.folder}, so not an independent run")
+    return list(kept.values())
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

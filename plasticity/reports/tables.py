@@ -1,0 +1,126 @@
+"""A table, and how it is written: Markdown, LaTeX, HTML, CSV."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plasticity.statistics import Interval
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {">": "$>$", "<": "$<$", "[": "{[}", "]": "{]}"}
+
+LONG = 24
+"""Characters from which on a cell may be broken anywhere, such as a path."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text, numbers or intervals; None is an empty one. ``note`` says what the numbers are."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+
+def number(value: float) -> str:
+    """Return three significant digits, all digits of whole thousands, a dash for NaN."""
+    if math.isnan(value):
+        return "-"
+    if abs(value) < 1e-12:  # what rounding leaves of a zero
+        return "0"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def cell(value: Any) -> str:
+    """Return a cell as text: an interval as ``value [low, high]``."""
+    if value is None:
+        return ""
+    if isinstance(value, Interval):
+        if math.isnan(value.low):
+            return number(value.value) + " [-]" * (not math.isnan(value.value))
+        return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def markdown(table: Table, level: int = 2) -> str:
+    """Return a heading, the table and its note."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in cells) + " |"
+
+    lines = [line(table.columns), line(["---"] * len(table.columns)), *(line([cell(c) for c in r]) for r in table.rows)]
+    parts = [f"{'#' * level} {table.title}", "\n".join(lines), table.note]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def latex(table: Table) -> str:
+    """Return a ``table`` environment for the package booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(_latex, cells)) + r" \\"
+
+    caption = _latex(f"{table.title}. {table.note}" if table.note else table.title)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+            r"\toprule",
+            line(table.columns),
+            r"\midrule",
+            *(line([cell(c) for c in row]) for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def page(table: Table) -> str:
+    """Return the table as HTML, its title and note as the caption; columns of numbers are set to the right."""
+    last = table.rows[-1] if table.rows else [""] * len(table.columns)
+    right = [isinstance(value, int | float | Interval) for value in last]
+
+    def row(cells: Sequence[Any], tag: str) -> str:
+        parts = []
+        for value, is_number in zip(map(cell, cells), right, strict=True):
+            kind = ' class="n"' if is_number else ' class="long"' if len(value) > LONG else ""
+            parts.append(f"<{tag}{kind}>{html.escape(value)}</{tag}>")
+        return f"<tr>{''.join(parts)}</tr>"
+
+    caption = f"<caption><b>{html.escape(table.title)}.</b> {html.escape(table.note)}</caption>"
+    body = "\n".join(row(cells, "td") for cells in table.rows)
+    return f"<table>{caption}\n<thead>{row(table.columns, 'th')}</thead>\n<tbody>\n{body}\n</tbody></table>"
+
+
+def comma_separated(table: Table) -> str:
+    """Return the cells at full precision; an interval takes three columns."""
+    wide = [any(isinstance(row[i], Interval) for row in table.rows) for i in range(len(table.columns))]
+
+    def spread(value: Any, is_wide: bool) -> list[Any]:
+        if not is_wide:
+            return [value]
+        return list(value) if isinstance(value, Interval) else [value, None, None]
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    heads = [
+        [name, f"{name} low", f"{name} high"] if w else [name] for name, w in zip(table.columns, wide, strict=True)
+    ]
+    writer.writerow([name for group in heads for name in group])
+    for row in table.rows:
+        writer.writerow([value for c, w in zip(row, wide, strict=True) for value in spread(c, w)])
+    return out.getvalue()
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,360 @@
+"""``plasticity report``: the numbers that are drawn, and what a page says of runs that are not as they should be."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runfolders import make_run
+
+from plasticity.cli import main
+from plasticity.reports.document import Report
+from plasticity.reports.figures import COLOURS, LINES, MARKERS, draw_curves, draw_maps
+from plasticity.reports.pictures import Pictures
+from plasticity.reports.reading import load
+from plasticity.reports.tables import Table, cell, comma_separated, latex, markdown, number, page
+from plasticity.statistics import Interval, bootstrap, iqm
+
+TINY = "--env Pendulum-v1 --steps 250 --learning-starts 200 --hidden 16 16 --batch-size 16 --probe-every 20 --quiet"
+TINY += " --eval-every 100 --eval-episodes 2 --redo --redo.every 20 --redo.threshold 0.5"
+
+
+def tags(layers: dict[str, list[float | None]]) -> dict[str, list[float | None]]:
+    return {f"plasticity/critic/dormancy/{layer}": values for layer, values in layers.items()}
+
+
+def seeds(root: Path, count: int = 3, **kwargs) -> list[Path]:
+    """Runs of one configuration: seed s returns s, 2 s, 3 s, and its layers go dormant one after the other."""
+    layers = tags({"q.0": [0.1, 0.2, 0.3], "q.2": [0.0, 0.0, 0.6], "all": [0.05, 0.1, 0.45]})
+    return [
+        make_run(root / f"{kwargs.get('env', 'run')}_{s}", [s, 2 * s, 3 * s], seed=s, **{"values": layers, **kwargs})
+        for s in range(1, count + 1)
+    ]
+
+
+def recycling(step: int, network: str | None = "critic", count: int = 3) -> dict:
+    place = {"network": network} if network else {}
+    return {"step": step, "event": "redo", **place, "recycled": count, "function_change": 0.25}
+
+
+def report(*paths: Path, **kwargs) -> Report:
+    runs, notes = load(paths)
+    return Report(runs, notes, **kwargs)
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and gathers the text and the attributes."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+# -- real runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for seed in ("1", "2"):
+        assert main(["train", "sac", *TINY.split(), "--seed", seed, "--out", str(root), "--name", f"redo{seed}"]) == 0
+    return root
+
+
+def test_real_runs_make_a_page_that_needs_nothing_else(real: Path, tmp_path: Path, capsys) -> None:
+    assert main(["report", str(real), "--out", str(tmp_path / "out")]) == 0
+    files = list((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["report.html"]
+    assert str(files[0]) in capsys.readouterr().out
+    text = files[0].read_text()
+    shown = Page(text)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in shown.seen}
+    links = [v for _, a in shown.seen for k, v in a.items() if k in ("src", "href", "xlink:href") and v]
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert not re.search(r"url\((?!#)|@import", text)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert len(captions) == 5  # learning, plasticity, three metrics by layer
+    assert all("n = 2" in caption for caption in captions)
+    assert all("95 % stratified bootstrap interval" in caption for caption in captions[:2])
+    assert shlex.join(json.loads((real / "redo1" / "run.json").read_text())["command"]) in shown.text
+    assert "torch 2" in shown.text
+    assert f"plasticity report {real} --out" in shown.text
+
+
+def test_other_formats(real: Path, tmp_path: Path) -> None:
+    assert main(["report", str(real), "--out", str(tmp_path), "--formats", "md", "csv", "png"]) == 0
+    made = {file.name for file in tmp_path.iterdir()}
+    images = re.findall(r"!\[.*?\]\((.*?)\)", (tmp_path / "report.md").read_text())
+    assert len(images) == 5
+    assert set(images) == {name for name in made if name.endswith(".png")}
+    for name in images:
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 1500
+            assert np.asarray(image.convert("L")).std() > 5  # it is not empty
+    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    first = next(r for r in rows if r["tag"] == "charts/eval_return")
+    values = [
+        json.loads(line)["charts/eval_return"]
+        for seed in (1, 2)
+        for line in (real / f"redo{seed}" / "metrics.jsonl").read_text().splitlines()
+        if '"charts/eval_return"' in line and json.loads(line)["step"] == int(first["step"])
+    ]
+    assert float(first["iqm"]) == pytest.approx(np.mean(values))
+    assert (float(first["low"]), float(first["high"])) == pytest.approx((min(values), max(values)))
+    assert first["n"] == "2"
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_the_statistics_of_the_seeds(tmp_path: Path) -> None:
+    made = report(tmp_path, *seeds(tmp_path, 5))
+    drawn = {(tag, step): rest for _, _, tag, step, *rest in made.curves.rows}
+    n, value, low, high = drawn["charts/eval_return", 20]
+    assert (n, value) == (5, 6.0)
+    assert (value, low, high) == bootstrap(iqm, [2.0 * np.arange(1, 6)], resamples=2000)
+    assert drawn["plasticity/critic/dormancy/all", 30][1] == pytest.approx(0.45)
+
+
+def test_maps_show_the_mean_of_the_seeds_by_layer_with_events(tmp_path: Path) -> None:
+    one = tags({"q.0": [0.1, 0.2, None], "q.2": [0.0, 0.0, 0.6]})
+    two = tags({"q.0": [0.3, 0.4, None], "q.2": [0.0, 0.2, 0.8]})
+    make_run(tmp_path / "1", [0, 0, 0], values=one, events=[recycling(20), recycling(25, "actor"), recycling(28, None)])
+    make_run(tmp_path / "2", [0, 0, 0], seed=2, values=two, events=[{"step": 10, "event": "unmeasured"}])
+    runs, _ = load([tmp_path])
+    drawing = Pictures(Report(runs).configurations, "Walk-v0", ["dormancy"])
+    shown = drawing._map(drawing.groups[0], "critic", "dormancy", ["q.0", "q.2"])
+    assert shown is not None
+    assert shown.steps.tolist() == [10, 20, 30]
+    np.testing.assert_allclose(shown.values, [[0.2, 0.3, np.nan], [0.0, 0.1, 0.7]])
+    assert shown.marks.tolist() == [20, 28]  # its own, and what names no network; an unmeasured layer is no event
+    figure = draw_maps([[shown]], "dormancy", "steps")
+    mesh = figure.axes[0].collections[0]
+    assert mesh.get_clim() == (0.0, pytest.approx(0.7))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["q.0", "q.2"]
+
+
+def test_configurations_differ_in_more_than_colour(tmp_path: Path) -> None:
+    for i in range(9):
+        make_run(tmp_path / str(i), [0.0, i], batch_size=2**i)
+    runs, _ = load([tmp_path])
+    made = Report(runs)
+    axes = made.pictures["Walk-v0"][0].figure.axes[0]
+    looks = {(line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == 9
+    combinations = {(i % len(COLOURS), i % len(LINES), i % len(MARKERS)) for i in range(200)}
+    assert len(combinations) == 200
+
+
+def test_strips_mark_the_steps_of_events(tmp_path: Path) -> None:
+    runs = seeds(tmp_path, 2, events=[recycling(10), recycling(30)], interventions={"redo": {}})
+    made = report(*runs)
+    figure = made.pictures["Walk-v0"][0].figure
+    strip = figure.axes[-1]
+    assert [label.get_text() for label in strip.get_yticklabels()] == ["redo"]
+    marks = [segment[0][0] for segment in strip.collections[0].get_segments()]
+    assert marks == [10, 30]
+    table = next(table for table in made.details if table.title == "What interventions did")
+    assert list(table.rows[0][2:]) == ["redo", "critic", 2.0, 10, 30, "", 0.25]
+
+
+def test_what_an_intervention_counts_is_summed(tmp_path: Path) -> None:
+    values = {"interventions/redo/recycled": [0.0, 3.0], "interventions/redo/applications": [0.0, 1.0]}
+    make_run(tmp_path / "1", [0, 0], values=values, events=[recycling(20, count=3), recycling(20, count=4)])
+    make_run(tmp_path / "2", [0, 0], seed=2, values=values)
+    table = next(table for table in report(tmp_path).details if table.title == "What interventions did")
+    assert table.rows[0][4] == 1.0
+    assert table.rows[0][7] == "3.5 recycled"
+
+
+def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
+    runs = seeds(tmp_path, 2)
+    for folder in ("a", "b"):
+        report(*runs, tags=["charts/eval_return"]).write(tmp_path / folder, ["html", "csv"])
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+# -- runs that are not as they should be -------------------------------------------------------------------------------
+
+
+def test_a_killed_run_and_one_that_goes_on(tmp_path: Path) -> None:
+    seeds(tmp_path, 2)
+    make_run(tmp_path / "killed", [9.0, 9.0], seed=7, steps=[10, 20], status="running", tail='{"step": 30, "cha')
+    (tmp_path / "killed" / "run.json").write_text(
+        (tmp_path / "killed" / "run.json").read_text().replace('"steps": 20', '"steps": 30')
+    )
+    made = report(tmp_path)
+    notes = "\n".join(made.notes)
+    assert "killed: left out 1 damaged line of metrics.jsonl" in notes
+    assert "killed: not finished (status: running, last step 20)" in notes
+    caption = made.pictures["Walk-v0"][0].caption
+    assert "the curve of sac ends with its shortest run, at step 20" in caption
+    assert max(row[3] for row in made.curves.rows if row[2] == "charts/eval_return") == 20
+    assert made.results[0].rows[1] == ["step", "20"]
+    assert made.results[0].rows[2][1].value == 5.0  # of 2, 4 and 9, at step 20
+    assert "Not measured in all runs of sac: critic: dormancy n = 2" in made.results[0].note
+
+
+def test_finished_leaves_out_the_others(tmp_path: Path, capsys) -> None:
+    seeds(tmp_path / "runs", 2)
+    make_run(tmp_path / "runs" / "failed", [9.0, 9.0, 9.0], seed=7, status="failed")
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--finished"]) == 0
+    assert "failed: status failed, last step 30" in capsys.readouterr().err
+    assert "n = 2" in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "only").mkdir()
+    make_run(tmp_path / "only" / "failed", [1.0], status="failed")
+    assert main(["report", str(tmp_path / "only"), "--finished"]) == 1
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    seeds(tmp_path, 2)
+    empty = make_run(tmp_path / "empty", [1.0], seed=8)
+    (empty / "metrics.jsonl").write_text("")
+    crashed = make_run(tmp_path / "crashed", [1.0], seed=9, status="failed")
+    (crashed / "metrics.jsonl").unlink()
+    own = make_run(tmp_path / "own", [4.0, 5.0])
+    (own / "run.json").unlink()
+    torn = make_run(tmp_path / "torn", [4.0, 5.0])
+    (torn / "run.json").write_text('{"agent": "sac", "con')
+    holed = make_run(tmp_path / "holed", [3.0, 6.0, 9.0], seed=10)
+    rows = (holed / "metrics.jsonl").read_text().splitlines()
+    (holed / "metrics.jsonl").write_text("\n".join([rows[0], rows[1][:17], "null", rows[2]]) + "\n")
+    made = report(tmp_path)
+    notes = "\n".join(made.notes)
+    assert "empty: nothing was logged yet" in notes
+    assert "crashed: it has no metrics.jsonl (status: failed)" in notes
+    assert re.search(r"own: settings unknown, so it stands alone; .*there is none", notes)
+    assert re.search(r"torn: settings unknown.*damaged", notes)
+    assert "holed: left out 1 damaged line" in notes
+    assert {c.name: [len(runs) for runs in c.runs.values()] for c in made.configurations} == {
+        "sac": [3], str(own): [1], str(torn): [1],
+    }  # fmt: skip
+    assert f"{own} has one run: no interval, and nothing can be concluded from it" in notes
+    made.page()
+
+
+def test_values_that_are_not_finite_are_said(tmp_path: Path) -> None:
+    make_run(tmp_path / "1", [1.0, None, 3.0])
+    make_run(tmp_path / "2", [1.0, 2.0, 3.0], seed=2)
+    made = report(tmp_path)
+    caption = made.pictures["Walk-v0"][0].caption
+    assert "1 values of charts/eval_return that are not finite (sac) are bridged by a straight line" in caption
+    never = make_run(tmp_path / "3", [None, None, None], seed=3)
+    caption = report(tmp_path, never).pictures["Walk-v0"][0].caption
+    assert "1 of 3 runs of sac lack charts/eval_return" in caption
+
+
+def test_runs_with_other_layers_are_no_map(tmp_path: Path) -> None:
+    make_run(tmp_path / "1", [1.0], values=tags({"q.0": [0.1], "all": [0.1]}))
+    make_run(tmp_path / "2", [1.0], seed=2, values=tags({"body.0": [0.1], "all": [0.1]}))
+    made = report(tmp_path)
+    assert any("dormancy of q.0, body.0 (critic)" in note and "not all runs of sac" in note for note in made.notes)
+    assert not any(picture.name.startswith("layers") for picture in made.pictures["Walk-v0"])
+
+
+def test_different_versions_are_said(tmp_path: Path) -> None:
+    _, second = seeds(tmp_path, 2)
+    record = json.loads((second / "run.json").read_text())
+    record["versions"]["torch"] = "2.12.0"
+    (second / "run.json").write_text(json.dumps(record))
+    assert "the runs of sac were not made by the same versions: torch" in report(tmp_path).notes
+
+
+def test_chosen_metrics_and_curves(tmp_path: Path) -> None:
+    values = {**tags({"all": [0.1]}), "plasticity/critic/srank/all": [7.0], "losses/critic_loss": [3.0]}
+    make_run(tmp_path / "1", [1.0], values=values)
+    made = report(tmp_path, metrics=["srank"], tags=["losses/critic_loss"])
+    assert {row[2] for row in made.curves.rows} == {"losses/critic_loss", "plasticity/critic/srank/all"}
+    with pytest.raises(ValueError, match="no run measured rank; measured were dormancy, srank"):
+        report(tmp_path, metrics=["rank"])
+    with pytest.raises(ValueError, match="no format pdf; there are html, md, csv, svg, png"):
+        made.write(tmp_path / "out", ["pdf"])
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty"])
+def test_paths_without_runs(place: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / place)]) == 1
+    assert {"nowhere": "is no folder; pass run folders", "empty": "no run in"}[place] in capsys.readouterr().err
+
+
+def test_foreign_names_do_no_harm(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    make_run(tmp_path / "1", [1.0, 2.0], env=evil, values={f"plasticity/{evil[:8]}/dormancy/all": [0.1, 0.2]})
+    made = report(tmp_path)
+    assert not any(tag == "script" for tag, _ in Page(made.page()).seen)
+    assert all("/" not in picture.name for picture in made.pictures[evil])
+    files = made.write(tmp_path / "out", ["md", "svg", "csv"])
+    assert {file.parent for file in files} == {tmp_path / "out"}
+
+
+def test_many_configurations_fit(tmp_path: Path) -> None:
+    for i in range(7):
+        make_run(tmp_path / str(i), [1.0, 2.0], values=tags({"q.0": [0.1, 0.2], "all": [0.1, 0.2]}), batch_size=i)
+    made = report(tmp_path)
+    assert [table.title for table in made.results] == [f"Results in Walk-v0, part {i} of 2" for i in (1, 2)]
+    maps = next(picture for picture in made.pictures["Walk-v0"] if picture.name.startswith("layers"))
+    assert sum(axes.get_visible() and bool(axes.collections) for axes in maps.figure.axes) >= 7
+    made.page()
+
+
+def test_empty_panels_say_so() -> None:
+    from plasticity.reports.figures import Panel
+
+    figure = draw_curves([[Panel("actor", "grama", [])]], "steps")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not measured"]
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_as_text() -> None:
+    found = [number(v) for v in (0.0312345, 12.345, 999.4, 1234.5, -1466.2, 2.5e7, float("nan"), 5e-17)]
+    assert found == ["0.0312", "12.3", "999", "1234", "-1466", "2.5e+07", "-", "0"]
+    assert cell(Interval(1.0, 0.5, 2.25)) == "1 [0.5, 2.25]"
+    assert cell(Interval(1.0, float("nan"), float("nan"))) == "1 [-]"
+    assert cell(None) == ""
+    assert cell(3) == "3"
+
+
+def test_one_table_in_four_languages() -> None:
+    rows = [["a|b & <c>", Interval(1.0, 0.5, 2.0), 3], ["plain_1", None, 4]]
+    table = Table("Title 5 %", ["name", "score", "n"], rows, "A note.")
+    assert markdown(table) == (
+        "## Title 5 %\n\n| name | score | n |\n| --- | --- | --- |\n"
+        "| a\\|b & <c> | 1 [0.5, 2] | 3 |\n| plain_1 |  | 4 |\n\nA note.\n"
+    )
+    assert comma_separated(table) == ("name,score,score low,score high,n\na|b & <c>,1.0,0.5,2.0,3\nplain_1,,,,4\n")
+    assert r"a|b \& $<$c$>$ & 1 {[}0.5, 2{]} & 3 \\" in latex(table)
+    assert r"plain\_1 &  & 4 \\" in latex(table)
+    assert r"\caption{Title 5 \%. A note.}" in latex(table)
+    assert "a|b &amp; &lt;c&gt;" in page(table)
+    Page(page(table))

@@ -31,8 +31,9 @@ def blocks(page, language):
 
 def commands(page):
     """Every simple command of the shell blocks, as words."""
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    return [shlex.split(part) for line in lines for part in line.split("&&")]
+    joined = [block.replace("\\\n", " ") for block in blocks(page, "sh")]
+    parts = [part for block in joined for line in block.splitlines() for part in line.split("&&")]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
 def namespace():
@@ -88,20 +89,29 @@ def parse(arguments):
     """Fail unless the command line of plasticity understands ``arguments``; run nothing."""
     from plasticity.agents import AGENTS
     from plasticity.cli import COMMANDS
-    from plasticity.commands import dashboard, evaluate, train
+    from plasticity.commands import compare, dashboard, evaluate, probe, report
+    from plasticity.commands.train import parse as parse_training
     from plasticity.envs import ENVS
 
     command, *rest = arguments
     assert command in COMMANDS
-    if command == "train":
+    configs = {
+        "eval": evaluate.EvalConfig,
+        "probe": probe.ProbeConfig,
+        "dashboard": dashboard.DashboardConfig,
+        "report": report.ReportConfig,
+        "compare": compare.CompareConfig,
+    }
+    if command == "train" and rest[0] == "--resume":
+        parse_training("sac", ["--env", "Pendulum-v1", *rest[2:]])
+    elif command == "train":
         agent, *flags = rest
         assert agent in AGENTS
-        config = tyro.cli(train._config_type(agent), args=flags)
-        assert config.env in {name for names in ENVS.values() for name in names()}
+        assert parse_training(agent, flags).env in {name for names in ENVS.values() for name in names()}
     elif command == "list":
         assert set(rest) <= {"agents", "envs", "probes", "interventions"}
     else:
-        tyro.cli({"eval": evaluate.EvalConfig, "dashboard": dashboard.DashboardConfig}[command], args=rest)
+        tyro.cli(configs[command], args=rest)
 
 
 def test_training_command_of_the_readme_trains(tmp_path):
@@ -110,7 +120,9 @@ def test_training_command_of_the_readme_trains(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "plasticity", *arguments, *shorter.split(), "--name", "short"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert {"run.json", "metrics.jsonl", "model.pt"} <= {file.name for file in (tmp_path / "runs" / "short").iterdir()}
+    assert {"run.json", "metrics.jsonl", "model", "checkpoints"} <= {
+        file.name for file in (tmp_path / "runs" / "short").iterdir()
+    }
 
 
 def test_ci_runs_the_command_of_the_readme():

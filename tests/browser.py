@@ -108,7 +108,7 @@ class Browser:
             raise RuntimeError(json.dumps(result["exceptionDetails"])[:2000])
         return result["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 20.0) -> Any:
+    def wait(self, script: str, seconds: float = 90.0) -> Any:
         """Return the first true value of an expression; TimeoutError with the page's text if there is none in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -2,7 +2,7 @@
 
 python benchmarks/log_overhead.py
 
-Three ways, in turns: this package's writer (TensorBoard and ``metrics.jsonl``), the same with what a run adds (layout and
+Three ways, in turns: this package's writer (TensorBoard and ``metrics.jsonl``), the same with what a run adds (layout,
 live panel), and ``torch.utils.tensorboard`` with one ``add_scalar`` each, which writes the first of the two files only.
 """
 

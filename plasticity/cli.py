@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or not (notes or isinstance(error, EXPECTED)):
             raise
         kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
-        print(f"plasticity {name}: {', '.join([f'{kind}{error}', *notes])}", file=sys.stderr)
+        where = f" ({', '.join(notes)})" if notes else ""
+        print(f"plasticity {name}: {kind}{error}{where}", file=sys.stderr)
         return 1
 
 

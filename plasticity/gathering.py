@@ -6,10 +6,13 @@ import copy
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .callback import note
+from .distributed import combined
 from .layers import NORMS, Layer, Wiring
 from .probes import Probe
 from .probes.probe import FORWARD, POST, WEIGHT
@@ -59,6 +62,7 @@ class Gathering:
 
     def _disable(self, probe: str, error: Exception) -> None:
         if self.strict:
+            note(error, f"raised by the probe {probe}")
             raise error
         self._failed[probe] = f"the probe failed: {type(error).__name__}: {error}"
         self._update_signals()
@@ -66,9 +70,9 @@ class Gathering:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def reading(self, wiring: Wiring, layers: list[Layer], num_passes: int) -> Reading:
-        """Return the results on ``layers``."""
-        results, scores = self._compute()
+    def reading(self, wiring: Wiring, layers: list[Layer], num_passes: int, group: Any = None) -> Reading:
+        """Return the results on ``layers``; ``group``: the processes that share the batch, all of which must call."""
+        results, scores = self._compute(self._copies if group is None else combined(self._copies, group))
         values = self._tabulate(_to_host(results), layers)
         return Reading(
             values=values,
@@ -78,10 +82,10 @@ class Gathering:
             num_passes=num_passes,
         )
 
-    def _compute(self) -> tuple[Results, dict[str, dict[str, Tensor]]]:
+    def _compute(self, copies: Mapping[tuple[str, str], Probe]) -> tuple[Results, dict[str, dict[str, Tensor]]]:
         results: Results = {}
         scores: dict[str, dict[str, Tensor]] = {n: {} for n, p in self.probes.items() if p.per_neuron}
-        for (name, layer), probe in self._copies.items():
+        for (name, layer), probe in copies.items():
             if name in self._failed:
                 continue
             try:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .distributed import process_group
 from .gathering import Gathering
 from .isolation import is_compiled, named_modules, unwrap
 from .layers import Layer, Wiring, neuron_axis
@@ -33,6 +34,9 @@ class Monitor:
     of the layers' outputs, False for padded tokens; may be set between passes. ``strict``: raise when a probe fails
     instead of warning once and going on without it. ``owner``: whose private passes count too (see ``isolation``).
 
+    A model in ``DistributedDataParallel`` is read by all processes together: activity and gradient scores are those of
+    the whole batch (ranks are of each process's own share). Give ``model.module`` to measure in one process alone.
+
     Raises ValueError for a compiled model, whose hooks would silently never fire (one wrapped by ``torch.compile`` may
     be given with ``passes="all"``: then it is the eager module inside that has to be called), and for globs that match
     no layer.
@@ -52,7 +56,7 @@ class Monitor:
     ) -> None:
         if passes not in ("all", "training"):
             raise ValueError(f"passes is 'all' or 'training', got {passes!r}")
-        self.model = unwrap(model)
+        self.model, self.group = unwrap(model), process_group(model)
         self.probes = dict(probes) if isinstance(probes, Mapping) else make_probes(probes)
         self.layers, self.passes, self.strict, self.wiring = layers, passes, strict, wiring
         self._compiled = is_compiled(model)
@@ -155,7 +159,7 @@ class Monitor:
                 f"the mask of shape {tuple(self.mask.shape)} does not have the leading shape of any layer's output"
             )
         layers = self.selected(self.wiring)
-        return self._observer.gathering.reading(self.wiring, layers, self.num_passes)
+        return self._observer.gathering.reading(self.wiring, layers, self.num_passes, self.group)
 
     def coverage(self) -> list[Coverage]:
         """Return, for every weight layer and probe, whether there is a value and if not, why."""

@@ -285,17 +285,6 @@ def test_a_threshold_of_zero_counts_exact_zeros_only() -> None:
     assert float(inactive_fraction(torch.tensor([0.1, 0.1 + 1e-12, 1.0, 2.0], dtype=torch.float64), 0.1)) == 0.25
 
 
-def test_a_fraction_of_the_network_is_not_the_mean_of_its_layers() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
-    with torch.no_grad():
-        model[0].weight.abs_()
-        model[0].bias.copy_(torch.tensor([1.0, -99.0]))  # one of two neurons is dead, none of the eight after it
-        model[2].weight.abs_()
-        model[2].bias.fill_(1.0)
-    values = measure(model, torch.rand(32, 2), probes=["dormancy"]).values["dormancy"]
-    assert (values["0"], values["2"], values["all"]) == (0.5, 0.0, 0.1)
-
-
 def test_an_intervention_that_fails_in_a_hook_bears_its_name() -> None:
     """Also in a loop of one's own, where no callback fires: the optimizer calls the hook."""
     for name, method, entry in (("redo", {"every": 1}, "_recycle_"), ("reset", {"every": 1}, "apply")):

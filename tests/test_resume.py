@@ -78,6 +78,18 @@ def stopped_halfway(whole: Path, to: Path) -> Path:
     return to
 
 
+def test_an_environment_that_imports_a_module_must_be_typed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "gymnasium.envs.classic_control:Pendulum-v1"
+    command = ["train", "sac", "--env", name, *REPLAY, *SMALL, "--out", str(tmp_path), "--name", "module"]
+    assert main(command) == 0
+    assert main(["train", "--resume", str(tmp_path / "module"), "--steps", "300"]) == 1
+    assert f"pass --env {name}" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "module"), "--steps", "300", "--env", name]) == 0
+    assert read_run(tmp_path / "module")["steps_done"] == 300
+
+
 CASES = [(agent, method) for agent in AGENT for method in METHOD if not (agent in ON_POLICY and method in NEEDS_REPLAY)]
 
 

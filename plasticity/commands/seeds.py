@@ -146,7 +146,7 @@ class Seeds:
         seed.attempts += 1
         seed.state, seed.offset, seed.step = "running", 0, 0
         if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
-            command = ["--resume", str(seed.folder)]
+            command = ["--resume", str(seed.folder), "--env", self.config.env]  # typed by whoever started this
         else:
             _set_aside(seed.folder)
             own = ["--seeds", "1", "--seed", str(seed.number), "--out", str(self.group), "--name", seed.folder.name]

@@ -26,8 +26,8 @@ class CheckpointConfig:
 
     every: int = 100_000
     """Environment steps between two checkpoints, and one at the last step; 0: only when the run is stopped."""
-    keep: int = 1
-    """Checkpoints to keep, besides the best one by evaluation return."""
+    keep: int = 2
+    """Checkpoints to keep, besides the best one by evaluation return; with 1, there is none to go back to."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 1:

@@ -54,6 +54,9 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
         if changes[0] != agent:
             raise ValueError(f"{folder} is a run of {agent}, not of {changes[0]}")
         changes = changes[1:]
+    if ":" in record["config"]["env"] and not any(change.split("=")[0] == "--env" for change in changes):
+        name = record["config"]["env"]
+        raise ValueError(f"the run's environment {name} imports a module; pass --env {name} if you trust it")
     config = parse(agent, [*record.get("arguments", []), *changes], record["config"]["agent"])
     now, saved = settings(config), record["config"]
     if different := differences(saved, now, SAFE | NOTED | {"name"}):

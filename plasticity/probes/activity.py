@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,12 @@ class Activity(Probe):
         total = rows.abs().sum(0, dtype=torch.float64)
         self._total = total if self._total is None else self._total + total
         self._num_samples += len(rows)
+
+    def combine(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Add what the other processes have gathered."""
+        if self._total is not None:
+            self._num_samples = int(add(torch.tensor(self._num_samples, device=self._total.device)))
+            self._total = add(self._total)
 
     def magnitudes(self) -> Tensor:
         """Return the mean magnitude of each neuron, (neurons,), before normalisation."""

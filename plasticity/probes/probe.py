@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 SIGNALS = FORWARD, PRE, POST, WEIGHT = "on_forward", "on_backward", "on_activation_gradient", "on_weight_gradient"
@@ -41,6 +43,12 @@ class Probe:
 
     def on_weight_gradient(self, gradients: Tensor) -> None:
         """Take dL/dW of one backward pass, (neurons, inputs)."""
+
+    def combine(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Go over to what the probes of all processes have gathered; ``add`` returns the sum of a tensor over them.
+
+        Without it, each process of data-parallel training has the result of its own share of the batch.
+        """
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Return the result, 0-D on the model's device; several results that share work come as a dict by name."""

@@ -35,7 +35,7 @@ from .normalise import running_norms, update_norms
 from .priorities import Priorities
 from .replay import Batch, ReplayBuffer, restore_generator
 from .spaces import num_actions, obs_dtype, obs_shape
-from .updates import as_batch, polyak_, require_finite
+from .updates import as_batch, gradient_step, polyak_, require_finite
 
 COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
 """What changes during training apart from tensors: part of the state."""
@@ -235,23 +235,13 @@ class DQN:
         output = take(self.networks["q"](batch.obs), batch.action)
         losses, errors = self.values.losses(output, self.target_value(batch))
         loss = (losses if batch.weight is None else batch.weight * losses).mean()
-        norm = self._step(loss)
+        norm = gradient_step(self.optimizers["q"], loss, self.config.max_grad_norm)
         require_finite({"q_loss": loss.detach()}, self.name, self.updates + 1)
         if self.buffer.priorities is not None:
             self.buffer.priorities.update(batch.index, errors)
         epsilon = torch.full((), self.epsilon, device=self.device)
         q_mean = self.values.q(output.detach()).mean()
         return {"q_loss": loss.detach(), "q_mean": q_mean, "grad_norm": norm, "epsilon": epsilon}
-
-    def _step(self, loss: Tensor) -> Tensor:
-        """One step of the optimizer; returns the norm of the gradients before they were clipped."""
-        optimizer = self.optimizers["q"]
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        optimizer.zero_grad()
-        loss.backward(inputs=parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        optimizer.step()
-        return norm
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:

@@ -35,7 +35,7 @@ from .replay import restore_generator
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
 from .spaces import box_dim, num_actions, obs_dtype, obs_shape
-from .updates import require_finite
+from .updates import gradient_step, require_finite
 
 # What None stands for: with continuous actions and vector observations, and otherwise (discrete actions, or images).
 USUAL: dict[str, tuple[Any, Any]] = {
@@ -275,7 +275,8 @@ class PPO:
             "value_loss": value_loss(value, batch.value, batch.target, c.clip_range if c.clip_values else None),
             "entropy": distribution.entropy().mean(),
         }
-        self._step(losses["policy_loss"] + c.value_coef * losses["value_loss"] - c.entropy_coef * losses["entropy"])
+        loss = losses["policy_loss"] + c.value_coef * losses["value_loss"] - c.entropy_coef * losses["entropy"]
+        gradient_step(self.optimizers["ppo"], loss, c.max_grad_norm)
         losses = {key: loss.detach() for key, loss in losses.items()}
         require_finite(losses, self.name, self.updates + 1)
         log_ratio = log_ratio.detach()
@@ -309,15 +310,6 @@ class PPO:
             progress = (self.steps - len(self.rollout)) / self.config.anneal_steps
             for group in self.optimizers["ppo"].param_groups:
                 group["lr"] = self.config.lr * max(0.0, 1.0 - progress)
-
-    def _step(self, loss: Tensor) -> None:
-        """One step of the optimizer along the gradient, shortened if it is too long."""
-        optimizer = self.optimizers["ppo"]
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        optimizer.zero_grad()
-        loss.backward(inputs=parameters)
-        nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        optimizer.step()
 
     def _done(self, kl: Tensor) -> bool:
         """Whether the rollout is used up: after the last epoch, or one that has moved the policy too far."""

@@ -11,17 +11,22 @@ from torch.optim import Optimizer
 from .replay import Batch
 
 
-def gradient_step(optimizer: Optimizer, loss: Tensor) -> None:
+def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float | None = None) -> Tensor | None:
     """Take one step of `optimizer`, whose parameters alone receive gradients.
+
+    With `max_norm`, a gradient that is longer in all is shortened to it, and its norm before that is returned.
 
     An actor's loss passes through critics. `backward(inputs=...)` leaves their `.grad` as it was and skips the cost of
     their weight gradients, like freezing them with requires_grad_(False), but without touching any flag: a hook on a
     critic sees the same kind of graph in both passes, parameters that a user froze stay frozen, and nothing is left
     switched off after an exception. autograd.grad would skip the hooks of `.grad`.
     """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     optimizer.zero_grad()
-    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"] if p.requires_grad])
+    loss.backward(inputs=parameters)
+    norm = None if max_norm is None else nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
+    return norm
 
 
 def require_finite(losses: Mapping[str, Tensor], name: str, update: int) -> None:

@@ -33,8 +33,9 @@ from .c51 import Categorical
 from .networks import DuelingQNetwork, QNetwork
 from .normalise import running_norms, update_norms
 from .priorities import Priorities
-from .replay import Batch, ReplayBuffer, restore_generator
+from .replay import Batch, ReplayBuffer
 from .spaces import num_actions, obs_dtype, obs_shape
+from .state import load_shared_state, shared_state
 from .updates import as_batch, gradient_step, polyak_, require_finite
 
 COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
@@ -277,23 +278,14 @@ class DQN:
         """A copy of all that is needed to act and to go on, except the replay memory (`buffer.state_dict()`)."""
         return copy.deepcopy(
             {
-                "networks": {key: dict(network.state_dict()) for key, network in self.networks.items()},
-                "targets": {key: dict(network.state_dict()) for key, network in self.targets.items()},
-                "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
-                "generators": {key: generator.get_state() for key, generator in self.generators.items()},
+                **shared_state(self),
                 "counters": {name: getattr(self, name) for name in COUNTERS},
             }
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; the learning rate and where epsilon ends come from there, too."""
-        for key, network in self.networks.items():
-            network.load_state_dict(state["networks"][key])
-            self.targets[key].load_state_dict(state["targets"][key])
-        for key, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][key]))
-        for key, generator in self.generators.items():
-            restore_generator(generator, state["generators"][key])
+        load_shared_state(self, state)
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
 

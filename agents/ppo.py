@@ -31,10 +31,10 @@ from torch.optim import Adam, Optimizer
 from .bodies import Activation, Architecture, make_body, widths
 from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, running_norms, update_norms
-from .replay import restore_generator
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
 from .spaces import box_dim, num_actions, obs_dtype, obs_shape
+from .state import load_shared_state, shared_state
 from .updates import gradient_step, require_finite
 
 # What None stands for: with continuous actions and vector observations, and otherwise (discrete actions, or images).
@@ -354,10 +354,8 @@ class PPO:
             learning |= {name: getattr(self, name) for name in ("order", "minibatch", "explained_variance")}
         return copy.deepcopy(
             {
-                "networks": {key: dict(network.state_dict()) for key, network in self.networks.items()},
-                "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
+                **shared_state(self),
                 "normalisers": {key: dict(one.state_dict()) for key, one in self.normalisers.items()},
-                "generators": {key: generator.get_state() for key, generator in self.generators.items()},
                 "counters": {"steps": self.steps, "updates": self.updates},
                 "rollout": self.rollout.state_dict(),
                 "learning": learning,
@@ -372,12 +370,7 @@ class PPO:
         if state["normalisers"].keys() != self.normalisers.keys():
             saved, here = (sorted(names) or "nothing" for names in (state["normalisers"], self.normalisers))
             raise ValueError(f"{self.name}: saved with normalised {saved}, this agent normalises {here}")
-        for key, network in self.networks.items():
-            network.load_state_dict(state["networks"][key])
-        for key, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][key]))
-        for key, generator in self.generators.items():
-            restore_generator(generator, state["generators"][key])
+        load_shared_state(self, state)
         self.steps, self.updates = (state["counters"][key] for key in ("steps", "updates"))
         self._load_normalisers(state["normalisers"])
         self._sampled = None

@@ -33,8 +33,9 @@ from torch.optim import Adam, Optimizer
 from .bodies import Architecture, make_body, widths
 from .networks import Actor, Critic, squashed_gaussian
 from .normalise import running_norms, update_norms
-from .replay import Batch, ReplayBuffer, restore_generator
+from .replay import Batch, ReplayBuffer
 from .spaces import box_dim, obs_dtype, obs_shape
+from .state import load_shared_state, shared_state
 from .updates import as_batch, gradient_step, polyak_, require_finite
 
 
@@ -235,11 +236,8 @@ class SAC:
         """A copy of all that is needed to act and to go on, except the replay memory (`buffer.state_dict()`)."""
         return copy.deepcopy(
             {
-                "networks": {key: dict(network.state_dict()) for key, network in self.networks.items()},
-                "targets": {key: dict(network.state_dict()) for key, network in self.targets.items()},
+                **shared_state(self),
                 "log_alpha": self.log_alpha.detach(),
-                "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
-                "generators": {key: generator.get_state() for key, generator in self.generators.items()},
                 "counters": {"steps": self.steps, "updates": self.updates, "updates_owed": self.updates_owed},
             }
         )
@@ -249,16 +247,9 @@ class SAC:
         if state["optimizers"].keys() != self.optimizers.keys():
             saved, here = "alpha" in state["optimizers"], "alpha" in self.optimizers
             raise ValueError(f"{self.name}: saved with learn_alpha={saved}, this agent has learn_alpha={here}")
-        for key, network in self.networks.items():
-            network.load_state_dict(state["networks"][key])
-        for key, target in self.targets.items():
-            target.load_state_dict(state["targets"][key])
+        load_shared_state(self, state)
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
-        for key, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][key]))
-        for key, generator in self.generators.items():
-            restore_generator(generator, state["generators"][key])
         counters = state["counters"]
         self.steps, self.updates, self.updates_owed = (counters[k] for k in ("steps", "updates", "updates_owed"))
 

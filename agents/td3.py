@@ -32,8 +32,9 @@ from torch.optim import Adam, Optimizer
 from .bodies import Architecture, make_body, widths
 from .networks import Critic, DeterministicActor
 from .normalise import running_norms, update_norms
-from .replay import Batch, ReplayBuffer, restore_generator
+from .replay import Batch, ReplayBuffer
 from .spaces import box_dim, obs_dtype, obs_shape
+from .state import load_shared_state, shared_state
 from .updates import as_batch, gradient_step, polyak_, require_finite
 
 CRITICS = ("critic_1", "critic_2")
@@ -226,10 +227,7 @@ class TD3:
         """A copy of all that is needed to act and to go on, except the replay memory (`buffer.state_dict()`)."""
         return copy.deepcopy(
             {
-                "networks": {key: dict(network.state_dict()) for key, network in self.networks.items()},
-                "targets": {key: dict(network.state_dict()) for key, network in self.targets.items()},
-                "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
-                "generators": {key: generator.get_state() for key, generator in self.generators.items()},
+                **shared_state(self),
                 "counters": {"steps": self.steps, "updates": self.updates, "updates_owed": self.updates_owed},
                 "noise": self.noise,
             }
@@ -237,14 +235,7 @@ class TD3:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; learning rates and the scale of the exploration noise are the saved ones."""
-        for key, network in self.networks.items():
-            network.load_state_dict(state["networks"][key])
-        for key, target in self.targets.items():
-            target.load_state_dict(state["targets"][key])
-        for key, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][key]))
-        for key, generator in self.generators.items():
-            restore_generator(generator, state["generators"][key])
+        load_shared_state(self, state)
         counters = state["counters"]
         self.steps, self.updates, self.updates_owed = (counters[k] for k in ("steps", "updates", "updates_owed"))
         self.noise = state["noise"]

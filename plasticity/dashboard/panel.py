@@ -20,7 +20,8 @@ class History:
     """
 
     def __init__(self, capacity: int = 64) -> None:
-        self.capacity, self.points = capacity, []  # type: ignore[var-annotated]
+        self.capacity = capacity
+        self.points: list[float] = []
         self._per_point = 1  # values behind one point
         self._open: list[float] = []
 

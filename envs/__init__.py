@@ -18,9 +18,10 @@ from gymnasium.vector import VectorEnv
 from . import atari, dmc, minatar_games, pixels, sanity
 from .extras import missing_extras
 from .graphics import set_default_gl
-from .gym import GymEnv, find_spec, gymnasium_ids, make_gymnasium, serial
+from .gym import GymEnv, find_spec, gymnasium_ids, make_gymnasium
 from .journal import Journal
 from .names import unknown_name
+from .serial import serial
 from .transition import Env, Transition
 from .wrappers import adapt, repeat_actions
 

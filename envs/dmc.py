@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
+from .floats import to_float32
 from .graphics import set_default_gl
 
 PREFIX = "dmc/"
@@ -87,8 +88,7 @@ class DMControl(gymnasium.Env):
 
 def flatten(observation: dict[str, Any]) -> np.ndarray:
     """Concatenate a suite observation to (n,) float32 in its own key order."""
-    with np.errstate(over="ignore"):  # what overflows becomes inf, which GymEnv reports
-        return np.concatenate([np.ravel(part) for part in observation.values()]).astype(np.float32)
+    return to_float32(np.concatenate(list(observation.values()), axis=None))
 
 
 def _suite() -> ModuleType:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, find_highest_version
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from . import extras
+from .floats import FLOAT32, ordinary, to_float32
 from .journal import Journal
 from .transition import Transition
 
@@ -45,6 +46,11 @@ class GymEnv:
         self.observation_space = cast("spaces.Box", self._vector.single_observation_space)
         self.action_space = cast("spaces.Box | spaces.Discrete", self._vector.single_action_space)
         self.action_space.seed(int(actions.generate_state(1)[0]))
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        self._actions = torch.int64 if discrete else torch.float32, (num_envs, *(self.action_space.shape or ()))
+        self._images = self.observation_space.dtype == np.uint8
+        on_cpu = self.device.type == "cpu"
+        self._tensor = torch.from_numpy if on_cpu else partial(torch.as_tensor, device=self.device)
         self._obs: Tensor | None = None
         self._over = np.ones(num_envs, dtype=bool)
         self._steps = 0
@@ -67,8 +73,9 @@ class GymEnv:
                 return self._obs
             obs, _ = self._vector.reset(options={"reset_mask": mask})
         self._over = self._over & ~mask
-        self._check_finite("observation", obs)
-        self._obs = torch.from_numpy(obs).to(self.device)
+        if not (self._images or ordinary(obs)):
+            self._check_finite("observation", obs)
+        self._obs = self._tensor(obs)
         return self._obs
 
     def step(self, action: Tensor) -> Transition:
@@ -77,26 +84,28 @@ class GymEnv:
         Raises RuntimeError when an environment has to be reset first, ValueError for an action of the wrong shape,
         dtype or range, FloatingPointError for a non-finite action, observation or reward.
         """
-        if self._obs is None or self._over.any():
+        if self._obs is None or True in self._over.tolist():  # four times as fast as any()
             waiting = np.flatnonzero(self._over).tolist()
             raise RuntimeError(f"{self.name}: call reset() before step(): no episode is running in {waiting}")
         command = self._command(action)
         obs, reward, terminated, truncated, _ = self._vector.step(command)
         self._steps += 1
         self._over = terminated | truncated
-        with np.errstate(over="ignore"):  # what overflows becomes inf and is reported below
-            reward = reward.astype(np.float32)
-        self._check_finite("observation", obs)
-        self._check_finite("reward", reward)
-        before, self._obs = self._obs, torch.from_numpy(obs).to(self.device)
+        if not (self._images or ordinary(obs)):
+            self._check_finite("observation", obs)
+        if ordinary(reward):
+            reward = reward.astype(FLOAT32)
+        else:
+            self._check_finite("reward", reward := to_float32(reward))
+        before, self._obs = self._obs, self._tensor(obs)
         return Transition(
             obs=before,
-            action=torch.from_numpy(command).to(self.device),
-            reward=torch.from_numpy(reward).to(self.device),
+            action=self._tensor(command),
+            reward=self._tensor(reward),
             next_obs=self._obs,
-            terminated=torch.from_numpy(terminated).to(self.device),
+            terminated=self._tensor(terminated),
             # Both flags can be true on one step; the end of the task wins, for its value is known.
-            truncated=torch.from_numpy(truncated & ~terminated).to(self.device),
+            truncated=self._tensor(truncated > terminated),
         )
 
     @property
@@ -131,8 +140,8 @@ class GymEnv:
         self.action_space.np_random.bit_generator.state = state["action_space"]
         self._steps = state["steps"]
         self._over[:] = False
-        self._obs = torch.from_numpy(obs).to(self.device)
-        return torch.from_numpy(lost).to(self.device)
+        self._obs = self._tensor(obs)
+        return self._tensor(lost)
 
     def _journals(self) -> list[Journal] | None:
         """Return the journals of all environments; None where they are stepped as one, as Atari games are."""
@@ -156,27 +165,33 @@ class GymEnv:
 
     def _command(self, action: Tensor) -> np.ndarray:
         """Return a copy of `action` as float32 (N, n) or int64 (N,), or raise."""
-        action = torch.as_tensor(action).detach()
+        dtype, shape = self._actions
+        if not isinstance(action, Tensor) or action.dtype != dtype or action.shape != shape:
+            action = self._fitting(torch.as_tensor(action))
+        command = action.numpy(force=True).copy()
         space = self.action_space
-        discrete = isinstance(space, spaces.Discrete)
-        shape = (self.num_envs, *(space.shape or ()))
-        fits = action.dtype != torch.bool and action.is_floating_point() != discrete and not action.is_complex()
-        if action.shape != shape or not fits:
-            kind = "integers" if discrete else "floats"
+        if not isinstance(space, spaces.Discrete):
+            if not ordinary(command):
+                self._check_finite("action", command)
+        elif min(choices := command.tolist()) < 0 or max(choices) >= space.n:
+            index = next(i for i, choice in enumerate(choices) if not 0 <= choice < space.n)
+            raise ValueError(f"{self.name}: action {choices[index]} of environment {index} is not in 0..{space.n - 1}")
+        return command
+
+    def _fitting(self, action: Tensor) -> Tensor:
+        """Return `action` in the dtype that the environments take, or raise if it is of another kind or shape."""
+        dtype, shape = self._actions
+        same_kind = action.is_floating_point() == dtype.is_floating_point
+        if action.shape != shape or not same_kind or action.dtype == torch.bool or action.is_complex():
+            kind = "floats" if dtype.is_floating_point else "integers"
             raise ValueError(
                 f"{self.name}: expected {kind} of shape {shape} as action, "
                 f"got {action.dtype} of shape {tuple(action.shape)}"
             )
-        command = action.to("cpu", torch.int64 if discrete else torch.float32, copy=True).numpy()
-        if not isinstance(space, spaces.Discrete):
-            self._check_finite("action", command)
-        elif (wrong := (command < 0) | (command >= space.n)).any():
-            index = int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"{self.name}: action {command[index]} of environment {index} is not in 0..{space.n - 1}")
-        return command
+        return action.to(dtype)
 
     def _check_finite(self, what: str, values: np.ndarray) -> None:
-        if values.dtype == np.uint8 or np.isfinite(values).all():
+        if np.isfinite(values).all():
             return
         bad = ~np.isfinite(values.reshape(self.num_envs, -1))
         index = int(np.flatnonzero(bad.any(axis=1))[0])
@@ -186,13 +201,6 @@ class GymEnv:
             f"{self.name}: {what} of environment {index} is not finite "
             f"(entry {entry} is {value}) after {self._steps} steps"
         )
-
-
-def serial(make_one: Callable[[int], gymnasium.Env]) -> Callable[[list[int]], VectorEnv]:
-    """Return what makes one environment per seed, stepped one after another, each made by `make_one(seed)`."""
-    return lambda seeds: SyncVectorEnv(
-        [partial(make_one, seed) for seed in seeds], autoreset_mode=AutoresetMode.DISABLED
-    )
 
 
 def find_spec(name: str) -> EnvSpec | None:

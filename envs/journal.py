@@ -53,8 +53,9 @@ class Journal(gymnasium.Wrapper):
         """Note the action and play it."""
         if len(self._actions) <= MAX_STEPS:
             self._actions.append(np.array(action))
-        self._obs, *rest = self.env.step(action)
-        return (self._obs, *rest)  # type: ignore[return-value]
+        result = self.env.step(action)
+        self._obs = result[0]
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """Return the start, the actions and the present observation of the running episode."""

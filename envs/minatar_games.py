@@ -61,7 +61,7 @@ class MinAtar(gymnasium.Env):
         self._game.random.set_state({key: value for key, value in state.items() if key != "last_action"})
 
     def _observe(self) -> np.ndarray:
-        return self._game.state().transpose(2, 0, 1) * np.uint8(255)
+        return -self._game.state().view(np.uint8).transpose(2, 0, 1)  # -1 is 255
 
 
 def has_game(name: str) -> bool:

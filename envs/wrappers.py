@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation, TransformAction, TransformObservation
 
+from .floats import to_float32
+
 OBSERVATIONS = "supported observation spaces are Box, Discrete, and Dict of these"
 ACTIONS = "supported action spaces are Box of floats with finite bounds, and Discrete"
 
@@ -31,11 +33,13 @@ def flatten_observations(env: gymnasium.Env, name: str) -> gymnasium.Env:
     if is_image(space):
         return channels_first(env)
     low, high = _flat_bounds(space, name)
+    is_box, dtype = isinstance(space, spaces.Box), space.dtype
 
     def flatten(obs: Any) -> np.ndarray:
-        # What overflows float32 becomes inf here, and GymEnv reports it with the name of the environment.
+        if is_box and isinstance(obs, np.ndarray) and obs.dtype == dtype:
+            return to_float32(obs.ravel())  # what spaces.flatten does, without the detour
         with np.errstate(over="ignore"):
-            return np.asarray(spaces.flatten(space, obs)).astype(np.float32)
+            return to_float32(np.asarray(spaces.flatten(space, obs)))
 
     with np.errstate(over="ignore"):
         box = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
@@ -81,19 +85,23 @@ def rescale_actions(env: gymnasium.Env, name: str) -> gymnasium.Env:
     """Let `env` take actions in [-1, 1] (n,) for a Box of any shape and bounds, and 0..n-1 for a Discrete."""
     space = env.action_space
     if isinstance(space, spaces.Discrete):
-        return TransformAction(env, lambda action: space.dtype.type(action + space.start), spaces.Discrete(space.n))
+        start, integer = space.start, space.dtype.type
+        return TransformAction(env, lambda action: integer(action + start), spaces.Discrete(space.n))
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         raise ValueError(f"{name}: cannot use the action space {space}; {ACTIONS}")
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(f"{name}: the action space {space} has infinite bounds, so [-1, 1] cannot be mapped to it")
     centre, half = (low + high) / 2, (high - low) / 2
+    unit = bool((low == -1).all() and (high == 1).all())
 
     def rescale(action: np.ndarray) -> np.ndarray:
-        # Written so that bounds of exactly -1 and 1 leave the action untouched, bit for bit. An action beyond
-        # [-1, 1] (a Gaussian policy's) is clipped, and so is what rounding pushed over a bound.
-        scaled = centre + half * action.astype(np.float64).reshape(space.shape)
-        return np.clip(np.clip(scaled, low, high).astype(space.dtype), space.low, space.high)
+        # Bounds of exactly -1 and 1 leave the action untouched, bit for bit. An action beyond [-1, 1] (a Gaussian
+        # policy's) is clipped, and so is what rounding pushed over a bound; np.clip takes longer.
+        scaled = action.astype(np.float64).reshape(space.shape)
+        if not unit:
+            scaled = centre + half * scaled
+        return np.minimum(np.maximum(scaled, low), high).astype(space.dtype)
 
     return TransformAction(env, rescale, spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32))
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from plasticity.envs import ENVS, Env, extras, graphics, make_env, missing_extras
 from plasticity.envs.dmc import DMControl, find_task
+from plasticity.envs.floats import ordinary, to_float32
+from plasticity.envs.serial import Serial
 
 
 class Counter(gymnasium.Env):
@@ -393,6 +395,106 @@ def test_stepping_a_finished_episode_is_an_error():
     env.step(torch.tensor([0, 0]))
 
 
+# Stepping one after another ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None, database=None)
+@given(st.integers(1, 4), st.integers(0, 2**32), st.lists(st.integers(0, 15), min_size=1, max_size=25))
+def test_serial_is_gymnasiums_vector_environment(num_envs, seed, early):
+    ours = Serial([Counter() for _ in range(num_envs)])
+    theirs = gymnasium.vector.SyncVectorEnv([Counter] * num_envs, autoreset_mode="Disabled")
+    seeds = [seed + i for i in range(num_envs)]
+    assert np.array_equal(ours.reset(seed=[*seeds])[0], theirs.reset(seed=[*seeds])[0])
+    for bits in early:
+        actions = np.zeros(num_envs, np.int64)
+        found, expected = ours.step(actions), theirs.step(actions)
+        for mine, other in zip(found[:4], expected[:4], strict=True):
+            assert mine.dtype == other.dtype
+            assert np.array_equal(mine, other)
+        mask = found[2] | found[3] | np.array([bool(bits >> i & 1) for i in range(num_envs)])
+        if mask.any():
+            found, expected = (both.reset(options={"reset_mask": mask.copy()})[0] for both in (ours, theirs))
+            assert np.array_equal(found, expected)
+
+
+class Reuser(Counter):
+    """Return the same array every time, changed."""
+
+    seen = np.zeros(2)
+
+    def step(self, action):
+        self.seen[:], *rest = super().step(action)
+        return (self.seen, *rest)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_later_steps_and_resets_change_no_transition(monkeypatch, num_envs):
+    monkeypatch.setattr(gymnasium.registry[COUNTER], "entry_point", Reuser)
+    env = make_env(COUNTER, num_envs=num_envs, seed=2)
+    env.reset()
+    kept, copies = [], []
+    action = torch.zeros(num_envs, dtype=torch.int64)
+    for k in range(12):
+        action[:] = k % 2  # the agent may write to what it sent
+        transition = env.step(action)
+        fields = list(vars(transition).values())
+        kept += fields
+        copies += [field.clone() for field in fields]
+        env.reset(transition.terminated | transition.truncated)
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+@pytest.mark.parametrize("reward", [2, 2.0, np.float32(2), np.float64(2), np.array(2.0), np.array(2, np.int64)])
+@pytest.mark.parametrize("flag", [True, 1, np.True_, np.array(True)])
+def test_rewards_and_flags_may_have_any_type_of_number(monkeypatch, reward, flag):
+    env = make_fake(monkeypatch, num_envs=2, reward=reward, flags=(np.False_, flag))
+    env.reset()
+    transition = env.step(torch.zeros(2, 1))
+    assert transition.reward.dtype == torch.float32
+    assert transition.reward.tolist() == [2.0, 2.0]
+    assert transition.terminated.dtype == transition.truncated.dtype == torch.bool
+    assert (transition.terminated.tolist(), transition.truncated.tolist()) == ([False, False], [True, True])
+
+
+@pytest.mark.parametrize("obs", [np.zeros(3, np.float32), np.zeros((1, 2)), np.float32(0)])
+def test_observations_of_another_shape_than_the_space_stop_the_run(monkeypatch, obs):
+    image = np.zeros((3, 8, 9), np.uint8)
+    space = spaces.Box(0, 255, image.shape, np.uint8)
+    for num_envs in (1, 2):
+        env = make_fake(monkeypatch, num_envs=num_envs, observation=space, obs=obs, first=image)
+        env.reset()
+        with pytest.raises(ValueError, match=r"expected observations of shape \(3, 8, 9\)"):
+            env.step(torch.zeros(num_envs, 1))
+
+
+def test_images_of_another_dtype_are_not_cut_off(monkeypatch):
+    space = spaces.Box(0, 255, (3, 8, 9), np.uint8)
+    env = make_fake(monkeypatch, observation=space, obs=np.full((3, 8, 9), 0.5))
+    with pytest.raises(TypeError, match=r"float64.*uint8"):
+        env.reset()
+
+
+def test_environments_with_different_spaces_are_not_stepped_together():
+    with pytest.raises(RuntimeError, match=r"must have the same spaces, got also .*Discrete\(2\)"):
+        Serial([Fake(), Counter()])
+
+
+def test_close_closes_every_environment(monkeypatch):
+    closed = []
+    monkeypatch.setattr(Fake, "close", lambda self: closed.append(self))
+    env = make_env(FAKE, num_envs=3)
+    env.close()
+    env.close()
+    assert len(set(map(id, closed))) == len(closed) == 3
+
+
+def test_everything_is_on_the_device(monkeypatch):
+    env = make_env("CartPole-v1", num_envs=2, device="meta")
+    assert env.reset().device.type == "meta"
+    transition = env.step(torch.tensor([0, 1]))
+    assert {field.device.type for field in vars(transition).values()} == {"meta"}
+
+
 # Seeds ---------------------------------------------------------------------------------------------------------------
 
 
@@ -530,6 +632,86 @@ def test_non_finite_numbers_stop_the_run(monkeypatch, fault, message):
     env.reset()
     with pytest.raises(FloatingPointError, match=f"{FAKE}: {message}"):
         env.step(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("beside", [0.0, 3e38])
+def test_no_place_hides_a_non_finite_number(monkeypatch, bad, beside):
+    space = spaces.Box(-np.inf, np.inf, (5,), np.float32)
+    for entry in range(5):
+        obs = np.full(5, beside, np.float32)
+        obs[entry] = bad
+        env = make_fake(monkeypatch, num_envs=2, observation=space, obs=obs, first=np.zeros(5, np.float32))
+        env.reset()
+        with pytest.raises(FloatingPointError, match=rf"observation of environment 0 .*entry {entry} is {bad}"):
+            env.step(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_numbers_pass_though_their_squares_overflow(monkeypatch, dtype):
+    large = np.array([3e38, -3e38], dtype)
+    space = spaces.Box(-np.inf, np.inf, (2,), dtype)
+    env = make_fake(monkeypatch, num_envs=2, observation=space, obs=large, reward=-3e38)
+    expected = torch.tensor([3e38, -3e38])
+    assert torch.equal(env.reset()[1], expected)
+    transition = env.step(torch.tensor([[3e38], [-3e38]]))
+    assert torch.equal(transition.next_obs[1], expected)
+    assert torch.equal(transition.reward, torch.tensor([-3e38, -3e38]))
+    assert last_action(env).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32, np.uint8, np.bool_])
+def test_ordinary_numbers_of_every_dtype(dtype):
+    values = np.array([[0, 1], [1, 1]], dtype)
+    assert ordinary(values)
+    assert to_float32(values).dtype == np.float32
+    assert to_float32(values).tolist() == [[0, 1], [1, 1]]
+    assert not np.shares_memory(to_float32(values), values)
+    if np.issubdtype(dtype, np.floating):
+        for bad in (np.nan, np.inf, -np.inf):
+            assert not ordinary(np.array([[0, 1], [1, bad]], dtype))
+
+
+def test_what_overflows_float32_becomes_infinite_without_a_warning():
+    assert to_float32(np.array([1e39, -1e39, 1e30, 1.1])).tolist() == [
+        np.inf,
+        -np.inf,
+        np.float32(1e30),
+        np.float32(1.1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        torch.tensor([[0.5], [-1.0]], requires_grad=True),
+        torch.tensor([[0.5, 9.0], [-1.0, 9.0]])[:, :1],
+        torch.tensor([[0.5], [-1.0]], dtype=torch.float64),
+        torch.tensor([[0.5], [-1.0]], dtype=torch.bfloat16),
+        np.array([[0.5], [-1.0]]),
+        [[0.5], [-1.0]],
+    ],
+)
+def test_actions_may_be_floats_of_any_kind(monkeypatch, action):
+    env = make_fake(monkeypatch, num_envs=2)
+    env.reset()
+    sent = env.step(action).action
+    assert sent.dtype == torch.float32
+    assert not sent.requires_grad
+    assert sent.tolist() == [[0.5], [-1.0]]
+    assert [last_action(env, i).tolist() for i in range(2)] == [[0.5], [-1.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_actions_may_be_integers_of_any_kind(dtype):
+    env = make_env("CartPole-v1", num_envs=2)
+    env.reset()
+    sent = env.step(torch.tensor([1, 0], dtype=dtype)).action
+    assert sent.dtype == torch.int64
+    assert sent.tolist() == [1, 0]
+    for wrong in (torch.tensor([True, False]), torch.tensor([1j, 0])):
+        with pytest.raises(ValueError, match=r"expected integers of shape \(2,\)"):
+            env.step(wrong)
 
 
 def test_a_non_finite_first_observation_stops_the_run(monkeypatch):

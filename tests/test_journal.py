@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from plasticity.envs import make_env
-from plasticity.envs.gym import GymEnv, serial
+from plasticity.envs.gym import GymEnv
 from plasticity.envs.journal import Journal
+from plasticity.envs.serial import serial
 
 NAMES = ["Pendulum-v1", "CartPole-v1", "HalfCheetah-v5", "dmc/cartpole-swingup", "dmc/walker-walk", "sanity/clock"]
 
@@ -52,6 +53,22 @@ def test_a_restarted_environment_goes_on_bit_by_bit(name: str, before: int) -> N
     assert first.action_space.sample() == pytest.approx(second.action_space.sample())
     first.close()
     second.close()
+
+
+def test_what_becomes_of_a_transition_does_not_reach_the_journal() -> None:
+    env = make_env("Pendulum-v1", seed=1)
+    env.reset()
+    for action in actions(env, 5):
+        transition = env.step(action)
+        action.zero_()
+        present = transition.next_obs.clone()
+        for field in vars(transition).values():
+            field.zero_()
+    again = make_env("Pendulum-v1", seed=1)
+    assert not again.load_state_dict(env.state_dict()).any()
+    assert torch.equal(again.obs, present)
+    env.close()
+    again.close()
 
 
 class Secretive(gymnasium.Env):

@@ -30,13 +30,14 @@ from torch.optim import Adam, Optimizer
 
 from .bodies import Architecture, make_body, widths
 from .c51 import Categorical
+from .gradient import Compile, GradientStep
 from .networks import DuelingQNetwork, QNetwork
 from .normalise import running_norms, update_norms
 from .priorities import Priorities
 from .replay import Batch, ReplayBuffer
 from .spaces import num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
-from .updates import as_batch, gradient_step, polyak_, require_finite
+from .updates import as_batch, polyak_, require_finite
 
 COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
 """What changes during training apart from tensors: part of the state."""
@@ -126,6 +127,7 @@ class DQN:
         device: torch.device | str = "cpu",
         seed: int = 0,
         name: str = "dqn",
+        compile: Compile = "auto",
     ) -> None:
         self.config = config = config or DQNConfig()
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
@@ -158,6 +160,10 @@ class DQN:
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
         fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
         self.optimizers: dict[str, Optimizer] = {"q": Adam(network.parameters(), lr=config.lr, fused=fused or None)}
+        self.q_step = GradientStep(
+            self.q_loss, [self.networks, self.targets], self.optimizers, "q",
+            max_norm=config.max_grad_norm, compile=compile,
+        )  # fmt: skip
 
     def _make_buffer(self, shape: tuple[int, ...], seed: int) -> ReplayBuffer:
         config, capacity = self.config, self.config.buffer_size // self.num_envs * self.num_envs
@@ -233,16 +239,20 @@ class DQN:
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """The gradient step, and the new priorities of its batch; `update` moves the target network."""
+        metrics = self.q_step(batch, updates=self.updates)
+        errors = metrics.pop("errors", None)
+        require_finite({"q_loss": metrics["q_loss"]}, self.name, self.updates + 1)
+        if self.buffer.priorities is not None:
+            self.buffer.priorities.update(batch.index, errors)
+        return {**metrics, "epsilon": torch.full((), self.epsilon, device=self.device)}
+
+    def q_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the network on a batch; with prioritised replay the errors (batch,) are among the metrics."""
         output = take(self.networks["q"](batch.obs), batch.action)
         losses, errors = self.values.losses(output, self.target_value(batch))
         loss = (losses if batch.weight is None else batch.weight * losses).mean()
-        norm = gradient_step(self.optimizers["q"], loss, self.config.max_grad_norm)
-        require_finite({"q_loss": loss.detach()}, self.name, self.updates + 1)
-        if self.buffer.priorities is not None:
-            self.buffer.priorities.update(batch.index, errors)
-        epsilon = torch.full((), self.epsilon, device=self.device)
-        q_mean = self.values.q(output.detach()).mean()
-        return {"q_loss": loss.detach(), "q_mean": q_mean, "grad_norm": norm, "epsilon": epsilon}
+        metrics = {"q_loss": loss, "q_mean": self.values.q(output).mean()}
+        return loss, metrics if batch.weight is None else {**metrics, "errors": errors}
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:

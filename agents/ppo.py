@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .bodies import Activation, Architecture, make_body, widths
+from .gradient import Compile, GradientStep
 from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, running_norms, update_norms
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
 from .spaces import box_dim, num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
-from .updates import gradient_step, require_finite
+from .updates import require_finite
 
 # What None stands for: with continuous actions and vector observations, and otherwise (discrete actions, or images).
 USUAL: dict[str, tuple[Any, Any]] = {
@@ -130,6 +131,7 @@ class PPO:
         device: torch.device | str = "cpu",
         seed: int = 0,
         name: str = "ppo",
+        compile: Compile = "auto",
     ) -> None:
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
         shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
@@ -157,6 +159,9 @@ class PPO:
         self.optimizers: dict[str, Optimizer] = {
             "ppo": Adam(parameters, lr=self.config.lr, eps=1e-5, fused=fused or None)
         }
+        self.ppo_step = GradientStep(
+            self.loss, [self.networks], self.optimizers, "ppo", max_norm=self.config.max_grad_norm, compile=compile
+        )
         self.normalisers = self._make_normalisers(shape)
 
         actions = ((action_dim,), torch.float32) if self.continuous else ((), torch.int64)
@@ -267,6 +272,14 @@ class PPO:
 
     def learn(self, batch: Experience) -> dict[str, Tensor]:
         """The update itself: one step of the optimizer on both losses and the entropy."""
+        metrics = self.ppo_step(batch, updates=self.updates)
+        losses = {name: metrics[name] for name in ("policy_loss", "value_loss", "entropy")}
+        require_finite(losses, self.name, self.updates + 1)
+        rate = torch.tensor(self.optimizers["ppo"].param_groups[0]["lr"], device=self.device)
+        return {**metrics, "learning_rate": rate}
+
+    def loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both losses and the entropy of a minibatch as one."""
         c = self.config
         distribution, value = self.networks["actor"](batch.obs), self.networks["critic"](batch.obs)
         log_ratio = distribution.log_prob(batch.action) - batch.log_prob
@@ -276,17 +289,13 @@ class PPO:
             "entropy": distribution.entropy().mean(),
         }
         loss = losses["policy_loss"] + c.value_coef * losses["value_loss"] - c.entropy_coef * losses["entropy"]
-        gradient_step(self.optimizers["ppo"], loss, c.max_grad_norm)
-        losses = {key: loss.detach() for key, loss in losses.items()}
-        require_finite(losses, self.name, self.updates + 1)
         log_ratio = log_ratio.detach()
-        return {
+        return loss, {
             **losses,
             "approx_kl": approx_kl(log_ratio),
             "clip_fraction": clip_fraction(log_ratio, c.clip_range),
-            "value_mean": value.detach().mean(),
+            "value_mean": value.mean(),
             "return_mean": batch.target.mean(),
-            "learning_rate": torch.tensor(self.optimizers["ppo"].param_groups[0]["lr"], device=self.device),
         }
 
     @torch.no_grad()

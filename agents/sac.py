@@ -6,7 +6,7 @@ temperature alpha is moved so that the policy's entropy stays at `target_entropy
     y        = r + gamma * (1 - terminated) * (min_i Qtarget_i(s', a') - alpha * log pi(a'|s')),      a' ~ pi(s')
     J_critic = 1/2 * sum_i mean (Q_i(s, a) - y)^2
     J_actor  = mean (alpha * log pi(a|s) - min_i Q_i(s, a)),                                          a ~ pi(s)
-    J_alpha  = -log_alpha * mean (log pi(a|s) + target_entropy)
+    J_alpha  = log_alpha * (-mean log pi(a|s) - target_entropy)
     Qtarget_i += target_tau * (Q_i - Qtarget_i)
 
 Conventions. The numbers are those of stable-baselines3 (a test holds the two equal, parameter by parameter):
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .bodies import Architecture, make_body, widths
+from .gradient import Compile, GradientStep
 from .networks import Actor, Critic, squashed_gaussian
 from .normalise import running_norms, update_norms
 from .replay import Batch, ReplayBuffer
@@ -98,6 +99,7 @@ class SAC:
         device: torch.device | str = "cpu",
         seed: int = 0,
         name: str = "sac",
+        compile: Compile = "auto",
     ) -> None:
         self.config = config = config or SACConfig()
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
@@ -143,6 +145,10 @@ class SAC:
         }
         if config.learn_alpha:
             self.optimizers["alpha"] = Adam([self.log_alpha], lr=config.alpha_lr, fused=fused or None)
+        self.critic_step = GradientStep(
+            self.critic_loss, [self.networks, self.targets], self.optimizers, "critic", compile=compile
+        )
+        self.actor_step = GradientStep(self.actor_loss, [self.networks], self.optimizers, "actor", compile=compile)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
@@ -198,23 +204,28 @@ class SAC:
         noise, next_noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
         alpha = self.log_alpha.detach().exp()
 
-        q = self._q(batch.obs, batch.action)
-        losses = {"critic_loss": critic_loss(q, self.target_value(batch, alpha, next_noise))}
-        gradient_step(self.optimizers["critic"], losses["critic_loss"])
-
-        action, log_prob = self._sample(batch.obs, noise)
-        losses["actor_loss"] = actor_loss(self._q(batch.obs, action), log_prob, alpha)
-        gradient_step(self.optimizers["actor"], losses["actor_loss"])
-
+        metrics = self.critic_step(batch, alpha, next_noise, updates=self.updates)
+        metrics |= self.actor_step(batch.obs, alpha, noise, updates=self.updates)
         if self.config.learn_alpha:
-            losses["alpha_loss"] = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-            gradient_step(self.optimizers["alpha"], losses["alpha_loss"])
-
+            loss = alpha_loss(self.log_alpha, metrics["entropy"], self.target_entropy)
+            gradient_step(self.optimizers["alpha"], loss)
+            metrics["alpha_loss"] = loss.detach()
         for key, target in self.targets.items():
             polyak_(target, self.networks[key], self.config.target_tau)
-        losses = {key: loss.detach() for key, loss in losses.items()}
-        require_finite(losses, self.name, self.updates + 1)
-        return {**losses, "alpha": alpha, "entropy": -log_prob.detach().mean(), "q_mean": q.detach().mean()}
+        require_finite(metrics, self.name, self.updates + 1)
+        return {**metrics, "alpha": alpha}
+
+    def critic_loss(self, batch: Batch, alpha: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of both critics on a batch; `noise` draws the next actions."""
+        q = self._q(batch.obs, batch.action)
+        loss = critic_loss(q, self.target_value(batch, alpha, noise))
+        return loss, {"critic_loss": loss, "q_mean": q.mean()}
+
+    def actor_loss(self, obs: Tensor, alpha: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the actor at these observations; `noise` draws the actions."""
+        action, log_prob = self._sample(obs, noise)
+        loss = actor_loss(self._q(obs, action), log_prob, alpha)
+        return loss, {"actor_loss": loss, "entropy": -log_prob.mean()}
 
     @torch.no_grad()
     def target_value(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
@@ -264,6 +275,6 @@ def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
     return (alpha * log_prob - q.amin(0)).mean()
 
 
-def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """-log_alpha mean (log pi + target_entropy): lowers alpha while the entropy is above its target."""
-    return -log_alpha * (log_prob.detach() + target_entropy).mean()
+def alpha_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
+    """log_alpha (entropy - target_entropy), entropy = -mean log pi: lowers alpha while the entropy is too large."""
+    return log_alpha * (entropy - target_entropy)

@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .bodies import Architecture, make_body, widths
+from .gradient import Compile, GradientStep
 from .networks import Critic, DeterministicActor
 from .normalise import running_norms, update_norms
 from .replay import Batch, ReplayBuffer
 from .spaces import box_dim, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
-from .updates import as_batch, gradient_step, polyak_, require_finite
+from .updates import as_batch, polyak_, require_finite
 
 CRITICS = ("critic_1", "critic_2")
 
@@ -98,6 +99,7 @@ class TD3:
         device: torch.device | str = "cpu",
         seed: int = 0,
         name: str = "td3",
+        compile: Compile = "auto",
     ) -> None:
         self.config = config = config or TD3Config()
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
@@ -137,6 +139,10 @@ class TD3:
             "actor": Adam(actor.parameters(), lr=config.actor_lr, fused=fused or None),
             "critic": Adam(critic_parameters, lr=config.critic_lr, fused=fused or None),
         }
+        self.critic_step = GradientStep(
+            self.critic_loss, [self.networks, self.targets], self.optimizers, "critic", compile=compile
+        )
+        self.actor_step = GradientStep(self.actor_loss, [self.networks], self.optimizers, "actor", compile=compile)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
@@ -196,19 +202,24 @@ class TD3:
         shape = (len(batch.reward), self.action_dim)
         noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
 
-        q = self._q(batch.obs, batch.action)
-        losses = {"critic_loss": critic_loss(q, self.target_value(batch, noise))}
-        gradient_step(self.optimizers["critic"], losses["critic_loss"])
-
+        metrics = self.critic_step(batch, noise, updates=self.updates)
         if (self.updates + 1) % self.config.policy_every == 0:
-            action = self.networks["actor"](batch.obs)
-            losses["actor_loss"] = actor_loss(self.networks["critic_1"](batch.obs, action))
-            gradient_step(self.optimizers["actor"], losses["actor_loss"])
+            metrics |= self.actor_step(batch.obs, updates=self.updates)
             for key, target in self.targets.items():
                 polyak_(target, self.networks[key], self.config.target_tau)
-        losses = {key: loss.detach() for key, loss in losses.items()}
-        require_finite(losses, self.name, self.updates + 1)
-        return {**losses, "q_mean": q.detach().mean()}
+        require_finite(metrics, self.name, self.updates + 1)
+        return metrics
+
+    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of both critics on a batch; `noise` smooths the target."""
+        q = self._q(batch.obs, batch.action)
+        loss = critic_loss(q, self.target_value(batch, noise))
+        return loss, {"critic_loss": loss, "q_mean": q.mean()}
+
+    def actor_loss(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the actor at these observations, judged by the first critic."""
+        loss = actor_loss(self.networks["critic_1"](obs, self.networks["actor"](obs)))
+        return loss, {"actor_loss": loss}
 
     @torch.no_grad()
     def target_value(self, batch: Batch, noise: Tensor) -> Tensor:

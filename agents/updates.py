@@ -31,9 +31,8 @@ def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float | None = N
 
 def require_finite(losses: Mapping[str, Tensor], name: str, update: int) -> None:
     """Raise FloatingPointError naming loss, agent and update unless all losses are finite: one host synchronisation."""
-    values = torch.stack(list(losses.values()))
-    if not values.isfinite().all():
-        found = {key: value for key, value in zip(losses, values.tolist(), strict=True) if not math.isfinite(value)}
+    if not math.isfinite(sum(losses.values()).item()):  # type: ignore[union-attr]
+        found = {key: value.item() for key, value in losses.items() if not value.isfinite()}
         raise FloatingPointError(
             f"{name}: {next(iter(found))} is not finite at update {update}: {found}. The parameters are already "
             "affected: go back to a checkpoint, and look at rewards, observations and learning rates."

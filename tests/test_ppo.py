@@ -591,7 +591,7 @@ def test_metrics_are_detached_tensors(action_space: spaces.Space) -> None:
     metrics = run(small_agent(action_space), Stream(), 8)[0]
     assert set(metrics) == {
         "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "explained_variance", "learning_rate",
-        "value_mean", "return_mean",
+        "value_mean", "return_mean", "grad_norm",
     }  # fmt: skip
     for value in metrics.values():
         assert isinstance(value, Tensor)

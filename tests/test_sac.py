@@ -203,7 +203,7 @@ def test_losses_by_hand() -> None:
     assert actor_loss(q, torch.tensor([-1.0, 2.0]), torch.tensor(0.5)).item() == pytest.approx(-0.25)
     # -0.3 * (mean(-1, 2) - 3)
     log_alpha = torch.tensor(0.3, requires_grad=True)
-    loss = alpha_loss(log_alpha, torch.tensor([-1.0, 2.0]), -3.0)
+    loss = alpha_loss(log_alpha, -torch.tensor([-1.0, 2.0]).mean(), -3.0)
     assert loss.item() == pytest.approx(0.75)
     loss.backward()
     assert log_alpha.grad is not None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 ZOO = "https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md"
 SIMBA = "https://github.com/SonyResearch/simba/blob/master/results/sac.csv"
 GYMNAX = "https://github.com/RobertTLange/gymnax-blines"
+SIMBA_V2 = "https://github.com/DAVIAN-Robotics/SimbaV2"
+CLEANRL_TD3 = "https://docs.cleanrl.dev/rl-algorithms/td3/"
 MINATAR = "https://github.com/kenjyoung/MinAtar"
 EPISODES = 20
 
@@ -36,6 +38,7 @@ class Row:
 
 
 FIVE, THREE = (1, 2, 3, 4, 5), (1, 2, 3)
+LONG = "--compile on"
 IMAGES = "--network minatar_cnn"
 
 ROWS = {
@@ -70,6 +73,28 @@ ROWS = {
         "sac", "dmc/cartpole-swingup", 50_000, THREE, "",
         bar=780, reference="853, seeds 840 to 865, n = 10 (same budget)", source=SIMBA,
     ),
+    # The long rows: 100,000 steps, every update compiled.
+    "sac-halfcheetah": Row(
+        "sac", "HalfCheetah-v5", 100_000, THREE, LONG,
+        bar=4986, reference="6156, seeds 4986 to 7510, n = 10 (same budget, v4)", source=SIMBA_V2,
+    ),
+    "sac-hopper": Row(
+        "sac", "Hopper-v5", 100_000, THREE, LONG,
+        bar=408, reference="1103, seeds 408 to 1717, n = 10 (same budget, v4)", source=SIMBA_V2,
+    ),
+    # 50,000 decisions are 100,000 simulator steps, in which the reference counts.
+    "sac-walker-walk": Row(
+        "sac", "dmc/walker-walk", 50_000, THREE, LONG,
+        bar=605, reference="783, seeds 605 to 959, n = 10 (same budget)", source=SIMBA,
+    ),
+    "td3-halfcheetah": Row(
+        "td3", "HalfCheetah-v5", 100_000, THREE, LONG,
+        bar=3500, reference="9583 ± 126 (1M, v4); none is published at this budget", source=CLEANRL_TD3,
+    ),
+    "td3-hopper": Row(
+        "td3", "Hopper-v5", 100_000, THREE, LONG,
+        bar=400, reference="3135 ± 360 (1M, v4); none is published at this budget", source=CLEANRL_TD3,
+    ),
     # Settings of HalfCheetah-v3 in the zoo's ppo.yml, with 8 environments of 64 steps in place of one of 512.
     "ppo-halfcheetah": Row(
         "ppo", "HalfCheetah-v5", 1_000_000, THREE,
@@ -80,8 +105,10 @@ ROWS = {
     ),
     "ppo-minatar-breakout": Row(
         "ppo", "minatar/breakout", 1_000_000, THREE,
-        f"{IMAGES} --num-envs 64 --num-steps 128 --num-minibatches 8 --num-epochs 4 --lr 5e-4 --gamma 0.999",
-        bar=8, reference="16.6 (0.96M, another port of the game)", source=GYMNAX,
+        # The reference's settings and layers (256-256), behind a convolution.
+        f"{IMAGES} --hidden 256 256 --num-envs 64 --num-steps 128 --num-minibatches 8 --num-epochs 4 --lr 5e-4 "
+        "--gamma 0.999 --anneal-steps 0",
+        bar=8, reference="16.6 (0.96M, a port without sticky actions)", source=GYMNAX,
     ),
     # Settings of the MinAtar paper, with Adam in place of RMSprop, and an update every 4 steps in place of every step.
     "dqn-minatar-breakout": Row(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -62,6 +62,9 @@ class TrainConfig:
     """Updates over which losses are averaged and after which they are logged."""
     device: str = "cpu"
     """Where networks and replay live: cpu, cuda, ..."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compiled updates, on a CPU two to seven times as fast: auto compiles after 2,000 updates, which is when it begins
+    to pay, and goes on without where there is no C++ compiler."""
     torch_threads: int = 1
     """Threads of PyTorch on the CPU; more than one slows small networks down."""
     out: Path = Path("runs")

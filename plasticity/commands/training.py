@@ -80,6 +80,7 @@ class Run:
             device=self.config.device,
             seed=self.seeds[1],
             name=self.agent_name,
+            compile=self.config.compile,
         )
 
     def new_folder(self) -> Path:

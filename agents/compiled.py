@@ -1,0 +1,134 @@
+"""Turn a loss and its gradients into one compiled graph: a plain function of tensors, without modules or autograd.
+
+The loss is traced once with `make_fx` through forward and backward pass, with every parameter and buffer as an input,
+and compiled by inductor. What remains of a call is the kernels: no module calls, no autograd, no guards. Whoever calls
+must see to it that the inputs keep their shapes (`updates.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+"""Takes tensors, returns a loss of one number and metrics to log; reads parameters, changes nothing."""
+
+# Multiplications (rows * columns * inner) from which oneDNN pays, measured on 64 to 512 wide layers; below, its calls
+# cost more than they save.
+ONEDNN_FROM = 1 << 20
+
+
+class Reads(nn.Module):
+    """The networks that a loss reads as one module, so that `functional_call` can swap all their tensors."""
+
+    def __init__(self, loss: Loss, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.loss = loss
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(*inputs)
+
+
+def compile_gradients(
+    reads: Reads, trained: Sequence[Tensor], inputs: Sequence[Tensor], max_norm: float | None, seen: Callable[[], list]
+) -> tuple[Callable[..., Sequence[Tensor]], list[Tensor], list[str]]:
+    """Return a compiled graph, the tensors that it takes before `inputs`, and the names of the metrics it gives.
+
+    Its outputs: the gradients of `trained` (clipped to `max_norm` together), the metrics, then what `seen()` returns at
+    the end of the trace. Raises what torch raises where tracing or compiling is not possible.
+    """
+    named: dict[str, Tensor] = {**dict(reads.named_parameters()), **dict(reads.named_buffers())}
+    positions = {id(tensor): i for i, tensor in enumerate(named.values())}
+    wanted = [positions[id(parameter)] for parameter in trained]
+    names: list[str] = []
+
+    def gradients(*tensors: Tensor) -> list[Tensor]:
+        state = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors[: len(named)])]
+        with torch.enable_grad():
+            loss, metrics = torch.func.functional_call(
+                reads, dict(zip(named, state, strict=True)), tensors[len(named) :]
+            )
+            found = list(torch.autograd.grad(loss, [state[i] for i in wanted]))
+        if max_norm is not None:
+            found, metrics["grad_norm"] = clipped(found, max_norm)
+        names[:] = metrics
+        return [t.detach() for t in (*found, *metrics.values(), *seen())]
+
+    tensors = [tensor.detach() for tensor in named.values()]
+    graph = make_fx(gradients)(*tensors, *inputs)
+    require_constants(graph)
+    graph.graph.eliminate_dead_code()
+    if next(iter(named.values())).device.type == "cpu" and onednn_is_faster():
+        use_onednn(graph)
+    graph.recompile()
+    with torch.no_grad():
+        return torch._inductor.compile(graph, [*tensors, *inputs], options=options(inputs[0].device)), tensors, names
+
+
+def require_constants(graph: GraphModule) -> None:
+    """Raise ValueError for a parameter that would be frozen into the graph: its network was not among those read."""
+    for node in graph.graph.find_nodes(op="get_attr"):
+        if isinstance(found := getattr(graph, str(node.target)), Tensor) and found.requires_grad:
+            raise ValueError(f"the loss reads a parameter of shape {tuple(found.shape)} of a network it was not given")
+
+
+def options(device: torch.device) -> dict[str, Any]:
+    """Return inductor's options: on CUDA, graphs of kernels that are launched as one."""
+    return {"triton.cudagraphs": True} if device.type == "cuda" else {}
+
+
+def clipped(gradients: list[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
+    """Return the gradients, shortened together to `max_norm`, and their norm before, as `clip_grad_norm_` does."""
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return [g * factor for g in gradients], norm
+
+
+# --- matrix multiplication ---
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Return whether oneDNN multiplies float32 matrices faster than MKL, which PyTorch takes: on AMD, by twice.
+
+    MKL keeps its AVX-512 kernels for Intel's processors. Decided by the processor's name and not by a stopwatch, so
+    that two runs on one machine always take the same kernels, and give the same numbers.
+    """
+    info = Path("/proc/cpuinfo")
+    is_amd = info.exists() and "AuthenticAMD" in info.read_text()
+    return is_amd and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def use_onednn(graph: GraphModule) -> None:
+    """Replace the large float32 products of a traced graph by oneDNN's, in place."""
+    aten = torch.ops.aten
+    for node in graph.graph.nodes:
+        if node.target not in (aten.mm.default, aten.addmm.default):
+            continue
+        left, right = (argument.meta["val"] for argument in node.args[-2:])
+        (rows, inner), columns = left.shape, right.shape[1]
+        if left.dtype == torch.float32 and rows * inner * columns >= ONEDNN_FROM and not node.kwargs:
+            node.target = torch.ops.plasticity.addmm.default
+            node.args = (None, *node.args) if len(node.args) == 2 else node.args
+
+
+def _addmm(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+
+
+def _addmm_shape(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(left.shape[0], right.shape[1])
+
+
+_LIBRARY = torch.library.Library("plasticity", "DEF")
+_LIBRARY.define("addmm(Tensor? bias, Tensor left, Tensor right) -> Tensor", tags=(torch.Tag.needs_exact_strides,))
+_LIBRARY.impl("addmm", _addmm, "CPU")
+_LIBRARY.impl("addmm", _addmm_shape, "Meta")

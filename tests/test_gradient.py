@@ -1,0 +1,380 @@
+"""Compiled updates: the eager ones' numbers, and eager or traced anew where a graph could not know."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from plasticity.agents import compiled, gradient
+from plasticity.agents.dqn import DQN, DQNConfig
+from plasticity.agents.gradient import GradientStep
+from plasticity.agents.ppo import PPO, PPOConfig
+from plasticity.agents.replay import Batch
+from plasticity.agents.rollout import Experience
+from plasticity.agents.sac import SAC, SACConfig
+from plasticity.agents.td3 import TD3, TD3Config
+
+OBS, ACTION, SIZE = 5, 2, 16
+BOX = spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
+IMAGE = spaces.Box(0, 255, (2, 10, 10), np.uint8)
+CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (ACTION,), np.float32), spaces.Discrete(3)
+SMALL: dict[str, Any] = {"hidden": (16, 16)}
+OFF_POLICY: dict[str, Any] = {**SMALL, "buffer_size": 500, "learning_starts": 10, "batch_size": SIZE}
+
+
+class Quadratic:
+    """One network pulled to targets: the smallest thing that takes gradient steps."""
+
+    def __init__(self, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.networks: dict[str, nn.Module] = {"net": nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))}
+        self.optimizers = {"net": SGD(self.networks["net"].parameters(), lr=0.1)}
+        self.step = GradientStep(self.loss, [self.networks], self.optimizers, "net", **{"compile": "on", **options})
+        self.eager_calls = 0
+
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.eager_calls += 1  # a graph runs without this line
+        loss = (self.networks["net"](x).squeeze(-1) - y).square().mean()
+        return loss, {"loss": loss}
+
+    def learn(self, seed: int = 0, updates: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(4, 3, generator=generator), torch.randn(4, generator=generator)
+        return self.step(x, y, updates=updates)["loss"]
+
+    def weights(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.networks["net"].parameters()]
+
+
+def is_eager(learner: Quadratic) -> bool:
+    """Whether the next step runs the loss itself."""
+    learner.learn()  # compiles where something has changed
+    before = learner.eager_calls
+    learner.learn()
+    return learner.eager_calls > before
+
+
+def twins(**options: Any) -> tuple[Quadratic, Quadratic]:
+    return Quadratic(compile="off", **options), Quadratic(**options)
+
+
+def assert_close(one: Quadratic, other: Quadratic) -> None:
+    for a, b in zip(one.weights(), other.weights(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# -- the agents' updates -----------------------------------------------------------------------------------------------
+
+
+def make_batch(i: int, discrete: bool = False, image: bool = False) -> Batch:
+    g = torch.Generator().manual_seed(i)
+
+    def obs() -> Tensor:
+        return (
+            torch.randint(0, 256, (SIZE, *IMAGE.shape), generator=g).byte()
+            if image
+            else torch.randn(SIZE, OBS, generator=g)
+        )
+
+    action = torch.randint(3, (SIZE,), generator=g) if discrete else 2 * torch.rand(SIZE, ACTION, generator=g) - 1
+    age = torch.ones(SIZE, dtype=torch.int64)
+    seen, successor = obs(), obs()
+    return Batch(seen, action, torch.randn(SIZE, generator=g), successor, torch.rand(SIZE, generator=g) < 0.1, age, age)
+
+
+def make_experience(i: int, discrete: bool) -> Experience:
+    g = torch.Generator().manual_seed(i)
+    action = torch.randint(3, (SIZE,), generator=g) if discrete else torch.randn(SIZE, ACTION, generator=g)
+    numbers = (torch.randn(SIZE, generator=g) for _ in range(3))
+    return Experience(torch.randn(SIZE, OBS, generator=g), action, *numbers)
+
+
+def dqn(**options: Any) -> Callable[[str], DQN]:
+    space = IMAGE if options.get("network") == "minatar_cnn" else BOX
+    return lambda compile: DQN(space, DISCRETE, DQNConfig(**{**OFF_POLICY, **options}), compile=compile)
+
+
+AGENTS: dict[str, tuple[Callable[[str], Any], Callable[[int], Any]]] = {
+    "sac": (lambda c: SAC(BOX, CONTINUOUS, SACConfig(**OFF_POLICY), compile=c), make_batch),
+    "sac-simba": (
+        lambda c: SAC(BOX, CONTINUOUS, SACConfig(**{**OFF_POLICY, "network": "simba", "norm": "layer"}), compile=c),
+        make_batch,
+    ),
+    "td3": (lambda c: TD3(BOX, CONTINUOUS, TD3Config(**OFF_POLICY), compile=c), make_batch),
+    "dqn": (dqn(), lambda i: make_batch(i, discrete=True)),
+    "dqn-c51": (
+        dqn(distributional=True, dueling=True, double=True, num_atoms=5), lambda i: make_batch(i, discrete=True),
+    ),
+    "dqn-image": (dqn(network="minatar_cnn"), lambda i: make_batch(i, discrete=True, image=True)),
+    "ppo": (lambda c: PPO(BOX, CONTINUOUS, PPOConfig(**SMALL), compile=c), lambda i: make_experience(i, False)),
+    "ppo-discrete": (lambda c: PPO(BOX, DISCRETE, PPOConfig(**SMALL), compile=c), lambda i: make_experience(i, True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_losses_equal_the_eager_ones(name: str) -> None:
+    make, inputs = AGENTS[name]
+    eager, fast = make("off"), make("on")
+    for i in range(50 if "simba" in name else 200):  # layer norms amplify the last bits sooner
+        expected, found = eager.learn(inputs(i)), fast.learn(inputs(i))
+        assert found.keys() == expected.keys()
+        eager.updates += 1
+        fast.updates += 1
+        for key in (key for key in expected if key.endswith("_loss") and "actor" not in key and "policy" not in key):
+            bound = 1e-4 if i < 3 else 1e-3
+            assert found[key].item() == pytest.approx(expected[key].item(), rel=bound, abs=1e-5), (key, i)
+    for key, network in eager.networks.items():
+        for a, b in zip(network.parameters(), fast.networks[key].parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+            assert b.grad is not None
+            assert b.grad.shape == b.shape
+
+
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_the_critics_gradient_is_of_their_own_loss_alone(name: str) -> None:
+    make, inputs = AGENTS[name]
+    eager, fast = make("off"), make("on")
+    for agent in (eager, fast):
+        agent.updates = 1  # an update of TD3's actor
+        agent.learn(inputs(0))
+    for a, b in zip(eager.networks["critic_1"].parameters(), fast.networks["critic_1"].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_prioritised_replay_gets_its_errors() -> None:
+    agent = dqn(prioritised=True)("on")
+    batch = make_batch(0, discrete=True)
+    batch.weight = torch.ones(SIZE)
+    agent.buffer.priorities.update(batch.index, torch.zeros(SIZE))
+    before = agent.buffer.priorities.leaves.clone()
+    assert "errors" not in agent.learn(batch)
+    assert not torch.equal(before, agent.buffer.priorities.leaves)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    make, inputs = AGENTS["sac"]
+    one, other = make("on"), make("on")
+    for i in range(10):
+        one.learn(inputs(i))
+        other.learn(inputs(i))
+    for a, b in zip(one.networks["actor"].parameters(), other.networks["actor"].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_a_loss_that_is_not_finite_stops_the_compiled_run_too(name: str) -> None:
+    make, inputs = AGENTS[name]
+    agent, batch = make("on"), inputs(0)
+    batch.obs[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="not finite at update 1"):
+        agent.learn(batch)
+
+
+# -- when it compiles --------------------------------------------------------------------------------------------------
+
+
+def test_auto_compiles_after_so_many_updates() -> None:
+    learner = Quadratic(compile="auto")
+    learner.learn(updates=gradient.COMPILE_AFTER - 1)
+    assert learner.step._graphs == {}
+    learner.learn(updates=gradient.COMPILE_AFTER)
+    assert len(learner.step._graphs) == 1
+
+
+def test_off_never_compiles() -> None:
+    learner = Quadratic(compile="off")
+    learner.learn(updates=10**9)
+    assert learner.step._graphs == {}
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compile is 'auto', 'on' or 'off', got 'yes'"):
+        Quadratic(compile="yes")
+
+
+def test_without_a_compiler_auto_goes_on_with_one_line_and_on_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient, "compile_gradients", fail)
+    eager, auto = Quadratic(compile="off"), Quadratic(compile="auto")
+    with pytest.warns(RuntimeWarning, match="going on without compiled updates: no C\\+\\+ compiler$"):
+        auto.learn(updates=10**6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        auto.learn(1, updates=10**6)
+    eager.learn()
+    eager.learn(1)
+    assert_close(eager, auto)
+    with pytest.raises(RuntimeError, match="no C"):
+        Quadratic(compile="on").learn()
+
+
+def fail(*arguments: Any) -> Any:
+    raise RuntimeError("no C++ compiler\nand many lines more")
+
+
+# -- what a graph cannot know ------------------------------------------------------------------------------------------
+
+
+def test_hooks_make_the_step_eager_and_see_it() -> None:
+    learner = Quadratic()
+    assert not is_eager(learner)
+    net = learner.networks["net"]
+    seen: list[Any] = []
+    for register in (
+        net[0].register_forward_hook, net[1].register_forward_pre_hook, net[1].register_full_backward_hook,
+        net[0].weight.register_hook, net[0].weight.register_post_accumulate_grad_hook,
+    ):  # fmt: skip
+        seen.clear()
+        handle = register(lambda *arguments: seen.append(1) and None)
+        assert is_eager(learner)
+        assert seen
+        handle.remove()
+        assert not is_eager(learner)
+
+
+def test_hooks_of_the_optimizer_see_gradients_and_steps() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        net, optimizer = learner.networks["net"], learner.optimizers["net"]
+        optimizer.register_step_pre_hook(lambda o, a, k, net=net: halve(net[0].weight))
+        optimizer.register_step_post_hook(lambda o, a, k, net=net: nn.init.zeros_(net[0].bias))
+        learner.learn(0)
+        learner.learn(1)
+        assert not net[0].bias.any()
+    assert not is_eager(other)
+    other = twins()[1]
+    assert_moves_like(one, other)
+
+
+def halve(weight: Tensor) -> None:
+    assert weight.grad is not None
+    weight.grad *= 0.5
+
+
+def assert_moves_like(one: Quadratic, other: Quadratic) -> None:
+    """Both make the same step from the same weights."""
+    other.networks["net"].load_state_dict(copy.deepcopy(one.networks["net"].state_dict()))
+    for learner in (one, other):
+        learner.optimizers["net"] = SGD(learner.networks["net"].parameters(), lr=0.1)
+        learner.learn(7)
+    assert_close(one, other)
+
+
+def test_edits_in_place_are_seen() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.learn(0)
+        with torch.no_grad():
+            learner.networks["net"][0].weight[2:4] = 0.5
+        learner.learn(1)
+    assert not is_eager(other)
+    assert_moves_like(one, other)
+
+
+def test_a_replaced_module_is_traced_anew() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.learn(0)
+        torch.manual_seed(5)
+        learner.networks["net"][2] = nn.Linear(8, 1)
+        learner.optimizers["net"].param_groups[0]["params"] = list(learner.networks["net"].parameters())
+        learner.learn(1)
+        learner.learn(2)
+    assert_close(one, other)
+    assert not is_eager(other)
+
+
+def test_a_replaced_network_and_optimizer_are_traced_anew() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.learn(0)
+        torch.manual_seed(5)
+        learner.networks["net"] = nn.Linear(3, 1)
+        learner.optimizers["net"] = SGD(learner.networks["net"].parameters(), lr=0.3)
+        learner.learn(1)
+    assert_close(one, other)
+
+
+def test_a_frozen_weight_stays_where_it_is() -> None:
+    learner = Quadratic()
+    learner.learn(0)
+    weight = learner.networks["net"][0].weight
+    weight.requires_grad_(False)
+    before = weight.clone()
+    learner.optimizers["net"].zero_grad()
+    bias = learner.networks["net"][0].bias.clone()
+    learner.learn(1)
+    assert torch.equal(weight, before)
+    assert not torch.equal(learner.networks["net"][0].bias, bias)
+    weight.requires_grad_(True)
+    learner.learn(2)
+    assert not torch.equal(weight, before)
+
+
+def test_another_shape_is_traced_anew_and_views_are_taken() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.learn(0)
+        x, y = torch.arange(18.0).view(3, 6).T / 9, torch.ones(6)  # not contiguous
+        learner.step(x, y, updates=0)
+    assert_close(one, other)
+
+
+def test_gradients_are_shortened_together() -> None:
+    one, other = twins(max_norm=0.01)
+    for learner in (one, other):
+        learner.learn(0)
+    norm = torch.stack([p.grad.norm() for p in other.networks["net"].parameters()]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+    assert_close(one, other)
+
+
+def test_a_network_that_was_not_given_is_named() -> None:
+    other = nn.Linear(3, 1)
+    networks = {"net": nn.Linear(3, 1)}
+
+    def loss(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return (networks["net"](x) - other(x)).square().mean(), {}
+
+    step = GradientStep(loss, [networks], {"net": SGD(networks["net"].parameters(), lr=0.1)}, "net", compile="on")
+    with pytest.raises(ValueError, match=r"reads a parameter of shape \(1, 3\) of a network it was not given"):
+        step(torch.ones(2, 3), updates=0)
+
+
+# -- matrix products ---------------------------------------------------------------------------------------------------
+
+
+def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    bias, left, right = torch.randn(7, generator=g), torch.randn(5, 11, generator=g), torch.randn(7, 11, generator=g)
+    torch.testing.assert_close(torch.ops.plasticity.addmm(bias, left, right.T), bias + left @ right.T)
+    torch.testing.assert_close(torch.ops.plasticity.addmm(None, left.T, left), left.T @ left)
+
+    monkeypatch.setattr(compiled, "ONEDNN_FROM", 1)
+    monkeypatch.setattr(compiled, "onednn_is_faster", lambda: True)
+    calls = []
+    replace = compiled.use_onednn
+
+    def record(graph: Any) -> None:
+        replace(graph)
+        graph.recompile()
+        calls.append(graph.code)
+
+    monkeypatch.setattr(compiled, "use_onednn", record)
+    make, inputs = AGENTS["sac"]
+    eager, fast = make("off"), make("on")
+    for agent in (eager, fast):
+        agent.learn(inputs(0))
+    assert len(calls) == 2
+    assert all("plasticity.addmm" in code and "aten.mm." not in code and "aten.addmm." not in code for code in calls)
+    for a, b in zip(eager.networks["critic_1"].parameters(), fast.networks["critic_1"].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)

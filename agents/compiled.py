@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Takes tensors, returns a loss of one number and metrics to log; reads parameters, changes nothing."""
 
-# Multiplications (rows * columns * inner) from which oneDNN pays, measured on layers 64 to 512 wide: between the
-# products of a DQN of 120-84 at batch 128 (1.3 million) and the first layer of SAC at batch 256 (1.5 million).
-ONEDNN_FROM = 1_400_000
+Precision = Literal["float32", "bf16"]
+
+# Multiplications (rows * columns * inner) from which another kernel pays, measured on layers 64 to 512 wide: between
+# the products of a DQN of 120-84 at batch 128 (1.3 million) and the first layer of SAC at batch 256 (1.5 million).
+LARGE = 1_400_000
 
 
 class Reads(nn.Module):
@@ -39,7 +41,12 @@ class Reads(nn.Module):
 
 
 def compile_gradients(
-    reads: Reads, trained: Sequence[Tensor], inputs: Sequence[Tensor], max_norm: float | None, seen: Callable[[], list]
+    reads: Reads,
+    trained: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    max_norm: float | None,
+    precision: Precision,
+    seen: Callable[[], list],
 ) -> tuple[Callable[..., Sequence[Tensor]], list[Tensor], list[str]]:
     """Return a compiled graph, the tensors that it takes before `inputs`, and the names of the metrics it gives.
 
@@ -68,7 +75,9 @@ def compile_gradients(
         graph = make_fx(gradients)(*map(mode.from_tensor, [*tensors, *inputs]))
     require_constants(graph)
     graph.graph.eliminate_dead_code()
-    if next(iter(named.values())).device.type == "cpu" and onednn_is_faster():
+    if precision == "bf16":
+        use_bf16(graph)
+    elif inputs[0].device.type == "cpu" and onednn_is_faster():
         use_onednn(graph)
     graph.recompile()
     with torch.no_grad():
@@ -111,15 +120,41 @@ def onednn_is_faster() -> bool:
 
 def use_onednn(graph: GraphModule) -> None:
     """Replace the large float32 products of a traced graph by oneDNN's, in place."""
+    for node in large_products(graph):
+        node.target = torch.ops.plasticity.addmm.default
+        node.args = (None, *node.args) if len(node.args) == 2 else node.args
+
+
+def use_bf16(graph: GraphModule) -> None:
+    """Take the large float32 products of a traced graph in bfloat16, in place; their sums and results are rounded too.
+
+    What is small stays float32: output layers, and with them values, targets and log-densities; so do the weights.
+    """
     aten = torch.ops.aten
+    for node in large_products(graph):
+        *bias, left, right = node.args
+        with graph.graph.inserting_before(node):
+            halves = [
+                graph.graph.call_function(aten._to_copy.default, (x,), {"dtype": torch.bfloat16}) for x in (left, right)
+            ]
+            product = graph.graph.call_function(aten.mm.default, tuple(halves))
+            result = graph.graph.call_function(aten._to_copy.default, (product,), {"dtype": torch.float32})
+            if bias:
+                result = graph.graph.call_function(aten.add.Tensor, (result, bias[0]))
+        node.replace_all_uses_with(result)
+        graph.graph.erase_node(node)
+
+
+def large_products(graph: GraphModule) -> list[Node]:
+    """Return the products of float32 matrices that are large enough for another kernel."""
+    aten, found = torch.ops.aten, []
     for node in graph.graph.nodes:
-        if node.target not in (aten.mm.default, aten.addmm.default):
-            continue
-        left, right = (argument.meta["val"] for argument in node.args[-2:])
-        (rows, inner), columns = left.shape, right.shape[1]
-        if left.dtype == torch.float32 and rows * inner * columns >= ONEDNN_FROM and not node.kwargs:
-            node.target = torch.ops.plasticity.addmm.default
-            node.args = (None, *node.args) if len(node.args) == 2 else node.args
+        if node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs:
+            left, right = (argument.meta["val"] for argument in node.args[-2:])
+            size = left.shape[0] * left.shape[1] * right.shape[1]
+            if left.dtype == torch.float32 and size >= LARGE:
+                found.append(node)
+    return found
 
 
 def _addmm(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from torch.optim import Adam, Optimizer
 
 from .bodies import Architecture, make_body, widths
 from .c51 import Categorical
+from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .networks import DuelingQNetwork, QNetwork
 from .normalise import running_norms, update_norms
@@ -37,7 +38,7 @@ from .priorities import Priorities
 from .replay import Batch, ReplayBuffer
 from .spaces import num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
-from .updates import as_batch, polyak_, require_finite
+from .updates import Finite, as_batch, polyak_
 
 COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
 """What changes during training apart from tensors: part of the state."""
@@ -128,6 +129,7 @@ class DQN:
         seed: int = 0,
         name: str = "dqn",
         compile: Compile = "auto",
+        precision: Precision = "float32",
     ) -> None:
         self.config = config = config or DQNConfig()
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
@@ -141,6 +143,7 @@ class DQN:
         self.epsilon_end = config.epsilon_end  # set_noise moves it
         self.steps = 0  # environment steps observed
         self.updates = 0
+        self.finite = Finite(name)
         self.updates_owed = 0
         self.steps_waiting = 0  # learnable environment steps since the last round of updates
 
@@ -162,7 +165,7 @@ class DQN:
         self.optimizers: dict[str, Optimizer] = {"q": Adam(network.parameters(), lr=config.lr, fused=fused or None)}
         self.q_step = GradientStep(
             self.q_loss, [self.networks, self.targets], self.optimizers, "q",
-            max_norm=config.max_grad_norm, compile=compile,
+            max_norm=config.max_grad_norm, compile=compile, precision=precision,
         )  # fmt: skip
 
     def _make_buffer(self, shape: tuple[int, ...], seed: int) -> ReplayBuffer:
@@ -241,7 +244,7 @@ class DQN:
         """The gradient step, and the new priorities of its batch; `update` moves the target network."""
         metrics = self.q_step(batch, updates=self.updates)
         errors = metrics.pop("errors", None)
-        require_finite({"q_loss": metrics["q_loss"]}, self.name, self.updates + 1)
+        self.finite.check({"q_loss": metrics["q_loss"]}, self.updates + 1)
         if self.buffer.priorities is not None:
             self.buffer.priorities.update(batch.index, errors)
         return {**metrics, "epsilon": torch.full((), self.epsilon, device=self.device)}

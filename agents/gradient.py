@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .compiled import Loss, Reads, compile_gradients
+from .compiled import Loss, Precision, Reads, compile_gradients
 from .updates import gradient_step
 
 Compile = Literal["auto", "on", "off"]
@@ -61,11 +61,14 @@ class GradientStep:
         *,
         max_norm: float | None = None,
         compile: Compile = "auto",
+        precision: Precision = "float32",
     ) -> None:
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision is 'float32' or 'bf16', got {precision!r}")
         if compile not in ("auto", "on", "off"):
             raise ValueError(f"compile is 'auto', 'on' or 'off', got {compile!r}")
         self.loss, self.networks, self.optimizers, self.name = loss, networks, optimizers, name
-        self.max_norm, self.compile = max_norm, compile
+        self.max_norm, self.compile, self.precision = max_norm, compile, precision
         self._layout: Layout | None = None
         self._graphs: dict[Hashable, Graph] = {}
 
@@ -107,7 +110,7 @@ class GradientStep:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
-                return Graph(self.loss, self._layout, inputs, self.max_norm, rides)
+                return Graph(self.loss, self._layout, inputs, self.max_norm, self.precision, rides)
         except Exception as error:
             if self.compile == "on":
                 raise
@@ -178,7 +181,13 @@ class Graph:
     """A compiled loss with its gradients, for one layout, one set of shapes and those who ride."""
 
     def __init__(
-        self, loss: Loss, layout: Layout, inputs: Sequence[Any], max_norm: float | None, rides: Sequence[Ride]
+        self,
+        loss: Loss,
+        layout: Layout,
+        inputs: Sequence[Any],
+        max_norm: float | None,
+        precision: Precision,
+        rides: Sequence[Ride],
     ) -> None:
         self.trained = layout.trained
         reads = Reads(lambda *tensors: loss(*filled(inputs, tensors)), layout.networks)
@@ -194,14 +203,22 @@ class Graph:
                 return [tensor for _, tensors, _ in recordings for tensor in tensors]
 
             self.call, self.tensors, self.names = compile_gradients(
-                reads, self.trained, tensors_of(inputs), max_norm, seen
+                reads, self.trained, tensors_of(inputs), max_norm, precision, seen
             )
         self.aboard = [(ride, plan, len(tensors)) for ride, tensors, plan in recordings]
+        self.on_cpu = inputs_device(inputs).type == "cpu"
+        self.run(inputs)  # a graph changes nothing: what fails, fails here, where going on eagerly is still possible
+
+    def run(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """Return gradients, metrics and what riders see, for these inputs and the weights of now."""
+        with torch.no_grad():
+            outputs = self.call(*self.tensors, *tensors_of(inputs))
+            # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
+            return list(outputs) if self.on_cpu else [output.clone() for output in outputs]
 
     def step(self, optimizer: Optimizer, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """Compute the gradients, let the optimizer step, and return the metrics."""
-        with torch.no_grad():
-            outputs = iter(self.call(*self.tensors, *tensors_of(inputs)))
+        outputs = iter(self.run(inputs))
         for parameter in self.trained:
             parameter.grad = next(outputs)
         metrics = {name: next(outputs) for name in self.names}
@@ -223,6 +240,11 @@ def tensors_of(inputs: Sequence[Any]) -> list[Tensor]:
         else:
             found += [value for value in vars(one).values() if value is not None]
     return [tensor.contiguous() for tensor in found]
+
+
+def inputs_device(inputs: Sequence[Any]) -> torch.device:
+    """Return where the inputs are."""
+    return tensors_of(inputs)[0].device
 
 
 def signature(inputs: Sequence[Any]) -> Hashable:

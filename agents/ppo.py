@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .bodies import Activation, Architecture, make_body, widths
+from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, running_norms, update_norms
@@ -36,7 +37,7 @@ from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
 from .spaces import box_dim, num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
-from .updates import require_finite
+from .updates import Finite
 
 # What None stands for: with continuous actions and vector observations, and otherwise (discrete actions, or images).
 USUAL: dict[str, tuple[Any, Any]] = {
@@ -132,6 +133,7 @@ class PPO:
         seed: int = 0,
         name: str = "ppo",
         compile: Compile = "auto",
+        precision: Precision = "float32",
     ) -> None:
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
         shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
@@ -145,6 +147,7 @@ class PPO:
         self.minibatch_size = self._split(self.config)
         self.steps = 0  # environment steps observed
         self.updates = 0
+        self.finite = Finite(name)
 
         root = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**62, (3,), generator=root).tolist()
@@ -160,8 +163,9 @@ class PPO:
             "ppo": Adam(parameters, lr=self.config.lr, eps=1e-5, fused=fused or None)
         }
         self.ppo_step = GradientStep(
-            self.loss, [self.networks], self.optimizers, "ppo", max_norm=self.config.max_grad_norm, compile=compile
-        )
+            self.loss, [self.networks], self.optimizers, "ppo",
+            max_norm=self.config.max_grad_norm, compile=compile, precision=precision,
+        )  # fmt: skip
         self.normalisers = self._make_normalisers(shape)
 
         actions = ((action_dim,), torch.float32) if self.continuous else ((), torch.int64)
@@ -274,8 +278,8 @@ class PPO:
         """The update itself: one step of the optimizer on both losses and the entropy."""
         metrics = self.ppo_step(batch, updates=self.updates)
         losses = {name: metrics[name] for name in ("policy_loss", "value_loss", "entropy")}
-        require_finite(losses, self.name, self.updates + 1)
-        rate = torch.tensor(self.optimizers["ppo"].param_groups[0]["lr"], device=self.device)
+        self.finite.check(losses, self.updates + 1)
+        rate = torch.full((), self.optimizers["ppo"].param_groups[0]["lr"], device=self.device)
         return {**metrics, "learning_rate": rate}
 
     def loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:

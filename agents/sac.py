@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .bodies import Architecture, make_body, widths
+from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .networks import Actor, Critic, squashed_gaussian
 from .normalise import running_norms, update_norms
 from .replay import Batch, ReplayBuffer
 from .spaces import box_dim, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
-from .updates import as_batch, gradient_step, polyak_, require_finite
+from .updates import Finite, as_batch, gradient_step, polyak_
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class SAC:
         seed: int = 0,
         name: str = "sac",
         compile: Compile = "auto",
+        precision: Precision = "float32",
     ) -> None:
         self.config = config = config or SACConfig()
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
@@ -108,6 +110,7 @@ class SAC:
         self.target_entropy = -float(action_dim) if config.target_entropy is None else config.target_entropy
         self.steps = 0  # environment steps observed
         self.updates = 0
+        self.finite = Finite(name)
         self.updates_owed = 0.0
 
         root = torch.Generator().manual_seed(seed)
@@ -145,10 +148,11 @@ class SAC:
         }
         if config.learn_alpha:
             self.optimizers["alpha"] = Adam([self.log_alpha], lr=config.alpha_lr, fused=fused or None)
+        how: dict[str, Any] = {"compile": compile, "precision": precision}
         self.critic_step = GradientStep(
-            self.critic_loss, [self.networks, self.targets], self.optimizers, "critic", compile=compile
+            self.critic_loss, [self.networks, self.targets], self.optimizers, "critic", **how
         )
-        self.actor_step = GradientStep(self.actor_loss, [self.networks], self.optimizers, "actor", compile=compile)
+        self.actor_step = GradientStep(self.actor_loss, [self.networks], self.optimizers, "actor", **how)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
@@ -212,7 +216,7 @@ class SAC:
             metrics["alpha_loss"] = loss.detach()
         for key, target in self.targets.items():
             polyak_(target, self.networks[key], self.config.target_tau)
-        require_finite(metrics, self.name, self.updates + 1)
+        self.finite.check(metrics, self.updates + 1)
         return {**metrics, "alpha": alpha}
 
     def critic_loss(self, batch: Batch, alpha: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,7 +7,11 @@ from .replay import restore_generator
 
 
 def shared_state(agent: Any) -> dict[str, Any]:
-    """Its networks, targets (where it has any), optimizers and generators as nested dicts; tensors are not copied."""
+    """Its networks, targets (where it has any), optimizers and generators as nested dicts; tensors are not copied.
+
+    Raises FloatingPointError where a loss was not finite: such a state must not replace a good one.
+    """
+    agent.finite.verify()
     return {
         "networks": {key: dict(network.state_dict()) for key, network in agent.networks.items()},
         "targets": {key: dict(target.state_dict()) for key, target in getattr(agent, "targets", {}).items()},

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .bodies import Architecture, make_body, widths
+from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .networks import Critic, DeterministicActor
 from .normalise import running_norms, update_norms
 from .replay import Batch, ReplayBuffer
 from .spaces import box_dim, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
-from .updates import as_batch, polyak_, require_finite
+from .updates import Finite, as_batch, polyak_
 
 CRITICS = ("critic_1", "critic_2")
 
@@ -100,6 +101,7 @@ class TD3:
         seed: int = 0,
         name: str = "td3",
         compile: Compile = "auto",
+        precision: Precision = "float32",
     ) -> None:
         self.config = config = config or TD3Config()
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
@@ -108,6 +110,7 @@ class TD3:
         self.noise = config.exploration_noise
         self.steps = 0  # environment steps observed
         self.updates = 0
+        self.finite = Finite(name)
         self.updates_owed = 0.0
 
         root = torch.Generator().manual_seed(seed)
@@ -139,10 +142,11 @@ class TD3:
             "actor": Adam(actor.parameters(), lr=config.actor_lr, fused=fused or None),
             "critic": Adam(critic_parameters, lr=config.critic_lr, fused=fused or None),
         }
+        how: dict[str, Any] = {"compile": compile, "precision": precision}
         self.critic_step = GradientStep(
-            self.critic_loss, [self.networks, self.targets], self.optimizers, "critic", compile=compile
+            self.critic_loss, [self.networks, self.targets], self.optimizers, "critic", **how
         )
-        self.actor_step = GradientStep(self.actor_loss, [self.networks], self.optimizers, "actor", compile=compile)
+        self.actor_step = GradientStep(self.actor_loss, [self.networks], self.optimizers, "actor", **how)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
@@ -207,7 +211,7 @@ class TD3:
             metrics |= self.actor_step(batch.obs, updates=self.updates)
             for key, target in self.targets.items():
                 polyak_(target, self.networks[key], self.config.target_tau)
-        require_finite(metrics, self.name, self.updates + 1)
+        self.finite.check(metrics, self.updates + 1)
         return metrics
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 
 from .replay import Batch
 
+# Updates on a device between two looks at whether the losses are finite: each waits for all that was launched.
+CHECK_EVERY = 100
+
 
 def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float | None = None) -> Tensor | None:
     """Take one step of `optimizer`, whose parameters alone receive gradients.
@@ -29,14 +32,34 @@ def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float | None = N
     return norm
 
 
-def require_finite(losses: Mapping[str, Tensor], name: str, update: int) -> None:
-    """Raise FloatingPointError naming loss, agent and update unless all losses are finite: one host synchronisation."""
-    if not math.isfinite(sum(losses.values()).item()):  # type: ignore[union-attr]
-        found = {key: value.item() for key, value in losses.items() if not value.isfinite()}
-        raise FloatingPointError(
-            f"{name}: {next(iter(found))} is not finite at update {update}: {found}. The parameters are already "
-            "affected: go back to a checkpoint, and look at rewards, observations and learning rates."
-        )
+class Finite:
+    """Stops a run whose losses are not finite: at once on a CPU; on a device, which would have to be waited for, the
+    losses are summed up there and looked at every `CHECK_EVERY` updates, and before a state is saved."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._sums: dict[str, Tensor] = {}
+        self._update = 0
+
+    def check(self, losses: Mapping[str, Tensor], update: int) -> None:
+        """Take in the losses of an update; FloatingPointError names agent, loss and update."""
+        self._update = update
+        on_cpu = next(iter(losses.values())).device.type == "cpu"
+        self._sums = {k: v if on_cpu or k not in self._sums else self._sums[k] + v for k, v in losses.items()}
+        if on_cpu or update % CHECK_EVERY == 0:
+            self.verify()
+
+    def verify(self) -> None:
+        """Raise FloatingPointError unless all losses so far were finite: one host synchronisation."""
+        if self._sums and not math.isfinite(sum(self._sums.values(), torch.zeros(())).item()):  # type: ignore[union-attr]
+            found = {key: value.item() for key, value in self._sums.items() if not value.isfinite()}
+            where = "" if next(iter(self._sums.values())).device.type == "cpu" else " or shortly before"
+            raise FloatingPointError(
+                f"{self.name}: {next(iter(found))} is not finite at update {self._update}{where}: {found}. The "
+                "parameters are already affected: go back to a checkpoint, and look at rewards, observations and "
+                "learning rates."
+            )
+        self._sums = {}
 
 
 @torch.no_grad()

@@ -359,7 +359,7 @@ def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(torch.ops.plasticity.addmm(bias, left, right.T), bias + left @ right.T)
     torch.testing.assert_close(torch.ops.plasticity.addmm(None, left.T, left), left.T @ left)
 
-    monkeypatch.setattr(compiled, "ONEDNN_FROM", 1)
+    monkeypatch.setattr(compiled, "LARGE", 1)
     monkeypatch.setattr(compiled, "onednn_is_faster", lambda: True)
     calls = []
     replace = compiled.use_onednn

@@ -81,6 +81,7 @@ class Run:
             seed=self.seeds[1],
             name=self.agent_name,
             compile=self.config.compile,
+            precision=self.config.precision,
         )
 
     def new_folder(self) -> Path:

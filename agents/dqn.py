@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, smooth_l1_loss
 from torch.optim import Adam, Optimizer
 
+from .acting import FewRows
 from .bodies import Architecture, make_body, widths
 from .c51 import Categorical
 from .compiled import Precision
@@ -159,6 +160,8 @@ class DQN:
             torch.default_generator.manual_seed(seeds[2])
             network = make_network(config, shape, self.num_actions).to(self.device)
         self.networks: dict[str, nn.Module] = {"q": network}
+        plain = isinstance(network, QNetwork) and isinstance(network.encoder, nn.Identity) and not config.distributional
+        self.few_rows = FewRows(network, network.q) if plain else None  # type: ignore[arg-type]
         self.targets = {"q": copy.deepcopy(network).requires_grad_(False)}
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
         fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
@@ -210,7 +213,10 @@ class DQN:
         if not explore:
             return self.q(obs).argmax(-1)
         random = torch.randint(self.num_actions, (len(obs),), generator=generator, device=self.device)
-        chosen = torch.rand(len(obs), generator=generator, device=self.device) < self.epsilon
+        chance = torch.rand(len(obs), generator=generator, device=self.device)
+        if len(obs) == 1 and self.device.type == "cpu":  # the usual case, without a mask
+            return random if chance.item() < self.epsilon else self.values.q(self._output(obs)).argmax(-1)
+        chosen = chance < self.epsilon
         return random if chosen.all() else torch.where(chosen, random, self.q(obs).argmax(-1))
 
     def observe(self, transition: Any) -> None:
@@ -273,7 +279,13 @@ class DQN:
     @torch.no_grad()
     def q(self, obs: Tensor) -> Tensor:
         """Q(s, a) of all actions, (N, num_actions)."""
-        return self.values.q(self.networks["q"](obs.to(self.device, self.obs_dtype)))
+        return self.values.q(self._output(obs.to(self.device, self.obs_dtype)))
+
+    def _output(self, obs: Tensor) -> Tensor:
+        """What the network says, without gradients."""
+        network = self.networks["q"]
+        few = self.few_rows(obs) if self.few_rows is not None and self.few_rows.network is network else None
+        return network(obs) if few is None else few
 
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q(s, a), (N,), of int64 actions (N,)."""

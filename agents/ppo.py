@@ -28,8 +28,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from .acting import FewRows
 from .bodies import Activation, Architecture, make_body, widths
 from .compiled import Precision
+from .distributions import Categorical, Gaussian
 from .gradient import Compile, GradientStep
 from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, running_norms, update_norms
@@ -156,6 +158,8 @@ class PPO:
             "update": torch.Generator(self.device).manual_seed(seeds[1]),
         }
         self.networks: dict[str, nn.Module] = self._make_networks(shape, action_dim, seeds[2])
+        actor: Any = self.networks["actor"]
+        self.few_rows = FewRows(actor, actor.pi) if isinstance(actor.encoder, nn.Identity) else None
         self.norms = running_norms(self.networks.values())
         parameters = [p for network in self.networks.values() for p in network.parameters()]
         fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
@@ -174,6 +178,7 @@ class PPO:
             device=self.device, obs_dtype=self.obs_dtype, action_dtype=actions[1],
         )  # fmt: skip
         self._sampled: tuple[Tensor, Tensor, Tensor] | None = None  # what act saw, drew, and handed out
+        self._next: tuple[Tensor | None, Tensor] = None, torch.empty(0)  # what observe saw last, and normalised
         self._reset_learning()
 
     def _split(self, config: Any) -> int:
@@ -220,7 +225,7 @@ class PPO:
         Sampled ones are remembered for the `observe` that follows; those without explore leave no trace.
         """
         obs = self._normalise(obs)
-        distribution = self.networks["actor"](obs)
+        distribution = self._policy(obs)
         if not explore:
             return self._bounded(distribution.mode())
         sample = distribution.sample(self.generators["act"])
@@ -233,6 +238,7 @@ class PPO:
         Rewards are scaled, and statistics take in the step: what is acted upon is never moved in between.
         """
         obs, sample = self._take_sampled(transition.action)
+        self._next = None, obs  # the statistics are about to move
         reward, terminated, truncated = (
             getattr(transition, name).to(self.device) for name in ("reward", "terminated", "truncated")
         )
@@ -241,6 +247,7 @@ class PPO:
         if "observations" in self.normalisers:
             self.normalisers["observations"].update(transition.obs)
         next_obs = self._normalise(transition.next_obs)
+        self._next = transition.next_obs, next_obs  # mostly what is acted upon next, and not normalised twice then
         self.rollout.add(
             obs=obs, action=sample, reward=reward, next_obs=next_obs, terminated=terminated, truncated=truncated
         )
@@ -336,8 +343,18 @@ class PPO:
         self.explained_variance = torch.zeros((), device=self.device)
         self.minibatch = 0
 
+    def _policy(self, obs: Tensor) -> Gaussian | Categorical:
+        """The actor's distribution, without gradients."""
+        actor = self.networks["actor"]
+        few = self.few_rows(obs) if self.few_rows is not None and self.few_rows.network is actor else None
+        if few is None:
+            return actor(obs)
+        return Gaussian(few, actor.log_std.expand_as(few)) if self.continuous else Categorical(few)
+
     def _normalise(self, obs: Tensor) -> Tensor:
         """Observations as the networks want them."""
+        if obs is self._next[0]:
+            return self._next[1]
         obs = obs.to(self.device, self.obs_dtype)
         return self.normalisers["observations"](obs) if "observations" in self.normalisers else obs
 
@@ -350,7 +367,7 @@ class PPO:
             raise ValueError(f"{self.name} learns from its own actions only: call act(obs, explore=True) first")
         obs, sample, given = self._sampled
         action = action.to(self.device)
-        if action.shape != given.shape or not bool((action == given).all()):
+        if not torch.equal(action, given):
             raise ValueError(
                 f"{self.name} learns from its own actions only: the transition's action {action.tolist()} is not the "
                 f"{given.tolist()} that act(obs, explore=True) returned last"
@@ -386,7 +403,7 @@ class PPO:
         load_shared_state(self, state)
         self.steps, self.updates = (state["counters"][key] for key in ("steps", "updates"))
         self._load_normalisers(state["normalisers"])
-        self._sampled = None
+        self._sampled, self._next = None, (None, torch.empty(0))
         self.rollout.clear()
         self._reset_learning()
         if self.rollout.fits(state["rollout"]):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,16 +18,18 @@ class Episodes(Callback):
 
     def __init__(self) -> None:
         self.finished = 0
-        self._returns: Tensor | None = None
+        self._returns: np.ndarray | None = None  # numpy: a few numbers in every step, which torch takes longer for
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Add the rewards; log the episodes that ended, their mean if several did at once."""
-        reward = transition.reward.double().cpu()
+        reward, terminated, truncated = (
+            getattr(transition, name).cpu().numpy() for name in ("reward", "terminated", "truncated")
+        )
         if self._returns is None:
-            self._returns, self._lengths = torch.zeros_like(reward), torch.zeros_like(reward)
+            self._returns, self._lengths = np.zeros(len(reward)), np.zeros(len(reward))
         self._returns += reward
         self._lengths += 1
-        done = (transition.terminated | transition.truncated).cpu()
+        done = terminated | truncated
         if done.any():
             self.finished += int(done.sum())
             ctx.log(
@@ -41,20 +44,21 @@ class Episodes(Callback):
     def forget(self, lost: Tensor) -> None:
         """Begin anew with the episodes that will not go on."""
         if self._returns is not None:
-            self._returns[lost.cpu()] = 0
-            self._lengths[lost.cpu()] = 0
+            self._returns[lost.cpu().numpy()] = 0
+            self._lengths[lost.cpu().numpy()] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of finished episodes, and what the running ones have so far."""
         if self._returns is None:
             return {"finished": self.finished}
-        return {"finished": self.finished, "returns": self._returns.clone(), "lengths": self._lengths.clone()}
+        running = {"returns": self._returns, "lengths": self._lengths}
+        return {"finished": self.finished, **{k: torch.from_numpy(v.copy()) for k, v in running.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.finished = state["finished"]
         if "returns" in state:
-            self._returns, self._lengths = state["returns"].clone(), state["lengths"].clone()
+            self._returns, self._lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
 
 
 class Losses(Callback):
@@ -76,8 +80,11 @@ class Losses(Callback):
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
         """Add the metrics on their device; bring them to the host only when they are logged."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+        if metrics.keys() <= self._sums.keys():
+            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
+        else:
+            for name, value in metrics.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
         self._terms.update(metrics.keys())
         self._count += 1
         if self._count % self.every:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .ages import AgeWeight, draw_ages, multiply, probabilities
 from .nstep import n_step_return
 from .priorities import Priorities
+from .rows import writable
 from .successors import Successors
 
 
@@ -94,6 +95,9 @@ class ReplayBuffer:
             name: torch.empty((self.capacity, *shape), dtype=dtype, device=self.device)
             for name, (shape, dtype) in fields.items()
         }
+        self._rows = writable(self.storage)
+        self._shapes = {name: torch.Size([num_envs, *values.shape[1:]]) for name, values in self.storage.items()}
+        self._shapes["next_obs"] = self._shapes["obs"]
         self.successors = Successors(self.storage["obs"], num_envs) if images else None
         self.priorities = priorities
         if priorities is not None and priorities.capacity != self.capacity:
@@ -113,14 +117,14 @@ class ReplayBuffer:
     def add(self, transition: Any) -> None:
         """Write one row: the tensors of `transition` have num_envs as their first dimension."""
         row, previous = self._row(self.clock), self._row(self.clock - 1)
-        given = {name: getattr(transition, name) for name in {**self.storage, "next_obs": None}}
+        given = {name: getattr(transition, name) for name in self._shapes}
         for name, values in given.items():  # anything would broadcast one environment over all of them
-            expected = (self.num_envs, *self.storage[name if name in self.storage else "obs"].shape[1:])
-            if values.shape != expected:
+            if values.shape != self._shapes[name]:
+                expected = tuple(self._shapes[name])
                 raise ValueError(f"ReplayBuffer: {name} has shape {tuple(values.shape)}, expected {expected}")
         continues = self._continues(previous, given["obs"]) if "truncated" in self.storage else None
-        for name, stored in self.storage.items():
-            stored[row].copy_(given[name])
+        for name, rows in self._rows.items():
+            rows[row] = given[name] if rows is self.storage[name] else given[name].cpu().numpy()
         if self.successors is not None and continues is not None:
             self.successors.write(row, previous, continues, given["next_obs"])
         if self.priorities is not None:

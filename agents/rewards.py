@@ -1,9 +1,10 @@
 """Scale rewards to the spread of their discounted sums, so that one learning rate and one clip range fit every task."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .normalise import RunningNorm
+from .normalise import RunningNorm, is_one_row
 
 
 class ReturnScaler(nn.Module):
@@ -23,10 +24,23 @@ class ReturnScaler(nn.Module):
     @torch.no_grad()
     def update(self, reward: Tensor, done: Tensor) -> Tensor:
         """Take in one step, reward and done both (num_envs,), and return the scaled rewards in their dtype."""
+        if is_one_row(reward) and self.returns.device.type == "cpu":
+            return self._update_one(reward.numpy(), bool(done))
         self.returns.mul_(self.gamma).add_(reward)
         self.moments.update(self.returns)
         self.returns.masked_fill_(done, 0.0)
         return self(reward)
+
+    def _update_one(self, reward: np.ndarray, done: bool) -> Tensor:
+        """The same for one environment on the CPU, in a fraction of the time."""
+        returns, moments = self.returns.numpy(), self.moments
+        returns *= self.gamma
+        returns += reward
+        moments.update(self.returns)
+        if done:
+            returns[:] = 0
+        scaled = reward * (1 / np.sqrt(moments.var.numpy() + moments.eps))
+        return torch.from_numpy(scaled.clip(-self.clip, self.clip).astype(reward.dtype))
 
     def forward(self, reward: Tensor) -> Tensor:
         scale = (self.moments.var + self.moments.eps).rsqrt()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rows import writable
+
 
 @dataclass
 class Experience:
@@ -63,6 +65,7 @@ class Rollout:
             name: torch.zeros((num_steps, num_envs, *shape), dtype=dtype, device=device)
             for name, (shape, dtype) in layout.items()
         }
+        self._rows = writable(self.storage)
 
     @property
     def full(self) -> bool:
@@ -80,10 +83,11 @@ class Rollout:
         if self.full:
             raise RuntimeError(f"{self} is full: learn from it and clear it before the next step")
         for name, values in self.storage.items():
-            target, given = values[self.num_rows], row[name]
-            if given.shape != target.shape:  # assigning would broadcast one environment over all of them
-                raise ValueError(f"Rollout: {name} has shape {tuple(given.shape)}, expected {tuple(target.shape)}")
-            target.copy_(given)
+            given = row[name]
+            if given.shape != values.shape[1:]:  # assigning would broadcast one environment over all of them
+                raise ValueError(f"Rollout: {name} has shape {tuple(given.shape)}, expected {tuple(values.shape[1:])}")
+        for name, rows in self._rows.items():
+            rows[self.num_rows] = row[name] if rows is self.storage[name] else row[name].cpu().numpy()
         self.num_rows += 1
 
     def clear(self) -> None:
@@ -137,6 +141,11 @@ def gae(
     delta = reward + gamma * next_value * ~terminated - value
     decay = gamma * lam * ~(terminated | cut)
     advantage, following = torch.empty_like(delta), torch.zeros_like(delta[0])
+    if delta.device.type == "cpu" and delta.shape[1] == 1:  # numbers of Python: nothing is faster for one by one
+        found, last = delta.flatten().tolist(), 0.0
+        for t, factor in enumerate(reversed(decay.flatten().tolist()), 1):
+            found[-t] = last = found[-t] + factor * last
+        return torch.tensor(found, dtype=delta.dtype).view_as(delta)
     for t in range(len(delta) - 1, -1, -1):
         following = torch.addcmul(delta[t], decay[t], following, out=advantage[t])
     return advantage

@@ -169,7 +169,8 @@ class SAC:
     def observe(self, transition: Any) -> None:
         """Store one step of every environment, and owe the updates that it brings."""
         self.buffer.add(transition)
-        update_norms(self.norms, transition.obs)
+        if self.norms:
+            update_norms(self.norms, transition.obs)
         self.steps += self.num_envs
         # Judged by the memory, not by steps: after resuming without it, learning waits until it is filled again.
         learnable = min(self.num_envs, len(self.buffer) - self.config.learning_starts)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from plasticity.callback import Callback, Context, fire, note
+from plasticity.callback import Callback, Context, fire, listeners, note
 
 from .protocol import Agent, Env
 
@@ -49,17 +49,20 @@ def train(
 def _loop(
     env: Env, agent: Agent, steps: int, callbacks: Sequence[Callback], ctx: Context, stop: Callable[[], bool]
 ) -> None:
+    step, update_start, update_end, step_end = (
+        listeners(callbacks, event) for event in ("on_step", "on_update_start", "on_update_end", "on_step_end")
+    )
     obs = env.obs if ctx.step else env.reset()  # a resumed run goes on in the middle of its episodes
     while ctx.step < steps and not stop():
         transition = env.step(agent.act(obs, explore=True))
         ctx.step += env.num_envs
-        fire(callbacks, "on_step", ctx, transition)
+        fire(step, "on_step", ctx, transition)
         agent.observe(transition)
         done = transition.terminated | transition.truncated
         obs = env.reset(done) if done.any() else transition.next_obs
         while agent.ready():
-            fire(callbacks, "on_update_start", ctx)
+            fire(update_start, "on_update_start", ctx)
             metrics = agent.update()
-            fire(callbacks, "on_update_end", ctx, metrics)
-        fire(callbacks, "on_step_end", ctx)
+            fire(update_end, "on_update_end", ctx, metrics)
+        fire(step_end, "on_step_end", ctx)
     ctx.interrupted = ctx.step < steps

@@ -151,6 +151,12 @@ def fire(callbacks: Iterable[Callback], event: str, ctx: Context, *args: Any) ->
             raise
 
 
+def listeners(callbacks: Iterable[Callback], event: str) -> list[Callback]:
+    """Return, in order, those that do something at an event: a loop need not call the others in every step."""
+    idle = getattr(Callback, event)
+    return [callback for callback in callbacks if getattr(getattr(callback, event), "__func__", None) is not idle]
+
+
 def note(error: Exception, text: str) -> None:
     """Add ``text`` to an error, once: its type stays what it is, so that whoever waits for it still catches it.
 

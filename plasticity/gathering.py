@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,76 +13,189 @@ from torch import Tensor, nn
 
 from .callback import note
 from .distributed import combined
+from .hooks import Entry, Seen
 from .layers import NORMS, Layer, Wiring
 from .probes import Probe
 from .probes.probe import FORWARD, POST, WEIGHT
 from .reading import ALL, OUTPUT_LAYER, Coverage, Reading
 
-Results = dict[tuple[str, str], Tensor]
+Key = tuple[str, str]
+"""A probe or metric, and a layer."""
+Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
+Values = dict[str, dict[str, float]]
+"""Metric -> layer -> value."""
 
 
 class Gathering:
-    """The probes at work: a copy of each per layer, what they were fed, and which of them failed."""
+    """The probes at work: a copy of each per layer, what they were fed, and which of them failed.
 
-    def __init__(self, probes: Mapping[str, Probe], strict: bool) -> None:
-        self.probes, self.strict = dict(probes), strict
+    ``deferred``: what passes show is pending until :meth:`commit`.
+    """
+
+    def __init__(self, probes: Mapping[str, Probe], strict: bool, deferred: bool = False) -> None:
+        self.probes, self.strict, self.deferred = dict(probes), strict, deferred
+        self._spare = False
         self._failed: dict[str, str] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget everything gathered; a probe that failed stays off."""
-        self._copies: dict[tuple[str, str], Probe] = {}
-        self._fed: Counter[tuple[str, str]] = Counter()
+        self._copies: dict[Key, Probe] = {}
+        """The probes that were fed rows."""
+        self._sums: dict[tuple[Entry, ...], list[Tensor]] = {}
+        """What passes show -> its sums over passes, float64."""
+        self._times: Counter[tuple[Entry, ...]] = Counter()
+        self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
-        self._update_signals()
+        self._choose()
+        self.drop()
 
-    def _update_signals(self) -> None:
-        working = (probe.signals for name, probe in self.probes.items() if name not in self._failed)
-        self.signals: frozenset[str] = frozenset().union(*working)
-        """What the probes that work want to see."""
+    def leave_out(self, spare: bool) -> None:
+        """Leave out, or take in again, the probes that look at a window's last step only."""
+        self._spare = spare
+        self._choose()
 
-    def feed(self, layer: str, signal: str, rows: Tensor) -> None:
-        """Give every probe that wants ``signal`` its rows of one layer."""
-        if not len(rows):
-            return
-        for name, prototype in self.probes.items():
-            if name in self._failed or signal not in prototype.signals:
-                continue
+    def _choose(self) -> None:
+        self.working = [
+            name
+            for name, probe in self.probes.items()
+            if name not in self._failed and not (self._spare and probe.last_step_only)
+        ]
+        """The probes that look at what comes."""
+        self._wanting: defaultdict[str, list[tuple[str, Probe, bool]]] = defaultdict(list)
+        for name in self.working:
+            probe = self.probes[name]
+            for signal in probe.signals:
+                self._wanting[signal].append((name, probe, probe.reduces(signal)))
+        self.signals = frozenset(self._wanting)
+        """What these probes want to see."""
+
+    # -- what passes show ----------------------------------------------------------------------------------------------
+
+    def look(self, layer: str, signal: str, rows: Tensor) -> Seen:
+        """Return what every probe that wants ``signal`` takes from the rows of one layer; it may be traced."""
+        seen: Seen = []
+        for name, probe, reduces in self._wanting.get(signal, ()) if len(rows) else ():
             try:
-                probe = self._copies.get((name, layer))
-                if probe is None:
-                    probe = self._copies[name, layer] = copy.deepcopy(prototype)
-                    probe.reset()
-                with torch.no_grad():
-                    getattr(probe, signal)(rows)
-                self._fed[name, layer] += 1
+                tensor = probe.reduce(signal, rows) if reduces else rows
+                seen.append((Entry(name, layer, signal, len(rows), reduces), tensor))
             except Exception as error:
                 self._disable(name, error)
+        return seen
+
+    def take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
+        """Take in what a pass shows."""
+        for entry, tensor in seen:
+            if entry.reduced:
+                self._plan.append(entry)
+                self._tensors.append(tensor)
+            else:
+                self._rows.append((entry, tensor))
+        if not self.deferred:
+            self.commit()
+
+    def count(self, num_passes: int = 1) -> None:
+        """Count passes."""
+        self._pending_passes += num_passes
+        if not self.deferred:
+            self.commit()
+
+    def drop(self) -> None:
+        """Forget what is pending."""
+        self._plan: list[Entry] = []
+        self._tensors: list[Tensor] = []
+        self._rows: Seen = []
+        self._pending_passes = 0
+
+    def commit(self) -> None:
+        """Give the probes what is pending."""
+        plan, tensors, rows = tuple(self._plan), self._tensors, self._rows
+        self.num_passes += self._pending_passes
+        self.drop()
+        if plan in self._sums:
+            torch._foreach_add_(self._sums[plan], tensors)
+        else:
+            self._sums[plan] = [tensor.to(torch.float64, copy=True) for tensor in tensors]
+        self._times[plan] += 1
+        for entry, tensor in rows:
+            self._feed(entry, tensor)
+
+    def _feed(self, entry: Entry, rows: Tensor) -> None:
+        if entry.probe in self._failed:
+            return
+        try:
+            probe = self._copies.get((entry.probe, entry.layer))
+            if probe is None:
+                probe = self._copies[entry.probe, entry.layer] = self._new(entry.probe)
+            with torch.no_grad():
+                getattr(probe, entry.signal)(rows)
+        except Exception as error:
+            self._disable(entry.probe, error)
+
+    def _new(self, name: str) -> Probe:
+        probe = copy.deepcopy(self.probes[name])
+        probe.reset()
+        return probe
+
+    def fed(self) -> dict[Key, Probe]:
+        """Return the probes with all they were given, by probe and layer."""
+        found: dict[Key, Probe] = {}
+        for plan, totals in self._sums.items():
+            for entry, total in zip(plan, totals, strict=True):
+                key = entry.probe, entry.layer
+                if entry.probe not in self._failed:
+                    if key not in found:
+                        found[key] = copy.deepcopy(self._copies[key]) if key in self._copies else self._new(entry.probe)
+                    found[key].add(entry.signal, total, entry.num_samples * self._times[plan])
+        return {**found, **{key: probe for key, probe in self._copies.items() if key not in found}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was given to the probes, without what is pending."""
+        return {
+            "num_passes": self.num_passes,
+            "sums": [
+                {"plan": [list(e) for e in plan], "totals": [t.clone() for t in totals], "times": self._times[plan]}
+                for plan, totals in self._sums.items()
+            ],
+            "probes": [[*key, copy.deepcopy(probe.state_dict())] for key, probe in self._copies.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.reset()
+        self.num_passes = state["num_passes"]
+        for part in state["sums"]:
+            plan = tuple(Entry(*entry) for entry in part["plan"])
+            self._sums[plan], self._times[plan] = [t.clone() for t in part["totals"]], part["times"]
+        for name, layer, saved in state["probes"]:
+            self._copies[name, layer] = self._new(name)
+            self._copies[name, layer].load_state_dict(copy.deepcopy(saved))
 
     def _disable(self, probe: str, error: Exception) -> None:
         if self.strict:
             note(error, f"raised by the probe {probe}")
             raise error
         self._failed[probe] = f"the probe failed: {type(error).__name__}: {error}"
-        self._update_signals()
+        self._choose()
         warnings.warn(f"probe {probe!r} failed and is off from now on: {error!r}", RuntimeWarning, stacklevel=3)
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def reading(self, wiring: Wiring, layers: list[Layer], num_passes: int, group: Any = None) -> Reading:
+    def reading(self, wiring: Wiring, layers: list[Layer], group: Any = None) -> Reading:
         """Return the results on ``layers``; ``group``: the processes that share the batch, all of which must call."""
-        results, scores = self._compute(self._copies if group is None else combined(self._copies, group))
-        values = self._tabulate(_to_host(results), layers)
+        fed = self.fed()
+        results, scores = self._compute(fed if group is None else combined(fed, group))
+        values = self._tabulate(_to_host(results), layers, fed)
         return Reading(
             values=values,
             scores={name: by_layer for name, by_layer in scores.items() if name not in self._failed},
             num_neurons={layer.name: layer.num_neurons for layer in layers},
-            coverage=self._coverage(wiring, {layer.name for layer in layers}, values),
-            num_passes=num_passes,
+            coverage=self._coverage(wiring, {layer.name for layer in layers}, values, fed),
+            num_passes=self.num_passes,
         )
 
-    def _compute(self, copies: Mapping[tuple[str, str], Probe]) -> tuple[Results, dict[str, dict[str, Tensor]]]:
+    def _compute(self, copies: Mapping[Key, Probe]) -> tuple[Results, dict[str, dict[str, Tensor]]]:
         results: Results = {}
         scores: dict[str, dict[str, Tensor]] = {n: {} for n, p in self.probes.items() if p.per_neuron}
         for (name, layer), probe in copies.items():
@@ -101,11 +214,11 @@ class Gathering:
         failed = {metric for name in self._failed for metric in self._metrics[name]}
         return {key: value for key, value in results.items() if key[0] not in failed}, scores
 
-    def _tabulate(self, results: dict[tuple[str, str], float], layers: list[Layer]) -> dict[str, dict[str, float]]:
+    def _tabulate(self, results: Mapping[Key, float], layers: list[Layer], fed: Container[Key]) -> Values:
         """Arrange values by metric and layer, NaN where there is none, and add the value of the network."""
-        values: dict[str, dict[str, float]] = {}
+        values: Values = {}
         for probe, prototype in self.probes.items():
-            measured = [layer for layer in layers if (probe, layer.name) in self._fed and probe not in self._failed]
+            measured = [layer for layer in layers if (probe, layer.name) in fed and probe not in self._failed]
             weights = {layer.name: layer.num_neurons if prototype.per_neuron else 1 for layer in measured}
             for metric in self._metrics[probe]:
                 found = {layer.name: results.get((metric, layer.name), torch.nan) for layer in layers}
@@ -113,11 +226,11 @@ class Gathering:
                 values[metric] = {**found, ALL: total / sum(weights.values()) if weights else torch.nan}
         return values
 
-    def _coverage(self, wiring: Wiring, selected: set[str], values: dict[str, dict[str, float]]) -> list[Coverage]:
+    def _coverage(self, wiring: Wiring, selected: set[str], values: Values, fed: Container[Key]) -> list[Coverage]:
         entries = []
         for layer in wiring.layers.values():
             for name, probe in self.probes.items():
-                reason = self._why_not(layer, name, layer.name in selected)
+                reason = self._why_not(layer, name, layer.name in selected, (name, layer.name) in fed)
                 if not reason and any(v != v for v in (values[m][layer.name] for m in self._metrics[name])):
                     reason = probe.nan_reason
                 entries.append(Coverage(layer.name, name, not reason, reason))
@@ -125,7 +238,7 @@ class Gathering:
             entries.extend(Coverage(module, name, False, reason) for name in self.probes)
         return entries
 
-    def _why_not(self, layer: Layer, probe: str, selected: bool) -> str:
+    def _why_not(self, layer: Layer, probe: str, selected: bool, fed: bool) -> str:
         """Return why a probe has no data for a layer; empty if it has."""
         if layer.num_calls == 0:
             return "its forward was never called"
@@ -133,7 +246,7 @@ class Gathering:
             return OUTPUT_LAYER if layer.is_output else "not selected"
         if probe in self._failed:
             return self._failed[probe]
-        if (probe, layer.name) in self._fed:
+        if fed:
             return ""
         signals = self.probes[probe].signals
         if signals & {FORWARD, POST} and not layer.sites:

@@ -5,13 +5,30 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .isolation import foreign_pass
+from .isolation import foreign_pass, map_tensors
+
+
+class Entry(NamedTuple):
+    """What a tensor shows: to which probe, of which layer, which signal."""
+
+    probe: str
+    layer: str
+    signal: str
+    num_samples: int
+    reduced: bool
+    """Whether it is what the probe's ``reduce`` returned, which adds up over passes, and not the rows themselves."""
+
+
+Seen = list[tuple[Entry, Tensor]]
+"""What one or more signals show all probes."""
 
 
 @dataclass
@@ -22,20 +39,91 @@ class Pass:
     repeated: bool = False
     """Whether it runs inside a backward pass, where the pass it repeats was not seen: whole-model checkpointing."""
     calls: Counter[str] = field(default_factory=Counter)
-    staged: list[tuple[str, Tensor]] = field(default_factory=list)
+    staged: Seen = field(default_factory=list)
     counted: bool = False
 
 
+class Recording:
+    """What the hooks see of a pass that is traced: where in a compiled graph it is found, and which probes want it."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.plan: list[Entry] = []
+        self.positions: list[int] = []
+        """Of the tensors of the plan; the others are arguments of the model."""
+        self.inputs: tuple[tuple, dict] = ((), {})
+        """Arguments of the last pass that counts, with their positions in place of tensors."""
+        self.num_passes = 0
+        self.hooked_weights: set[str] = set()
+
+    def count(self, owner: Pass) -> None:
+        """Note a pass that counts."""
+        self.num_passes += 1
+        self.inputs = map_tensors(owner.inputs, lambda tensor: _Position(self._keep(tensor)))
+
+    def take(self, seen: Seen) -> None:
+        """Note what a pass shows."""
+        self.plan += [entry for entry, _ in seen]
+        self.positions += [self._keep(tensor) for _, tensor in seen]
+
+    def arguments(self, tensors: list[Tensor]) -> tuple[tuple, dict]:
+        """Return the arguments of the last pass that a graph computed ``tensors`` for."""
+        return _filled(self.inputs, tensors)
+
+    def _keep(self, tensor: Tensor) -> int:
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+
+class _Position(int):
+    """The position of a tensor, in its place."""
+
+
+def _filled(value: Any, tensors: list[Tensor]) -> Any:
+    """Return ``value`` with tensors in the place of their positions."""
+    if isinstance(value, _Position):
+        return tensors[value].detach()
+    if isinstance(value, dict):
+        return {key: _filled(item, tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_filled(item, tensors) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+class Nobody:
+    """Who rides on hooks that see nothing: those of a copied model, or whose observer is gone."""
+
+    model = None
+
+    def key(self) -> str:
+        """Return that there is nothing to see."""
+        return ""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Change nothing."""
+        return nullcontext()
+
+
 class Hook:
-    """A module hook that does not drag its observer along: inert in a copy of the model and after unpickling."""
+    """A hook that does not drag its observer along: inert in a copy of the model and after unpickling."""
 
     def __init__(self, observer: Any, method: str, name: str) -> None:
         self._observer, self._method, self._name = weakref.ref(observer), method, name
 
     def __call__(self, *args: Any) -> None:
         observer = self._observer()
-        if observer is not None and not foreign_pass(observer.owner):
-            getattr(observer, self._method)(self._name, *args)
+        if observer is None or observer.is_paused or foreign_pass(observer.owner):
+            return
+        start = perf_counter()
+        getattr(observer, self._method)(self._name, *args)
+        observer.seconds += perf_counter() - start
+
+    @property
+    def ride(self) -> Any | None:
+        """Who can have this hook's share of a compiled graph; None if nobody can: the step has to be eager."""
+        observer = self._observer()
+        return NOBODY if observer is None else observer if observer.can_ride else None
 
     def __deepcopy__(self, memo: dict) -> Callable[..., None]:
         return inert
@@ -44,8 +132,14 @@ class Hook:
         return get_inert, ()
 
 
+NOBODY = Nobody()
+
+
 def inert(*args: Any) -> None:
     """Do nothing: what a hook becomes in a copy of the model."""
+
+
+inert.ride = NOBODY  # type: ignore[attr-defined]
 
 
 def get_inert() -> Callable[..., None]:

@@ -453,7 +453,7 @@ def test_deterministic_actions_are_the_most_likely_ones_and_disturb_nothing(acti
     other = agent.act(100 * obs, explore=False)
     raw = agent.networks["actor"](agent._normalise(100 * obs))
     expected = raw.mean.clamp(-1, 1) if isinstance(raw, Gaussian) else raw.logits.argmax(-1)
-    assert torch.equal(other, expected)
+    torch.testing.assert_close(other, expected)  # a few rows are computed by numpy
     assert other.dtype == (torch.float32 if agent.continuous else torch.int64)
     assert not other.requires_grad
     agent.observe(stream.step(action))

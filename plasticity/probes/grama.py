@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .activity import Activity
+from .probe import WEIGHT
 
 READINGS = {"pre": "on_backward", "weight": "on_weight_gradient", "post": "on_activation_gradient"}
 
@@ -35,8 +35,11 @@ class GradientActivity(Activity):
 
     def on_weight_gradient(self, gradients: Tensor) -> None:
         """Add the gradient of one backward pass, (neurons, inputs), with its sign, as ``.grad`` accumulates it."""
-        total = gradients.to(torch.float64, copy=True)
-        self._total = total if self._total is None else self._total + total
+        self.add(WEIGHT, self.reduce(WEIGHT, gradients), 0)
+
+    def reduce(self, signal: str, rows: Tensor) -> Tensor:
+        """Return a gradient of weights as it is, copied, and of activations the sums of magnitudes, (neurons,)."""
+        return rows.clone() if signal == WEIGHT else super().reduce(signal, rows)
 
     def magnitudes(self) -> Tensor:
         """Return the mean gradient magnitude of each neuron, (neurons,), before normalisation."""

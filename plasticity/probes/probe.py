@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ class Probe:
 
     per_neuron = False
     """Whether :meth:`scores` gives a number per neuron and :meth:`compute` a fraction of neurons."""
+    last_step_only = False
+    """Whether a reading over a window of optimizer steps is of the last step alone."""
     nan_reason = "non-finite values"
     """What a NaN result means."""
 
@@ -43,6 +46,35 @@ class Probe:
 
     def on_weight_gradient(self, gradients: Tensor) -> None:
         """Take dL/dW of one backward pass, (neurons, inputs)."""
+
+    def reduce(self, signal: str, rows: Tensor) -> Tensor:
+        """Return what one pass adds to a sum over passes, in place of its rows; a pure function: it is compiled, too.
+
+        Optional, together with :meth:`add`: then the methods of the signals are not called, unless a subclass has
+        overridden them alone. It makes measuring at every update cheap.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no reduce()")
+
+    def add(self, signal: str, total: Tensor, num_samples: int) -> None:
+        """Take the sum over passes of what :meth:`reduce` returned, in float64, and how many samples were in them."""
+        raise NotImplementedError(f"{type(self).__name__} has no add()")
+
+    @classmethod
+    def reduces(cls, signal: str) -> bool:
+        """Return whether :meth:`reduce` stands for the method of a signal: whichever was overridden last does."""
+
+        def depth(name: str) -> int:
+            return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
+
+        return cls.reduce is not Probe.reduce and depth("reduce") <= depth(signal)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was gathered, to go on from in the middle of a window: here, all attributes."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        vars(self).update(state)
 
     def combine(self, add: Callable[[Tensor], Tensor]) -> None:
         """Go over to what the probes of all processes have gathered; ``add`` returns the sum of a tensor over them.

@@ -106,6 +106,7 @@ class Rank(Probe):
     the first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.
     """
 
+    last_step_only = True  # features of many steps would cost memory, and a decomposition of them time
     nan_reason = "non-finite features"
 
     def __init__(self, metrics: Sequence[str] = tuple(RANKS), max_samples: int = 4096) -> None:

@@ -1,6 +1,7 @@
 """Running mean and variance of what comes in, as a module: its state is saved, moved and copied with the network."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ class RunningNorm(nn.Module):
 
     def __init__(self, shape: Sequence[int], *, eps: float = 1e-8, clip: float | None = None) -> None:
         super().__init__()
-        self.eps, self.clip = eps, clip
+        self.eps, self.clip, self._shape = eps, clip, torch.Size(shape)
         # float64: after millions of steps float32 would no longer take up new ones.
         self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
         self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self._viewed: tuple[Tensor | None, ...] = ()
+        self._views: tuple[np.ndarray, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() > 1 and is_one_row(x) and x.dtype == torch.float32:
-            mean, var = self.mean.numpy(), self.var.numpy()
+            mean, var, _ = self._arrays()
             row = (x.numpy() - mean.astype(np.float32)) * (1 / np.sqrt(var + self.eps)).astype(np.float32)
             return torch.from_numpy(row if self.clip is None else row.clip(-self.clip, self.clip))
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
@@ -40,10 +43,11 @@ class RunningNorm(nn.Module):
         Chan, Golub & LeVeque 1983: two samples of sizes n and m, whose means are delta apart, have together the sum of
         squares of both plus delta^2 n m / (n + m). Raises ValueError for another shape.
         """
-        if x.dim() != self.mean.dim() + 1 or x.shape[1:] != self.mean.shape:
+        shape = self._shape
+        if x.shape[1:] != shape or x.dim() != len(shape) + 1:
             needed, found = ", ".join(["batch", *map(str, self.mean.shape)]), tuple(x.shape)
             raise ValueError(f"RunningNorm needs observations of shape ({needed}), got {found}")
-        if is_one_row(x) and self.mean.device.type == "cpu":
+        if is_one_row(x) and self._buffers["mean"].device.type == "cpu":  # type: ignore[union-attr]
             self._update_by_one(x.numpy()[0])
             return
         x = x.to(self.mean.device, torch.float64)
@@ -56,14 +60,26 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
     def _update_by_one(self, x: np.ndarray) -> None:
-        """The same for one observation, whose mean is itself and whose variance is 0, in a quarter of the time."""
-        mean, var, count = self.mean.numpy(), self.var.numpy(), self.count.numpy()
-        share = 1 / (count + 1.0)
-        delta = x - mean
-        var *= 1 - share
-        var += delta * delta * share * (1 - share)
-        mean += delta * share
+        """The same for one observation, whose mean is itself and whose variance is 0, in a fraction of the time."""
+        mean, var, count = self._arrays()
         count += 1
+        share = 1 / count.item()
+        delta = x - mean
+        moved = delta * share
+        mean += moved
+        moved *= delta
+        var += moved
+        var *= 1 - share
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, variance and count as numpy views of the buffers."""
+        buffers = tuple(self._buffers.values())
+        if len(self._views) != 3 or any(a is not b for a, b in zip(buffers, self._viewed, strict=True)):
+            self._viewed, self._views = buffers, tuple(buffer.numpy() for buffer in buffers)  # type: ignore[union-attr]
+        return self._views  # type: ignore[return-value]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_viewed": (), "_views": ()}  # a copy has buffers of its own
 
     def extra_repr(self) -> str:
         return f"{tuple(self.mean.shape)}, eps={self.eps}, clip={self.clip}"

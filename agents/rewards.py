@@ -1,5 +1,7 @@
 """Scale rewards to the spread of their discounted sums, so that one learning rate and one clip range fit every task."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,8 @@ class ReturnScaler(nn.Module):
         moments.update(self.returns)
         if done:
             returns[:] = 0
-        scaled = reward * (1 / np.sqrt(moments.var.numpy() + moments.eps))
-        return torch.from_numpy(scaled.clip(-self.clip, self.clip).astype(reward.dtype))
+        scaled = float(reward[0]) / math.sqrt(float(moments.var) + moments.eps)
+        return torch.from_numpy(np.array([min(max(scaled, -self.clip), self.clip)], reward.dtype))
 
     def forward(self, reward: Tensor) -> Tensor:
         scale = (self.moments.var + self.moments.eps).rsqrt()

@@ -1,8 +1,7 @@
 """Loops that do, step by step, what CleanRL's scripts do (github.com/vwxyzjn/cleanrl at fe8d8a03): own code.
 
 Networks, losses, order of operations, one Adam per network without further options, `.item()` where the scripts call
-it, replay through stable-baselines3's buffer as there. What is left out is in their favour: no episode prints, and
-TensorBoard rows only in SAC and TD3, where they come every 100 steps.
+it, replay through stable-baselines3's buffer and rows for TensorBoard as there; only what they print is left out.
 Environments are gymnasium's own vector environments, which reset in the same step as the scripts assume.
 Every function is a generator of environment steps done: whoever times it asks for the next one.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -55,7 +55,7 @@ def sac(make_env: MakeEnv, learning_starts: int, seed: int = 1) -> Iterator[int]
             action = np.array([envs.single_action_space.sample()])
         else:
             action = actor.sample(torch.Tensor(obs))[0].detach().numpy()
-        obs = store(envs, replay, obs, action)
+        obs = store(envs, replay, writer, step, obs, action)
         if step > learning_starts:
             data = replay.sample(256)
             with torch.no_grad():
@@ -122,7 +122,7 @@ def td3(make_env: MakeEnv, learning_starts: int, seed: int = 1) -> Iterator[int]
                 mean = actor(torch.Tensor(obs))
                 mean += torch.normal(0, actor.action_scale * 0.1)
                 action = mean.numpy().clip(space.low, space.high)
-        obs = store(envs, replay, obs, action)
+        obs = store(envs, replay, writer, step, obs, action)
         if step > learning_starts:
             data = replay.sample(256)
             with torch.no_grad():
@@ -158,7 +158,7 @@ def td3(make_env: MakeEnv, learning_starts: int, seed: int = 1) -> Iterator[int]
 
 def dqn(make_env: MakeEnv, learning_starts: int, epsilon: float, seed: int = 1) -> Iterator[int]:
     """`dqn.py` with its settings: 120-84, batch 128, an update per 10 steps; epsilon constant, not on its schedule."""
-    envs = vector(make_env, seed)
+    envs, writer = vector(make_env, seed), SummaryWriter(tempfile.mkdtemp())
     num_actions = int(envs.single_action_space.n)
     network, target = (QNetwork(width(envs), num_actions) for _ in range(2))
     target.load_state_dict(network.state_dict())
@@ -171,7 +171,7 @@ def dqn(make_env: MakeEnv, learning_starts: int, epsilon: float, seed: int = 1) 
             action = np.array([envs.single_action_space.sample()])
         else:
             action = torch.argmax(network(torch.Tensor(obs)), dim=1).numpy()
-        obs = store(envs, replay, obs, action)
+        obs = store(envs, replay, writer, step, obs, action)
         if step > learning_starts and step % 10 == 0:
             data = replay.sample(128)
             with torch.no_grad():
@@ -179,6 +179,10 @@ def dqn(make_env: MakeEnv, learning_starts: int, epsilon: float, seed: int = 1) 
                 y = data.rewards.flatten() + 0.99 * best * (1 - data.dones.flatten())
             values = network(data.observations).gather(1, data.actions).squeeze()
             loss = nn.functional.mse_loss(y, values)
+            if step % 100 == 0:
+                writer.add_scalar("losses/td_loss", loss, step)
+                writer.add_scalar("losses/q_values", values.mean().item(), step)
+                writer.add_scalar("charts/SPS", 0, step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -197,7 +201,7 @@ def ppo(make_env: MakeEnv, seed: int = 1) -> Iterator[int]:
         env = TransformObservation(NormalizeObservation(env), lambda o: np.clip(o, -10, 10), env.observation_space)
         return TransformReward(NormalizeReward(env, gamma=gamma), lambda r: np.clip(r, -10, 10))
 
-    envs = SyncVectorEnv([make], autoreset_mode=AutoresetMode.SAME_STEP)
+    envs, writer = SyncVectorEnv([make], autoreset_mode=AutoresetMode.SAME_STEP), SummaryWriter(tempfile.mkdtemp())
     agent = ActorCritic(width(envs), int(np.prod(envs.single_action_space.shape)))
     optimizer = Adam(agent.parameters(), lr=3e-4, eps=1e-5)
     obs = torch.zeros((num_steps, 1, *envs.single_observation_space.shape))
@@ -212,7 +216,8 @@ def ppo(make_env: MakeEnv, seed: int = 1) -> Iterator[int]:
                 action, log_prob, _, value = agent(next_obs)
                 values[t] = value.flatten()
             actions[t], log_probs[t] = action, log_prob
-            found, reward, terminated, truncated, _ = envs.step(action.numpy())
+            found, reward, terminated, truncated, infos = envs.step(action.numpy())
+            log_episodes(writer, step, infos)
             rewards[t] = torch.tensor(reward).view(-1)
             next_obs, next_done = torch.Tensor(found), torch.Tensor(np.logical_or(terminated, truncated))
             step += 1
@@ -233,6 +238,9 @@ def ppo(make_env: MakeEnv, seed: int = 1) -> Iterator[int]:
             np.random.shuffle(order)
             for start in range(0, num_steps, 64):
                 clipped.append(ppo_update(agent, optimizer, *(x[order[start : start + 64]] for x in flat)))
+        writer.add_scalar("losses/clipfrac", np.mean(clipped), step)
+        for name, value in {"explained_variance": 1 - (returns - values).var() / returns.var(), "lr": 3e-4}.items():
+            writer.add_scalar(f"losses/{name}", float(value), step)
         yield step
 
 
@@ -288,15 +296,26 @@ def memory(envs: SyncVectorEnv, size: int) -> ReplayBuffer:
     return ReplayBuffer(size, *spaces, "cpu", n_envs=1, handle_timeout_termination=False)
 
 
-def store(envs: SyncVectorEnv, replay: ReplayBuffer, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
+def store(
+    envs: SyncVectorEnv, replay: ReplayBuffer, writer: SummaryWriter, step: int, obs: np.ndarray, action: np.ndarray
+) -> np.ndarray:
     """Step, store the transition with its true successor, and return the observations to go on from."""
     next_obs, reward, terminated, truncated, infos = envs.step(action)
+    log_episodes(writer, step, infos)
     successor = next_obs.copy()
     for index, cut in enumerate(truncated):
         if cut:
             successor[index] = infos["final_obs"][index]
     replay.add(obs, successor, action, reward, terminated, [infos])
     return next_obs
+
+
+def log_episodes(writer: SummaryWriter, step: int, infos: dict[str, Any]) -> None:
+    """Write return and length of the episode that ended, if one did."""
+    if "final_info" in infos:
+        episode = infos["final_info"]["episode"]
+        writer.add_scalar("charts/episodic_return", episode["r"][0], step)
+        writer.add_scalar("charts/episodic_length", episode["l"][0], step)
 
 
 def follow(target: nn.Module, source: nn.Module, tau: float = 0.005) -> None:

@@ -48,13 +48,17 @@ def ppo(make_env: MakeEnv) -> Learn:
 
 
 def dqn(make_env: MakeEnv, learning_starts: int, epsilon: float) -> Learn:
+    """With CleanRL's settings, and epsilon constant."""
+    constant = {"exploration_initial_eps": epsilon, "exploration_final_eps": epsilon}
+    schedule = {"train_freq": 10, "gradient_steps": 1, "target_update_interval": 500}
+    sizes = {"buffer_size": 10_000, "batch_size": 128, "learning_starts": learning_starts}
+    policy = {"net_arch": [120, 84]}
+    envs = vector(make_env)
     return learner(
         sb3.DQN(
-            "MlpPolicy", vector(make_env), learning_rate=2.5e-4, buffer_size=10_000, learning_starts=learning_starts,
-            batch_size=128, train_freq=10, gradient_steps=1, target_update_interval=500,
-            exploration_initial_eps=epsilon, exploration_final_eps=epsilon, policy_kwargs={"net_arch": [120, 84]}, device="cpu",
+            "MlpPolicy", envs, learning_rate=2.5e-4, policy_kwargs=policy, device="cpu", **constant, **schedule, **sizes
         )
-    )  # fmt: skip
+    )
 
 
 torch.set_num_threads(1)

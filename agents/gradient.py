@@ -29,12 +29,16 @@ MAX_GRAPHS = 16  # a loop that replaces modules again and again would compile fo
 
 
 class Ride(Protocol):
-    """Who observes a network through hooks, and can do so on a compiled graph: found as `hook.ride`."""
+    """Who observes a network through hooks, and can do so on a compiled graph: found as `hook.ride`.
 
-    model: nn.Module
+    It sees the loss that trains its network. While another loss runs through the network, as an actor's does through
+    critics, it is paused.
+    """
+
+    model: nn.Module | None
 
     def key(self) -> Hashable | None:
-        """Return what the graph depends on; None while it has yet to see an eager pass."""
+        """Return what the graph depends on, which holds while hooks and modules stay; None before an eager pass."""
 
     def recording(self) -> AbstractContextManager[tuple[list[Tensor], Any]]:
         """Within, keep what hooks see of a traced pass as tensors and a plan, instead of taking it in."""
@@ -71,6 +75,7 @@ class GradientStep:
         self.max_norm, self.compile, self.precision = max_norm, compile, precision
         self._layout: Layout | None = None
         self._graphs: dict[Hashable, Graph] = {}
+        self._takes_riders = True
 
     def __call__(self, *inputs: Any, updates: int) -> dict[str, Tensor]:
         """Take the step and return the metrics.
@@ -78,46 +83,65 @@ class GradientStep:
         `inputs`: tensors, and dataclasses of tensors such as a batch, where None stays None. `updates`: of the agent so
         far, which decides when to compile.
         """
-        if self.compile == "on" or (self.compile == "auto" and updates >= COMPILE_AFTER):
-            graph = self._graph(inputs)
+        layout = self._look()
+        rides = layout.rides()
+        if rides.all_ride and (self.compile == "on" or (self.compile == "auto" and updates >= COMPILE_AFTER)):
+            graph = self._graph(layout, inputs, rides)
             if graph is not None:
                 return graph.step(self.optimizers[self.name], inputs)
-        loss, metrics = self.loss(*inputs)
+        with ExitStack() as stack:
+            for ride in rides.others:
+                stack.enter_context(ride.paused())
+            loss, metrics = self.loss(*inputs)
         norm = gradient_step(self.optimizers[self.name], loss, self.max_norm)
         metrics = {name: value.detach() for name, value in metrics.items()}
         return metrics if norm is None else {**metrics, "grad_norm": norm}
 
-    def _graph(self, inputs: Sequence[Any]) -> Graph | None:
-        """The graph for what is there now; None where this step has to be eager."""
+    def _look(self) -> Layout:
+        """What there is now."""
         networks = [network for mapping in self.networks for network in mapping.values()]
         if self._layout is None or not self._layout.holds(networks, self.optimizers[self.name]):
             self._layout = Layout(networks, self.optimizers[self.name])
             self._graphs.clear()
-        rides = self._layout.rides()
-        if rides is None:
+        return self._layout
+
+    def _graph(self, layout: Layout, inputs: Sequence[Any], rides: Rides) -> Graph | None:
+        """The graph for what is there now; None where this step has to be eager."""
+        if rides.aboard and not self._takes_riders:
             return None
-        if any(ride.key() is None for ride in rides):
+        if rides.key is None:
             self.loss(*inputs)  # they look at the networks once, and count no pass without a gradient
-        key = (signature(inputs), *((id(ride), ride.key()) for ride in rides))
-        if key not in self._graphs and (graph := self._compile(inputs, rides)) is not None:
+            rides = layout.rides()
+            if rides.key is None:
+                return None
+        key = (signature(inputs), rides.key)
+        if key not in self._graphs and (graph := self._compile(layout, inputs, rides)) is not None:
             self._graphs[key] = graph
         return self._graphs.get(key)
 
-    def _compile(self, inputs: Sequence[Any], rides: Sequence[Ride]) -> Graph | None:
-        assert self._layout is not None
+    def _compile(self, layout: Layout, inputs: Sequence[Any], rides: Rides) -> Graph | None:
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.clear()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
-                return Graph(self.loss, self._layout, inputs, self.max_norm, self.precision, rides)
+                return Graph(self.loss, layout, inputs, self.max_norm, self.precision, rides)
         except Exception as error:
+            if rides.aboard:
+                self._takes_riders = False
+                warn("going on without compiling the updates that are measured", error)
+                return None
             if self.compile == "on":
                 raise
             self.compile = "off"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"going on without compiled updates: {reason}", RuntimeWarning, stacklevel=4)
+            warn("going on without compiled updates", error)
             return None
+
+
+def warn(what: str, error: Exception) -> None:
+    """Warn, with the first line of the reason."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    warnings.warn(f"{what}: {reason}", RuntimeWarning, stacklevel=5)
 
 
 class Layout:
@@ -134,7 +158,7 @@ class Layout:
         ]
         self.trained = trained_by(optimizer)
         owned = {id(p) for p in self.trained}
-        self.own = [network for network in networks if any(id(p) in owned for p in network.parameters())]
+        self._owned, self._hooks, self._rides = owned, list[Any](), Rides([], [], True)
         hooks = (module.__dict__[name] for module in modules for name in MODULE_HOOKS)
         self.hooks = list({id(one): one for one in hooks}.values())
         self.all_parameters = list({id(p): p for network in networks for p in network.parameters()}.values())
@@ -149,19 +173,35 @@ class Layout:
             and all(map(is_same, trained, self.trained))
         )
 
-    def rides(self) -> list[Ride] | None:
-        """Who rides on the hooks of all modules, in order; None where some hook does not ride."""
-        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.all_parameters):
-            return None
-        if not any(self.hooks):
-            return []
-        found: dict[int, Ride] = {}
-        for hook in (hook for hooks in self.hooks for hook in hooks.values()):
-            ride = getattr(hook, "ride", None)
-            if ride is None:
-                return None
-            found[id(ride)] = ride
-        return list(found.values())
+    def rides(self) -> Rides:
+        """Who rides on the hooks of all modules and weights."""
+        hooks = [hook for hooks in self.hooks if hooks for hook in hooks.values()]
+        for p in self.all_parameters:
+            if p._backward_hooks:
+                hooks += p._backward_hooks.values()
+            if p._post_accumulate_grad_hooks:
+                hooks += p._post_accumulate_grad_hooks.values()
+        if hooks != self._hooks or self._rides.key is None:
+            self._hooks, self._rides = hooks, self._find(hooks)
+        return self._rides
+
+    def _find(self, hooks: Sequence[Any]) -> Rides:
+        found = {id(ride): ride for hook in hooks if (ride := getattr(hook, "ride", None)) is not None}
+        aboard, others = [], []
+        for ride in found.values():
+            parameters = () if ride.model is None else ride.model.parameters()
+            (aboard if any(id(p) in self._owned for p in parameters) else others).append(ride)
+        return Rides(aboard, others, all(getattr(hook, "ride", None) is not None for hook in hooks))
+
+
+class Rides:
+    """Who rides on the hooks of all modules and weights, in order."""
+
+    def __init__(self, aboard: list[Ride], others: list[Ride], all_ride: bool) -> None:
+        self.aboard, self.others, self.all_ride = aboard, others, all_ride
+        """Those who observe what the step trains, the others, and whether there are no other hooks."""
+        keys = [(id(ride), ride.key()) for ride in aboard]
+        self.key = None if any(key is None for _, key in keys) else tuple(keys)
 
 
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -187,43 +227,54 @@ class Graph:
         inputs: Sequence[Any],
         max_norm: float | None,
         precision: Precision,
-        rides: Sequence[Ride],
+        rides: Rides,
     ) -> None:
         self.trained = layout.trained
-        reads = Reads(lambda *tensors: loss(*filled(inputs, tensors)), layout.networks)
+        given: list[Tensor] = []
+
+        def traced(*tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            given[:] = tensors
+            return loss(*filled(inputs, tensors))
+
+        reads = Reads(traced, layout.networks)
         with ExitStack() as stack:
-            recordings = []
-            for ride in rides:
-                if any(ride.model is network for network in layout.own):
-                    recordings.append((ride, *stack.enter_context(ride.recording())))
-                else:  # this loss is not the one that trains its network
-                    stack.enter_context(ride.paused())
+            for ride in rides.others:
+                stack.enter_context(ride.paused())
+            recordings = [(ride, *stack.enter_context(ride.recording())) for ride in rides.aboard]
 
             def seen() -> list[Tensor]:
-                return [tensor for _, tensors, _ in recordings for tensor in tensors]
+                known = set(map(id, given))  # what is an input need not be an output
+                return [t for _, tensors, _ in recordings for t in tensors if id(t) not in known]
 
             self.call, self.tensors, self.names = compile_gradients(
                 reads, self.trained, tensors_of(inputs), max_norm, precision, seen
             )
-        self.aboard = [(ride, plan, len(tensors)) for ride, tensors, plan in recordings]
+        first = len(self.trained) + len(self.names)
+        outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
+        places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
+        self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
         self.on_cpu = inputs_device(inputs).type == "cpu"
-        self.run(inputs)  # a graph changes nothing: what fails, fails here, where going on eagerly is still possible
+        # A graph changes nothing: what fails, fails here, where going on eagerly is still possible.
+        self.run(tensors_of(inputs))
 
-    def run(self, inputs: Sequence[Any]) -> list[Tensor]:
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return gradients, metrics and what riders see, for these inputs and the weights of now."""
         with torch.no_grad():
-            outputs = self.call(*self.tensors, *tensors_of(inputs))
+            outputs = self.call(*self.tensors, *inputs)
             # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
             return list(outputs) if self.on_cpu else [output.clone() for output in outputs]
 
     def step(self, optimizer: Optimizer, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """Compute the gradients, let the optimizer step, and return the metrics."""
-        outputs = iter(self.run(inputs))
-        for parameter in self.trained:
-            parameter.grad = next(outputs)
-        metrics = {name: next(outputs) for name in self.names}
-        for ride, plan, count in self.aboard:
-            ride.deliver(plan, [next(outputs) for _ in range(count)])
+        tensors = tensors_of(inputs)
+        outputs = self.run(tensors)
+        for parameter, gradient in zip(self.trained, outputs, strict=False):
+            parameter.grad = gradient
+        metrics = dict(zip(self.names, outputs[len(self.trained) :], strict=False))
+        if self.aboard:
+            outputs += tensors
+            for ride, plan, places in self.aboard:
+                ride.deliver(plan, [outputs[i] for i in places])
         optimizer.step()
         return metrics
 

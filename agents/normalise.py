@@ -64,6 +64,11 @@ class RunningNorm(nn.Module):
         mean, var, count = self._arrays()
         count += 1
         share = 1 / count.item()
+        if not self._shape:  # numbers of Python are the fastest for one
+            difference = float(x) - mean.item()
+            mean[()] = mean.item() + difference * share
+            var[()] = (var.item() + difference * difference * share) * (1 - share)
+            return
         delta = x - mean
         moved = delta * share
         mean += moved

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,22 +26,21 @@ class ReturnScaler(nn.Module):
     def update(self, reward: Tensor, done: Tensor) -> Tensor:
         """Take in one step, reward and done both (num_envs,), and return the scaled rewards in their dtype."""
         if is_one_row(reward) and self.returns.device.type == "cpu":
-            return self._update_one(reward.numpy(), bool(done))
+            return self._update_one(reward, bool(done))
         self.returns.mul_(self.gamma).add_(reward)
         self.moments.update(self.returns)
         self.returns.masked_fill_(done, 0.0)
         return self(reward)
 
-    def _update_one(self, reward: np.ndarray, done: bool) -> Tensor:
+    def _update_one(self, reward: Tensor, done: bool) -> Tensor:
         """The same for one environment on the CPU, in a fraction of the time."""
-        returns, moments = self.returns.numpy(), self.moments
-        returns *= self.gamma
-        returns += reward
-        moments.update(self.returns)
+        returns, given = self.returns.numpy(), reward.item()
+        returns[0] = returns.item() * self.gamma + given
+        self.moments.update(self.returns)
         if done:
-            returns[:] = 0
-        scaled = float(reward[0]) / math.sqrt(float(moments.var) + moments.eps)
-        return torch.from_numpy(np.array([min(max(scaled, -self.clip), self.clip)], reward.dtype))
+            returns[0] = 0
+        scaled = given / math.sqrt(self.moments.var.item() + self.moments.eps)
+        return torch.tensor([min(max(scaled, -self.clip), self.clip)], dtype=reward.dtype)
 
     def forward(self, reward: Tensor) -> Tensor:
         scale = (self.moments.var + self.moments.eps).rsqrt()

@@ -193,6 +193,26 @@ def test_every_parameter_is_trained_after_a_method_has_acted(name: str, kind: st
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
+def test_compiled_updates_end_where_eager_ones_do(name: str) -> None:
+    """Whatever a method edits, masks, replaces or hooks, it does on compiled updates what it does on eager ones."""
+    results = []
+    for compile in ("off", "on"):
+        agent, method = small_sac(), INTERVENTIONS[name](**FREQUENT[name])
+        agent.critic_step.compile = agent.actor_step.compile = compile
+        torch.manual_seed(7)
+        agent, ctx, writer = run_sac([method], agent=agent)
+        assert acted(name, method, writer)
+        assert_sound(ctx)
+        results.append((weights(agent), method.counts, agent.critic_step._graphs))
+    (eager, counts, none), (compiled, other_counts, graphs) = results
+    assert counts == other_counts
+    assert not none
+    assert graphs or name == "regrama"  # it looks at the gradients of every pass
+    for key, value in eager.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_a_run_in_which_nothing_is_done_is_the_same_bits(name: str) -> None:
     results = []
     for callbacks in ([], [INTERVENTIONS[name](**NEVER[name])]):

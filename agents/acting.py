@@ -6,91 +6,173 @@ weight in place is seen. The results equal the module's up to the last bits of f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from .distributions import Categorical, Gaussian
+from .networks import LOG_STD_MAX, LOG_STD_MIN, Actor, CategoricalPolicy, DeterministicActor, GaussianPolicy, QNetwork
 
 MAX_ROWS = 4  # beyond, torch's products are the faster ones
+ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 
-ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
-    nn.ReLU: lambda x: np.maximum(x, 0, out=x),
+# In place.
+ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], Any]] = {
+    nn.ReLU: lambda x: np.maximum(x, ZERO, out=x),
     nn.Tanh: lambda x: np.tanh(x, out=x),
     nn.Identity: lambda x: x,
 }
 
+# Network -> its nn.Sequential, the heads on top of that, and what `forward` makes of their outputs.
+NETWORKS: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]] = {
+    QNetwork: ("q", (), lambda net, q: q if net.num_atoms == 1 else q.unflatten(-1, (-1, net.num_atoms))),
+    Actor: ("trunk", ("mean", "log_std"), lambda net, mean, spread: (mean, spread.clamp(LOG_STD_MIN, LOG_STD_MAX))),
+    DeterministicActor: ("trunk", ("action",), lambda net, action: torch.tanh(action)),
+    GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, net.log_std.expand_as(mean))),
+    CategoricalPolicy: ("pi", (), lambda net, logits: Categorical(logits)),
+}
 
-class FewRows:
-    """``module(x)`` for an nn.Sequential on the CPU, where that can be done by numpy; None where it cannot.
 
-    It cannot where there are layers other than Linear and ACTIVATIONS, parameters that are not float32, more than
-    MAX_ROWS rows, or hooks that have to see the pass; a hook that rides on training passes (`gradient.Ride`) ignores
-    passes without gradients anyway. What replaces a module or a parameter is noticed.
+# A Linear layer on views of its parameters, (inputs, outputs) and (1, outputs), and the activations behind it.
+Step = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
+
+
+class Acting:
+    """What `networks[name](obs)` returns, without gradients; by numpy where that can be done, else by the module.
+
+    It cannot where a network is none of NETWORKS, has an encoder, or layers other than Linear and ACTIVATIONS, or is
+    not float32 on the CPU; nor where there are more than MAX_ROWS rows. What replaces a network, a module or a
+    parameter is noticed. Where there are hooks the module runs, and where they change its result, that is what counts.
+    Hooks that only look on must not change the last bits of an action: then it is numpy's as ever. One that rides on
+    training passes (`gradient.Ride`) ignores passes without gradients and is not even called.
     """
 
-    def __init__(self, network: nn.Module, module: nn.Sequential) -> None:
-        self.network, self.module = network, module
-        self._layers: list[Layer] | None = None
-        self._children: list[nn.Module] = []
-        self._hooks: list[dict] = []
+    def __init__(self, networks: Mapping[str, nn.Module], name: str) -> None:
+        self.networks, self.name = networks, name
+        self._plan: Plan | None = None
 
-    def __call__(self, x: Tensor) -> Tensor | None:
-        """Return the output for rows (few, features) float32 on the CPU, without gradients."""
-        if x.dim() != 2 or len(x) > MAX_ROWS or x.dtype != torch.float32 or x.device.type != "cpu":
-            return None
-        children = self.module._modules
-        if len(children) != len(self._children) or any(a is not b for a, b in zip(children.values(), self._children)):  # noqa: B905
-            self._read()
-        if self._layers is None or (any(self._hooks) and not self._only_rides()):
-            return None
-        y = x.numpy()
-        try:
-            for layer in self._layers:
-                y = layer(y)
-        except Unknown:
-            return None
-        return torch.from_numpy(y)
+    def __call__(self, obs: Tensor) -> Any:
+        network, plan = self.networks[self.name], self._plan
+        if not is_few(obs) or torch.is_grad_enabled():
+            return network(obs)
+        if plan is None or not plan.holds(network):
+            plan = self._plan = Plan(network)
+        if not plan.known:
+            return network(obs)
+        return self._watched(obs) if plan.hooked() else plan.run(obs)
 
-    def _read(self) -> None:
-        """Take in which modules there are now."""
-        self._children = [child for child in self.module._modules.values() if child is not None]
-        modules = self.network.modules()
-        self._hooks = [hooks for m in modules for hooks in (m._forward_pre_hooks, m._forward_hooks)]
-        known = all(type(child) is nn.Linear or type(child) in ACTIVATIONS for child in self._children)
-        # An activation in front would write into the input.
-        known = known and bool(self._children) and type(self._children[0]) is nn.Linear
-        self._layers = [Layer(child) for child in self._children] if known else None
+    def _watched(self, obs: Tensor) -> Any:
+        """Let hooks see the pass, and change its result."""
+        network = self.networks[self.name]
+        seen, plan = network(obs), Plan(network)  # a hook may have replaced something
+        return plan.run(obs) if plan.known and is_same(seen, plan.without_hooks(obs)) else seen
 
-    def _only_rides(self) -> bool:
-        hooks = (hook for hooks in self._hooks for hook in hooks.values())
-        return all(getattr(hook, "ride", None) is not None for hook in hooks)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}  # a copy has parameters of its own
 
 
-class Unknown(Exception):
-    """A parameter is not float32 on the CPU."""
+class Plan:
+    """One network as it is now: its modules, numpy views of its parameters, and where its hooks would be."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.slots = [(m._modules, list(m._modules.values())) for m in network.modules() if m._modules]
+        self.hooks: list[Mapping[int, Any]] = [
+            torch_module._global_forward_pre_hooks,
+            torch_module._global_forward_hooks,
+            *(hooks for m in network.modules() for hooks in (m._forward_pre_hooks, m._forward_hooks)),
+        ]
+        self.memory = [
+            (m._parameters, name, p.data_ptr(), p.stride(), p.numel())
+            for m in network.modules()
+            for name, p in m._parameters.items()
+            if p is not None
+        ]
+        self.known = type(network) in NETWORKS and self._read(network)
+
+    def _read(self, network: Any) -> bool:
+        """Take in the layers; whether all are known."""
+        trunk, heads, self.finish = NETWORKS[type(network)]
+        layers, tops = list(getattr(network, trunk)), [getattr(network, head) for head in heads]
+        self.layers, self.heads = layers, tops
+        self.steps: list[Step] = []
+        if type(network.encoder) is not nn.Identity or not all(map(is_plain, network.parameters())):
+            return False
+        for layer in layers:
+            if is_linear(layer):
+                self.steps.append(step(layer))
+            elif type(layer) in ACTIVATIONS and self.steps:  # in front it would write into the input
+                self.steps[-1][2].append(ACTIVATIONS[type(layer)])
+            else:
+                return False
+        self.tops = [step(top) for top in tops if is_linear(top)]
+        return bool(self.steps) and len(self.tops) == len(tops)
+
+    def holds(self, network: nn.Module) -> bool:
+        """Whether nothing was replaced."""
+        if network is not self.network:
+            return False
+        for modules, then in self.slots:
+            if [*modules.values()] != then:
+                return False
+        for parameters, name, pointer, stride, numel in self.memory:
+            one = parameters.get(name)
+            if one is None or one.data_ptr() != pointer or one.stride() != stride or one.numel() != numel:
+                return False
+        return True
+
+    def hooked(self) -> bool:
+        """Whether a hook has to see the pass."""
+        return any(self.hooks) and not all(getattr(hook, "ride", None) is not None for hook in self._all_hooks())
+
+    def _all_hooks(self) -> Iterator[Any]:
+        return (hook for hooks in self.hooks for hook in hooks.values())
+
+    def run(self, obs: Tensor) -> Any:
+        """Return what the network's forward does."""
+        x = obs.numpy()
+        for weight, bias, activations in self.steps:
+            x = x.dot(weight)
+            x += bias
+            for activate in activations:
+                activate(x)
+        outputs = [x.dot(weight) + bias for weight, bias, _ in self.tops] or [x]
+        return self.finish(self.network, *map(torch.from_numpy, outputs))
+
+    def without_hooks(self, obs: Tensor) -> Any:
+        """Return the same numbers as the network, bit for bit, where no hook changes them."""
+        for layer in self.layers:
+            obs = layer.forward(obs)
+        return self.finish(self.network, *([head.forward(obs) for head in self.heads] or [obs]))
 
 
-class Layer:
-    """One Linear layer or activation, on numpy views that are renewed when a parameter is another one."""
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two outputs, each a tensor or a tuple of tensors, are the same bits."""
+    if isinstance(one, tuple) and type(one) is type(other) and len(one) == len(other):
+        return all(map(is_same, one, other))
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.activation = ACTIVATIONS.get(type(module))
-        self._seen: tuple[int, int] | None = None
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        if self.activation is not None:
-            return self.activation(x)
-        weight, bias = self.module._parameters["weight"], self.module._parameters["bias"]
-        assert weight is not None
-        seen = (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
-        if seen != self._seen:
-            if weight.dtype != torch.float32 or weight.device.type != "cpu":
-                raise Unknown
-            self._seen, self.weight = seen, weight.detach().numpy().T
-            self.bias = None if bias is None else bias.detach().numpy()
-        y = x @ self.weight
-        if self.bias is not None:
-            y += self.bias
-        return y
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a Linear layer with a bias, and no subclass."""
+    return type(module) is nn.Linear and module.bias is not None
+
+
+def step(linear: Any) -> Step:
+    """Return a Linear layer, without activations yet."""
+    return linear.weight.detach().numpy().T, linear.bias.detach().numpy()[None], []  # one row is added the fastest
+
+
+def is_few(obs: Tensor) -> bool:
+    """Return whether numpy can take these observations, and is the faster one."""
+    plain = obs.is_cpu and obs.dtype is torch.float32 and not obs.requires_grad
+    return plain and obs.dim() == 2 and obs.size(0) <= MAX_ROWS
+
+
+def is_plain(parameter: Tensor) -> bool:
+    """Return whether numpy can look at a parameter."""
+    return parameter.dtype is torch.float32 and parameter.is_cpu

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, smooth_l1_loss
 from torch.optim import Adam, Optimizer
 
-from .acting import FewRows
+from .acting import Acting
 from .bodies import Architecture, make_body, widths
 from .c51 import Categorical
 from .compiled import Precision
@@ -160,8 +160,7 @@ class DQN:
             torch.default_generator.manual_seed(seeds[2])
             network = make_network(config, shape, self.num_actions).to(self.device)
         self.networks: dict[str, nn.Module] = {"q": network}
-        plain = isinstance(network, QNetwork) and isinstance(network.encoder, nn.Identity) and not config.distributional
-        self.few_rows = FewRows(network, network.q) if plain else None  # type: ignore[arg-type]
+        self.output = Acting(self.networks, "q")
         self.targets = {"q": copy.deepcopy(network).requires_grad_(False)}
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
         fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
@@ -215,7 +214,7 @@ class DQN:
         random = torch.randint(self.num_actions, (len(obs),), generator=generator, device=self.device)
         chance = torch.rand(len(obs), generator=generator, device=self.device)
         if len(obs) == 1 and self.device.type == "cpu":  # the usual case, without a mask
-            return random if chance.item() < self.epsilon else self.values.q(self._output(obs)).argmax(-1)
+            return random if chance.item() < self.epsilon else self.values.q(self.output(obs)).argmax(-1)
         chosen = chance < self.epsilon
         return random if chosen.all() else torch.where(chosen, random, self.q(obs).argmax(-1))
 
@@ -279,13 +278,7 @@ class DQN:
     @torch.no_grad()
     def q(self, obs: Tensor) -> Tensor:
         """Q(s, a) of all actions, (N, num_actions)."""
-        return self.values.q(self._output(obs.to(self.device, self.obs_dtype)))
-
-    def _output(self, obs: Tensor) -> Tensor:
-        """What the network says, without gradients."""
-        network = self.networks["q"]
-        few = self.few_rows(obs) if self.few_rows is not None and self.few_rows.network is network else None
-        return network(obs) if few is None else few
+        return self.values.q(self.output(obs.to(self.device, self.obs_dtype)))
 
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q(s, a), (N,), of int64 actions (N,)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from plasticity.callback import Callback, Context
 
 from .protocol import Agent, Env
+from .rows import any_true
 
 
 def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
@@ -28,10 +29,12 @@ def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
         transition = env.step(agent.act(obs, explore=False))
         running += transition.reward.double().cpu()
         done = transition.terminated | transition.truncated
-        for index in done.nonzero().flatten().tolist():
-            finished[index].append(float(running[index]))
-            running[index] = 0
-        obs = env.reset(done) if done.any() else transition.next_obs
+        obs = transition.next_obs
+        if any_true(done):
+            for index in done.nonzero().flatten().tolist():
+                finished[index].append(float(running[index]))
+                running[index] = 0
+            obs = env.reset(done)
     share = episodes // env.num_envs
     return torch.tensor([r for returns in finished for r in returns[:share]], dtype=torch.float64)
 

@@ -29,14 +29,17 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() > 1 and is_one_row(x) and x.dtype == torch.float32:
-            mean, var, _ = self._arrays()
-            row = (x.numpy() - mean.astype(np.float32)) * (1 / np.sqrt(var + self.eps)).astype(np.float32)
-            return torch.from_numpy(row if self.clip is None else row.clip(-self.clip, self.clip))
+            mean, var, _, eps, low, high = self._arrays()
+            row = x.numpy() - mean.astype(np.float32)
+            row *= np.reciprocal(np.sqrt(var + eps)).astype(np.float32)
+            if self.clip is not None:  # what row.clip does, in half the time
+                np.minimum(row, high, out=row)
+                np.maximum(row, low, out=row)
+            return torch.from_numpy(row)
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
         out = (x - self.mean.to(dtype)) * (self.var + self.eps).rsqrt().to(dtype)
         return out if self.clip is None else out.clamp(-self.clip, self.clip)
 
-    @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Take in a batch (batch, *shape); in place, so that compiled graphs and other holders see it.
 
@@ -47,10 +50,13 @@ class RunningNorm(nn.Module):
         if x.shape[1:] != shape or x.dim() != len(shape) + 1:
             needed, found = ", ".join(["batch", *map(str, self.mean.shape)]), tuple(x.shape)
             raise ValueError(f"RunningNorm needs observations of shape ({needed}), got {found}")
-        if is_one_row(x) and self._buffers["mean"].device.type == "cpu":  # type: ignore[union-attr]
+        if is_one_row(x) and self._buffers["mean"].is_cpu:  # type: ignore[union-attr]
             self._update_by_one(x.numpy()[0])
-            return
-        x = x.to(self.mean.device, torch.float64)
+        else:
+            self._update_by_many(x.detach().to(self.mean.device, torch.float64))
+
+    @torch.no_grad()
+    def _update_by_many(self, x: Tensor) -> None:
         var, mean = torch.var_mean(x, 0, correction=0)
         total = self.count + len(x)
         share = len(x) / total
@@ -61,14 +67,12 @@ class RunningNorm(nn.Module):
 
     def _update_by_one(self, x: np.ndarray) -> None:
         """The same for one observation, whose mean is itself and whose variance is 0, in a fraction of the time."""
-        mean, var, count = self._arrays()
-        count += 1
-        share = 1 / count.item()
-        if not self._shape:  # numbers of Python are the fastest for one
-            difference = float(x) - mean.item()
-            mean[()] = mean.item() + difference * share
-            var[()] = (var.item() + difference * difference * share) * (1 - share)
+        if not self._shape:
+            self.update_by_number(float(x))
             return
+        mean, var, count, *_ = self._arrays()
+        count[()] = total = count.item() + 1
+        share = 1 / total
         delta = x - mean
         moved = delta * share
         mean += moved
@@ -76,12 +80,24 @@ class RunningNorm(nn.Module):
         var += moved
         var *= 1 - share
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, variance and count as numpy views of the buffers."""
-        buffers = tuple(self._buffers.values())
-        if len(self._views) != 3 or any(a is not b for a, b in zip(buffers, self._viewed, strict=True)):
-            self._viewed, self._views = buffers, tuple(buffer.numpy() for buffer in buffers)  # type: ignore[union-attr]
-        return self._views  # type: ignore[return-value]
+    def update_by_number(self, x: float) -> float:
+        """The same for a norm of single numbers, and return the variance: numbers of Python are the fastest."""
+        mean, var, count, *_ = self._arrays()
+        before, total = mean.item(), count.item() + 1
+        difference, share = x - before, 1 / total
+        spread = (var.item() + difference * difference * share) * (1 - share)
+        count[()], mean[()], var[()] = total, before + difference * share, spread
+        return spread
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        """Mean, variance and count as numpy views of the buffers; then eps and both bounds, as arrays faster too."""
+        mean, var, count = self._buffers.values()
+        viewed = self._viewed
+        if not viewed or mean is not viewed[0] or var is not viewed[1] or count is not viewed[2]:
+            self._viewed = mean, var, count
+            bound = np.array(np.inf if self.clip is None else self.clip, np.float32)
+            self._views = (*(b.numpy() for b in self._viewed), np.array(self.eps), -bound, bound)  # type: ignore[union-attr]
+        return self._views
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_viewed": (), "_views": ()}  # a copy has buffers of its own
@@ -92,7 +108,7 @@ class RunningNorm(nn.Module):
 
 def is_one_row(x: Tensor) -> bool:
     """Return whether numpy may take over: one row on the CPU that nobody differentiates or traces."""
-    return len(x) == 1 and type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad
+    return x.shape[0] == 1 and type(x) is Tensor and x.is_cpu and not x.requires_grad
 
 
 def running_norms(modules: Iterable[nn.Module]) -> list[RunningNorm]:

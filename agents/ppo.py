@@ -28,10 +28,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from .acting import FewRows
+from .acting import Acting
 from .bodies import Activation, Architecture, make_body, widths
 from .compiled import Precision
-from .distributions import Categorical, Gaussian
 from .gradient import Compile, GradientStep
 from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, running_norms, update_norms
@@ -158,8 +157,7 @@ class PPO:
             "update": torch.Generator(self.device).manual_seed(seeds[1]),
         }
         self.networks: dict[str, nn.Module] = self._make_networks(shape, action_dim, seeds[2])
-        actor: Any = self.networks["actor"]
-        self.few_rows = FewRows(actor, actor.pi) if isinstance(actor.encoder, nn.Identity) else None
+        self.policy = Acting(self.networks, "actor")
         self.norms = running_norms(self.networks.values())
         parameters = [p for network in self.networks.values() for p in network.parameters()]
         fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
@@ -225,7 +223,7 @@ class PPO:
         Sampled ones are remembered for the `observe` that follows; those without explore leave no trace.
         """
         obs = self._normalise(obs)
-        distribution = self._policy(obs)
+        distribution = self.policy(obs)
         if not explore:
             return self._bounded(distribution.mode())
         sample = distribution.sample(self.generators["act"])
@@ -342,14 +340,6 @@ class PPO:
         self.order = torch.empty(0, dtype=torch.int64, device=self.device)
         self.explained_variance = torch.zeros((), device=self.device)
         self.minibatch = 0
-
-    def _policy(self, obs: Tensor) -> Gaussian | Categorical:
-        """The actor's distribution, without gradients."""
-        actor = self.networks["actor"]
-        few = self.few_rows(obs) if self.few_rows is not None and self.few_rows.network is actor else None
-        if few is None:
-            return actor(obs)
-        return Gaussian(few, actor.log_std.expand_as(few)) if self.continuous else Categorical(few)
 
     def _normalise(self, obs: Tensor) -> Tensor:
         """Observations as the networks want them."""

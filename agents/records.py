@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -18,47 +19,50 @@ class Episodes(Callback):
 
     def __init__(self) -> None:
         self.finished = 0
-        self._returns: np.ndarray | None = None  # numpy: a few numbers in every step, which torch takes longer for
+        self._returns: list[float] = []  # numbers of Python: a few in every step, which torch takes longer for
+        self._lengths: list[int] = []
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Add the rewards; log the episodes that ended, their mean if several did at once."""
         reward, terminated, truncated = (
-            getattr(transition, name).cpu().numpy() for name in ("reward", "terminated", "truncated")
+            getattr(transition, name).tolist() for name in ("reward", "terminated", "truncated")
         )
-        if self._returns is None:
-            self._returns, self._lengths = np.zeros(len(reward)), np.zeros(len(reward))
-        self._returns += reward
-        self._lengths += 1
-        done = terminated | truncated
-        if done.any():
+        if not self._returns:
+            self._returns, self._lengths = [0.0] * len(reward), [0] * len(reward)
+        self._returns = [*map(add, self._returns, reward)]
+        self._lengths = [length + 1 for length in self._lengths]
+        if True in terminated or True in truncated:
+            done = np.logical_or(terminated, truncated)
             self.finished += int(done.sum())
             ctx.log(
                 {
-                    "charts/episodic_return": float(self._returns[done].mean()),
-                    "charts/episodic_length": float(self._lengths[done].mean()),
+                    "charts/episodic_return": float(np.array(self._returns)[done].mean()),
+                    "charts/episodic_length": float(np.array(self._lengths)[done].mean()),
                 }
             )
-            self._returns[done] = 0
-            self._lengths[done] = 0
+            self._restart(done.tolist())
+
+    def _restart(self, which: list[bool]) -> None:
+        self._returns = [0.0 if over else value for value, over in zip(self._returns, which, strict=True)]
+        self._lengths = [0 if over else length for length, over in zip(self._lengths, which, strict=True)]
 
     def forget(self, lost: Tensor) -> None:
         """Begin anew with the episodes that will not go on."""
-        if self._returns is not None:
-            self._returns[lost.cpu().numpy()] = 0
-            self._lengths[lost.cpu().numpy()] = 0
+        if self._returns:
+            self._restart(lost.tolist())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of finished episodes, and what the running ones have so far."""
-        if self._returns is None:
+        if not self._returns:
             return {"finished": self.finished}
         running = {"returns": self._returns, "lengths": self._lengths}
-        return {"finished": self.finished, **{k: torch.from_numpy(v.copy()) for k, v in running.items()}}
+        return {"finished": self.finished, **{k: torch.tensor(v, dtype=torch.float64) for k, v in running.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.finished = state["finished"]
         if "returns" in state:
-            self._returns, self._lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
+            self._returns, self._lengths = state["returns"].tolist(), state["lengths"].long().tolist()
 
 
 class Losses(Callback):

@@ -1,6 +1,7 @@
 """Scale rewards to the spread of their discounted sums, so that one learning rate and one clip range fit every task."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +23,25 @@ class ReturnScaler(nn.Module):
         self.moments = RunningNorm(())
         self.register_buffer("returns", torch.zeros(num_envs, dtype=torch.float64))
 
-    @torch.no_grad()
     def update(self, reward: Tensor, done: Tensor) -> Tensor:
         """Take in one step, reward and done both (num_envs,), and return the scaled rewards in their dtype."""
-        if is_one_row(reward) and self.returns.device.type == "cpu":
-            return self._update_one(reward, bool(done))
-        self.returns.mul_(self.gamma).add_(reward)
-        self.moments.update(self.returns)
-        self.returns.masked_fill_(done, 0.0)
-        return self(reward)
+        returns = self._buffers["returns"]
+        if is_one_row(reward) and returns.is_cpu:  # type: ignore[union-attr]
+            return self._update_one(returns, reward, bool(done))
+        with torch.no_grad():
+            self.returns.mul_(self.gamma).add_(reward)
+            self.moments.update(self.returns)
+            self.returns.masked_fill_(done, 0.0)
+            return self(reward)
 
-    def _update_one(self, reward: Tensor, done: bool) -> Tensor:
+    def _update_one(self, returns: Any, reward: Tensor, done: bool) -> Tensor:
         """The same for one environment on the CPU, in a fraction of the time."""
-        returns, given = self.returns.numpy(), reward.item()
-        returns[0] = returns.item() * self.gamma + given
-        self.moments.update(self.returns)
-        if done:
-            returns[0] = 0
-        scaled = given / math.sqrt(self.moments.var.item() + self.moments.eps)
-        return torch.tensor([min(max(scaled, -self.clip), self.clip)], dtype=reward.dtype)
+        moments, given = self.moments, reward.item()
+        so_far = returns.item() * self.gamma + given
+        var = moments.update_by_number(so_far)
+        returns.fill_(0.0 if done else so_far)
+        scaled = given / math.sqrt(var + moments.eps)
+        return reward.new_full((1,), min(max(scaled, -self.clip), self.clip))
 
     def forward(self, reward: Tensor) -> Tensor:
         scale = (self.moments.var + self.moments.eps).rsqrt()

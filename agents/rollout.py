@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .rows import writable
+from .rows import as_row, writable
 
 
 @dataclass
@@ -66,6 +67,12 @@ class Rollout:
             for name, (shape, dtype) in layout.items()
         }
         self._rows = writable(self.storage)
+        self._shapes = {name: tuple(values.shape[1:]) for name, values in self.storage.items()}
+        self._on_cpu = torch.device(device).type == "cpu"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rows = writable(self.storage)  # a copy has memory of its own
 
     @property
     def full(self) -> bool:
@@ -82,12 +89,11 @@ class Rollout:
         """Write one row: obs, action, reward, next_obs, terminated and truncated, each (num_envs, ...)."""
         if self.full:
             raise RuntimeError(f"{self} is full: learn from it and clear it before the next step")
-        for name, values in self.storage.items():
-            given = row[name]
-            if given.shape != values.shape[1:]:  # assigning would broadcast one environment over all of them
-                raise ValueError(f"Rollout: {name} has shape {tuple(given.shape)}, expected {tuple(values.shape[1:])}")
+        for name, shape in self._shapes.items():  # assigning would broadcast one environment over all of them
+            if row[name].shape != shape:
+                raise ValueError(f"Rollout: {name} has shape {tuple(row[name].shape)}, expected {shape}")
         for name, rows in self._rows.items():
-            rows[self.num_rows] = row[name] if rows is self.storage[name] else row[name].cpu().numpy()
+            rows[self.num_rows] = as_row(row[name]) if self._on_cpu else row[name]
         self.num_rows += 1
 
     def clear(self) -> None:
@@ -140,12 +146,19 @@ def gae(
     """
     delta = reward + gamma * next_value * ~terminated - value
     decay = gamma * lam * ~(terminated | cut)
-    advantage, following = torch.empty_like(delta), torch.zeros_like(delta[0])
     if delta.device.type == "cpu" and delta.shape[1] == 1:  # numbers of Python: nothing is faster for one by one
         found, last = delta.flatten().tolist(), 0.0
         for t, factor in enumerate(reversed(decay.flatten().tolist()), 1):
             found[-t] = last = found[-t] + factor * last
         return torch.tensor(found, dtype=delta.dtype).view_as(delta)
+    if delta.device.type == "cpu":
+        advantage = list(delta.numpy())
+        following = np.zeros_like(advantage[0])
+        with np.errstate(all="ignore"):  # as torch: what is not finite is found in the losses
+            for row, factor in zip(reversed(advantage), reversed(decay.numpy()), strict=True):
+                following = np.add(row, factor * following, out=row)
+        return delta
+    advantage, following = torch.empty_like(delta), torch.zeros_like(delta[0])
     for t in range(len(delta) - 1, -1, -1):
         following = torch.addcmul(delta[t], decay[t], following, out=advantage[t])
     return advantage

@@ -30,6 +30,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from .acting import Acting
 from .bodies import Architecture, make_body, widths
 from .compiled import Precision
 from .gradient import Compile, GradientStep
@@ -136,6 +137,7 @@ class SAC:
         self.networks: dict[str, nn.Module] = {
             key: network.to(self.device) for key, network in {"actor": actor, **critics}.items()
         }
+        self.actor = Acting(self.networks, "actor")
         self.targets = {key: copy.deepcopy(critic).requires_grad_(False) for key, critic in critics.items()}
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
         self.log_alpha = torch.tensor(math.log(config.init_alpha), device=self.device, requires_grad=config.learn_alpha)
@@ -161,9 +163,9 @@ class SAC:
         shape = (len(obs), self.action_dim)
         if explore and self.steps < self.config.learning_starts:
             return 2 * torch.rand(shape, generator=generator, device=self.device) - 1
-        if explore:
-            return self._sample(obs, torch.randn(shape, generator=generator, device=self.device))[0]
-        mean, _ = self.networks["actor"](obs)
+        mean, log_std = self.actor(obs)
+        if explore:  # what squashed_gaussian draws, without its density
+            mean = mean + log_std.exp() * torch.randn(shape, generator=generator, device=self.device)
         return torch.tanh(mean)
 
     def observe(self, transition: Any) -> None:

@@ -29,6 +29,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from .acting import Acting
 from .bodies import Architecture, make_body, widths
 from .compiled import Precision
 from .gradient import Compile, GradientStep
@@ -133,6 +134,7 @@ class TD3:
         self.networks: dict[str, nn.Module] = {
             key: network.to(self.device) for key, network in {"actor": actor, **critics}.items()
         }
+        self.actor = Acting(self.networks, "actor")
         self.targets = {key: copy.deepcopy(network).requires_grad_(False) for key, network in self.networks.items()}
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
 
@@ -155,7 +157,7 @@ class TD3:
         shape = (len(obs), self.action_dim)
         if explore and self.steps < self.config.learning_starts:
             return 2 * torch.rand(shape, generator=generator, device=self.device) - 1
-        action = self.networks["actor"](obs)
+        action = self.actor(obs)
         if explore:
             action += self.noise * torch.randn(shape, generator=generator, device=self.device)
         return action.clamp(-1, 1)

@@ -9,6 +9,7 @@ from typing import Any
 from plasticity.callback import Callback, Context, fire, listeners, note
 
 from .protocol import Agent, Env
+from .rows import any_true
 
 
 def context(agent: Agent, **lent: Any) -> Context:
@@ -59,7 +60,7 @@ def _loop(
         fire(step, "on_step", ctx, transition)
         agent.observe(transition)
         done = transition.terminated | transition.truncated
-        obs = env.reset(done) if done.any() else transition.next_obs
+        obs = env.reset(done) if any_true(done) else transition.next_obs
         while agent.ready():
             fire(update_start, "on_update_start", ctx)
             metrics = agent.update()

@@ -42,7 +42,7 @@ STEPS_PER_LIFE = 10
 """Mean number of environment steps that a life gets on."""
 EARLY = 0.15
 """Share of lives that are killed at a random moment of their start, wherever that is."""
-TIMED = ("charts/SPS", "time")
+TIMED = ("charts/SPS", "plasticity/overhead", "time")
 """What depends on the clock."""
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 

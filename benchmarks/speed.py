@@ -20,13 +20,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import gymnasium
 import torch
 from machine import describe
 from peers import cleanrl, games, sb3
+from tables import speed
 
 from plasticity.agents import AGENTS
 from plasticity.agents.records import Episodes, Losses
@@ -116,24 +116,6 @@ def measure(task: Task, rounds: int, bf16: bool) -> dict[str, list[float]]:
     return found
 
 
-def ratios(times: dict[str, list[float]], peer: str, name: str) -> list[float]:
-    """Return how many times as fast as `peer` it was, round by round."""
-    return [a / b for a, b in zip(times[peer], times[name], strict=True)]
-
-
-def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Return the Markdown table: medians, and ratios with their ranges."""
-    lines = ["| task | | CPU us per step | against CleanRL | against stable-baselines3 |", "|---|---|---|---|---|"]
-    for task, times in results.items():
-        for name in times:
-            cells = [task, name, f"{median(times[name]):.0f}"]
-            for peer in ("CleanRL", "stable-baselines3"):
-                found = ratios(times, peer, name)
-                cells.append(f"{median(found):.2f} [{min(found):.2f}, {max(found):.2f}]" if name != peer else "1")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Measure, write the figures, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -148,7 +130,7 @@ def main() -> int:
     saved = json.loads(RESULTS.read_text())["tasks"] if RESULTS.exists() else {}
     for name in options.tasks or TASKS:
         saved[name] = measure(TASKS[name], options.rounds, options.bf16)
-        print(table({name: saved[name]}), flush=True)
+        print(speed({"tasks": {name: saved[name]}}), flush=True)
         RESULTS.write_text(json.dumps({"machine": describe(), "tasks": saved}, indent=1) + "\n")
     return 0
 

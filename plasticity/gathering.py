@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .callback import note
 from .distributed import combined
 from .hooks import Entry, Seen
+from .isolation import map_tensors
 from .layers import NORMS, Layer, Wiring
 from .probes import Probe
 from .probes.probe import FORWARD, POST, WEIGHT
@@ -25,6 +26,48 @@ Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
 Values = dict[str, dict[str, float]]
 """Metric -> layer -> value."""
+
+
+Plan = tuple[Entry, ...]
+"""What the tensors of a pass show."""
+MANY, MANY_NUMBERS = 64, 1 << 16
+"""After so many passes, or numbers, what they show is added up: many at once cost a fraction."""
+
+
+class Sums:
+    """Sums over passes, in float64, of the tensors of one plan."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self._totals: list[Tensor] | None = None
+        self._waiting: list[list[Tensor]] = []
+        self._many = 0
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Add what one pass shows."""
+        self.times += 1
+        self._waiting.append(tensors)
+        if not self._many:
+            self._many = max(1, min(MANY, MANY_NUMBERS // sum(map(Tensor.numel, tensors))))
+        if len(self._waiting) >= self._many:
+            self.totals()
+
+    def totals(self) -> list[Tensor]:
+        """Return the sums."""
+        if self._waiting:
+            sums = [torch.stack(parts).sum(0, dtype=torch.float64) for parts in zip(*self._waiting, strict=True)]
+            self._totals = sums if self._totals is None else [a + b for a, b in zip(self._totals, sums, strict=True)]
+            self._waiting = []
+        assert self._totals is not None
+        return self._totals
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all there is; what waits is added later, for the same bits."""
+        return {"times": self.times, "totals": self._totals, "waiting": self._waiting}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.times, self._totals, self._waiting = state["times"], state["totals"], list(state["waiting"])
 
 
 class Gathering:
@@ -43,9 +86,7 @@ class Gathering:
         """Forget everything gathered; a probe that failed stays off."""
         self._copies: dict[Key, Probe] = {}
         """The probes that were fed rows."""
-        self._sums: dict[tuple[Entry, ...], list[Tensor]] = {}
-        """What passes show -> its sums over passes, float64."""
-        self._times: Counter[tuple[Entry, ...]] = Counter()
+        self._sums: defaultdict[Plan, Sums] = defaultdict(Sums)
         self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
         self._choose()
@@ -76,10 +117,11 @@ class Gathering:
     def look(self, layer: str, signal: str, rows: Tensor) -> Seen:
         """Return what every probe that wants ``signal`` takes from the rows of one layer; it may be traced."""
         seen: Seen = []
-        for name, probe, reduces in self._wanting.get(signal, ()) if len(rows) else ():
+        num_samples = rows.shape[0]
+        for name, probe, reduces in self._wanting.get(signal, ()) if num_samples else ():
             try:
                 tensor = probe.reduce(signal, rows) if reduces else rows
-                seen.append((Entry(name, layer, signal, len(rows), reduces), tensor))
+                seen.append((Entry(name, layer, signal, num_samples, reduces), tensor))
             except Exception as error:
                 self._disable(name, error)
         return seen
@@ -95,9 +137,15 @@ class Gathering:
         if not self.deferred:
             self.commit()
 
-    def count(self, num_passes: int = 1) -> None:
-        """Count passes."""
+    def take_passes(self, num_passes: int, plan: Plan, reduced: list[Tensor], rows: Seen) -> None:
+        """Count passes and take in all that they show."""
         self._pending_passes += num_passes
+        self._whole.append((plan, reduced))
+        self.take(rows)
+
+    def count(self) -> None:
+        """Count a pass."""
+        self._pending_passes += 1
         if not self.deferred:
             self.commit()
 
@@ -105,19 +153,18 @@ class Gathering:
         """Forget what is pending."""
         self._plan: list[Entry] = []
         self._tensors: list[Tensor] = []
+        self._whole: list[tuple[Plan, list[Tensor]]] = []
         self._rows: Seen = []
         self._pending_passes = 0
 
     def commit(self) -> None:
         """Give the probes what is pending."""
-        plan, tensors, rows = tuple(self._plan), self._tensors, self._rows
+        whole, rows = [*self._whole, (tuple(self._plan), self._tensors)], self._rows
         self.num_passes += self._pending_passes
         self.drop()
-        if plan in self._sums:
-            torch._foreach_add_(self._sums[plan], tensors)
-        else:
-            self._sums[plan] = [tensor.to(torch.float64, copy=True) for tensor in tensors]
-        self._times[plan] += 1
+        for plan, tensors in whole:
+            if plan:
+                self._sums[plan].add(tensors)
         for entry, tensor in rows:
             self._feed(entry, tensor)
 
@@ -141,36 +188,40 @@ class Gathering:
     def fed(self) -> dict[Key, Probe]:
         """Return the probes with all they were given, by probe and layer."""
         found: dict[Key, Probe] = {}
-        for plan, totals in self._sums.items():
-            for entry, total in zip(plan, totals, strict=True):
+        for plan, sums in self._sums.items():
+            for entry, total in zip(plan, sums.totals(), strict=True):
+                if entry.probe in self._failed:
+                    continue
                 key = entry.probe, entry.layer
-                if entry.probe not in self._failed:
+                try:
                     if key not in found:
                         found[key] = copy.deepcopy(self._copies[key]) if key in self._copies else self._new(entry.probe)
-                    found[key].add(entry.signal, total, entry.num_samples * self._times[plan])
+                    found[key].add(entry.signal, total, entry.num_samples * sums.times)
+                except Exception as error:
+                    self._disable(entry.probe, error)
         return {**found, **{key: probe for key, probe in self._copies.items() if key not in found}}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was given to the probes, without what is pending."""
-        return {
+        state = {
             "num_passes": self.num_passes,
             "sums": [
-                {"plan": [list(e) for e in plan], "totals": [t.clone() for t in totals], "times": self._times[plan]}
-                for plan, totals in self._sums.items()
+                {"plan": [list(entry) for entry in plan], **sums.state_dict()} for plan, sums in self._sums.items()
             ],
-            "probes": [[*key, copy.deepcopy(probe.state_dict())] for key, probe in self._copies.items()],
+            "probes": [[*key, probe.state_dict()] for key, probe in self._copies.items()],
         }
+        return map_tensors(state, torch.clone)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
+        """Go on from :meth:`state_dict`, on a device."""
         self.reset()
+        state = map_tensors(state, lambda tensor: tensor.to(device, copy=True))
         self.num_passes = state["num_passes"]
         for part in state["sums"]:
-            plan = tuple(Entry(*entry) for entry in part["plan"])
-            self._sums[plan], self._times[plan] = [t.clone() for t in part["totals"]], part["times"]
+            self._sums[tuple(Entry(*entry) for entry in part["plan"])].load_state_dict(part)
         for name, layer, saved in state["probes"]:
             self._copies[name, layer] = self._new(name)
-            self._copies[name, layer].load_state_dict(copy.deepcopy(saved))
+            self._copies[name, layer].load_state_dict(saved)
 
     def _disable(self, probe: str, error: Exception) -> None:
         if self.strict:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -48,9 +48,8 @@ class Recording:
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
-        self.plan: list[Entry] = []
-        self.positions: list[int] = []
-        """Of the tensors of the plan; the others are arguments of the model."""
+        self.plan: list[tuple[Entry, int]] = []
+        """What is seen, with the positions of the tensors; the others are arguments of the model."""
         self.inputs: tuple[tuple, dict] = ((), {})
         """Arguments of the last pass that counts, with their positions in place of tensors."""
         self.num_passes = 0
@@ -59,14 +58,20 @@ class Recording:
     def count(self, owner: Pass) -> None:
         """Note a pass that counts."""
         self.num_passes += 1
-        self.inputs = map_tensors(owner.inputs, lambda tensor: _Position(self._keep(tensor)))
+        self.inputs = map_tensors(owner.inputs, lambda tensor: cast(Any, _Position(self._keep(tensor))))
 
-    def take(self, seen: Seen) -> None:
+    def take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
         """Note what a pass shows."""
-        self.plan += [entry for entry, _ in seen]
-        self.positions += [self._keep(tensor) for _, tensor in seen]
+        for entry, tensor in seen:
+            self.plan.append((entry, self._keep(tensor)))
 
-    def arguments(self, tensors: list[Tensor]) -> tuple[tuple, dict]:
+    def finish(self) -> None:
+        """Sort what was seen, once for all calls of the graph."""
+        self.reduced = tuple(entry for entry, _ in self.plan if entry.reduced)
+        self.reduced_at = [i for entry, i in self.plan if entry.reduced]
+        self.rows_at = [(entry, i) for entry, i in self.plan if not entry.reduced]
+
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple, dict]:
         """Return the arguments of the last pass that a graph computed ``tensors`` for."""
         return _filled(self.inputs, tensors)
 
@@ -79,7 +84,7 @@ class _Position(int):
     """The position of a tensor, in its place."""
 
 
-def _filled(value: Any, tensors: list[Tensor]) -> Any:
+def _filled(value: Any, tensors: Sequence[Tensor]) -> Any:
     """Return ``value`` with tensors in the place of their positions."""
     if isinstance(value, _Position):
         return tensors[value].detach()

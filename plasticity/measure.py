@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -82,12 +83,32 @@ def _describe(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
+class Clock:
+    """Says which share of wall-clock time something took since it was last asked; ``seconds``: the time so far."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._last = perf_counter(), seconds()
+
+    def share(self) -> float:
+        """Return the share, in [0, 1]."""
+        now = perf_counter(), self._seconds()
+        (before, spent_before), self._last = self._last, now
+        return (now[1] - spent_before) / (now[0] - before)
+
+
 class Measure(Callback):
     """Run probes on every network of a run, on its own training passes, every ``every`` optimizer steps.
 
     Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons
     as histograms, and, once, hidden layers that could not be measured as the event ``unmeasured``. ``networks``:
-    which ones, by name; default all. Costs nothing between measurements, and never changes what is learned.
+    which ones, by name; default all. ``window``: over how many steps a reading is taken, ending with the one at which
+    it is due (see :class:`~plasticity.watch.Watcher`); with ``window=every``, every step is measured. Costs nothing
+    between windows, and never changes what is learned.
+
+    Logs ``plasticity/overhead`` too: the share of wall-clock time since the last reading that was spent in hooks, on
+    taking in what they or compiled graphs saw, and on reading and logging. Not in it: what compiled graphs take longer
+    for computing it, and the first compilation.
     """
 
     def __init__(
@@ -96,8 +117,9 @@ class Measure(Callback):
         every: int = 1000,
         networks: Sequence[str] | None = None,
         strict: bool = False,
+        window: int = 1,
     ) -> None:
-        self.probes, self.every, self.networks, self.strict = probes, every, networks, strict
+        self.probes, self.every, self.networks, self.strict, self.window = probes, every, networks, strict, window
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
         self._told: set[str] = set()
@@ -115,7 +137,8 @@ class Measure(Callback):
             first = network not in self._told
             self._told.add(network)
             self.last[network] = reading
-            ctx.log(reading.flat(f"plasticity/{network}"))
+            overhead = {"plasticity/overhead": clock.share()} if network == next(iter(chosen)) else {}
+            ctx.log({**reading.flat(f"plasticity/{network}"), **overhead})
             for probe, by_layer in reading.scores.items():
                 for layer, scores in by_layer.items():
                     ctx.histogram(f"scores/{network}/{probe}/{layer}", scores)
@@ -124,9 +147,16 @@ class Measure(Callback):
                 reasons = {f"{entry.layer} ({entry.probe})": entry.reason for entry in gaps}
                 ctx.event("unmeasured", {"network": network, **reasons})
 
-        self.watcher = Watcher(
-            chosen, list(ctx.optimizers.values()), take, every=self.every, probes=self.probes, strict=self.strict
+        self.watcher = watcher = Watcher(
+            chosen,
+            list(ctx.optimizers.values()),
+            take,
+            every=self.every,
+            window=self.window,
+            probes=self.probes,
+            strict=self.strict,
         )
+        clock = Clock(lambda: watcher.total_seconds)
         if self._saved is not None:
             self.watcher.load_state_dict(self._saved)
             self._saved = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -32,7 +32,8 @@ class Monitor:
     ``"training"`` counts a pass once its gradient arrives, so acting, target and evaluation passes are left out.
     ``wiring``: of the model, if known; otherwise the first pass is traced. ``mask``: bool tensor of the leading shape
     of the layers' outputs, False for padded tokens; may be set between passes. ``strict``: raise when a probe fails
-    instead of warning once and going on without it. ``owner``: whose private passes count too (see ``isolation``).
+    instead of warning once and going on without it. ``deferred``: what passes show counts from :meth:`commit` on.
+    ``owner``: whose private passes count too (see ``isolation``).
 
     A model in ``DistributedDataParallel`` is read by all processes together: activity and gradient scores are those of
     the whole batch (ranks are of each process's own share). Give ``model.module`` to measure in one process alone.
@@ -52,6 +53,7 @@ class Monitor:
         wiring: Wiring | None = None,
         mask: Tensor | None = None,
         strict: bool = False,
+        deferred: bool = False,
         owner: object | None = None,
     ) -> None:
         if passes not in ("all", "training"):
@@ -64,7 +66,8 @@ class Monitor:
             raise ValueError(COMPILED)
         self._check_globs()
         self._error: str | None = None
-        self._observer = Observer(self.model, Gathering(self.probes, strict), passes, owner, self._prepare)
+        gathering = Gathering(self.probes, strict, deferred)
+        self._observer = Observer(self.model, gathering, passes, owner, self._prepare)
         self.mask = mask
 
     def _check_globs(self) -> None:
@@ -88,7 +91,12 @@ class Monitor:
     @property
     def num_passes(self) -> int:
         """How many passes were counted since the last :meth:`reset`."""
-        return self._observer.num_passes
+        return self._observer.gathering.num_passes
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time spent in hooks and on taking in what they, or compiled graphs, saw."""
+        return self._observer.seconds
 
     @property
     def inputs(self) -> tuple[tuple, dict] | None:
@@ -102,13 +110,19 @@ class Monitor:
 
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
+        rode = self._observer.can_ride
         self._observer.mask, self._observer.mask_fitted = mask, False
+        if self.attached and self._observer.can_ride != rode:  # hooks are looked at anew only when they are new
+            self.detach()
+            self.attach()
 
     def attach(self) -> Monitor:
         """Put the hooks on; does nothing if they are. What was gathered before stays."""
         if not self.attached:
             self._error = None
             self._observer.attach()
+            if self.wiring is not None and self.wiring.modules and self.wiring.fits(self.model):
+                self._observer.attach_layers(self.selected(self.wiring))
         return self
 
     def detach(self) -> None:
@@ -120,8 +134,29 @@ class Monitor:
         self._observer.reset()
 
     def mark_stale(self) -> None:
-        """Let the next pass that counts replace what was gathered: the passes so far belong to another loss."""
+        """Let the next pass that counts replace what is pending, or was gathered: it belongs to another loss."""
         self._observer.stale = True
+
+    def commit(self) -> None:
+        """Take in what passes showed since the last time, if ``deferred``."""
+        self._observer.gathering.commit()
+
+    def leave_out(self, last_step_only: bool) -> None:
+        """Leave out, or take in again, the probes that look at a window's last step only."""
+        attached = self.attached
+        self.detach()
+        self._observer.gathering.leave_out(last_step_only)
+        if attached:
+            self.attach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was gathered."""
+        return self._observer.gathering.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        device = next((p.device for p in self.model.parameters()), None)
+        self._observer.gathering.load_state_dict(state, device)
 
     def _prepare(self, args: tuple, kwargs: dict) -> Wiring | None:
         """Trace the model on its first pass and hook its layers; return None if that is impossible."""
@@ -159,7 +194,7 @@ class Monitor:
                 f"the mask of shape {tuple(self.mask.shape)} does not have the leading shape of any layer's output"
             )
         layers = self.selected(self.wiring)
-        return self._observer.gathering.reading(self.wiring, layers, self.num_passes, self.group)
+        return self._observer.gathering.reading(self.wiring, layers, self.group)
 
     def coverage(self) -> list[Coverage]:
         """Return, for every weight layer and probe, whether there is a value and if not, why."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from torch import nn
@@ -16,14 +17,19 @@ from .reading import Reading
 
 
 class Watcher:
-    """Arm a monitor per network for one optimizer step out of ``every``; call ``on_reading(network, reading, step)``.
+    """Read a monitor per network after one optimizer step in ``every``; call ``on_reading(network, reading, step)``.
 
     The clock is the step count of the optimizer that trains the network, and the first step is measured; or ``due(
-    network, step)``, asked once per network and step, in order, says which are. Between two measurements there are no
-    hooks. When *another* optimizer steps in between, what the network showed before is replaced by its next pass: the
-    actor's loss also runs through the critic, and must not count as the critic's.
+    network, step)``, asked once per network and step, in order, says which are. A reading is of ``window`` steps, the
+    last of them the one after which it is due: activity is that of all their samples, gradients of weights are summed,
+    ranks are of the last step alone. With ``window=every``, every step is measured. Between windows there are no hooks.
 
-    Raises ValueError for a network that none of the optimizers trains, and for a compiled one.
+    What passes show counts once the network's own optimizer steps. When *another* optimizer steps before, it is
+    replaced by what the next pass shows: the actor's loss also runs through the critic, and must not count as the
+    critic's.
+
+    Raises ValueError for a network that none of the optimizers trains, for a compiled one, and for a window that is
+    longer than ``every``, or longer than a step where ``due`` decides.
     """
 
     def __init__(
@@ -33,6 +39,7 @@ class Watcher:
         on_reading: Callable[[str, Reading, int], None],
         *,
         every: int = 500,
+        window: int = 1,
         due: Callable[[str, int], bool] | None = None,
         probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
         layers: Sequence[str] | None = None,
@@ -40,27 +47,43 @@ class Watcher:
     ) -> None:
         if every < 1:
             raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
+        if not 1 <= window <= (every if due is None else 1):
+            longest = f"every, which is {every}" if due is None else "1, because the steps are not known in advance"
+            raise ValueError(f"window is a number of optimizer steps, from 1 to {longest}; got {window}")
         self.on_reading, self.strict = on_reading, strict
+        self.every, self.window = every, window
         self.due = due or (lambda network, step: (step - 1) % every == 0)
         self.monitors = {
-            name: Monitor(network, probes, layers=layers, passes="training", strict=strict)
+            name: Monitor(network, probes, layers=layers, passes="training", strict=strict, deferred=True)
             for name, network in networks.items()
         }
+        self._seconds = 0.0
         self._trained_by = {name: _trainer(name, network, optimizers) for name, network in networks.items()}
         self._steps = dict.fromkeys(map(id, optimizers), 0)
         self._warned: set[str] = set()
         self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
         for name, monitor in self.monitors.items():
-            if self.due(name, 1):
-                monitor.attach()
+            if all(probe.last_step_only for probe in monitor.probes.values()):
+                self.window = 1
+            self._arm(name, monitor, 1)
 
     def steps(self) -> list[int]:
         """Return how many steps each optimizer has made, in the order in which they were given."""
         return list(self._steps.values())
 
+    @property
+    def total_seconds(self) -> float:
+        """Wall-clock time spent so far: in hooks, on taking in what was seen, and on readings that are done."""
+        return self._seconds + sum(monitor.seconds for monitor in self.monitors.values())
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the clocks, and which networks will be measured in the next step; valid between two updates."""
-        return {"steps": self.steps(), "armed": [name for name, m in self.monitors.items() if m.attached]}
+        """Return the clocks, which networks are measured in the next step, and what of them was gathered.
+
+        Valid between two updates.
+        """
+        armed = {name: monitor for name, monitor in self.monitors.items() if monitor.attached}
+        gathered = {name: monitor.state_dict() for name, monitor in armed.items() if monitor.num_passes}
+        return {"steps": self.steps(), "armed": list(armed), "gathered": gathered}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
@@ -70,6 +93,10 @@ class Watcher:
             monitor.reset()
             if name in state["armed"]:
                 monitor.attach()
+                step = self._steps[id(self._trained_by[name])] + 1
+                monitor.leave_out(self.window > 1 and not self.due(name, step))
+            if gathered := state.get("gathered", {}).get(name):  # runs of earlier versions gathered one step
+                monitor.load_state_dict(gathered)
 
     def close(self) -> None:
         """Take every hook off; does nothing the second time."""
@@ -80,6 +107,7 @@ class Watcher:
             monitor.detach()
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        start = perf_counter()
         self._steps[id(optimizer)] += 1
         step = self._steps[id(optimizer)]
         for name, monitor in self.monitors.items():
@@ -87,10 +115,25 @@ class Watcher:
                 monitor.mark_stale()
                 continue
             if monitor.attached:
-                self._collect(name, monitor, step)
-            if self.due(name, step + 1):
-                monitor.reset()
-                monitor.attach()
+                monitor.commit()
+                if self.window == 1 or self.due(name, step):
+                    self._collect(name, monitor, step)
+            self._arm(name, monitor, step + 1)
+        self._seconds += perf_counter() - start
+
+    def _arm(self, name: str, monitor: Monitor, step: int) -> None:
+        """Prepare for a step."""
+        if self.window == 1:
+            gathers = last = self.due(name, step)
+        else:
+            remaining = -(step - 1) % self.every
+            gathers, last = remaining < self.window, remaining == 0
+        if gathers and not monitor.attached:
+            monitor.reset()
+            monitor.leave_out(not last)
+            monitor.attach()
+        elif gathers and last:
+            monitor.leave_out(False)
 
     def _collect(self, name: str, monitor: Monitor, step: int) -> None:
         monitor.detach()
@@ -153,6 +196,7 @@ def watch(
     optimizer: Optimizer | Sequence[Optimizer],
     *,
     every: int = 500,
+    window: int = 1,
     probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
     log: str | Path | None = "runs/plasticity",
     layers: Sequence[str] | None = None,
@@ -162,8 +206,9 @@ def watch(
 
     Goes before the loop, which stays as it is. The probes see the loop's own forward and backward passes between two
     steps of the optimizer; a pass counts when its gradient arrives. Several networks: pass a mapping by name, and
-    every optimizer there is. ``log``: the folder for TensorBoard and JSON lines, a new one; None writes nothing. Costs
-    nothing between measurements.
+    every optimizer there is. ``window``: over how many steps a reading is taken (see :class:`Watcher`); with
+    ``window=every`` every step is measured. ``log``: the folder for TensorBoard and JSON lines, a new one; None writes
+    nothing. Costs nothing between windows.
     """
     if log is not None and (Path(log) / "metrics.jsonl").exists():
         raise ValueError(f"{log} holds a run already; pass another folder as log=, or remove it")
@@ -171,7 +216,7 @@ def watch(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     session = Session()
     session.watcher = Watcher(
-        networks, optimizers, session._take, every=every, probes=probes, layers=layers, strict=strict
+        networks, optimizers, session._take, every=every, window=window, probes=probes, layers=layers, strict=strict
     )
     if log is not None:  # only now: refused arguments leave no folder behind
         session.log_to(Path(log))

@@ -1,7 +1,9 @@
-"""A few rows by numpy: the module's numbers, or None where the module itself has to run."""
+"""A few rows by numpy: the module's numbers, and the module itself wherever it has to run."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,138 +12,284 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize
 
-from plasticity.agents.acting import MAX_ROWS, FewRows
+from plasticity import Measure
+from plasticity.agents import acting
+from plasticity.agents.acting import MAX_ROWS, Acting
+from plasticity.agents.bodies import Architecture, Body, make_body
 from plasticity.agents.dqn import DQN, DQNConfig
+from plasticity.agents.networks import Actor, CategoricalPolicy, DeterministicActor, GaussianPolicy, QNetwork
 from plasticity.agents.ppo import PPO, PPOConfig
+from plasticity.agents.sac import SAC, SACConfig
+from plasticity.agents.td3 import TD3, TD3Config
+from plasticity.agents.train import train
+from plasticity.envs import make_env
+from plasticity.interventions import INTERVENTIONS
+
+BOX, ACTIONS = spaces.Box(-np.inf, np.inf, (5,), np.float32), spaces.Box(-1, 1, (3,), np.float32)
+HEADS: dict[str, Callable[[Body], nn.Module]] = {
+    "q": lambda body: QNetwork(body, 3),
+    "atoms": lambda body: QNetwork(body, 3, num_atoms=4),
+    "squashed": lambda body: Actor(body, 3),
+    "deterministic": lambda body: DeterministicActor(body, 3),
+    "gaussian": lambda body: GaussianPolicy(body, 3),
+    "categorical": lambda body: CategoricalPolicy(body, 3),
+}
 
 
-class Net(nn.Module):
-    """A network around the layers, as the agents' are."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.body = nn.Identity(), nn.Sequential(*layers)
-
-
-def make(*layers: nn.Module) -> tuple[Net, FewRows]:
+def make(head: str = "q", **architecture: Any) -> tuple[Any, Acting]:
     torch.manual_seed(0)
-    net = Net(*(layers or (nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 3))))
-    return net, FewRows(net, net.body)
+    network: Any = HEADS[head](make_body(Architecture(**architecture), (5,), (8, 8)))
+    return network, Acting({"net": network}, "net")
+
+
+def ran(network: nn.Module, act: Callable[[], Any]) -> bool:
+    """Whether the module's own forward runs; seen without a hook, which would make it run."""
+    calls: list[int] = []
+    kind, forward = type(network), type(network).forward
+    kind.forward = lambda self, *inputs: calls.append(1) or forward(self, *inputs)  # type: ignore[assignment]
+    try:
+        act()
+    finally:
+        kind.forward = forward  # type: ignore[method-assign]
+    return bool(calls)
 
 
 @torch.no_grad()
-def assert_same(net: Net, few: FewRows, rows: int = 1) -> None:
-    x = torch.randn(rows, 5)
-    found = few(x)
-    assert found is not None
-    torch.testing.assert_close(found, net.body(x))
+def by_numpy(network: nn.Module, act: Acting, obs: Tensor | None = None) -> bool:
+    """Whether numpy computes it; either way the numbers are the module's."""
+    obs = torch.randn(1, 5) if obs is None else obs
+    torch.testing.assert_close(act(obs), network(obs), rtol=1e-5, atol=1e-6)
+    return not ran(network, lambda: act(obs))
 
 
-@torch.no_grad()
-def test_the_numbers_are_the_modules() -> None:
-    net, few = make()
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_numbers_are_the_modules(head: str, activation: str) -> None:
+    network, act = make(head, activation=activation)
     for rows in range(1, MAX_ROWS + 1):
-        assert_same(net, few, rows)
-    x = torch.randn(1, 5)
-    before = x.clone()
-    few(x)
-    assert torch.equal(x, before)
+        x = torch.randn(rows, 5)
+        before = x.clone()
+        assert by_numpy(network, act, x)
+        assert torch.equal(x, before)
+    with torch.no_grad():
+        assert type(act(x)) is type(network(x))
 
 
-def test_an_activation_in_front_leaves_the_input_alone() -> None:
-    _, few = make(nn.ReLU(), nn.Linear(5, 3))
-    x = torch.tensor([[-1.0, 2.0, -3.0, 4.0, -5.0]])
-    before = x.clone()
-    assert few(x) is None
-    assert torch.equal(x, before)
-
-
-def test_a_parameter_of_another_type_is_the_modules() -> None:
-    net, few = make()
-    assert_same(net, few)
-    net.body[2].weight.data = net.body[2].weight.data.double()
-    assert few(torch.ones(1, 5)) is None
+def test_what_was_returned_stays() -> None:
+    _, act = make()
+    with torch.no_grad():
+        first = act(torch.ones(1, 5))
+        before = first.clone()
+        act(torch.zeros(1, 5))
+    assert torch.equal(first, before)
 
 
 EDITS: dict[str, Callable[[Any], Any]] = {
-    "in place": lambda body: body[0].weight.data.add_(1.0),
-    "data": lambda body: setattr(body[2].weight, "data", torch.randn(8, 8)),
-    "parameter": lambda body: setattr(body[4], "bias", nn.Parameter(torch.randn(3))),
-    "module": lambda body: body.__setitem__(4, nn.Linear(8, 2)),
-    "appended": lambda body: body.append(nn.Linear(3, 6)),
-    "step": lambda body: torch.optim.SGD(body.parameters(), 0.5).step(lambda: body(torch.ones(1, 5)).sum().backward()),
+    "in place": lambda net: net.q[0].weight.data.add_(1.0),
+    "data": lambda net: setattr(net.q[2].weight, "data", torch.randn(8, 8)),
+    "transposed": lambda net: setattr(net.q[2].weight, "data", net.q[2].weight.data.T),
+    "parameter": lambda net: setattr(net.q[4], "bias", nn.Parameter(torch.randn(3))),
+    "layer": lambda net: net.q.__setitem__(4, nn.Linear(8, 3)),
+    "layers": lambda net: setattr(net, "q", nn.Sequential(nn.Linear(5, 3))),
+    "appended": lambda net: net.q.append(nn.Linear(3, 6)),
+    "state": lambda net: net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()}),
+    "step": lambda net: torch.optim.SGD(net.parameters(), 0.5).step(lambda: net(torch.ones(1, 5)).sum().backward()),
 }
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_edits_are_seen(name: str) -> None:
-    net, few = make()
-    assert_same(net, few)
-    before = few(torch.ones(1, 5))
-    EDITS[name](net.body)
-    assert_same(net, few)
-    after = few(torch.ones(1, 5))
-    assert before is not None
-    assert after is not None
+    network, act = make()
+    assert by_numpy(network, act)
+    with torch.no_grad():
+        before = act(torch.ones(1, 5))
+    EDITS[name](network)
+    assert by_numpy(network, act)
+    with torch.no_grad():
+        after = act(torch.ones(1, 5))
     assert before.shape != after.shape or not torch.equal(before, after)
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.GELU(), nn.LayerNorm(5), nn.Linear(5, 5).double(), nn.Sequential(nn.ReLU())], ids=lambda x: str(x)[:6]
-)
-def test_layers_that_it_does_not_know_are_the_modules(layer: nn.Module) -> None:
-    _, few = make(layer, nn.Linear(5, 3))
-    assert few(torch.ones(1, 5)) is None
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "an unknown layer": lambda net: net.q.__setitem__(1, nn.GELU()),
+    "a layer of a subclass": lambda net: net.q.__setitem__(0, type("Other", (nn.Linear,), {})(5, 8)),
+    "a norm": lambda net: net.q.__setitem__(1, nn.LayerNorm(8)),
+    "nested": lambda net: net.q.__setitem__(1, nn.Sequential(nn.ReLU())),
+    "an activation in front": lambda net: net.q.insert(0, nn.ReLU()),
+    "no bias": lambda net: net.q[0].register_parameter("bias", None),
+    "an encoder": lambda net: setattr(net, "encoder", nn.Tanh()),
+    "a parametrization": lambda net: parametrize.register_parametrization(net.q[0], "weight", Doubled()),
+}
+
+
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_it_does_not_know_is_the_modules(name: str, warm: bool) -> None:
+    network, act = make()
+    assert not warm or by_numpy(network, act)
+    REFUSED[name](network)
+    assert not by_numpy(network, act)
+
+
+def test_bodies_that_it_does_not_know_are_the_modules() -> None:
+    for architecture in ({"network": "simba"}, {"network": "bronet"}, {"norm": "layer"}, {"activation": "silu"}):
+        torch.manual_seed(0)
+        network = HEADS["q"](make_body(Architecture(**architecture), (5,), (8,)))  # type: ignore[arg-type]
+        assert not by_numpy(network, Acting({"net": network}, "net"))
+
+
+def test_another_precision_is_the_modules_and_float32_is_taken_up_again() -> None:
+    network, act = make()
+    assert by_numpy(network, act)
+    network.double()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
+        act(torch.ones(1, 5))  # as the module
+    assert not by_numpy(network, act, torch.ones(1, 5, dtype=torch.float64))
+    network.float()
+    assert by_numpy(network, act)
 
 
 def test_inputs_that_it_does_not_take_are_the_modules() -> None:
-    _, few = make()
-    assert few(torch.ones(MAX_ROWS + 1, 5)) is None
-    assert few(torch.ones(1, 5, dtype=torch.float64)) is None
-    assert few(torch.ones(5)) is None
-    assert few(torch.ones(1, 5, device="meta")) is None
+    network, act = make()
+    assert by_numpy(network, act)
+    for obs in (torch.ones(MAX_ROWS + 1, 5), torch.ones(5), torch.ones(1, 5, requires_grad=True)):
+        assert not by_numpy(network, act, obs)
+    assert act(torch.ones(1, 5)).requires_grad  # with gradients, too
 
 
-def test_hooks_are_not_passed_by_unless_they_ride() -> None:
-    net, few = make()
-    for module in (net, net.encoder, net.body, net.body[0]):
-        for register in (module.register_forward_hook, module.register_forward_pre_hook):
-            handle = register(lambda *arguments: None)
-            assert few(torch.ones(1, 5)) is None
-            handle.remove()
-            assert few(torch.ones(1, 5)) is not None
+def places(network: Any) -> list[Callable[[Any], Any]]:
+    modules = (network, network.encoder, network.q, network.q[0])
+    pre = [module.register_forward_pre_hook for module in modules]
+    return [*pre, *(module.register_forward_hook for module in modules), register_module_forward_hook]
 
+
+@torch.no_grad()
+def test_hooks_that_look_on_see_the_pass_and_change_no_bit() -> None:
+    network, act = make()
+    x = torch.randn(1, 5)
+    expected, calls = act(x), list[int]()
+    for place in places(network):
+        handle = place(lambda *arguments: calls.append(1))
+        calls.clear()
+        assert torch.equal(act(x), expected)
+        assert calls
+        assert ran(network, lambda: act(x))
+        handle.remove()
+        assert by_numpy(network, act)
+
+
+@torch.no_grad()
+def test_hooks_that_change_the_result_are_obeyed() -> None:
+    network, act = make()
+    x = torch.randn(1, 5)
+    for place in places(network):
+        before = "pre" in place.__name__
+        handle = place((lambda module, args: (args[0] + 1,)) if before else (lambda module, args, out: out + 1))
+        assert torch.equal(act(x), network(x))
+        handle.remove()
+        assert by_numpy(network, act, x)
+
+
+@torch.no_grad()
+def test_a_hook_that_edits_the_network_is_obeyed() -> None:
+    network, act = make()
+    x = torch.randn(1, 5)
+    act(x)
+    handle = network.register_forward_pre_hook(lambda module, args: module.q.__setitem__(4, nn.Linear(8, 3)))
+    changed = act(x)
+    handle.remove()
+    assert torch.equal(changed, act(x))
+
+
+def test_hooks_that_ride_are_passed_by() -> None:
     class Rider:
-        ride = object()
+        ride: object | None = object()
 
         def __call__(self, *arguments: Any) -> None:
-            raise AssertionError("was called")
+            pass
 
-    net.body[0].register_forward_hook(Rider())
-    assert few(torch.ones(1, 5)) is not None
-
-
-def seen_by(network: nn.Module, act: Callable[[], Tensor]) -> int:
-    calls: list[int] = []
-    handle = network.register_forward_hook(lambda *arguments: calls.append(1))
-    act()
-    handle.remove()
-    return len(calls)
+    network, act = make()
+    rider = Rider()
+    network.q[0].register_forward_hook(rider)
+    assert by_numpy(network, act)
+    rider.ride = None  # one that cannot ride has to see every pass
+    assert not by_numpy(network, act)
 
 
-def test_agents_act_by_it_and_by_the_module_alike() -> None:
-    box = spaces.Box(-np.inf, np.inf, (5,), np.float32)
-    dqn = DQN(box, spaces.Discrete(3), DQNConfig(hidden=(8,), buffer_size=50, learning_starts=10), seed=2)
-    ppo = PPO(box, spaces.Box(-1, 1, (2,), np.float32), PPOConfig(hidden=(8,)), seed=2)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["deep", "pickle"])
+def test_a_copy_acts_on_its_own_parameters(copied: Callable[[Acting], Acting]) -> None:
+    network, act = make()
+    assert by_numpy(network, act)
+    other = copied(act)
+    with torch.no_grad():
+        before = act(torch.ones(1, 5))
+        other.networks["net"].q[0].weight.add_(1)  # type: ignore[index, union-attr, operator]
+        assert torch.equal(act(torch.ones(1, 5)), before)
+    assert by_numpy(other.networks["net"], other)
+
+
+# --- agents ---
+
+SMALL: dict[str, Callable[[], Any]] = {
+    "dqn": lambda: DQN(BOX, spaces.Discrete(3), DQNConfig(hidden=(8,), epsilon_start=0, epsilon_end=0), seed=2),
+    "c51": lambda: DQN(
+        BOX, spaces.Discrete(3), DQNConfig(hidden=(8,), epsilon_start=0, epsilon_end=0, distributional=True), seed=2
+    ),
+    "ppo": lambda: PPO(BOX, ACTIONS, PPOConfig(hidden=(8,)), seed=2),
+    "sac": lambda: SAC(BOX, ACTIONS, SACConfig(hidden=(8,), learning_starts=0, buffer_size=50), seed=2),
+    "td3": lambda: TD3(BOX, ACTIONS, TD3Config(hidden=(8,), learning_starts=0, buffer_size=50), seed=2),
+    "ppo_discrete": lambda: PPO(BOX, spaces.Discrete(3), PPOConfig(hidden=(8,)), seed=2),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_agents_act_by_it_and_by_the_module_alike(name: str) -> None:
+    numpy, module = SMALL[name](), SMALL[name]()
+    for acts in [one for one in vars(module).values() if isinstance(one, Acting)]:
+        vars(module).update({key: module.networks[acts.name] for key, one in vars(module).items() if one is acts})
+    network = numpy.networks["actor" if "actor" in numpy.networks else "q"]
     for i in range(20):
         obs = torch.randn(1, 5, generator=torch.Generator().manual_seed(i))
-        with torch.no_grad():
-            torch.testing.assert_close(dqn.q(obs), dqn.networks["q"](obs))
-            torch.testing.assert_close(
-                ppo.act(obs, explore=False), ppo.networks["actor"](ppo._normalise(obs)).mean.clamp(-1, 1)
-            )
-        assert seen_by(dqn.networks["q"], lambda obs=obs: dqn.q(obs)) == 1
-        assert seen_by(ppo.networks["actor"], lambda obs=obs: ppo.act(obs, explore=False)) == 1
-    dqn.networks["q"] = nn.Linear(5, 3)
-    assert torch.equal(dqn.q(obs), dqn.networks["q"](obs))
+        for explore in (True, False):
+            torch.testing.assert_close(numpy.act(obs, explore), module.act(obs, explore), rtol=1e-5, atol=1e-6)
+            same = torch.equal(numpy.generators["act"].get_state(), module.generators["act"].get_state())
+            assert same, "another stream of random numbers"
+        assert not ran(network, lambda obs=obs: numpy.act(obs, explore=False))
+        assert ran(network, lambda obs=obs: module.act(obs, explore=False))
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_measuring_changes_no_bit_although_hooks_are_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run = acting.Plan.run
+    monkeypatch.setattr(acting.Plan, "run", lambda plan, obs: runs.append(1) or run(plan, obs))
+
+    def trained(*callbacks: Any) -> tuple[int, list[Tensor]]:
+        runs.clear()
+        env = make_env("Pendulum-v1" if name == "ppo" else "CartPole-v1", num_envs=1, seed=1)
+        agent: Any
+        if name == "ppo":
+            config: Any = PPOConfig(hidden=(16,), num_steps=32, num_minibatches=2, num_epochs=2)
+            agent = PPO(env.observation_space, env.action_space, config, seed=2)
+        else:
+            config = DQNConfig(hidden=(16,), learning_starts=20, buffer_size=100, batch_size=8, epsilon_start=0.1)
+            agent = DQN(env.observation_space, env.action_space, config, seed=2)
+        train(env, agent, 120, callbacks)
+        return len(runs), [p.detach().clone() for net in agent.networks.values() for p in net.parameters()]
+
+    measure = Measure(["dormancy", "grama"], every=2)
+    (acted, bare), (acted_too, measured) = trained(), trained(measure)
+    assert measure.last
+    assert acted == acted_too >= 80
+    assert all(map(torch.equal, bare, measured))
+
+    _, watched = trained(INTERVENTIONS["reset"](at=(10**6,), clock="updates"))  # its hook waits for a training pass
+    assert all(map(torch.equal, bare, watched))

@@ -36,7 +36,7 @@ def train(out: Path, name: str, *extra: str) -> Path:
 
 def rows(folder: Path) -> list[dict]:
     return [
-        {k: v for k, v in json.loads(line).items() if k not in ("time", "charts/SPS")}
+        {k: v for k, v in json.loads(line).items() if k not in ("time", "charts/SPS", "plasticity/overhead")}
         for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
 

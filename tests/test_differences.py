@@ -61,6 +61,12 @@ def test_safe_ones_may_change_and_the_device_with_a_note() -> None:
     ]
 
 
+def test_a_run_of_an_earlier_version_did_what_a_new_setting_says() -> None:
+    assert differences(SAVED, changed(probe_window=1)) == []
+    assert differences(SAVED, changed(probe_window=9)) == ["probe_window: 1 in the run, 9 asked for"]
+    assert differences(changed(probe_window=9), changed(probe_window=1)) != []
+
+
 def test_what_only_looks_alike_differs() -> None:
     pairs = [(True, 1), (0, False), (1, "1"), (None, "None"), ([1], 1), ([1, 2], [1]), (float("nan"), 0.0), (0, None)]
     for before, after in pairs:

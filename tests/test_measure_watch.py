@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plasticity.measure import measure
 from plasticity.monitor import Monitor
+from plasticity.probes import GradientActivity, Probe, Rank
 from plasticity.reading import Reading
 from plasticity.watch import Watcher, watch
 
@@ -171,6 +172,112 @@ def test_the_critic_is_measured_on_its_own_loss(order: str, freeze: bool) -> Non
                 assert session.last["actor"].num_passes == 1
 
 
+@pytest.mark.parametrize("order", ["critic first", "actor first"])
+def test_a_window_is_of_the_critics_own_steps_alone(order: str) -> None:
+    loop, total = Sac(order), torch.zeros(6)
+    loop.critic_optimizer.param_groups[0]["lr"] = 0.0
+    with watch(
+        loop.networks, loop.optimizers, every=4, window=3, log=None, probes=["dormancy"], strict=True
+    ) as session:
+        for update in range(1, 6):
+            loop.update()
+            if update >= 3:
+                total += loop.critic.a(loop.obs).relu().sum(0).detach()
+    reading = session.last["critic"]
+    assert reading.num_passes == session.last["actor"].num_passes == 3
+    torch.testing.assert_close(reading.scores["dormancy"]["a"].float(), total / total.mean())
+
+
+def test_what_a_window_keeps_of_its_steps() -> None:
+    """Weights' gradients are summed with their signs, a rank is of the last step, a probe of one's own sees all."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[2].weight.fill_(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    probes = {"grama_weight": GradientActivity("weight"), "rank": Rank(["stable_rank"]), "count": Count()}
+    with watch(model, optimizer, every=3, window=2, probes=probes, log=None, strict=True) as session:
+        for sign, x in (
+            (1, [[9.0, 9.0]] * 2),
+            (1, [[9.0, 9.0]] * 2),
+            (1, [[1.0, 0.0], [0.0, 0.0]]),
+            (-1, [[0.5, 0], [0, 2]]),
+        ):
+            optimizer.zero_grad()
+            (sign * model(torch.tensor(x)).sum()).backward()
+            optimizer.step()
+    reading = session.last["model"]
+    assert reading.num_passes == 2
+    # dL/dW of the first neuron: (1, 0) - (0.5, 0); of the second -(0, 2): magnitudes 1/4 and 1.
+    assert reading.scores["grama_weight"]["0"].tolist() == pytest.approx([0.4, 1.6])
+    assert reading.values["stable_rank"]["0"] == pytest.approx(1 + 0.25**2)
+    assert reading.values["count"]["0"] == 4
+
+
+class Count(Probe):
+    """The samples of all passes."""
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def on_forward(self, activations: Tensor) -> None:
+        self.count += len(activations)
+
+    def compute(self) -> Tensor:
+        return torch.tensor(float(self.count))
+
+
+def test_windows_end_where_a_reading_is_due() -> None:
+    model, x = models.mlp(), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    readings, hooks = [], []
+    watcher = Watcher(
+        {"net": model}, [optimizer], lambda name, r, step: readings.append((step, r.num_passes)), every=5, window=2
+    )
+    for _ in range(11):
+        hooks.append(hooks_of(model) > 0)
+        model(x).sum().backward()
+        optimizer.step()
+    assert readings == [(1, 1), (6, 2), (11, 2)]
+    assert [step for step, hooked in enumerate(hooks, 1) if hooked] == [1, 5, 6, 10, 11]
+    watcher.close()
+
+
+@pytest.mark.parametrize("probes", [["dormancy", "grama", "grama_weight", "rank"], {"count": Count()}])
+def test_a_window_goes_on_from_its_state(probes: Any) -> None:
+    model = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    batches = [torch.randn(32, 4) for _ in range(100)]
+    found: list[Reading] = []
+
+    def run(watcher: Watcher, parts: list[Tensor]) -> None:
+        for x in parts:
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        watcher.close()
+
+    def new() -> Watcher:
+        return Watcher({"net": model}, [optimizer], lambda n, r, s: found.append(r), every=99, window=99, probes=probes)
+
+    run(new(), batches)
+    first = new()
+    run(first, batches[:72])  # what was seen is added up in parts of 64
+    state = copy.deepcopy(
+        first.state_dict() | {"armed": ["net"], "gathered": {"net": first.monitors["net"].state_dict()}}
+    )
+    second = new()
+    second.load_state_dict(state)
+    run(second, batches[72:])
+    assert [reading.num_passes for reading in found] == [1, 99, 1, 99]
+    assert found[1].values == found[3].values
+    assert all(
+        torch.equal(a, b)
+        for p in found[1].scores
+        for a, b in zip(*(found[i].scores[p].values() for i in (1, 3)), strict=True)
+    )
+
+
 def test_watching_changes_nothing_that_is_learned() -> None:
     results = []
     for watched in (False, True):
@@ -261,6 +368,11 @@ def test_refusals() -> None:
         watch(other, optimizer, log=None)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         watch(model, optimizer, every=0, log=None)
+    for window in (0, 3):
+        with pytest.raises(ValueError, match=f"window is .*, from 1 to every, which is 2; got {window}"):
+            watch(model, optimizer, every=2, window=window, log=None)
+    with pytest.raises(ValueError, match="from 1 to 1, because the steps are not known in advance; got 2"):
+        Watcher({"net": model}, [optimizer], lambda *reading: None, due=lambda network, step: True, window=2)
     with pytest.raises(ValueError, match="compiled"):
         watch(torch.compile(model, backend="eager"), optimizer, log=None)
     with pytest.raises(ValueError, match="unknown probe"):

@@ -219,6 +219,38 @@ def test_many_samples_do_not_drown_the_small_ones() -> None:
     assert float(probe.magnitudes()) == pytest.approx(0.1, rel=1e-7)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 1000, 1 << 17])
+def test_reduced_passes_add_up_to_what_rows_say(rows: int) -> None:
+    torch.manual_seed(0)
+    passes = [torch.randn(rows, 5) * torch.tensor([1, 1e-3, 0, 10, 2]) for _ in range(3)]
+    for name in ("dormancy", "grama", "grama_post"):
+        fed, summed = PROBES[name](), PROBES[name]()
+        (signal,) = fed.signals
+        assert summed.reduces(signal)
+        for x in passes:
+            getattr(fed, signal)(x)
+        summed.add(signal, sum(summed.reduce(signal, x).double() for x in passes), 3 * rows)
+        expected = torch.cat(passes).double().abs().mean(0)
+        for probe in (fed, summed):
+            torch.testing.assert_close(probe.magnitudes(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_method_that_a_subclass_overrides_alone_is_called() -> None:
+    class Doubled(Dormancy):
+        def on_forward(self, activations: Tensor) -> None:
+            super().on_forward(2 * activations)
+
+    assert Dormancy().reduces("on_forward")
+    assert not Doubled().reduces("on_forward")
+    assert GradientActivity("weight").reduces("on_weight_gradient")
+    assert not Rank().reduces("on_forward")
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.randn(8, 2)
+    with Monitor(model, {"doubled": Doubled()}) as monitor:
+        model(x)
+    expected = 2 * model[:2](x).mean(0).double()
+    torch.testing.assert_close(monitor._observer.gathering.fed()["doubled", "0"].magnitudes(), expected)
+
+
 def test_weight_gradients_add_with_their_signs() -> None:
     probe = GradientActivity("weight")
     probe.on_weight_gradient(torch.tensor([[1.0, -1], [2, 2]]))

@@ -263,7 +263,8 @@ def test_sac_critics_are_scored_on_their_own_loss_of_the_very_step(method: Recyc
         twin.buffer.load_state_dict(buffer)
         for name in ("critic_1", "critic_2"):
             with Monitor(twin.networks[name], {"p": method.probe()}, passes="training") as monitor:
-                twin.learn(twin.buffer.sample(32))  # the actor's loss, too
+                critic_loss(twin._q(batch.obs, batch.action), target).backward()
+                twin._q(batch.obs, -batch.action).mean().backward()  # as an actor's loss does
             polluted[name] = monitor.read().scores["p"]
             twin.load_state_dict(state)
             twin.buffer.load_state_dict(buffer)

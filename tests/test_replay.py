@@ -1,5 +1,6 @@
 """The ring against a naive memory: a Python list of (time of insertion, environment, values)."""
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +222,21 @@ def test_state_dict_is_a_copy() -> None:
     state = buffer.state_dict()
     buffer.add(row(99, 1))
     assert state["storage"]["obs"][0].tolist() == [0, 0]
+
+
+def test_a_copy_is_written_into_memory_of_its_own() -> None:
+    def row(value: float) -> SimpleNamespace:
+        one, no = torch.full((1,), value), torch.zeros(1, dtype=torch.bool)
+        return SimpleNamespace(obs=one[None], action=one[None], reward=one, next_obs=one[None], terminated=no)
+
+    buffer = ReplayBuffer(3, (1,), (1,))
+    buffer.add(row(1))
+    other = copy.deepcopy(buffer)
+    other.add(row(2))
+    assert other.storage["reward"][:2].tolist() == [1, 2]
+    buffer.add(row(3))
+    assert buffer.storage["reward"][:2].tolist() == [1, 3]
+    assert other.storage["reward"][:2].tolist() == [1, 2]
 
 
 def test_other_dtypes_and_shapes() -> None:

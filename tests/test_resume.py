@@ -41,11 +41,12 @@ METHOD = {
     "plasticity_injection": ["--plasticity-injection", "--plasticity-injection.at", "70"],
 }
 ON_POLICY = {"ppo"}
+TIMED = ("charts/SPS", "plasticity/overhead")  # all that time tells
 NEEDS_REPLAY = {"swd", "least"}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    kept = [{k: v for k, v in row.items() if k not in ("time", "charts/SPS")} for row in read_metrics(folder)]
+    kept = [{k: v for k, v in row.items() if k not in ("time", *TIMED)} for row in read_metrics(folder)]
     return [row for row in kept if row.keys() != {"step"}]
 
 
@@ -100,14 +101,31 @@ def test_every_agent_is_covered() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what a method says about so small a run is not the subject
 @pytest.mark.parametrize(("agent", "method"), CASES)
 def test_resuming_changes_nothing(agent: str, method: str, tmp_path: Path) -> None:
+    assert_resumes(agent, METHOD[method], tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("agent", ["sac", "ppo"])
+def test_resuming_in_the_middle_of_a_window_changes_nothing(agent: str, tmp_path: Path) -> None:
+    state = assert_resumes(agent, ["--probe-window", "15"], tmp_path)  # as long as --probe-every: it never pauses
+    gathered = state["callbacks"]["measure"]["gathered"]
+    assert all(network["num_passes"] > 1 for network in gathered.values())
+    assert len(gathered) == {"sac": 3, "ppo": 2}[agent]
+
+
+def assert_resumes(agent: str, options: list[str], tmp_path: Path) -> dict[str, Any]:
+    """Assert that a run that was stopped goes on to the same state and rows, and return the state it began with."""
     where = ["--out", str(tmp_path), "--name", "whole"]
-    assert main(["train", agent, *AGENT[agent], *SMALL, *METHOD[method], *where]) == 0
+    assert main(["train", agent, *AGENT[agent], *SMALL, *options, *where]) == 0
     resumed = stopped_halfway(tmp_path / "whole", tmp_path / "resumed")
+    _, begin = Checkpoints(resumed / "checkpoints").load_latest()
     assert main(["train", "--resume", str(resumed)]) == 0
     states = [Checkpoints(tmp_path / name / "checkpoints").load_latest() for name in ("whole", "resumed")]
     assert [step for step, _ in states] == [240, 240]
     for _, state in states:
-        del state["latest"]["charts/SPS"]  # the only thing that time tells
+        for tag in TIMED:
+            del state["latest"][tag]
     same(states[1][1], states[0][1], "state")
     assert rows(resumed) == rows(tmp_path / "whole")
     assert read_run(resumed)["eval_returns"] == read_run(tmp_path / "whole")["eval_returns"]
+    return begin

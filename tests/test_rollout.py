@@ -1,5 +1,6 @@
 """Rollout memory and advantages, against typed-out numbers and stable-baselines3."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,39 @@ def test_gae_equals_stable_baselines3(seed: int) -> None:
 
 
 # --- the memory ---
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_gae_equals_its_recursion_and_leaves_what_it_is_given(num_envs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    reward, value, next_value = torch.randn(3, 40, num_envs, generator=generator)
+    terminated, cut = torch.rand(2, 40, num_envs, generator=generator) < 0.1
+    given = [x.clone() for x in (reward, value, next_value)]
+    found = gae(reward, value, next_value, terminated, cut, 0.9, 0.8)
+    for n in range(num_envs):
+        following = 0.0
+        for t in reversed(range(40)):
+            r, v, after = (float(x[t, n]) for x in (reward, value, next_value))
+            goes_on = not (terminated[t, n] or cut[t, n])
+            following = r + 0.9 * after * (not terminated[t, n]) - v + 0.9 * 0.8 * following * goes_on
+            assert float(found[t, n]) == pytest.approx(following, rel=1e-4, abs=1e-5)
+    assert all(map(torch.equal, given, (reward, value, next_value)))
+
+
+def test_gae_of_what_is_not_finite_is_not_and_says_nothing() -> None:
+    reward, zero = torch.full((3, 2), float("inf")), torch.zeros(3, 2)
+    no = torch.zeros(3, 2, dtype=torch.bool)
+    assert not gae(reward, zero, zero, no, ~no, 0.9, 0.9).isfinite().any()
+
+
+def test_a_copy_has_rows_of_its_own() -> None:
+    one = Rollout(2, 1, (1,), (1,))
+    row = {name: torch.ones(1, 1) for name in ("obs", "action", "next_obs")}
+    row |= {"reward": torch.ones(1), "terminated": torch.ones(1).bool(), "truncated": torch.zeros(1).bool()}
+    other = copy.deepcopy(one)
+    other.add(**row)
+    assert one.storage["obs"].sum() == 0
+    assert other.storage["obs"].flatten().tolist() == [1, 0]
 
 
 def test_cut_is_where_the_next_row_does_not_go_on() -> None:

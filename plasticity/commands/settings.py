@@ -54,6 +54,8 @@ class TrainConfig:
     """Probes to run on every network; see plasticity list probes. Give the flag without names for none."""
     probe_every: int = 1000
     """Optimizer steps between two measurements."""
+    probe_window: int = 1
+    """Optimizer steps in a row over which each measurement is taken; as many as probe_every: every step is measured."""
     eval_every: int = 10_000
     """Environment steps between two evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
@@ -86,6 +88,10 @@ class TrainConfig:
     """With --seeds: times a seed is started again after a crash."""
     dry_run: bool = False
     """Show the settings, how the networks are wired and what each probe will measure, and stop."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.probe_window <= max(1, self.probe_every):
+            raise ValueError(f"probe_window must be from 1 to probe_every, {self.probe_every}, got {self.probe_window}")
 
 
 def config_type(agent: str) -> type:

@@ -45,7 +45,7 @@ class Run:
         self.env = self._make_env(config.num_envs, self.seeds[0])
         self.agent = self._make_agent(config.agent)
         self.live = Live(config.steps, f"{agent} {config.env} seed {config.seed}", quiet=config.quiet)
-        self.measure = Measure(config.probes, config.probe_every)
+        self.measure = Measure(config.probes, config.probe_every, window=config.probe_window)
         self.evaluate = Evaluate(
             self.agent,
             lambda: self._make_env(config.eval_episodes, self.seeds[2]),

@@ -16,7 +16,7 @@ costs three times as much. Sums over passes are float64."""
 
 def magnitude_sums(rows: Tensor) -> Tensor:
     """Return the sum of |rows| (samples, neurons) over samples, (neurons,)."""
-    return rows.abs().sum(0, dtype=torch.float64 if len(rows) > EXACT_ROWS else None)
+    return rows.abs().sum(0, dtype=torch.float64 if rows.shape[0] > EXACT_ROWS else None)
 
 
 def normalised_scores(magnitudes: Tensor) -> Tensor:

@@ -1,0 +1,103 @@
+"""Write the tables of docs/performance.md from the figures in results/, between their marks.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+DOC = Path(__file__).parents[1] / "docs" / "performance.md"
+RESULTS = Path(__file__).parent / "results"
+PEERS = ("CleanRL", "stable-baselines3")
+
+
+def speed(figures: dict[str, Any]) -> str:
+    """Return times and ratios of all tasks: medians over rounds, and the range of the ratios."""
+    lines = ["| task | | CPU us per step | times CleanRL | times stable-baselines3 |", "|---|---|---|---|---|"]
+    for task, times in figures["tasks"].items():
+        for name in times:
+            cells = [task, name, f"{median(times[name]):.0f}"]
+            for peer in PEERS:
+                ratios = [a / b for a, b in zip(times[peer], times[name], strict=True)]
+                cells.append("1" if name == peer else f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def listing(figures: dict[str, Any]) -> str:
+    """Return named numbers as they are."""
+    rows = [f"| {name} | {value:,.3g} |" for name, value in figures.items() if isinstance(value, float | int)]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def precision(figures: dict[str, Any]) -> str:
+    """Return mean, least and greatest over seeds of every figure, for both precisions."""
+    runs: dict[str, list[dict[str, float]]] = figures["runs"]
+    lines = [f"| {figures['env']}, {figures['steps']:,} steps | {' | '.join(runs)} |", f"|---|{'---|' * len(runs)}"]
+    for name in next(iter(runs.values()))[0]:
+        columns = [[run[name] for run in found] for found in runs.values()]
+        cells = (f"{sum(c) / len(c):.3g} [{min(c):.3g}, {max(c):.3g}]" for c in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def probes(figures: dict[str, Any]) -> str:
+    """Return what probes cost each agent, and how that grows."""
+    blocks = []
+    for agent in ("sac", "dqn", "ppo"):
+        ways = figures[agent]
+        times = (f"{median(way['us']):.0f}" for way in ways.values())
+        lines = [f"| {agent.upper()} | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
+        lines.append(f"| update without probes, us | {' | '.join(times)} |")
+        for name in next(iter(ways.values()))["percent"]:
+            # What is read rarely was measured in updates that are all read, and is shared among the 1000.
+            read = name.startswith("read: ")
+            label = f"{name.removeprefix('read: ')}, {'once in 1000 updates' if read else ''}".rstrip(", ")
+            cells = (quartiles(way["percent"][name], 1e-3 if read else 1.0) for way in ways.values())
+            lines.append(f"| {label}, % | {' | '.join(cells)} |")
+        blocks.append("\n".join(lines))
+    if "growth" in figures:
+        lines = ["| compiled SAC | update, us | dormancy and GraMa at every update, % |", "|---|---|---|"]
+        for name, found in figures["growth"].items():
+            lines.append(f"| {name} | {median(found['us']):.0f} | {quartiles(found['percent']['both'])} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def quartiles(values: list[float], scale: float = 1.0) -> str:
+    """Return the median and, in brackets, the quartiles."""
+    low, _, high = quantiles(values, n=4)
+    return f"{median(values) * scale:.2f} [{low * scale:.2f}, {high * scale:.2f}]"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "speed": speed,
+    "roofline": listing,
+    "replay": listing,
+    "precision": precision,
+    "probes": probes,
+}
+
+
+def written(text: str) -> str:
+    """Return the document with every table between its marks; ValueError where marks are missing."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: benchmarks/tables.py -->", f"<!-- end of {name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{DOC} lacks the lines {begin!r} and {end!r}, between which a table belongs")
+        body = table(json.loads((RESULTS / f"{name}.json").read_text()))
+        block = f"{begin}\n\n{body}\n\n{end}"
+        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, b=block: b, text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    DOC.write_text(written(DOC.read_text()))
+    sys.exit(0)

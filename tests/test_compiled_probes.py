@@ -1,0 +1,235 @@
+"""Probes on compiled updates: the same bits are learned with and without, and what is read is what eager hooks see."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_gradient import AGENTS, Quadratic, is_eager
+from test_monitor import hooks_of
+from torch import Tensor, nn
+
+from plasticity.agents import gradient
+from plasticity.monitor import Monitor
+from plasticity.probes import Dormancy, Probe, Rank
+from plasticity.reading import Reading
+from plasticity.watch import Watcher
+
+ALL = ("dormancy", "grama", "grama_weight", "grama_post", "rank")
+Readings = list[tuple[str, int, Reading]]
+
+
+def learn(name: str, compile: str, probes: Any = (), **when: int) -> tuple[list[Tensor], Readings, Any]:
+    """Return the parameters after 50 updates, what was read, and the agent."""
+    make, inputs = AGENTS[name]
+    agent, readings = make(compile), Readings()
+    if probes:
+        Watcher(
+            agent.networks,
+            list(agent.optimizers.values()),
+            lambda network, reading, step: readings.append((network, step, reading)),
+            probes=probes,
+            strict=True,
+            **when,
+        )
+    for i in range(50):
+        agent.learn(inputs(i))
+        agent.updates += 1
+    return [p for network in agent.networks.values() for p in network.parameters()], readings, agent
+
+
+def assert_same_readings(found: Readings, expected: Readings) -> None:
+    """Assert that networks, steps and passes are equal, and scores until the last bits have grown."""
+    assert [(n, step, r.num_passes) for n, step, r in found] == [(n, step, r.num_passes) for n, step, r in expected]
+    for (_, _, a), (_, _, b) in zip(found[:6], expected, strict=False):
+        assert {p: list(s) for p, s in a.scores.items()} == {p: list(s) for p, s in b.scores.items()}
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-2, atol=1e-3)
+        for metric in ("effective_rank", "stable_rank"):
+            for layer, value in b.values.get(metric, {}).items():
+                assert a.values[metric][layer] == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "dqn", "ppo"])
+def test_the_same_bits_are_learned_and_read_is_what_hooks_see(name: str) -> None:
+    plain, _, _ = learn(name, "on")
+    measured, found, agent = learn(name, "on", ALL, every=5, window=3)
+    _, expected, _ = learn(name, "off", ALL, every=5, window=3)
+    assert all(torch.equal(a, b) for a, b in zip(plain, measured, strict=True))
+    assert_same_readings(found, expected)
+    last = found[-1][2]
+    assert last.num_passes == 3
+    # A graph without probes, one with, and one with the rank, which the last step of a window alone shows.
+    steps = [step for step in vars(agent).values() if isinstance(step, gradient.GradientStep)]
+    assert [len(step._graphs) for step in steps] == [3] * len(steps)
+
+
+# -- one small network -------------------------------------------------------------------------------------------------
+
+
+def watched(probes: Any = ("dormancy",), **when: Any) -> tuple[Quadratic, list[Reading], Watcher]:
+    """Return a compiled learner whose every step is measured, and its readings."""
+    learner, readings = Quadratic(**when.pop("options", {})), list[Reading]()
+    watcher = Watcher(
+        learner.networks,
+        list(learner.optimizers.values()),
+        lambda network, reading, step: readings.append(reading),
+        probes=probes,
+        **{"every": 1, **when},
+    )
+    return learner, readings, watcher
+
+
+def magnitudes(learner: Quadratic, seeds: Sequence[int]) -> Tensor:
+    """Return the mean activations of the hidden layer on what the seeds draw, for the weights of now."""
+    x = torch.cat([torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return learner.networks["net"][:2](x).detach().mean(0)
+
+
+def test_a_reading_is_by_hand_the_mean_over_all_samples_of_the_window() -> None:
+    learner, readings, _ = watched(every=3, window=3)
+    learner.optimizers["net"].param_groups[0]["lr"] = 0.0
+    for seed in range(7):
+        learner.learn(seed)
+    assert [reading.num_passes for reading in readings] == [1, 3, 3]
+    for reading, seeds in zip(readings, ([0], [1, 2, 3], [4, 5, 6]), strict=True):
+        expected = magnitudes(learner, seeds)
+        torch.testing.assert_close(reading.scores["dormancy"]["0"].float(), expected / expected.mean())
+
+
+def test_measured_steps_are_compiled_once_however_often() -> None:
+    learner, readings, _ = watched(every=2)
+    for seed in range(4):
+        learner.learn(seed)
+    graphs, calls = len(learner.step._graphs), learner.eager_calls
+    for seed in range(6):
+        learner.learn(seed)
+    assert graphs == len(learner.step._graphs) == 2
+    assert learner.eager_calls == calls
+    assert len(readings) == 5
+
+
+def test_gradients_of_weights_are_those_before_clipping() -> None:
+    found = []
+    for limit in (None, 1e-3):
+        learner, readings, _ = watched(["grama_weight"], options={"max_norm": limit}, every=2, window=2)
+        learner.optimizers["net"].param_groups[0]["lr"] = 0.0
+        for seed in range(3):
+            learner.learn(seed)
+        found.append(readings[-1].scores["grama_weight"]["0"])
+    torch.testing.assert_close(found[0], found[1])
+
+
+class Seen(Probe):
+    """Keeps the rows that it gets, as a user's probe may."""
+
+    def reset(self) -> None:
+        self.rows: list[Tensor] = []
+
+    def on_forward(self, activations: Tensor) -> None:
+        self.rows.append(activations.clone())
+
+    def on_weight_gradient(self, gradients: Tensor) -> None:
+        self.rows.append(gradients.clone())
+
+    def compute(self) -> Tensor:
+        assert [rows.shape for rows in self.rows] == [(4, 8), (8, 3)]
+        return torch.cat([rows.flatten() for rows in self.rows]).abs().sum()
+
+
+def test_a_probe_of_ones_own_gets_rows() -> None:
+    values = []
+    for compile in ("off", "on"):
+        learner, readings, _ = watched({"seen": Seen()}, options={"compile": compile}, strict=True)
+        learner.learn(0)
+        values.append(readings[0].values["seen"]["0"])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_two_monitors_ride_and_the_arguments_of_the_pass_are_known() -> None:
+    learner = Quadratic()
+    net = learner.networks["net"]
+    with Monitor(net, ["dormancy"], passes="training") as one, Monitor(net, ["grama"], passes="training") as other:
+        assert not is_eager(learner)
+        x = torch.randn(4, 3)
+        learner.step(x, torch.zeros(4), updates=0)
+    assert one.num_passes == other.num_passes == 3
+    assert torch.equal(one.inputs[0][0], x)
+    assert list(one.read().scores) == ["dormancy"]
+    assert hooks_of(net) == 0
+
+
+def test_what_cannot_ride_makes_the_step_eager_and_is_measured_all_the_same() -> None:
+    learner = Quadratic()
+    net = learner.networks["net"]
+    with Monitor(net, ["dormancy"]) as monitor:  # counts passes without a gradient too
+        assert is_eager(learner)
+        assert monitor.num_passes == 2
+    with Monitor(net, ["dormancy"], passes="training") as monitor:
+        assert not is_eager(learner)
+        monitor.mask = torch.tensor([True, True, False, True])
+        assert is_eager(learner)
+        monitor.mask = None
+        assert not is_eager(learner)
+    assert not is_eager(learner)
+
+
+def test_hooks_of_a_copy_and_of_a_monitor_that_is_gone_change_nothing() -> None:
+    learner = Quadratic()
+    with Monitor(learner.networks["net"], ["dormancy"], passes="training") as monitor:
+        learner.learn()
+        learner.networks["net"] = copy.deepcopy(learner.networks["net"])
+        learner.optimizers["net"] = torch.optim.SGD(learner.networks["net"].parameters(), lr=0.1)
+        assert hooks_of(learner.networks["net"]) > 0
+        assert not is_eager(learner)
+    assert monitor.num_passes == 1
+
+
+def test_replaced_modules_are_traced_and_wired_anew() -> None:
+    learner, readings, _ = watched()
+    learner.learn(0)
+    net = learner.networks["net"]
+    net[0], net[2] = nn.Linear(3, 5), nn.Linear(5, 1)
+    learner.optimizers["net"].param_groups[0]["params"] = list(net.parameters())
+    learner.learn(1)
+    learner.learn(2)
+    assert [r.num_neurons for r in readings] == [{"0": 8}, {"0": 5}, {"0": 5}]
+    assert not is_eager(learner)
+
+
+def test_a_trace_that_fails_makes_measured_steps_eager_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_gradients = gradient.compile_gradients
+
+    def fail_with_riders(*arguments: Any) -> Any:
+        result = compile_gradients(*arguments)
+        if arguments[-1]():
+            raise RuntimeError("a probe that cannot be traced")
+        return result
+
+    monkeypatch.setattr(gradient, "compile_gradients", fail_with_riders)
+    learner, readings, watcher = watched()
+    with pytest.warns(RuntimeWarning, match="going on without compiling the updates that are measured: a probe that"):
+        learner.learn(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.learn(1)
+    assert [reading.num_passes for reading in readings] == [1, 1]
+    watcher.close()
+    assert not is_eager(learner)
+
+
+@pytest.mark.filterwarnings("ignore:Rank")
+def test_a_probe_that_raises_is_off_and_training_goes_on() -> None:
+    class Broken(Dormancy):
+        def reduce(self, signal: str, rows: Tensor) -> Tensor:
+            raise ZeroDivisionError("oh")
+
+    learner, readings, _ = watched({"bad": Broken(), "rank": Rank()})
+    with pytest.warns(RuntimeWarning, match="probe 'bad' failed"):
+        learner.learn(0)
+    learner.learn(1)
+    assert all(r.values["effective_rank"]["0"] > 1 for r in readings)
+    assert "the probe failed: ZeroDivisionError: oh" in {entry.reason for entry in readings[1].unmeasured}

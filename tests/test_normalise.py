@@ -1,0 +1,49 @@
+"""One row by numpy: the numbers that torch finds for many."""
+
+import copy
+
+import pytest
+import torch
+
+from plasticity.agents.normalise import RunningNorm
+from plasticity.agents.rewards import ReturnScaler
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_rows_one_by_one_and_all_at_once(clip: float | None) -> None:
+    one, many = RunningNorm((3,), clip=clip), RunningNorm((3,), clip=clip)
+    rows = 5 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 100.0, -7.0])
+    for row in rows:
+        one.update(row[None])
+    many.update(rows)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, many.state_dict()[name])
+    torch.testing.assert_close(torch.cat([one(row[None]) for row in rows]), many(rows))
+    assert clip is None or one(rows[:1] + 1e6).tolist() == [[clip] * 3]
+    assert clip is None or one(rows[:1] - 1e6).tolist() == [[-clip] * 3]
+
+
+def test_a_copy_and_a_loaded_state_have_statistics_of_their_own() -> None:
+    norm, x = RunningNorm((2,)), torch.tensor([[1.0, 2.0]])
+    norm.update(x)
+    other = copy.deepcopy(norm)
+    other.update(x + 4)
+    assert norm.mean.tolist() == [1, 2]
+    assert other.mean.tolist() == [3, 4]
+    norm.load_state_dict(other.state_dict())
+    assert norm.double().mean is not other.mean
+    torch.testing.assert_close(norm(x), other(x), rtol=0, atol=0)
+
+
+def test_rewards_of_one_environment_by_numbers_and_by_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers, tensors = ReturnScaler(1, 0.9, clip=1.2), ReturnScaler(1, 0.9, clip=1.2)
+    for _ in range(60):
+        reward = 3 * torch.randn(1, generator=generator)
+        done = torch.rand(1, generator=generator) < 0.2
+        found = numbers.update(reward, done)
+        expected = tensors.update(reward.clone().requires_grad_(), done)  # which is left to torch
+        torch.testing.assert_close(found, expected)
+        assert not found.requires_grad
+    for name, value in numbers.state_dict().items():
+        torch.testing.assert_close(value, tensors.state_dict()[name])

@@ -24,7 +24,7 @@ class RunningNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
         self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self._viewed: tuple[Tensor | None, ...] = ()
+        self._viewed: tuple[int, ...] = ()
         self._views: tuple[np.ndarray, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ class RunningNorm(nn.Module):
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         """Mean, variance and count as numpy views of the buffers; then eps and both bounds, as arrays faster too."""
-        mean, var, count = self._buffers.values()
-        viewed = self._viewed
-        if not viewed or mean is not viewed[0] or var is not viewed[1] or count is not viewed[2]:
-            self._viewed = mean, var, count
+        buffers = self.mean, self.var, self.count
+        viewed = tuple(buffer.data_ptr() for buffer in buffers)  # not the object: its memory may be exchanged
+        if viewed != self._viewed:
+            self._viewed = viewed
             bound = np.array(np.inf if self.clip is None else self.clip, np.float32)
-            self._views = (*(b.numpy() for b in self._viewed), np.array(self.eps), -bound, bound)  # type: ignore[union-attr]
+            self._views = (*(buffer.numpy() for buffer in buffers), np.array(self.eps), -bound, bound)
         return self._views
 
     def __getstate__(self) -> dict[str, Any]:

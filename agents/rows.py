@@ -13,6 +13,8 @@ def writable(storage: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def as_row(values: Tensor) -> Any:
     """Return what is assigned to a row the fastest: an array, or the number where there is only one."""
+    if values.requires_grad:
+        values = values.detach()
     if values.numel() == 1:
         return values.item()
     return values.numpy() if values.is_cpu else values.cpu().numpy()

@@ -47,3 +47,16 @@ def test_rewards_of_one_environment_by_numbers_and_by_torch() -> None:
         assert not found.requires_grad
     for name, value in numbers.state_dict().items():
         torch.testing.assert_close(value, tensors.state_dict()[name])
+
+
+def test_memory_that_is_exchanged_is_noticed() -> None:
+    norm, twin = RunningNorm((2,)), RunningNorm((2,))
+    for i in range(6):
+        x = torch.randn(1, 2, generator=torch.Generator().manual_seed(i))
+        norm.update(x)
+        twin.update(x)
+        norm.mean.data = norm.mean.data.clone()
+        norm.share_memory()
+    assert torch.equal(norm.mean, twin.mean)
+    assert torch.equal(norm.var, twin.var)
+    assert torch.equal(norm(x), twin(x))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .compiled import Loss, Precision, Reads, compile_gradients
+from .inputs import filled, signature, tensors_of
 from .updates import gradient_step
 
 Compile = Literal["auto", "on", "off"]
@@ -96,6 +97,9 @@ class GradientStep:
         norm = gradient_step(self.optimizers[self.name], loss, self.max_norm)
         metrics = {name: value.detach() for name, value in metrics.items()}
         return metrics if norm is None else {**metrics, "grad_norm": norm}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_layout": None, "_graphs": {}}  # a copy has networks of its own
 
     def _look(self) -> Layout:
         """What there is now."""
@@ -253,7 +257,7 @@ class Graph:
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
         self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
-        self.on_cpu = inputs_device(inputs).type == "cpu"
+        self.on_cpu = tensors_of(inputs)[0].device.type == "cpu"
         # A graph changes nothing: what fails, fails here, where going on eagerly is still possible.
         self.run(tensors_of(inputs))
 
@@ -277,39 +281,3 @@ class Graph:
                 ride.deliver(plan, [outputs[i] for i in places])
         optimizer.step()
         return metrics
-
-
-# --- inputs: tensors, and dataclasses of tensors or None ---
-
-
-def tensors_of(inputs: Sequence[Any]) -> list[Tensor]:
-    """Return all tensors in order, contiguous, as graphs expect them."""
-    found: list[Tensor] = []
-    for one in inputs:
-        if isinstance(one, Tensor):
-            found.append(one)
-        else:
-            found += [value for value in vars(one).values() if value is not None]
-    return [tensor.contiguous() for tensor in found]
-
-
-def inputs_device(inputs: Sequence[Any]) -> torch.device:
-    """Return where the inputs are."""
-    return tensors_of(inputs)[0].device
-
-
-def signature(inputs: Sequence[Any]) -> Hashable:
-    """Return what a graph depends on: which tensors there are, their shapes and types."""
-    fields = (tuple(vars(one).items()) if not isinstance(one, Tensor) else (("", one),) for one in inputs)
-    return tuple((name, x.shape, x.dtype) for one in fields for name, x in one if x is not None)
-
-
-def filled(inputs: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """Return what `inputs` look like with other `tensors` in them."""
-    rest = iter(tensors)
-    return [
-        next(rest)
-        if isinstance(one, Tensor)
-        else type(one)(**{name: None if value is None else next(rest) for name, value in vars(one).items()})
-        for one in inputs
-    ]

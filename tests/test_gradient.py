@@ -350,6 +350,20 @@ def test_a_network_that_was_not_given_is_named() -> None:
         step(torch.ones(2, 3), updates=0)
 
 
+def test_a_copy_of_a_compiled_agent_learns_on_its_own() -> None:
+    make, inputs = AGENTS["dqn"]
+    agent = make("on")
+    agent.learn(inputs(0))
+    twin = copy.deepcopy(agent)
+    before = copy.deepcopy(agent.networks["q"].state_dict())
+    twin.learn(inputs(1))
+    for key, value in agent.networks["q"].state_dict().items():
+        assert torch.equal(value, before[key])
+    agent.learn(inputs(1))
+    for a, b in zip(agent.networks["q"].parameters(), twin.networks["q"].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 # -- matrix products ---------------------------------------------------------------------------------------------------
 
 

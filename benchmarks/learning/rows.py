@@ -7,7 +7,9 @@ from dataclasses import dataclass
 ZOO = "https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md"
 SIMBA = "https://github.com/SonyResearch/simba/blob/master/results/sac.csv"
 GYMNAX = "https://github.com/RobertTLange/gymnax-blines"
-SIMBA_V2 = "https://github.com/DAVIAN-Robotics/SimbaV2"
+SIMBA_V2 = (
+    "https://github.com/dojeon-ai/SimbaV2/blob/6f4e16241bc59ca0a0a84e3e6977bdd95a65b987/results/baseline/sac_mujoco.csv"
+)
 CLEANRL_TD3 = "https://docs.cleanrl.dev/rl-algorithms/td3/"
 MINATAR = "https://github.com/kenjyoung/MinAtar"
 EPISODES = 20

@@ -65,11 +65,11 @@ class TrainConfig:
     device: str = "cpu"
     """Where networks and replay live: cpu, cuda, ..."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compiled updates, on a CPU two to seven times as fast: auto compiles after 2,000 updates, which is when it begins
+    """Compiled updates, on a CPU 1.5 to 3 times as fast: auto compiles after 2,000 updates, which is when it begins
     to pay, and goes on without where there is no C++ compiler."""
     precision: Literal["float32", "bf16"] = "float32"
     """Large matrix products of compiled updates: bf16 rounds them to 8 bits, which pays on processors that have units
-    for it (AMX, AVX-512 BF16) and on GPUs."""
+    for it (AVX-512 BF16; others were not measured)."""
     torch_threads: int = 1
     """Threads of PyTorch on the CPU; more than one slows small networks down."""
     out: Path = Path("runs")

@@ -38,9 +38,8 @@ def micros(call: Callable[[], Any], count: int = 300) -> float:
 def filled() -> ReplayBuffer:
     """Return a full memory of HalfCheetah's sizes, written in rows of 1000 and read as if by one environment."""
     buffer = ReplayBuffer(SIZE, (17,), (6,))
-    for name, values in buffer.storage.items():
+    for values in buffer.storage.values():
         values.copy_(torch.rand(values.shape) > 0.9 if values.dtype == torch.bool else torch.randn(values.shape))
-        assert name
     buffer.clock = SIZE + 123
     return buffer
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import adam
 from .compiled import Loss, Precision, Reads, compile_gradients
 from .inputs import filled, signature, tensors_of
 from .updates import gradient_step
@@ -107,6 +108,7 @@ class GradientStep:
         if self._layout is None or not self._layout.holds(networks, self.optimizers[self.name]):
             self._layout = Layout(networks, self.optimizers[self.name])
             self._graphs.clear()
+            self.optimizers[self.name].zero_grad()  # graphs leave old gradients of a frozen weight alone, Adam does not
         return self._layout
 
     def _graph(self, layout: Layout, inputs: Sequence[Any], rides: Rides) -> Graph | None:
@@ -279,5 +281,5 @@ class Graph:
             outputs += tensors
             for ride, plan, places in self.aboard:
                 ride.deliver(plan, [outputs[i] for i in places])
-        optimizer.step()
+        adam.step(optimizer, self.trained)
         return metrics

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import adam
 from .replay import Batch
 
 # Updates on a device between two looks at whether the losses are finite: each waits for all that was launched.
@@ -28,7 +29,7 @@ def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float | None = N
     optimizer.zero_grad()
     loss.backward(inputs=parameters)
     norm = None if max_norm is None else nn.utils.clip_grad_norm_(parameters, max_norm)
-    optimizer.step()
+    adam.step(optimizer, parameters)
     return norm
 
 

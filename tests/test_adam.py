@@ -1,0 +1,141 @@
+"""The cheap step of Adam against PyTorch's own, bit for bit, and left to it wherever something else is in play."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from plasticity.agents import adam
+
+
+def learner(kind: type[Optimizer] = Adam, **settings: Any) -> tuple[list[Tensor], Optimizer]:
+    """Three parameters and their optimizer, two steps old."""
+    torch.manual_seed(0)
+    parameters: list[Tensor] = [nn.Parameter(torch.randn(shape)) for shape in ((5, 3), (5,), ())]
+    optimizer = kind(parameters, **{"lr": 0.01, "fused": True, **settings})
+    for seed in range(2):
+        give_gradients(parameters, seed)
+        optimizer.step()
+    return parameters, optimizer
+
+
+def give_gradients(parameters: list[Tensor], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def count_calls(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the calls of PyTorch's step, unseen by whoever looks at the optimizer."""
+    calls: list[int] = []
+    original = type(optimizer).step
+
+    def counted(self: Optimizer, *arguments: Any) -> Any:
+        calls.append(1)
+        return original(self, *arguments)
+
+    counted.hooked = True  # type: ignore[attr-defined]  # or PyTorch would wrap it once more
+    monkeypatch.setattr(type(optimizer), "step", counted)
+    return calls
+
+
+def both(kind: type[Optimizer] = Adam, prepare: Callable[[Optimizer], Any] = lambda _: None, **settings: Any) -> None:
+    """Assert that five steps of either kind leave the same bits in weights, gradients and state."""
+    ends = []
+    for take in (lambda optimizer, _: optimizer.step(), adam.step):
+        parameters, optimizer = learner(kind, **settings)
+        prepare(optimizer)
+        for seed in range(5):
+            give_gradients(parameters, 10 + seed)
+            take(optimizer, parameters)
+        ends.append((parameters, [p.grad for p in parameters], optimizer.state_dict()["state"]))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+SETTINGS: list[dict[str, Any]] = [{}, {"weight_decay": 0.1}, {"eps": 1e-3, "betas": (0.5, 0.7)}, {"maximize": True}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_same_bits_without_the_call(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    both(**settings)
+    parameters, optimizer = learner(**settings)
+    calls = count_calls(optimizer, monkeypatch)
+    adam.step(optimizer, parameters)
+    assert not calls
+
+
+OTHERS: list[tuple[type[Optimizer], dict[str, Any]]] = [
+    (Adam, {"amsgrad": True}), (Adam, {"fused": None}), (Adam, {"fused": False, "foreach": True}),
+    (Adam, {"lr": torch.tensor(0.01)}), (Adam, {"decoupled_weight_decay": True, "weight_decay": 0.1}),
+    (AdamW, {}), (SGD, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "settings"), OTHERS, ids=str)
+def test_other_optimizers_take_their_own_step(
+    kind: type[Optimizer], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both(kind, **settings)
+    parameters, optimizer = learner(kind, **settings)
+    calls = count_calls(optimizer, monkeypatch)
+    adam.step(optimizer, parameters)
+    assert calls
+
+
+@torch.no_grad()
+def halve(optimizer: Optimizer, *_: Any) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.mul_(0.5)
+        parameter.grad.mul_(0.5)
+
+
+PREPARE: dict[str, Callable[[Optimizer], Any]] = {
+    "pre-hook": lambda o: o.register_step_pre_hook(halve),
+    "post-hook": lambda o: o.register_step_post_hook(halve),
+    "schedule": lambda o: LambdaLR(o, lambda epoch: 0.5),
+    "two groups": lambda o: o.param_groups.append({**o.param_groups[0], "params": [o.param_groups[0]["params"].pop()]}),
+    "no state": lambda o: o.state.clear(),
+    "one state lost": lambda o: o.state[o.param_groups[0]["params"][1]].clear(),
+    "scaled": lambda o: setattr(o, "grad_scale", torch.tensor(4.0)),
+}
+
+
+@pytest.mark.parametrize("name", PREPARE)
+def test_what_else_is_in_play_is_honoured(name: str) -> None:
+    both(prepare=PREPARE[name])
+
+
+def test_global_hooks_are_honoured() -> None:
+    parameters, optimizer = learner()
+    seen: list[Optimizer] = []
+    handle = register_optimizer_step_pre_hook(lambda one, *_: seen.append(one))
+    try:
+        adam.step(optimizer, parameters)
+    finally:
+        handle.remove()
+    assert seen == [optimizer]
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    parameters, optimizer = learner()
+    before, state = parameters[1].detach().clone(), copy.deepcopy(optimizer.state[parameters[1]])
+    parameters[1].grad = None
+    adam.step(optimizer, parameters)
+    assert torch.equal(parameters[1], before)
+    torch.testing.assert_close(optimizer.state[parameters[1]], state, rtol=0, atol=0)
+
+
+def test_hooks_run_with_gradients_on_as_ever() -> None:
+    parameters, optimizer = learner()
+    seen: list[bool] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    adam.step(optimizer, parameters)
+    assert seen == [True]

@@ -162,6 +162,7 @@ class Layout:
             for slots in (module._modules, module._parameters, module._buffers)
             if slots
         ]
+        self.ways = [(vars(module), way_of(vars(module))) for module in modules]
         self.trained = trained_by(optimizer)
         owned = {id(p) for p in self.trained}
         self._owned, self._hooks, self._rides = owned, list[Any](), Rides([], [], True)
@@ -175,6 +176,7 @@ class Layout:
             len(networks) == len(self.networks)
             and all(a is b for a, b in zip(networks, self.networks, strict=True))
             and all(len(now) == n and all(map(is_same, now.values(), then)) for now, n, then in self.slots)
+            and all(way_of(module) == then for module, then in self.ways)
             and len(trained := trained_by(optimizer)) == len(self.trained)
             and all(map(is_same, trained, self.trained))
         )
@@ -211,6 +213,14 @@ class Rides:
 
 
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def way_of(module: Mapping[str, Any]) -> tuple[bool, Any]:
+    """Return what decides how a module computes, of what is in its `vars`: its mode, and a `forward` of its own.
+
+    Other attributes, such as a slope, are constants of a graph: whoever changes one puts a new module in place.
+    """
+    return module["training"], module.get("forward")
 
 
 def trained_by(optimizer: Optimizer) -> list[Tensor]:

@@ -133,7 +133,7 @@ class ReplayBuffer:
             if self.successors is not None:
                 self.successors.write(row, previous, continues, given["next_obs"])
         for name, rows in self._rows.items():
-            rows[row] = as_row(given[name]) if self._on_cpu else given[name]
+            rows[row] = as_row(given[name], rows)
         if self.priorities is not None:
             self.priorities.add(torch.arange(row.start, row.stop, device=self.device))
         self.clock += 1

@@ -68,7 +68,6 @@ class Rollout:
         }
         self._rows = writable(self.storage)
         self._shapes = {name: tuple(values.shape[1:]) for name, values in self.storage.items()}
-        self._on_cpu = torch.device(device).type == "cpu"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -93,7 +92,7 @@ class Rollout:
             if row[name].shape != shape:
                 raise ValueError(f"Rollout: {name} has shape {tuple(row[name].shape)}, expected {shape}")
         for name, rows in self._rows.items():
-            rows[self.num_rows] = as_row(row[name]) if self._on_cpu else row[name]
+            rows[self.num_rows] = as_row(row[name], rows)
         self.num_rows += 1
 
     def clear(self) -> None:

@@ -3,21 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
 def writable(storage: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return, by name, what rows are assigned to: views of the same memory as numpy arrays, or the tensors."""
-    return {name: values.numpy() if values.device.type == "cpu" else values for name, values in storage.items()}
+    return {name: values.numpy() if is_numpys(values) else values for name, values in storage.items()}
 
 
-def as_row(values: Tensor) -> Any:
-    """Return what is assigned to a row the fastest: an array, or the number where there is only one."""
+def is_numpys(values: Tensor) -> bool:
+    """Return whether numpy can look at a tensor: bfloat16 it does not know."""
+    return values.is_cpu and values.dtype != torch.bfloat16
+
+
+def as_row(values: Tensor, rows: Any) -> Any:
+    """Return what is assigned to one of `rows` the fastest: an array, or the number where there is only one."""
     if values.requires_grad:
         values = values.detach()
+    if not isinstance(rows, np.ndarray):
+        return values
     if values.numel() == 1:
         return values.item()
-    return values.numpy() if values.is_cpu else values.cpu().numpy()
+    values = values.cpu()
+    return values.numpy() if is_numpys(values) else values.float().numpy()
 
 
 def any_true(done: Tensor) -> bool:

@@ -126,6 +126,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "an activation in front": lambda net: net.q.insert(0, nn.ReLU()),
     "no bias": lambda net: net.q[0].register_parameter("bias", None),
     "an encoder": lambda net: setattr(net, "encoder", nn.Tanh()),
+    "a forward": lambda net: setattr(net.q[1], "forward", torch.tanh),
     "a parametrization": lambda net: parametrize.register_parametrization(net.q[0], "weight", Doubled()),
 }
 
@@ -137,6 +138,18 @@ def test_what_it_does_not_know_is_the_modules(name: str, warm: bool) -> None:
     assert not warm or by_numpy(network, act)
     REFUSED[name](network)
     assert not by_numpy(network, act)
+
+
+@torch.no_grad()
+def test_a_forward_put_on_a_module_counts_until_it_is_taken_off() -> None:
+    network, act = make()
+    obs, before = torch.ones(1, 5), act(torch.ones(1, 5))
+    for module, forward in ((network.q[1], torch.tanh), (network, lambda obs: network.q(obs) + 1)):
+        module.forward = forward
+        assert torch.equal(act(obs), network(obs))
+        assert not torch.allclose(act(obs), before)
+        del module.forward
+        assert torch.equal(act(obs), before)
 
 
 def test_bodies_that_it_does_not_know_are_the_modules() -> None:

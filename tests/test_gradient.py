@@ -293,6 +293,29 @@ def test_a_replaced_module_is_traced_anew() -> None:
     assert not is_eager(other)
 
 
+def test_a_forward_put_on_a_module_is_traced_anew() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        layer: Any = learner.networks["net"][1]
+        learner.learn(0)
+        layer.forward = torch.tanh
+        learner.learn(1)
+        del layer.forward
+        learner.learn(2)
+    assert_close(one, other)
+    assert not is_eager(other)
+
+
+def test_another_mode_is_traced_anew() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.networks["net"][1] = nn.Dropout(1.0)  # nothing passes, and in the other mode everything
+        learner.learn(0)
+        learner.networks["net"].eval()
+        learner.learn(1)
+    assert_close(one, other)
+
+
 def test_a_replaced_network_and_optimizer_are_traced_anew() -> None:
     one, other = twins()
     for learner in (one, other):

@@ -60,6 +60,21 @@ def test_wrap_around_and_ages(num_rows: int, num_envs: int) -> None:
     assert torch.equal(batch.terminated, (time + env) % 2 == 0)
 
 
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize(
+    ("stored", "given"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float64", "float32")]
+)
+def test_observations_of_another_precision_are_rounded(stored: str, given: str, num_envs: int) -> None:
+    buffer = ReplayBuffer(4, (2,), (1,), num_envs=num_envs, obs_dtype=getattr(torch, stored))
+    one = row(7, num_envs)
+    one.obs, one.next_obs = (value.to(getattr(torch, given)).requires_grad_() for value in (one.obs, one.next_obs))
+    buffer.add(one)
+    batch = buffer.read(torch.arange(num_envs))
+    assert torch.equal(batch.obs, one.obs.to(batch.obs.dtype))
+    assert batch.next_obs.dtype == getattr(torch, stored)
+    assert not batch.obs.requires_grad
+
+
 @pytest.mark.parametrize("num_rows", [2, 4, 7])
 def test_slot_and_age_are_inverse(num_rows: int) -> None:
     buffer = filled(num_rows, num_envs=3)

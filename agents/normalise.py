@@ -91,12 +91,13 @@ class RunningNorm(nn.Module):
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         """Mean, variance and count as numpy views of the buffers; then eps and both bounds, as arrays faster too."""
-        buffers = self.mean, self.var, self.count
-        viewed = tuple(buffer.data_ptr() for buffer in buffers)  # not the object: its memory may be exchanged
+        buffers: dict[str, Any] = self._buffers  # attributes of a module take ten times as long
+        mean, var, count = buffers["mean"], buffers["var"], buffers["count"]
+        viewed = mean.data_ptr(), var.data_ptr(), count.data_ptr()  # not the objects: their memory may be exchanged
         if viewed != self._viewed:
             self._viewed = viewed
             bound = np.array(np.inf if self.clip is None else self.clip, np.float32)
-            self._views = (*(buffer.numpy() for buffer in buffers), np.array(self.eps), -bound, bound)
+            self._views = mean.numpy(), var.numpy(), count.numpy(), np.array(self.eps), -bound, bound
         return self._views
 
     def __getstate__(self) -> dict[str, Any]:

@@ -45,9 +45,13 @@ class Finite:
     def check(self, losses: Mapping[str, Tensor], update: int) -> None:
         """Take in the losses of an update; FloatingPointError names agent, loss and update."""
         self._update = update
-        on_cpu = next(iter(losses.values())).device.type == "cpu"
-        self._sums = {k: v if on_cpu or k not in self._sums else self._sums[k] + v for k, v in losses.items()}
-        if on_cpu or update % CHECK_EVERY == 0:
+        if next(iter(losses.values())).is_cpu:
+            if not math.isfinite(sum([loss.item() for loss in losses.values()])):
+                self._sums = dict(losses)
+                self.verify()
+            return
+        self._sums = {k: self._sums[k] + v if k in self._sums else v for k, v in losses.items()}
+        if update % CHECK_EVERY == 0:
             self.verify()
 
     def verify(self) -> None:

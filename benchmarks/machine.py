@@ -1,13 +1,23 @@
-"""What a benchmark ran on: processor, versions, and how fast it multiplies matrices."""
+"""What a benchmark ran on: processor, versions, how fast it multiplies matrices, and where its figures go."""
 
 from __future__ import annotations
 
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def results_file(benchmark: str) -> Path:
+    """Return the file for a benchmark's figures, in the folder of this processor: those of two are not mixed."""
+    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", describe()["processor"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{benchmark}.json"
 
 
 def describe() -> dict[str, Any]:

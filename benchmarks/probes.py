@@ -20,21 +20,19 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from machine import describe
+from machine import describe, results_file
 
 from plasticity.agents import DQN, PPO, SAC, DQNConfig, PPOConfig, SACConfig
 from plasticity.agents.replay import Batch
 from plasticity.agents.rollout import Experience
 from plasticity.watch import Watcher
 
-RESULTS = Path(__file__).parent / "results" / "probes.json"
 EVERY = 1000
 NEVER = 10**9
 OBS, ACTION = spaces.Box(-np.inf, np.inf, (17,), np.float32), spaces.Box(-1, 1, (6,), np.float32)
@@ -180,19 +178,20 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # about the few samples of a rank
-    saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    file = results_file("probes")
+    saved = json.loads(file.read_text()) if file.exists() else {}
     saved["machine"] = describe()
     for name in options.agents:
         modes = {"eager": "off", "compiled": "on"}
         saved[name] = {mode: overheads(TASKS[name](), c, WAYS, options.rounds) for mode, c in modes.items()}
         print(f"\n{name}\n\n{table(saved[name])}", flush=True)
-        RESULTS.write_text(json.dumps(saved, indent=1) + "\n")
+        file.write_text(json.dumps(saved, indent=1) + "\n")
     if not options.no_growth:
         saved["growth"] = growth(options.rounds)
         print("\n| SAC, compiled | update, us | dormancy and grama at every update, % |\n|---|---|---|")
         for name, result in saved["growth"].items():
             print(f"| {name} | {median(result['us']):.0f} | {show(result['percent']['both'])} |")
-        RESULTS.write_text(json.dumps(saved, indent=1) + "\n")
+        file.write_text(json.dumps(saved, indent=1) + "\n")
     return 0
 
 

@@ -9,18 +9,16 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from machine import describe
+from machine import describe, results_file
 
 from plasticity.agents.replay import ReplayBuffer
 from plasticity.callback import Context
 from plasticity.interventions import SampleWeightDecay
 
-RESULTS = Path(__file__).parent / "results" / "replay.json"
 SIZE, ROUNDS = 1_000_000, 9
 
 
@@ -68,7 +66,7 @@ def main() -> int:
     results["bytes of a transition of 84 x 84 x 4"] = images.storage["obs"].numel() / 1000
     for name, value in results.items():
         print(f"| {name} | {value:,.1f} |")
-    RESULTS.write_text(json.dumps({"machine": describe(), **results}, indent=1) + "\n")
+    results_file("replay").write_text(json.dumps({"machine": describe(), **results}, indent=1) + "\n")
     return 0
 
 

@@ -9,18 +9,16 @@ import json
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from machine import describe, multiply_rate
+from machine import describe, multiply_rate, results_file
 
 from plasticity.agents.compiled import onednn_is_faster
 from plasticity.agents.sac import SAC, SACConfig
 
-RESULTS = Path(__file__).parent / "results" / "roofline.json"
 OBS, ACTIONS, WIDTH, BATCH, ROUNDS = 17, 6, 256, 256, 11
 
 
@@ -74,7 +72,7 @@ def main() -> int:
         results |= {f"ms, {label}": taken, f"ms of products alone, {label}": floor, f"share, {label}": floor / taken}
     for name, value in results.items():
         print(f"| {name} | {value:.3g} |")
-    RESULTS.write_text(json.dumps({"machine": describe(), **results}, indent=1) + "\n")
+    results_file("roofline").write_text(json.dumps({"machine": describe(), **results}, indent=1) + "\n")
     return 0
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import gymnasium
 import torch
-from machine import describe
+from machine import describe, results_file
 from peers import cleanrl, games, sb3
 from tables import speed
 
@@ -34,7 +34,6 @@ from plasticity.agents.train import context, train
 from plasticity.dashboard.logger import RunLogger
 from plasticity.envs import make_env
 
-RESULTS = Path(__file__).parent / "results" / "speed.json"
 Learn = Callable[[int], Any]
 
 
@@ -127,11 +126,12 @@ def main() -> int:
         parser.error(f"no task {', '.join(unknown)}; there are {', '.join(TASKS)}")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)  # gymnasium's, about float64 observations
-    saved = json.loads(RESULTS.read_text())["tasks"] if RESULTS.exists() else {}
+    file = results_file("speed")
+    saved = json.loads(file.read_text())["tasks"] if file.exists() else {}
     for name in options.tasks or TASKS:
         saved[name] = measure(TASKS[name], options.rounds, options.bf16)
         print(speed({"tasks": {name: saved[name]}}), flush=True)
-        RESULTS.write_text(json.dumps({"machine": describe(), "tasks": saved}, indent=1) + "\n")
+        file.write_text(json.dumps({"machine": describe(), "tasks": saved}, indent=1) + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from the figures in results/, between their marks.
+"""Write the tables of docs/performance.md from the figures in results/, between their marks, one for each machine.
 
 python benchmarks/tables.py
 """
@@ -92,8 +92,9 @@ def written(text: str) -> str:
         begin, end = f"<!-- {name}: benchmarks/tables.py -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
             raise ValueError(f"{DOC} lacks the lines {begin!r} and {end!r}, between which a table belongs")
-        body = table(json.loads((RESULTS / f"{name}.json").read_text()))
-        block = f"{begin}\n\n{body}\n\n{end}"
+        found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"**/{name}.json"))]
+        parts = [f"{figures['machine']['processor']}:\n\n{table(figures)}" for figures in found]
+        block = "\n\n".join([begin, *parts, end])
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, b=block: b, text, flags=re.DOTALL)
     return text
 

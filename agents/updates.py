@@ -45,7 +45,7 @@ class Finite:
     def check(self, losses: Mapping[str, Tensor], update: int) -> None:
         """Take in the losses of an update; FloatingPointError names agent, loss and update."""
         self._update = update
-        if next(iter(losses.values())).is_cpu:
+        if next(iter(losses.values())).device.type == "cpu":
             if not math.isfinite(sum([loss.item() for loss in losses.values()])):
                 self._sums = dict(losses)
                 self.verify()

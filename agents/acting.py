@@ -32,7 +32,7 @@ NETWORKS: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]]
     QNetwork: ("q", (), lambda net, q: q if net.num_atoms == 1 else q.unflatten(-1, (-1, net.num_atoms))),
     Actor: ("trunk", ("mean", "log_std"), lambda net, mean, spread: (mean, spread.clamp(LOG_STD_MIN, LOG_STD_MAX))),
     DeterministicActor: ("trunk", ("action",), lambda net, action: torch.tanh(action)),
-    GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, net.log_std.expand_as(mean))),
+    GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, net.log_std.detach().expand_as(mean))),
     CategoricalPolicy: ("pi", (), lambda net, logits: Categorical(logits)),
 }
 
@@ -58,14 +58,19 @@ class Acting:
 
     def __call__(self, obs: Tensor) -> Any:
         network, plan = self.networks[self.name], self._plan
-        if not is_few(obs) or torch.is_grad_enabled():
-            return network(obs)
+        if not is_few(obs):
+            return self._module(obs)
         if plan is None or not plan.holds(network):
             plan = self._plan = Plan(network)
-        if not plan.known:
-            return network(obs)
-        return self._watched(obs) if plan.hooked() else plan.run(obs)
+        if plan.known and not plan.hooked():
+            return plan.run(obs)
+        return self._watched(obs) if plan.known else self._module(obs)
 
+    @torch.no_grad()
+    def _module(self, obs: Tensor) -> Any:
+        return self.networks[self.name](obs)
+
+    @torch.no_grad()
     def _watched(self, obs: Tensor) -> Any:
         """Let hooks see the pass, and change its result."""
         network = self.networks[self.name]

@@ -205,15 +205,15 @@ class DQN:
             raise ValueError(f"{self.name}: exploration noise is a probability in [0, 1], got {scale}")
         self.epsilon_end = float(scale)
 
-    @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         """Actions (N,) int64 of the largest Q; with explore each is random with probability epsilon."""
         obs, generator = obs.to(self.device, self.obs_dtype), self.generators["act"]
         if not explore:
             return self.q(obs).argmax(-1)
-        random = torch.randint(self.num_actions, (len(obs),), generator=generator, device=self.device)
-        chance = torch.rand(len(obs), generator=generator, device=self.device)
-        if len(obs) == 1 and self.device.type == "cpu":  # the usual case, without a mask
+        count = obs.shape[0]
+        random = torch.randint(self.num_actions, (count,), generator=generator, device=self.device)
+        chance = torch.rand(count, generator=generator, device=self.device)
+        if count == 1 and self.device.type == "cpu":  # the usual case, without a mask
             return random if chance.item() < self.epsilon else self.values.q(self.output(obs)).argmax(-1)
         chosen = chance < self.epsilon
         return random if chosen.all() else torch.where(chosen, random, self.q(obs).argmax(-1))

@@ -216,7 +216,6 @@ class PPO:
             normalisers["rewards"] = ReturnScaler(self.num_envs, self.config.gamma).to(self.device)
         return normalisers
 
-    @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         """Actions, (N, action_dim) in [-1, 1] or (N,) int64: sampled; without explore the most likely ones.
 

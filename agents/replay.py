@@ -121,11 +121,11 @@ class ReplayBuffer:
 
     def add(self, transition: Any) -> None:
         """Write one row: the tensors of `transition` have num_envs as their first dimension."""
-        given: dict[str, Tensor] = {}
+        given: dict[str, Tensor] = {name: getattr(transition, name) for name in self._shapes}
         for name, shape in self._shapes.items():
-            given[name] = values = getattr(transition, name)
-            if values.shape != shape:  # anything would broadcast one environment over all of them
-                raise ValueError(f"ReplayBuffer: {name} has shape {tuple(values.shape)}, expected {shape}")
+            if given[name].shape != shape:  # anything would broadcast one environment over all of them
+                found = tuple(given[name].shape)
+                raise ValueError(f"ReplayBuffer: {name} has shape {found}, expected {shape}")
         row = self._row(self.clock)
         if "truncated" in self.storage:
             previous = self._row(self.clock - 1)

@@ -20,14 +20,14 @@ def is_numpys(values: Tensor) -> bool:
 
 def as_row(values: Tensor, rows: Any) -> Any:
     """Return what is assigned to one of `rows` the fastest: an array, or the number where there is only one."""
-    if values.requires_grad:
-        values = values.detach()
     if not isinstance(rows, np.ndarray):
-        return values
+        return values.detach()
     if values.numel() == 1:
         return values.item()
-    values = values.cpu()
-    return values.numpy() if is_numpys(values) else values.float().numpy()
+    if values.requires_grad or not is_numpys(values):
+        values = values.detach().cpu()
+        values = values if is_numpys(values) else values.float()
+    return values.numpy()
 
 
 def any_true(done: Tensor) -> bool:

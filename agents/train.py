@@ -59,8 +59,10 @@ def _loop(
         ctx.step += env.num_envs
         fire(step, "on_step", ctx, transition)
         agent.observe(transition)
-        done = transition.terminated | transition.truncated
-        obs = env.reset(done) if any_true(done) else transition.next_obs
+        if any_true(transition.terminated) or any_true(transition.truncated):
+            obs = env.reset(transition.terminated | transition.truncated)
+        else:
+            obs = transition.next_obs
         while agent.ready():
             fire(update_start, "on_update_start", ctx)
             metrics = agent.update()

@@ -24,6 +24,7 @@ from plasticity.dashboard.appendfile import AppendFile
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected; RFC 3720, appendix B.4
 _SEED = struct.pack("<I", 0x641F6454)  # the bytes that take a checksum register of 0 to the usual start, 0xFFFFFFFF
 _BLOCK = 1024  # bytes per table look-up: the table is 1 MB
+_POSITIONS = np.arange(_BLOCK)
 _counter = itertools.count()
 
 
@@ -43,15 +44,15 @@ def _crc_table() -> NDArray[np.uint32]:
 
 def masked_crc32c(data: bytes) -> int:
     """Return the masked CRC-32C of a TensorBoard record; by table look-ups, as a CRC is linear in the bytes."""
-    table = _crc_table()
-    blocks = -(-(len(data) + len(_SEED)) // _BLOCK)
-    padded = np.frombuffer((_SEED + data).rjust(blocks * _BLOCK, b"\0"), np.uint8).reshape(blocks, _BLOCK)
-    positions = np.arange(_BLOCK)
+    table, payload = _crc_table(), np.frombuffer(_SEED + data, np.uint8)
+    first = len(payload) % _BLOCK or _BLOCK  # zeros that would fill a short block add nothing in front
     crc = 0
-    for block in padded:
-        mixed = block.copy()
-        mixed[:4] ^= np.frombuffer(struct.pack("<I", crc), np.uint8)
-        crc = int(np.bitwise_xor.reduce(table[positions, mixed]))
+    for start in range(first - _BLOCK, len(payload), _BLOCK):
+        block = payload[max(start, 0) : start + _BLOCK]
+        if start >= 0:
+            block = block.copy()
+            block[:4] ^= np.frombuffer(struct.pack("<I", crc), np.uint8)
+        crc = int(np.bitwise_xor.reduce(table[_POSITIONS[-len(block) :], block]))
     crc ^= 0xFFFFFFFF
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF  # the mask of TensorFlow's record format
 

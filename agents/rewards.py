@@ -36,10 +36,10 @@ class ReturnScaler(nn.Module):
 
     def _update_one(self, returns: Any, reward: Tensor, done: bool) -> Tensor:
         """The same for one environment on the CPU, in a fraction of the time."""
-        moments, given = self.moments, reward.item()
-        so_far = returns.item() * self.gamma + given
+        moments, given, kept = self.moments, reward.item(), returns.numpy()
+        so_far = kept.item() * self.gamma + given
         var = moments.update_by_number(so_far)
-        returns.fill_(0.0 if done else so_far)
+        kept[0] = 0.0 if done else so_far
         scaled = given / math.sqrt(var + moments.eps)
         return reward.new_full((1,), min(max(scaled, -self.clip), self.clip))
 

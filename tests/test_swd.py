@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -120,6 +121,20 @@ def test_the_inverse_finds_every_age_of_a_long_head(kind: type[AgeWeight], horiz
     middle = sums - weight(age) / 2
     worth = weight(age) > 1e-6  # at weight 0 (age T, floor 0) there is nothing to find
     assert torch.equal(weight.invert(middle).ceil()[worth], age[worth])
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+@pytest.mark.parametrize(("horizon", "floor"), [(1, 0.0), (10.5, 0.0), (300, 0.1), (300, 1.0), (5000, 0.0)])
+def test_arrays_and_tensors_find_the_same_ages(kind: type[AgeWeight], horizon: float, floor: float) -> None:
+    """The CPU draws with arrays, other devices with tensors."""
+    weight: Any = kind(horizon, floor)
+    head = int(min(weight.head(), 2000))
+    inside = weight.mass(head) if head else 0.0
+    mass = torch.linspace(0, inside + (2000 - head) * weight.tail(), 4001, dtype=torch.float64)
+    found = weight.find(mass, head, inside, 2000)
+    assert found.min() >= 1
+    assert found.max() <= 2000
+    np.testing.assert_array_equal(weight.find(mass.numpy(), head, inside, 2000), found.numpy())
 
 
 @pytest.mark.parametrize(("num_rows", "capacity", "num_envs"), [(20, 40, 1), (95, 40, 1), (33, 60, 3)])

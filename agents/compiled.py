@@ -107,15 +107,26 @@ def clipped(gradients: list[Tensor], max_norm: float) -> tuple[list[Tensor], Ten
 
 
 @cache
+def processor() -> str:
+    """Return what Linux says of the processor; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text() if info.exists() else ""
+
+
 def onednn_is_faster() -> bool:
     """Return whether oneDNN multiplies float32 matrices faster than MKL, which PyTorch takes: on AMD, by twice.
 
     MKL keeps its AVX-512 kernels for Intel's processors. Decided by the processor's name and not by a stopwatch, so
     that two runs on one machine always take the same kernels, and give the same numbers.
     """
-    info = Path("/proc/cpuinfo")
-    is_amd = info.exists() and "AuthenticAMD" in info.read_text()
+    is_amd = "AuthenticAMD" in processor()
     return is_amd and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def bf16_is_emulated() -> bool:
+    """Return whether this is an x86 processor without units for bfloat16: products take three times as long there."""
+    is_x86 = "flags\t" in processor()
+    return is_x86 and not any(unit in processor() for unit in ("avx512_bf16", "amx_bf16"))
 
 
 def use_onednn(graph: GraphModule) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import adam
-from .compiled import Loss, Precision, Reads, compile_gradients
+from .compiled import Loss, Precision, Reads, bf16_is_emulated, compile_gradients
 from .inputs import filled, signature, tensors_of
 from .updates import gradient_step
 
@@ -27,6 +27,7 @@ Compile = Literal["auto", "on", "off"]
 # Updates before "auto" compiles: about what compiling costs, so that a run that ends earlier never pays for it. Counted
 # and not timed, so that runs are reproducible, also when they are resumed.
 COMPILE_AFTER = 2_000
+SLOW_BF16 = "precision 'bf16' is slower than 'float32' on this processor, which has no units for bfloat16"
 MAX_GRAPHS = 16  # a loop that replaces modules again and again would compile for ever
 
 
@@ -73,6 +74,8 @@ class GradientStep:
             raise ValueError(f"precision is 'float32' or 'bf16', got {precision!r}")
         if compile not in ("auto", "on", "off"):
             raise ValueError(f"compile is 'auto', 'on' or 'off', got {compile!r}")
+        if precision == "bf16" and compile == "off":
+            raise ValueError("precision 'bf16' is of compiled updates: leave compile at 'auto', or 'on'")
         self.loss, self.networks, self.optimizers, self.name = loss, networks, optimizers, name
         self.max_norm, self.compile, self.precision = max_norm, compile, precision
         self._layout: Layout | None = None
@@ -126,6 +129,8 @@ class GradientStep:
         return self._graphs.get(key)
 
     def _compile(self, layout: Layout, inputs: Sequence[Any], rides: Rides) -> Graph | None:
+        if self.precision == "bf16" and layout.trained[0].device.type == "cpu" and bf16_is_emulated():
+            warnings.warn(SLOW_BF16, RuntimeWarning, stacklevel=5)
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.clear()
         try:

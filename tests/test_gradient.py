@@ -416,3 +416,39 @@ def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("plasticity.addmm" in code and "aten.mm." not in code and "aten.addmm." not in code for code in calls)
     for a, b in zip(eager.networks["critic_1"].parameters(), fast.networks["critic_1"].parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.filterwarnings("ignore:precision 'bf16' is slower")
+def test_bf16_rounds_large_products_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, small = Quadratic(), Quadratic(precision="bf16")
+    for learner in (exact, small):
+        learner.learn(0)
+    assert_same_bits(exact, small)  # none of its products is large
+
+    monkeypatch.setattr(compiled, "LARGE", 1)
+    exact, rounded = Quadratic(), Quadratic(precision="bf16")
+    losses = [learner.learn(0) for learner in (exact, rounded)]
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
+    for a, b in zip(exact.weights(), rounded.weights(), strict=True):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.01)
+
+
+def assert_same_bits(one: Quadratic, other: Quadratic) -> None:
+    for a, b in zip(one.weights(), other.weights(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bf16_on_a_processor_without_units_for_it_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "processor", lambda: "flags\t\t: avx2 avx512f")
+    with pytest.warns(RuntimeWarning, match="slower than 'float32' on this processor"):
+        Quadratic(precision="bf16").learn()
+    for text in ("", "flags\t\t: avx2 avx512_bf16", "flags\t\t: amx_tile amx_bf16", "Features\t: asimd"):
+        monkeypatch.setattr(compiled, "processor", lambda text=text: text)
+        assert not compiled.bf16_is_emulated()
+
+
+def test_bf16_without_compiling_is_refused() -> None:
+    with pytest.raises(ValueError, match="'bf16' is of compiled updates"):
+        Quadratic(compile="off", precision="bf16")

@@ -6,6 +6,7 @@ What is called, and on which numbers, is the same, so the weights are the same b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ CHANGED = ("step", "grad_scale", "found_inf")  # what schedulers and gradient sc
 def step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Do what `optimizer.step()` does, where `parameters` are all that have a gradient.
 
-    Anything but PyTorch's own Adam, fused, with one group, no hooks and a state for every parameter is that call.
+    Anything but PyTorch's own Adam, fused, with one group, no pre-hooks and a state for every parameter is that call.
     """
     gradients = [parameter.grad for parameter in parameters]
     states = [optimizer.state.get(parameter) for parameter in parameters]
@@ -40,15 +41,17 @@ def step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
             eps=group["eps"], amsgrad=False, maximize=group["maximize"], grad_scale=None, found_inf=None,
         )  # fmt: skip
+    for hook in chain(optimizer._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
+        hook(optimizer, (optimizer,), {})
 
 
 def is_plain(optimizer: Optimizer) -> bool:
-    """Return whether a step is the fused kernel and nothing else."""
+    """Return whether a step is the fused kernel, and the hooks after it."""
     if type(optimizer) is not Adam or len(optimizer.param_groups) > 1:
         return False
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if optimizer._optimizer_step_pre_hooks or _global_optimizer_pre_hooks:  # which may change what is stepped on
         return False
-    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks or any(name in vars(optimizer) for name in CHANGED):
+    if any(name in vars(optimizer) for name in CHANGED):
         return False
     group = optimizer.param_groups[0]
     numbers = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])

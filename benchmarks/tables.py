@@ -83,6 +83,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "replay": listing,
     "precision": precision,
     "probes": probes,
+    "seeds": listing,
 }
 
 

@@ -28,7 +28,10 @@ from plasticity.agents.train import context, train
 from plasticity.interventions import INTERVENTIONS
 from plasticity.probes import PROBES
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+ONLY_ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICES = ["cpu", pytest.param("cuda", marks=ONLY_ON_GPU)]
+# Compiling takes long, and what it does on the CPU is tested elsewhere (test_gradient, test_interventions).
+WAYS = [("cpu", "off"), *(pytest.param("cuda", compile, marks=ONLY_ON_GPU) for compile in ("off", "on"))]
 BOX, CONTINUOUS, DISCRETE = (
     spaces.Box(-9, 9, (OBS,), np.float32),
     spaces.Box(-1, 1, (2,), np.float32),
@@ -104,8 +107,7 @@ def assert_equal(found: Any, expected: Any, device: str, rtol: float = 1e-4, ato
     torch.testing.assert_close(found, expected, check_device=False, **tolerance)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize(("device", "compile"), WAYS)
 @pytest.mark.parametrize("name", AGENTS)
 def test_updates_are_those_of_the_cpu(name: str, compile: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On equal batches, with equal noise: that of an agent's own generators differs between devices."""
@@ -214,8 +216,7 @@ class WalkOn(Walk):
         return SimpleNamespace(**{name: value.to(self.device) for name, value in vars(transition).items()})
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize(("device", "compile"), WAYS)
 @pytest.mark.parametrize("method", INTERVENTIONS)
 def test_methods_act_and_stay_on_the_device(method: str, compile: str, device: str) -> None:
     kind, config = AGENTS["sac"]

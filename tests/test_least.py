@@ -612,4 +612,4 @@ def test_a_step_costs_little_at_full_history() -> None:
         for _ in range(20):
             stream.step(1e9)
         best = min(best, (time.perf_counter() - start) / 20)
-    assert best < 1e-3
+    assert best < 5e-3  # some 1 ms on a slow, busy machine; medians over the whole history take 60

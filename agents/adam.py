@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-ONE = torch.ones(())  # counters on the CPU take a tensor three times as fast as a number
+ONE = torch.ones((), device="cpu")  # counters on the CPU take a tensor three times as fast as a number
 
 # Settings of a group with which the step is one call of the fused kernel; the others are arguments of that call.
 SETTINGS = {"fused": True, "amsgrad": False, "capturable": False, "differentiable": False}

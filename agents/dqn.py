@@ -37,6 +37,7 @@ from .networks import DuelingQNetwork, QNetwork
 from .normalise import running_norms, update_norms
 from .priorities import Priorities
 from .replay import Batch, ReplayBuffer
+from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
 from .updates import Finite, as_batch, polyak_
@@ -148,16 +149,13 @@ class DQN:
         self.updates_owed = 0
         self.steps_waiting = 0  # learnable environment steps since the last round of updates
 
-        root = torch.Generator().manual_seed(seed)
-        seeds = torch.randint(2**62, (3,), generator=root).tolist()
+        seeds = split_seed(seed, 3)
         self.generators = {"act": torch.Generator(self.device).manual_seed(seeds[0])}
         self.buffer = self._make_buffer(shape, seeds[1])
         if config.learning_starts > self.buffer.capacity - num_envs:  # the memory would never be learnable
             raise ValueError(f"{name}: learning_starts {config.learning_starts} does not fit into {self.buffer}")
 
-        # As in SAC: drawn on the CPU, hence the same on every device, without moving the caller's global generators.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seeds[2])
+        with drawn_on_the_cpu(seeds[2]):
             network = make_network(config, shape, self.num_actions).to(self.device)
         self.networks: dict[str, nn.Module] = {"q": network}
         self.output = Acting(self.networks, "q")
@@ -250,7 +248,7 @@ class DQN:
         metrics = self.q_step(batch, updates=self.updates)
         errors = metrics.pop("errors", None)
         self.finite.check({"q_loss": metrics["q_loss"]}, self.updates + 1)
-        if self.buffer.priorities is not None:
+        if self.buffer.priorities is not None and errors is not None:
             self.buffer.priorities.update(batch.index, errors)
         return {**metrics, "epsilon": torch.full((), self.epsilon, device=self.device)}
 

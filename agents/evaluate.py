@@ -23,7 +23,7 @@ def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
     if episodes < 1 or episodes % env.num_envs:
         raise ValueError(f"episodes must be a multiple of the {env.num_envs} evaluation environments, got {episodes}")
     finished: list[list[float]] = [[] for _ in range(env.num_envs)]
-    running = torch.zeros(env.num_envs, dtype=torch.float64)
+    running = torch.zeros(env.num_envs, dtype=torch.float64, device="cpu")
     obs = env.reset()
     while any(len(returns) < episodes // env.num_envs for returns in finished):
         transition = env.step(agent.act(obs, explore=False))
@@ -36,7 +36,7 @@ def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
                 running[index] = 0
             obs = env.reset(done)
     share = episodes // env.num_envs
-    return torch.tensor([r for returns in finished for r in returns[:share]], dtype=torch.float64)
+    return torch.tensor([r for returns in finished for r in returns[:share]], dtype=torch.float64, device="cpu")
 
 
 class Evaluate(Callback):

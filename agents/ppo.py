@@ -36,6 +36,7 @@ from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, running_norms, update_norms
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
+from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
 from .updates import Finite
@@ -150,8 +151,7 @@ class PPO:
         self.updates = 0
         self.finite = Finite(name)
 
-        root = torch.Generator().manual_seed(seed)
-        seeds = torch.randint(2**62, (3,), generator=root).tolist()
+        seeds = split_seed(seed, 3)
         self.generators = {
             "act": torch.Generator(self.device).manual_seed(seeds[0]),
             "update": torch.Generator(self.device).manual_seed(seeds[1]),
@@ -190,10 +190,9 @@ class PPO:
         return size
 
     def _make_networks(self, shape: tuple[int, ...], action_dim: int, seed: int) -> dict[str, nn.Module]:
-        """Actor and critic, drawn as in SAC: on the CPU, without moving the caller's global generators."""
+        """Actor and critic."""
         config, policy = self.config, GaussianPolicy if self.continuous else CategoricalPolicy
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with drawn_on_the_cpu(seed):
             actor = policy(make_body(config, shape, widths(config, "policy", (64, 64))), action_dim)
             critic = StateValue(make_body(config, shape, widths(config, "value", (64, 64))))
             if config.network in ORTHOGONAL:

@@ -55,8 +55,8 @@ class Episodes(Callback):
         """Return the number of finished episodes, and what the running ones have so far."""
         if not self._returns:
             return {"finished": self.finished}
-        running = {"returns": self._returns, "lengths": self._lengths}
-        return {"finished": self.finished, **{k: torch.tensor(v, dtype=torch.float64) for k, v in running.items()}}
+        running = torch.tensor([self._returns, self._lengths], dtype=torch.float64, device="cpu")
+        return {"finished": self.finished, "returns": running[0].clone(), "lengths": running[1].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""

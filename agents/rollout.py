@@ -149,7 +149,7 @@ def gae(
         found, last = delta.flatten().tolist(), 0.0
         for t, factor in enumerate(reversed(decay.flatten().tolist()), 1):
             found[-t] = last = found[-t] + factor * last
-        return torch.tensor(found, dtype=delta.dtype).view_as(delta)
+        return torch.tensor(found, dtype=delta.dtype, device=delta.device).view_as(delta)
     if delta.device.type == "cpu":
         advantage = list(delta.numpy())
         following = np.zeros_like(advantage[0])

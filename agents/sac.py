@@ -37,6 +37,7 @@ from .gradient import Compile, GradientStep
 from .networks import Actor, Critic, squashed_gaussian
 from .normalise import running_norms, update_norms
 from .replay import Batch, ReplayBuffer
+from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
 from .updates import Finite, as_batch, gradient_step, polyak_
@@ -114,8 +115,7 @@ class SAC:
         self.finite = Finite(name)
         self.updates_owed = 0.0
 
-        root = torch.Generator().manual_seed(seed)
-        seeds = torch.randint(2**62, (4,), generator=root).tolist()
+        seeds = split_seed(seed, 4)
         self.generators = {
             "act": torch.Generator(self.device).manual_seed(seeds[0]),
             "update": torch.Generator(self.device).manual_seed(seeds[1]),
@@ -125,10 +125,7 @@ class SAC:
         if config.learning_starts > self.buffer.capacity - num_envs:  # the memory would never be learnable
             raise ValueError(f"{name}: learning_starts {config.learning_starts} does not fit into {self.buffer}")
 
-        # nn.Linear draws from the global CPU generator: seed and restore it, and leave those of other devices alone
-        # (torch.manual_seed would move them too). Weights are drawn on the CPU, hence the same on every device.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seeds[3])
+        with drawn_on_the_cpu(seeds[3]):
             actor = Actor(make_body(config, shape, widths(config, "policy")), action_dim)
             hidden = widths(config, "value") if config.critic_hidden is None else config.critic_hidden
             critics = {

@@ -56,7 +56,7 @@ class Finite:
 
     def verify(self) -> None:
         """Raise FloatingPointError unless all losses so far were finite: one host synchronisation."""
-        if self._sums and not math.isfinite(sum(self._sums.values(), torch.zeros(())).item()):  # type: ignore[union-attr]
+        if self._sums and not math.isfinite(sum(self._sums.values()).item()):  # type: ignore[union-attr]
             found = {key: value.item() for key, value in self._sums.items() if not value.isfinite()}
             where = "" if next(iter(self._sums.values())).device.type == "cpu" else " or shortly before"
             raise FloatingPointError(

@@ -55,7 +55,7 @@ def ours(name: str, hidden: int, device: str, compile: str, precision: str) -> C
     for _ in range(STORED // 100):
         row = {"obs": torch.randn(100, 17, generator=generator), "next_obs": torch.randn(100, 17, generator=generator)}
         row |= {"action": 2 * torch.rand(100, 6, generator=generator) - 1, "reward": torch.randn(100)}
-        over = torch.zeros(100, dtype=torch.bool)
+        over = torch.zeros(100, dtype=torch.bool, device=device)
         agent.buffer.add(SimpleNamespace(**{k: v.to(device) for k, v in row.items()}, terminated=over, truncated=over))
 
     def learn(count: int) -> None:

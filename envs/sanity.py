@@ -181,9 +181,9 @@ def values(name: str, gamma: float) -> Values:
     """Return the true values of "sanity/..." for the discount `gamma`; raises KeyError for another name."""
     env = _make(name)
     commands = GRID if env.continuous else (-1.0, 1.0)
-    q = torch.tensor([[env.q(state, command, gamma) for command in commands] for state in env.states])
-    action = torch.tensor(GRID).unsqueeze(1) if env.continuous else torch.arange(2)
-    return Values(torch.tensor(env.states).unsqueeze(1), action, q, q.amax(1))
+    q = torch.tensor([[env.q(state, command, gamma) for command in commands] for state in env.states], device="cpu")
+    action = torch.tensor(GRID, device="cpu").unsqueeze(1) if env.continuous else torch.arange(2, device="cpu")
+    return Values(torch.tensor(env.states, device="cpu").unsqueeze(1), action, q, q.amax(1))
 
 
 def _make(name: str) -> Sanity:

@@ -42,7 +42,7 @@ class Law:
     def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Return a draw with the shape, dtype and device of ``like``: made on the CPU, so the same on every device."""
         wide = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
-        out = torch.empty(like.shape, dtype=wide)
+        out = torch.empty(like.shape, dtype=wide, device="cpu")
         with torch.no_grad():
             match self.kind:
                 case "constant":
@@ -58,7 +58,7 @@ class Law:
                     nn.init.orthogonal_(out, self.parameters[0], generator=generator)
                 case "empirical":
                     assert self.values is not None
-                    out = self.values[torch.randint(len(self.values), like.shape, generator=generator)]
+                    out = self.values[torch.randint(len(self.values), like.shape, generator=generator, device="cpu")]
         return out.to(like.device, like.dtype)
 
     def cdf(self, x: Tensor) -> Tensor:
@@ -195,8 +195,9 @@ def fresh_parameters(module: nn.Module, generator: torch.Generator) -> dict[str,
     reset = getattr(twin, "reset_parameters", None) or getattr(twin, "_reset_parameters", None)
     if reset is None:
         raise ValueError(f"{type(module).__name__} has parameters of its own and no reset_parameters() to redraw them")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
         reset()
     return dict(twin._parameters)
 
@@ -288,7 +289,7 @@ def _random(values: Tensor, fan_in: int, fan_out: int) -> Law:
 def _compatible(x: Tensor, law: Law) -> bool:
     """Whether a Kolmogorov-Smirnov test of the sorted values lets the law pass (Stephens' form of the statistic)."""
     n, cdf = len(x), law.cdf(x)
-    rank = torch.arange(n, dtype=x.dtype)
+    rank = torch.arange(n, dtype=x.dtype, device=x.device)
     distance = float(torch.maximum(cdf - rank / n, (rank + 1) / n - cdf).max())
     return distance * (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n)) < math.sqrt(-math.log(ALPHA / 2) / 2)
 

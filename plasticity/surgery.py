@@ -231,15 +231,20 @@ def _norm_entries(wired: Wiring, flagged: Mapping[str, Tensor]) -> Iterator[tupl
             raise SurgeryError(f"the wiring does not hold the norm {name}; norms=False leaves it alone")
         module = wired.modules[name]
         passing = [(layer, n.entries) for layer in wired.layers.values() for n in layer.norms if n.module == name]
-        where = torch.zeros(len(passing[0][1]), dtype=torch.bool)
-        for layer, entries in passing:
-            where |= _carried(entries, flagged.get(layer.name, torch.zeros(layer.num_neurons, dtype=torch.bool)))
-        for layer, entries in passing:
-            where &= ~_carried(entries, ~flagged.get(layer.name, torch.zeros(layer.num_neurons, dtype=torch.bool)))
+        where = torch.zeros_like(passing[0][1], dtype=torch.bool)
+        masks = [(entries, flagged.get(layer.name, _none_of(layer.num_neurons, entries))) for layer, entries in passing]
+        for entries, mask in masks:
+            where |= _carried(entries, mask)
+        for entries, mask in masks:
+            where &= ~_carried(entries, ~mask)
         for key, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
             tensor = getattr(module, key, None)
             if tensor is not None and not (isinstance(tensor, nn.Parameter) and not tensor.requires_grad):
                 yield tensor, where.to(tensor.device).expand(tensor.shape), value
+
+
+def _none_of(num_neurons: int, like: Tensor) -> Tensor:
+    return torch.zeros(num_neurons, dtype=torch.bool, device=like.device)
 
 
 def _merge(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
@@ -291,7 +296,7 @@ def _small_columns(
     if not len(live):
         initialiser = initialisers.get(layer) or default_initialiser(module)
         live = _column_norms(module, initialiser.weight(generator))
-    noise = torch.randn(weight.shape, generator=generator)
+    noise = torch.randn(weight.shape, generator=generator, device="cpu")
     scales = SMALL * live.mean().cpu() / _column_norms(module, noise)
     view = _by_group(module, noise)
     view *= _aligned(view, scales, 2)

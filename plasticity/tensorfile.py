@@ -76,7 +76,7 @@ def read_tensors(file: Input) -> dict[str, Tensor]:
     layout = list(_checked(json.loads(file.read(length).decode()), file.size - 8 - length))
     tensors = {}
     for name, dtype, shape in layout:
-        tensors[name] = tensor = torch.empty(shape, dtype=dtype)
+        tensors[name] = tensor = torch.empty(shape, dtype=dtype, device="cpu")
         if tensor.numel():
             raw = tensor.reshape(-1).view(torch.uint8)
             file.read_into(raw.numpy())

@@ -202,7 +202,7 @@ def _place(planes: list[Tensor], number: int, layer: Layer) -> tuple[int, int, T
             continue
         size = planes[0].shape[axis]
         joined = torch.cat(columns, 1)
-        trivial = torch.equal(joined, torch.arange(size)[:, None])
+        trivial = torch.equal(joined, torch.arange(size, device=joined.device)[:, None])
         return axis, size, None if trivial else joined
     return None
 

@@ -2,16 +2,35 @@
 
 import random
 import signal
+from collections.abc import Iterator
 
+import elsewhere
 import numpy as np
 import pytest
 import torch
 
+DEVICES = ["cpu", elsewhere.NAME, *(["cuda"] if torch.cuda.is_available() else [])]
+
 torch.set_num_threads(1)
+elsewhere.register()  # before the first backward pass of the process, which starts a thread for every device
 
 # A shell's background job ignores it, and so would the processes that tests start in order to interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """Say where tests of devices run."""
+    return f"devices: {', '.join(DEVICES)}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests that are marked `on_cpu` out for other devices."""
+    items[:] = [
+        item
+        for item in items
+        if item.get_closest_marker("on_cpu") is None or item.callspec.params.get("device", "cpu") == "cpu"
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +39,24 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where a test runs: on the CPU, on a device that is none (`elsewhere`), and on a GPU if there is one."""
+    if request.param != elsewhere.NAME:
+        yield request.param
+        return
+    monkeypatch.setattr(torch, "Generator", elsewhere.Generator)
+    with elsewhere.Drawing():
+        yield request.param
+
+
+@pytest.fixture
+def everywhere(device: str) -> Iterator[str]:
+    """Make tensors on the device, unless they are told another: as `torch.set_default_device` does."""
+    if device == "cpu":
+        yield device
+        return
+    with torch.device(device):
+        yield device

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import elsewhere
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -116,7 +118,10 @@ def conv_nhwc() -> nn.Module:
 
 def pooled(pool: nn.Module) -> nn.Module:
     """Return a convolutional net with a pooling before the flatten."""
-    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(2))
+    with torch.device("cpu"):
+        net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(2))
+        net(torch.zeros(1, 2, 6, 6))  # the lazy layer takes its shape
+    return net.to(torch.get_default_device())
 
 
 def global_mean() -> nn.Module:
@@ -252,6 +257,33 @@ def to_distribution() -> nn.Module:
     return Net(forward, a=nn.Linear(4, 6), value=nn.Linear(6, 1), mean=nn.Linear(6, 2))
 
 
+def here(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return what is made on the default device."""
+    return make(*args, device=torch.get_default_device(), **options)
+
+
+def on_host(value: Any) -> Any:
+    """Return a dataclass with its tensors on the CPU; None stays None."""
+    return type(value)(**{name: None if x is None else x.cpu() for name, x in vars(value).items()})
+
+
+def learn_and_save(agent: Any, batch: Any = None) -> None:
+    """Learn from a batch, or from what was seen; the losses are looked at before the state is saved at the latest."""
+    agent.update() if batch is None else agent.learn(batch)
+    agent.state_dict()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Return a generator of the default device."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+    """Return normal numbers on the default device, the same ones on every device."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu")
+    return drawn.to(torch.get_default_device())
+
+
 def image(num: int = 32) -> Tensor:
     """Return small images."""
     return torch.randn(num, 2, 6, 6)
@@ -312,8 +344,16 @@ ALL: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple]]] = {
 """Name -> (build the model, draw its inputs)."""
 
 
+def skip_lstm_elsewhere() -> None:
+    """Skip a test of an LSTM on the device that is none: torch takes a kernel of GPUs for it."""
+    if torch.get_default_device().type == elsewhere.NAME:
+        pytest.skip("no LSTM there")
+
+
 def build(name: str, seed: int = 0) -> tuple[nn.Module, tuple]:
-    """Return the model and its inputs, the same ones for the same seed; lazy layers are given their shapes."""
+    """Return the model, run once, and its inputs: the same ones for the same seed."""
+    if name == "lstm":
+        skip_lstm_elsewhere()
     torch.manual_seed(seed)
     make, draw = ALL[name]
     model, inputs = make(), draw()

@@ -13,7 +13,7 @@ Array = np.ndarray
 
 def rows(tensor: Tensor, axis: int = -1) -> Array:
     """Return a tensor as (samples, neurons) in float64; ``axis`` is where the neurons lie."""
-    array = tensor.detach().double().numpy()
+    array = tensor.detach().double().numpy(force=True)
     return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
 
 
@@ -31,7 +31,7 @@ def fraction(values: Array, tau: float) -> float:
 
 def weight_scores(gradient: Tensor) -> Array:
     """Return the scores of the incoming-weight gradient, (neurons, ...), as the released code of GraMa has it."""
-    return scores(np.abs(gradient.detach().double().flatten(1).numpy()).mean(1)[None])
+    return scores(np.abs(gradient.detach().double().flatten(1).numpy(force=True)).mean(1)[None])
 
 
 def ranks(features: Array) -> dict[str, float]:
@@ -53,7 +53,8 @@ def matrix(sigma: list[float], samples: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
 
     def orthonormal(n: int, k: int) -> Tensor:
-        return torch.linalg.qr(torch.randn(n, k, generator=generator, dtype=torch.float64))[0]
+        drawn = torch.randn(n, k, generator=generator, dtype=torch.float64, device="cpu")
+        return torch.linalg.qr(drawn)[0].to(torch.get_default_device())
 
     k = len(sigma)
     return orthonormal(samples, k) * torch.tensor(sigma, dtype=torch.float64) @ orthonormal(k, k).T

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import models
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 from plasticity.agents import adam
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 
 def learner(kind: type[Optimizer] = Adam, **settings: Any) -> tuple[list[Tensor], Optimizer]:
@@ -29,7 +32,7 @@ def learner(kind: type[Optimizer] = Adam, **settings: Any) -> tuple[list[Tensor]
 
 
 def give_gradients(parameters: list[Tensor], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = models.generator(seed)
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 

@@ -1,37 +1,46 @@
-"""On a GPU: the CPU's numbers, and updates in which the host waits for nothing. Skipped where there is none.
+"""On a device: the CPU's numbers, and updates in which the host waits for nothing.
 
 On the CPU every comparison is one of two equal runs, which must agree to the bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import elsewhere
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from test_gradient import OBS, make_batch, make_experience
 from test_interventions import FREQUENT, Recorder, Walk
+from test_resume import same
 from torch import Tensor, nn
 
 from plasticity import Measure, measure
 from plasticity.agents import AGENTS
 from plasticity.agents import updates as agent_updates
+from plasticity.agents.evaluate import evaluate
 from plasticity.agents.normalise import RunningNorm
 from plasticity.agents.priorities import Priorities
 from plasticity.agents.replay import ReplayBuffer
 from plasticity.agents.rewards import ReturnScaler
 from plasticity.agents.rollout import gae
 from plasticity.agents.train import context, train
+from plasticity.checkpoints import Checkpoints
+from plasticity.cli import main
+from plasticity.dashboard.runs import read_metrics
 from plasticity.interventions import INTERVENTIONS
 from plasticity.probes import PROBES
 
-ONLY_ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-DEVICES = ["cpu", pytest.param("cuda", marks=ONLY_ON_GPU)]
-# Compiling takes long, and what it does on the CPU is tested elsewhere (test_gradient, test_interventions).
-WAYS = [("cpu", "off"), *(pytest.param("cuda", compile, marks=ONLY_ON_GPU) for compile in ("off", "on"))]
+COMPILED_ON_GPU = pytest.mark.parametrize(
+    "compile", ["off", pytest.param("on", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+NOT_HERE = "compiled updates of the CPU are tested in test_gradient and test_interventions"
 BOX, CONTINUOUS, DISCRETE = (
     spaces.Box(-9, 9, (OBS,), np.float32),
     spaces.Box(-1, 1, (2,), np.float32),
@@ -43,12 +52,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dqn": {"hidden": (16, 16), "batch_size": 16, "learning_starts": 32, "buffer_size": 400, "train_every": 1},
     "ppo": {"hidden": (16, 16), "num_steps": 16, "num_minibatches": 4, "num_epochs": 2},
 }
+REPLAY = ["--batch-size", "8", "--learning-starts", "10", "--buffer-size", "100"]
+RAINBOW = {"double": True, "dueling": True, "distributional": True, "prioritised": True, "n_step": 3}
+VARIANTS = [*((name, {}) for name in SETTINGS), ("dqn", RAINBOW), ("sac", {"network": "simba"})]
 
 
-def make(name: str, device: str, compile: str = "off") -> Any:
+def make(name: str, device: str, compile: str = "off", **changes: Any) -> Any:
     kind, config = AGENTS[name]
     actions = DISCRETE if name == "dqn" else CONTINUOUS
-    return kind(BOX, actions, config(**SETTINGS[name]), num_envs=4, device=device, seed=3, compile=compile)
+    return kind(
+        BOX, actions, config(**{**SETTINGS[name], **changes}), num_envs=4, device=device, seed=3, compile=compile
+    )
 
 
 def collect(agent: Any, steps: int) -> None:
@@ -62,28 +76,41 @@ def collect(agent: Any, steps: int) -> None:
         agent.observe(SimpleNamespace(**parts, terminated=over, truncated=over))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("compile", ["off", "on"])
-@pytest.mark.parametrize("name", AGENTS)
-def test_updates_wait_for_nothing(name: str, compile: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
+def test_updates_wait_for_nothing(
+    name: str, changes: dict[str, Any], compile: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The host only looks at losses every CHECK_EVERY updates; on a CPU, where nothing waits, it just has to run."""
-    agent = make(name, device, compile)
+    if device == elsewhere.NAME and compile == "on":
+        pytest.skip("no compiler knows it")
+    agent = make(name, device, compile, **changes)
     collect(agent, 16)
     for _ in range(3):  # compiles, and makes the optimizers' states
         agent.update()
     monkeypatch.setattr(agent_updates, "CHECK_EVERY", 10**9)
-    if device == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting(device):
         for _ in range(3):
             agent.update()
-    finally:
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
     agent.state_dict()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@contextmanager
+def without_waiting(device: str) -> Iterator[None]:
+    """Fail where the host waits for the device."""
+    if device == elsewhere.NAME:
+        with elsewhere.without_waiting():
+            yield
+        return
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("name", AGENTS)
 def test_weights_and_values_are_those_of_the_cpu(name: str, device: str) -> None:
     agent, twin = make(name, device), make(name, "cpu")
@@ -107,10 +134,12 @@ def assert_equal(found: Any, expected: Any, device: str, rtol: float = 1e-4, ato
     torch.testing.assert_close(found, expected, check_device=False, **tolerance)
 
 
-@pytest.mark.parametrize(("device", "compile"), WAYS)
+@COMPILED_ON_GPU
 @pytest.mark.parametrize("name", AGENTS)
 def test_updates_are_those_of_the_cpu(name: str, compile: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On equal batches, with equal noise: that of an agent's own generators differs between devices."""
+    if compile == "on" and device != "cuda":
+        pytest.skip(NOT_HERE)
     runs = []
     for where in (device, "cpu"):
         agent = make(name, where, compile)
@@ -137,7 +166,6 @@ def moved(weights: dict[str, dict[str, Tensor]], fresh: Any) -> list[tuple[Tenso
     return [(w, dict(fresh.networks[key].named_parameters())[n]) for key, ws in weights.items() for n, w in ws.items()]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("n_step", "image"), [(1, False), (3, False), (1, True)])
 def test_replay_is_that_of_the_cpu(n_step: int, image: bool, device: str) -> None:
     shape, dtype = ((1, 3, 3), torch.uint8) if image else ((2,), torch.float32)
@@ -170,7 +198,6 @@ def test_replay_is_that_of_the_cpu(n_step: int, image: bool, device: str) -> Non
     assert drawn.index.max() < 20
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_advantages_and_statistics_are_those_of_the_cpu(num_envs: int, device: str) -> None:
     g = torch.Generator().manual_seed(1)
@@ -187,7 +214,6 @@ def test_advantages_and_statistics_are_those_of_the_cpu(num_envs: int, device: s
     assert_equal(runs[0], runs[1], device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_probes_say_what_they_say_on_the_cpu(device: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 1))
@@ -201,38 +227,80 @@ def test_probes_say_what_they_say_on_the_cpu(device: str) -> None:
     assert len(found) > 10
 
 
-class WalkOn(Walk):
-    """The same walk, with its tensors on a device."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-
-    def reset(self, done: Tensor | None = None) -> Tensor:
-        return super().reset(None if done is None else done.cpu()).to(self.device)
-
-    def step(self, action: Tensor) -> SimpleNamespace:
-        transition = super().step(action.cpu())
-        return SimpleNamespace(**{name: value.to(self.device) for name, value in vars(transition).items()})
-
-
-@pytest.mark.parametrize(("device", "compile"), WAYS)
+@COMPILED_ON_GPU
 @pytest.mark.parametrize("method", INTERVENTIONS)
 def test_methods_act_and_stay_on_the_device(method: str, compile: str, device: str) -> None:
+    if compile == "on" and device != "cuda":
+        pytest.skip(NOT_HERE)
     kind, config = AGENTS["sac"]
     settings = {"hidden": (12, 10), "batch_size": 16, "learning_starts": 16, "buffer_size": 200}
     agent = kind(spaces.Box(-9, 9, (3,)), CONTINUOUS, config(**settings), num_envs=2, device=device, compile=compile)
     writer, callbacks = Recorder(), [INTERVENTIONS[method](**FREQUENT[method]), Measure(every=10, strict=True)]
-    train(WalkOn(device), agent, 60, callbacks, context(agent, writer=writer))
+    train(Walk(device), agent, 60, callbacks, context(agent, writer=writer))
     assert writer.events or writer.scalars
     assert any(tag.startswith("plasticity/") for tag in writer.scalars)
-    states = [x for o in agent.optimizers.values() for state in o.state.values() for x in state.values()]
+    states = [x for o in agent.optimizers.values() for state in o.state.values() for x in state.values() if x.dim()]
     parameters = [p for network in [*agent.networks.values(), *agent.targets.values()] for p in network.parameters()]
     assert states
     assert all(tensor.device.type == device and tensor.isfinite().all() for tensor in [*states, *parameters])
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", INTERVENTIONS)
+def test_a_default_device_moves_nothing(method: str, device: str) -> None:
+    """An agent of the CPU is trained as ever where `torch.set_default_device` names another device."""
+    kind, config = AGENTS["sac"]
+    settings = {"hidden": (12, 10), "batch_size": 16, "learning_starts": 16, "buffer_size": 200}
+    ends = []
+    for default in (device, "cpu"):
+        with torch.device(default):
+            agent = kind(spaces.Box(-9, 9, (3,)), CONTINUOUS, config(**settings), num_envs=2)
+            writer, callbacks = Recorder(), [INTERVENTIONS[method](**FREQUENT[method]), Measure(every=10, strict=True)]
+            train(Walk("cpu"), agent, 60, callbacks, context(agent, writer=writer))
+            evaluate(agent, Walk("cpu"), 2)
+            ends.append((agent.state_dict(), agent.buffer.state_dict(), callbacks[0].state_dict(), writer))
+    writers = [end[-1] for end in ends]
+    for writer in writers:
+        del writer.scalars["plasticity/overhead"]
+    same(ends[0][:-1], ends[1][:-1])
+    assert writers[0].events == writers[1].events
+    same(writers[0].scalars, writers[1].scalars)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what is said about so small a run is not the subject
+@pytest.mark.parametrize("agent", AGENTS)
+def test_commands_train_resume_evaluate_and_probe(
+    agent: str, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, where = str(tmp_path / "run"), ["--device", device]
+    small = ["--hidden", "8", "8", "--num-envs", "2", "--probe-every", "5", "--eval-episodes", "2", "--quiet"]
+    memory = ["--num-steps", "8", "--num-minibatches", "2"] if agent == "ppo" else REPLAY
+    env = ["--env", "sanity/both" if agent == "dqn" else "sanity/both-continuous"]
+    start = ["train", agent, *env, *small, *memory, "--steps", "40", "--out", str(tmp_path), "--name", "run", *where]
+    assert main(start) == 0
+    assert main(["train", "--resume", run, "--steps", "60"]) == 0
+    assert main(["eval", run, "--episodes", "2", *where]) == 0
+    assert main(["probe", run, "--samples", "16", "--probes", "dormancy", "grama", *where]) == 0
+    assert "trained for 60 steps" in capsys.readouterr().out
+    _, state = Checkpoints(tmp_path / "run" / "checkpoints").load_latest()
+    assert state["agent"]["counters"]["updates"] > 10
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("method", INTERVENTIONS)
+def test_methods_go_on_after_resuming(method: str, device: str, tmp_path: Path) -> None:
+    """What they saved is loaded to the CPU, and they go on to change weights that are elsewhere."""
+    flags = [f"--{method.replace('_', '-')}"]
+    for setting, value in (FREQUENT[method] | ({"end": 500} if method == "ne" else {})).items():
+        values = value if isinstance(value, tuple) else (value,)
+        flags += [f"{flags[0]}.{setting.replace('_', '-')}", *([] if value is True else map(str, values))]
+    small = ["--hidden", "8", "8", "--num-envs", "2", "--eval-every", "0", "--eval-episodes", "2", "--quiet", *REPLAY]
+    where = ["--out", str(tmp_path), "--name", "run", "--device", device]
+    assert main(["train", "sac", "--env", "sanity/both-continuous", *small, *flags, *where, "--steps", "40"]) == 0
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "80"]) == 0
+    done = [row["event"] for row in read_metrics(tmp_path / "run") if "event" in row and row["step"] > 40]
+    assert method in done or method in ("swd", "plasticity_injection")  # which have no events, or acted before
+
+
 def test_a_loss_that_is_not_finite_is_found_before_a_state_is_saved(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from plasticity.initialisers import Initialiser, Law, default_initialiser, fresh_parameters, record_initialisers
 from plasticity.wiring import wiring
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 
 def linear(fill: Callable[[Tensor], object], num_in: int = 256, num_out: int = 64) -> nn.Linear:
     """Return a layer whose weights were filled by a function."""
@@ -192,19 +194,19 @@ def test_default_initialiser_is_the_modules_own_reset() -> None:
 
 
 def test_fresh_parameters_leaves_the_module_alone() -> None:
-    module = nn.LSTM(3, 4)
+    module = nn.LSTM(3, 4, device="cpu")
     old, state = [p.detach().clone() for p in module.parameters()], torch.get_rng_state()
     fresh = fresh_parameters(module, torch.Generator().manual_seed(0))
     assert list(fresh) == [n for n, _ in module.named_parameters()]
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), old, strict=True))
     assert all(not torch.equal(a, b) for a, b in zip(fresh.values(), old, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.isfinite(module(torch.randn(2, 1, 3))[0]).all()
+    assert torch.isfinite(module(torch.randn(2, 1, 3, device="cpu"))[0]).all()
 
 
 def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="LazyLinear has no weight yet"):
-        Initialiser.infer(nn.LazyLinear(3))
+        Initialiser.infer(nn.LazyLinear(3, device="cpu"))
     with pytest.raises(ValueError, match="not finite"):
         Initialiser.infer(linear(lambda w: w[0].fill_(float("nan"))))
 

@@ -35,6 +35,8 @@ from plasticity.interventions.injection import (
 from plasticity.interventions.reset import Reset
 from plasticity.interventions.shrink_perturb import ShrinkPerturb
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 
 def injected_loop(name: str = "mlp", kind: str = "adam", steps: int = 3, **settings: Any) -> tuple[nn.Module, Context]:
     """A plain loop whose network was injected after ``steps`` steps, and its context."""
@@ -247,6 +249,7 @@ def test_targets_keep_their_function_and_then_follow() -> None:
         assert [n for n, _ in target.named_parameters()] == [n for n, _ in agent.networks[key].named_parameters()]
 
 
+@pytest.mark.on_cpu
 def test_sac_with_one_that_never_fires_is_bit_identical() -> None:
     plain, ctx, _ = train_sac([])
     other, other_ctx, _ = train_sac([PlasticityInjection()])

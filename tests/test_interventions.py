@@ -83,20 +83,24 @@ class Walk:
 
     name, num_envs = "walk", 2
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | torch.device | None = None) -> None:
+        self.device = torch.device(device or torch.get_default_device())
         self.generator = torch.Generator().manual_seed(0)
-        self.obs, self.age = torch.zeros(2, 3), torch.zeros(2)
+        self.obs, self.age = torch.zeros(2, 3, device=self.device), torch.zeros(2, device=self.device)
+
+    def _normal(self) -> Tensor:
+        return torch.randn(2, 3, generator=self.generator, device="cpu").to(self.device)
 
     def reset(self, done: Tensor | None = None) -> Tensor:
-        done = torch.ones(2, dtype=torch.bool) if done is None else done
-        self.obs = torch.where(done[:, None], torch.randn(2, 3, generator=self.generator), self.obs)
+        done = torch.ones(2, dtype=torch.bool, device=self.device) if done is None else done
+        self.obs = torch.where(done[:, None], self._normal(), self.obs)
         self.age = torch.where(done, 0, self.age)
         return self.obs
 
     def step(self, action: Tensor) -> SimpleNamespace:
         before, self.age = self.obs, self.age + 1
-        self.obs = before + 0.3 * action.repeat(1, 2)[:, :3] + 0.1 * torch.randn(2, 3, generator=self.generator)
-        reward, never = -self.obs.square().mean(1), torch.zeros(2, dtype=torch.bool)
+        self.obs = before + 0.3 * action.repeat(1, 2)[:, :3] + 0.1 * self._normal()
+        reward, never = -self.obs.square().mean(1), torch.zeros_like(self.age, dtype=torch.bool)
         parts = {"obs": before, "action": action, "reward": reward, "next_obs": self.obs}
         return SimpleNamespace(**parts, terminated=never, truncated=self.age >= 10)
 
@@ -107,7 +111,7 @@ class Walk:
 def small_sac(optimizer: str | None = None, **changes: Any) -> SAC:
     settings = {"hidden": (12, 10), "batch_size": 8, "learning_starts": 8, "buffer_size": 200, **changes}
     box = spaces.Box(-1, 1, (2,))
-    agent = SAC(spaces.Box(-9, 9, (3,)), box, SACConfig(**settings), num_envs=2)
+    agent = SAC(spaces.Box(-9, 9, (3,)), box, SACConfig(**settings), num_envs=2, device=torch.get_default_device())
     if optimizer is not None:
         make = OPTIMIZERS[optimizer]
         critics = [p for name in ("critic_1", "critic_2") for p in agent.networks[name].parameters()]

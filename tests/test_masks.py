@@ -11,6 +11,8 @@ from torch import Tensor, nn, optim
 from plasticity.masks import Masks
 from plasticity.surgery import entry_state
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], optim.Optimizer]] = {
     "sgd": lambda ps: optim.SGD(ps, 0.1, momentum=0.9, weight_decay=0.1),
     "adam": lambda ps: optim.Adam(ps, 0.01, weight_decay=0.1),

@@ -19,7 +19,11 @@ from plasticity.interventions import NeuroplasticExpansion
 from plasticity.interventions.topology import grown_share
 from plasticity.surgery import entry_state
 
-X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+pytestmark = pytest.mark.usefixtures("everywhere")
+
+
+def batch() -> Tensor:
+    return models.normal(64, 4)
 
 
 def mlp(width: int = 24) -> nn.Sequential:
@@ -32,7 +36,7 @@ def mlp(width: int = 24) -> nn.Sequential:
 
 def learn(net: nn.Module, optimizer: optim.Optimizer, *inputs: Tensor) -> None:
     optimizer.zero_grad()
-    (net(*(inputs or (X,))) - 1).square().mean().backward()
+    (net(*(inputs or (batch(),))) - 1).square().mean().backward()
     optimizer.step()
 
 
@@ -112,11 +116,12 @@ def test_what_is_pruned_finds_room_elsewhere_or_stays() -> None:
     assert method._masks["net"].density() == 1
 
 
+@pytest.mark.on_cpu
 def test_official_takes_191_events_to_its_final_density() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
     method, optimizer, writer = start(net, "sgd", preset="official", every=1, dense_ends=True)
-    x = X[:2]
+    x = batch()[:2]
     for _ in range(192):
         learn(net, optimizer, x)
     densities = writer.scalars["interventions/ne/net/density"]
@@ -130,6 +135,7 @@ def test_official_takes_191_events_to_its_final_density() -> None:
     assert 0 < writer.named("ne")[191]["grown"] <= int(0.2 * live)
 
 
+@pytest.mark.on_cpu
 def test_official_densities_are_erdos_renyi_in_every_layer() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(17, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 6))
@@ -148,6 +154,7 @@ def test_official_densities_are_erdos_renyi_in_every_layer() -> None:
 
 
 @pytest.mark.parametrize("preset", ["rigl", "set"])
+@pytest.mark.on_cpu
 def test_rigl_and_set_keep_the_density(preset: str) -> None:
     net = mlp()
     method, optimizer, writer = start(net, preset=preset, every=3, end=60, initial_density=0.3)
@@ -290,7 +297,7 @@ def test_dormant_neurons_are_cut_loose_up_to_a_share_of_the_growth(grow: str) ->
     seen = Seen(method, optimizer)
     for _ in range(4):
         with torch.no_grad():
-            dormant = (net[:4](X) == 0).all(0)
+            dormant = (net[:4](batch()) == 0).all(0)
         learn(net, optimizer)
     mask, new = seen.mask[net[2].weight], seen.new[net[2].weight]
     pruned, net_growth = mask & ~new, int(new.sum() - mask.sum())
@@ -326,7 +333,7 @@ def test_what_cannot_be_ranked_is_left_alone() -> None:
     learn(net, optimizer)
     masks = method._masks["net"]
     before = masks[net[2].weight].clone()
-    net[2].weight.register_hook(lambda g: g.index_fill(0, torch.tensor([0]), torch.inf))
+    net[2].weight.register_hook(lambda g: g.index_fill(0, torch.tensor([0], device=g.device), torch.inf))
     learn(net, optimizer)
     assert torch.equal(masks[net[2].weight], before)
     assert writer.named("ne")[0]["layers"]["2"]["grown"] == 0
@@ -338,16 +345,16 @@ def test_what_cannot_be_ranked_is_left_alone() -> None:
 
 def test_only_the_first_pass_of_the_run_itself_counts() -> None:
     net = mlp()
-    net(X)  # before training starts
+    net(batch())  # before training starts
     method, optimizer, _ = start(net, every=10, end=100)
     before = copy.deepcopy(net.state_dict())
-    measure(net, (X, torch.zeros(64, 2)), nn.functional.mse_loss)  # leaves no trace
+    measure(net, (batch(), torch.zeros(64, 2)), nn.functional.mse_loss)  # leaves no trace
     clone = copy.deepcopy(net)
-    assert clone(X).isfinite().all()
+    assert clone(batch()).isfinite().all()
     assert not clone._forward_pre_hooks or len(method._masks) == 0
     assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
     with torch.no_grad():
-        net(X)  # acting
+        net(batch())  # acting
     assert method._masks["net"].density() == pytest.approx(0.2, abs=1e-3)
     assert not any(module._forward_pre_hooks for module in net.modules())
     assert_masked(method, method._ctx)
@@ -365,7 +372,7 @@ def test_targets_have_the_masks_whichever_runs_first(order: tuple[str, str]) -> 
     method = NeuroplasticExpansion(every=2, end=20)
     method.on_train_start(ctx)
     for name in order:
-        {"net": net, "target": target}[name](X)
+        {"net": net, "target": target}[name](batch())
         assert_masked(method, ctx)
         assert len(method._masks) == 1
     for _ in range(6):
@@ -384,7 +391,7 @@ def test_a_target_that_is_no_copy_is_refused() -> None:
     ctx.targets["net"] = mlp(23)
     NeuroplasticExpansion().on_train_start(ctx)
     with pytest.raises(ValueError, match="the target of net is no copy of it: 2 differs"):
-        net(X)
+        net(batch())
 
 
 def test_a_shared_layer_is_masked_once() -> None:
@@ -398,7 +405,8 @@ def test_a_shared_layer_is_masked_once() -> None:
     method.on_train_start(ctx)
     for _ in range(4):
         optimizer.zero_grad()
-        (nets["a"](X) + nets["b"](X)).square().mean().backward()  # b's first pass comes with a's graph alive
+        out = nets["a"](batch()) + nets["b"](batch())
+        out.square().mean().backward()  # b's first pass comes with a's graph alive
         optimizer.step()
         assert_masked(method, ctx)
     assert [layer.name for layer in method._layers["a"]] == ["0.2", "1"]
@@ -459,7 +467,7 @@ def test_activity_is_measured_and_logged() -> None:
     _, optimizer, writer = start(net, "sgd", every=2, end=20)
     learn(net, optimizer)
     with torch.no_grad():
-        hidden = torch.stack([net[: i + 1](X) for i in (1, 3, 5)])
+        hidden = torch.stack([net[: i + 1](batch()) for i in (1, 3, 5)])
     learn(net, optimizer)
     assert writer.scalars["interventions/ne/net/active"] == [
         pytest.approx(float((hidden > 0).float().mean()), abs=0.02)
@@ -521,7 +529,7 @@ def test_a_state_of_another_network_is_refused() -> None:
     other.load_state_dict(method.state_dict())
     other.on_train_start(plain_loop(short, OPTIMIZERS["adam"](short.parameters()))[0])
     with pytest.raises(ValueError, match="the saved run masked 4, which this network lacks"):
-        short(X)
+        short(batch())
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -550,7 +558,7 @@ def test_a_network_without_a_middle_is_refused_before_the_first_step() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     start(net)
     with pytest.raises(ValueError, match="with dense_ends=False these become sparse too"):
-        net(X)
+        net(batch())
 
 
 def test_compiled_networks_are_refused() -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Any, get_args
 
+import models
 import pytest
 import torch
 from test_bodies import SHAPES, body, observations
@@ -19,12 +20,13 @@ from plasticity.initialisers import record_initialisers
 from plasticity.interventions.injection import find_heads
 from plasticity.surgery import recycle_, refusals
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 HIDDEN = (8, 8)
 
 
 def test_log_prob_equals_torch_distributions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mean, log_std, noise = torch.randn(3, 64, 3, generator=generator, dtype=torch.float64).mul(0.5)
+    mean, log_std, noise = models.normal(3, 64, 3, dtype=torch.float64).mul(0.5)
     action, log_prob = squashed_gaussian(mean, log_std, noise)
     policy = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform(cache_size=1))
     expected = policy.log_prob(torch.tanh(mean + log_std.exp() * noise)).sum(-1)
@@ -39,10 +41,10 @@ def test_density_integrates_to_one_and_gives_the_mean_action(mean: float, std: f
     noise = torch.linspace(-8, 8, 40_001, dtype=torch.float64).unsqueeze(-1)
     parameters = torch.full_like(noise, mean), torch.full_like(noise, math.log(std))
     action, log_prob = squashed_gaussian(*parameters, noise)
-    assert torch.trapezoid(log_prob.exp(), action[:, 0]) == pytest.approx(1, abs=1e-4)
+    assert torch.trapezoid(log_prob.exp(), action[:, 0]).item() == pytest.approx(1, abs=1e-4)
     mean_action = torch.trapezoid(log_prob.exp() * action[:, 0], action[:, 0])
     normal = torch.exp(Normal(0.0, 1.0).log_prob(noise[:, 0]))
-    assert mean_action == pytest.approx(torch.trapezoid(normal * action[:, 0], noise[:, 0]).item(), abs=1e-4)
+    assert mean_action.item() == pytest.approx(torch.trapezoid(normal * action[:, 0], noise[:, 0]).item(), abs=1e-4)
 
 
 def test_log_prob_by_hand() -> None:
@@ -183,7 +185,7 @@ def test_dormancy_scores_are_those_of_the_activations(network: str, norm: str, a
         if together and isinstance(model.get_submodule(after), (nn.GELU, CReLU)):
             seen = outputs[after].abs().transpose(0, 1).flatten(1).mean(1)  # by feature or channel
             mean = seen.view(-1, len(scores)).mean(0)  # CReLU: the two halves are the same neurons
-            torch.testing.assert_close(scores.float(), mean / mean.mean(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(scores.float(), (mean / mean.mean()).cpu(), rtol=1e-4, atol=1e-5)
             checked += 1
     assert checked >= 2
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import models
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,8 @@ from plasticity.agents.train import train
 from plasticity.envs import make_env
 from plasticity.envs.sanity import SANITY, values
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 OBS = 4
 OBS_SPACE, BOX, DISCRETE = spaces.Box(-math.inf, math.inf, (OBS,)), spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
 SMALL = {"hidden": (16, 16), "num_steps": 8, "num_minibatches": 2, "num_epochs": 3}
@@ -38,14 +41,14 @@ KINDS = pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["continuou
 
 
 def small_agent(action_space: spaces.Space = BOX, seed: int = 0, num_envs: int = 2, **changes: Any) -> PPO:
-    return PPO(OBS_SPACE, action_space, PPOConfig(**{**SMALL, **changes}), num_envs=num_envs, seed=seed)
+    return models.here(PPO, OBS_SPACE, action_space, PPOConfig(**{**SMALL, **changes}), num_envs=num_envs, seed=seed)
 
 
 class Stream:
     """Random steps that go on from each other, with ends of both kinds; drawn from one generator."""
 
     def __init__(self, num_envs: int = 2, seed: int = 0, end: float = 0.1) -> None:
-        self.num_envs, self.end, self.generator = num_envs, end, torch.Generator().manual_seed(seed)
+        self.num_envs, self.end, self.generator = num_envs, end, models.generator(seed)
         self.obs = self.draw()
 
     def draw(self) -> Tensor:
@@ -105,10 +108,11 @@ def stable_baselines3_twin(agent: PPO, action_space: spaces.Space, **settings: A
     Env.action_space = action_space
     size, widths = len(agent.rollout), [16, 16]
     # stable-baselines3's value loss has no factor 1/2
-    twin = sb3.PPO(
-        "MlpPolicy", Env(), device="cpu", n_steps=size, batch_size=size, vf_coef=agent.config.value_coef / 2,
-        policy_kwargs={"net_arch": {"pi": widths, "vf": widths}}, **settings,
-    )  # fmt: skip
+    with torch.device("cpu"):
+        twin = sb3.PPO(
+            "MlpPolicy", Env(), device="cpu", n_steps=size, batch_size=size, vf_coef=agent.config.value_coef / 2,
+            policy_kwargs={"net_arch": {"pi": widths, "vf": widths}}, **settings,
+        )  # fmt: skip
     twin.set_logger(configure(None, []))
     with torch.no_grad():
         for mine, other in paired_parameters(agent, twin):
@@ -147,15 +151,16 @@ def test_updates_equal_stable_baselines3(action_space: spaces.Space, max_grad_no
     metrics += [agent.update() for _ in range(epochs - 1)]
     fields = {"values": "value", "log_probs": "log_prob", "advantages": "advantage", "returns": "target"}
     for theirs, mine in {"observations": "obs", "actions": "action", **fields}.items():
-        array = getattr(experience, mine).float().numpy().copy()
+        array = getattr(experience, mine).float().numpy(force=True).copy()
         setattr(twin.rollout_buffer, theirs, array.reshape(getattr(twin.rollout_buffer, theirs).shape))
     twin.rollout_buffer.full = True
     logged: dict[str, float] = {}
     twin.logger.record = lambda key, value, **_: logged.__setitem__(key, value)
-    twin.train()
+    with torch.device("cpu"):
+        twin.train()
 
     for (mine, other), before in zip(paired_parameters(agent, twin), start, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=2e-5)
+        torch.testing.assert_close(mine.cpu(), other, rtol=0, atol=2e-5)
         assert (mine - before).abs().max() > 1e-3
     means = {key: torch.stack([m[key] for m in metrics]).mean().item() for key in metrics[0]}
     close = {"abs": 1e-5, "rel": 1e-4}
@@ -241,25 +246,25 @@ def test_explained_variance_is_finite_everywhere() -> None:
 
 
 def test_gaussian_equals_torch() -> None:
-    mean, log_std, action = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0))
+    mean, log_std, action = torch.randn(3, 6, 2, generator=models.generator())
     ours, theirs = Gaussian(mean, log_std), torch.distributions.Normal(mean, log_std.exp())
     torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action).sum(-1))
     torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
     assert torch.equal(ours.mode(), mean)
     wide = Gaussian(torch.tensor([[1.0, -2.0]]).expand(40_000, 2), torch.tensor([0.5, 3.0]).log().expand(40_000, 2))
-    sample = wide.sample(torch.Generator().manual_seed(0))
+    sample = wide.sample(models.generator())
     assert sample.mean(0).tolist() == pytest.approx([1.0, -2.0], abs=0.05)
     assert sample.std(0).tolist() == pytest.approx([0.5, 3.0], rel=0.02)
 
 
 def test_categorical_equals_torch() -> None:
-    logits, action = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    logits, action = torch.randn(6, 3, generator=models.generator()), torch.arange(6) % 3
     ours, theirs = Categorical(logits), torch.distributions.Categorical(logits=logits)
     torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action))
     torch.testing.assert_close(ours.entropy(), theirs.entropy())
     assert torch.equal(ours.mode(), theirs.probs.argmax(-1))
     wide = Categorical(torch.tensor([0.2, 0.7, 0.1]).log().expand(40_000, 3) + 5.0)
-    share = wide.sample(torch.Generator().manual_seed(0)).bincount(minlength=3) / 40_000
+    share = wide.sample(models.generator()).bincount(minlength=3) / 40_000
     assert share.tolist() == pytest.approx([0.2, 0.7, 0.1], abs=0.01)
 
 
@@ -281,8 +286,8 @@ def test_reward_scale_equals_stable_baselines3(num_envs: int) -> None:
     for _ in range(200):
         reward, done = 100 * generator.normal(1.0, 2.0, num_envs), generator.random(num_envs) < 0.1
         theirs = twin.step(np.zeros(num_envs, int))[1]
-        ours = scaler.update(torch.from_numpy(reward), torch.from_numpy(done))
-        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6)  # theirs are float32
+        ours = scaler.update(torch.tensor(reward), torch.tensor(done))
+        np.testing.assert_allclose(ours.numpy(force=True), theirs, rtol=1e-6)  # theirs are float32
     assert float(ours.abs().max()) < 10
     assert scaler.update(torch.full((num_envs,), 1e9), torch.zeros(num_envs, dtype=torch.bool)).max() <= 10
 
@@ -309,11 +314,13 @@ def test_rewards_are_stored_scaled_by_what_was_seen_so_far() -> None:
     steps = collect(agent, stream, 8)
     running, seen = np.zeros(2), []
     for row, step in enumerate(steps):
-        running = 0.9 * running + step.reward.double().numpy()
+        running = 0.9 * running + step.reward.double().numpy(force=True)
         seen.extend(running)
-        expected = step.reward.numpy() / np.sqrt(np.var(seen) + 1e-8)
-        np.testing.assert_allclose(agent.rollout.storage["reward"][row].numpy(), expected.clip(-10, 10), rtol=1e-5)
-        running[(step.terminated | step.truncated).numpy()] = 0
+        expected = step.reward.numpy(force=True) / np.sqrt(np.var(seen) + 1e-8)
+        np.testing.assert_allclose(
+            agent.rollout.storage["reward"][row].numpy(force=True), expected.clip(-10, 10), rtol=1e-5
+        )
+        running[(step.terminated | step.truncated).numpy(force=True)] = 0
 
 
 def test_observations_are_stored_as_they_were_acted_upon() -> None:
@@ -321,18 +328,18 @@ def test_observations_are_stored_as_they_were_acted_upon() -> None:
     steps = collect(agent, stream, 8)
     stored, seen = agent.rollout.storage, np.empty((0, OBS))
     for row, step in enumerate(steps):  # seen: what was acted upon before
-        obs, next_obs = step.obs.double().numpy(), step.next_obs.double().numpy()
+        obs, next_obs = step.obs.double().numpy(force=True), step.next_obs.double().numpy(force=True)
         mean, var = (seen.mean(0), seen.var(0)) if row else (0.0, 1.0)
         expected = ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10)
-        np.testing.assert_allclose(stored["obs"][row].numpy(), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(stored["obs"][row].numpy(force=True), expected, rtol=1e-4, atol=1e-5)
         seen = np.concatenate([seen, obs])
         expected = ((next_obs - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8)).clip(-10, 10)
-        np.testing.assert_allclose(stored["next_obs"][row].numpy(), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(stored["next_obs"][row].numpy(force=True), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_observation_statistics_equal_gymnasium() -> None:
     agent, stream = small_agent(num_envs=1), Stream(num_envs=1, end=0.0)
-    observations = [step.obs[0].numpy() for step in collect(agent, stream, 8)]
+    observations = [step.obs[0].numpy(force=True) for step in collect(agent, stream, 8)]
     queue = list(observations)
 
     class Endless(gymnasium.Env):
@@ -346,8 +353,8 @@ def test_observation_statistics_equal_gymnasium() -> None:
         twin.step(0)
     norm = agent.normalisers["observations"]
     # theirs begin with a mean 0 of weight 1e-4
-    np.testing.assert_allclose(norm.mean.numpy(), twin.obs_rms.mean, rtol=1e-4)
-    np.testing.assert_allclose(norm.var.numpy(), twin.obs_rms.var, rtol=1e-3)
+    np.testing.assert_allclose(norm.mean.numpy(force=True), twin.obs_rms.mean, rtol=1e-4)
+    np.testing.assert_allclose(norm.var.numpy(force=True), twin.obs_rms.var, rtol=1e-3)
 
 
 def test_only_observe_moves_the_statistics() -> None:
@@ -382,6 +389,7 @@ def test_the_networks_stay_the_same_while_they_act(network: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SANITY, *(f"{name}-continuous" for name in ("discount", "action", "both"))])
+@pytest.mark.on_cpu
 def test_sanity_environment(name: str) -> None:
     gamma, steps = 0.8, 4096
     config = PPOConfig(
@@ -389,7 +397,7 @@ def test_sanity_environment(name: str) -> None:
         entropy_coef=0.0, clip_values=False, normalize_rewards=False, normalize_observations=False,
     )  # fmt: skip
     env = make_env(f"sanity/{name}", num_envs=16, seed=1)
-    agent = PPO(env.observation_space, env.action_space, config, num_envs=16, seed=1)
+    agent = models.here(PPO, env.observation_space, env.action_space, config, num_envs=16, seed=1)
     train(env, agent, steps)
     known = values(f"sanity/{name}", gamma)
     torch.testing.assert_close(agent.state_value(known.obs), known.v, rtol=0, atol=0.05)
@@ -398,10 +406,11 @@ def test_sanity_environment(name: str) -> None:
         torch.testing.assert_close(agent.act(known.obs, explore=False), best, rtol=0, atol=0.05)
 
 
+@pytest.mark.on_cpu
 def test_normalised_rewards_and_observations_still_lead_to_the_best_action() -> None:
     config = PPOConfig(hidden=(16,), num_steps=8, num_minibatches=2, num_epochs=4, lr=2e-2, anneal_steps=4096)
     env = make_env("sanity/both-continuous", num_envs=16, seed=1)
-    agent = PPO(env.observation_space, env.action_space, config, num_envs=16, seed=1)
+    agent = models.here(PPO, env.observation_space, env.action_space, config, num_envs=16, seed=1)
     train(env, agent, 4096)
     assert set(agent.normalisers) == {"observations", "rewards"}
     assert agent.act(torch.tensor([[-1.0], [1.0]]), explore=False).flatten().tolist() == pytest.approx(
@@ -412,7 +421,7 @@ def test_normalised_rewards_and_observations_still_lead_to_the_best_action() -> 
 def test_a_reset_without_an_end_bootstraps_from_the_true_successor() -> None:
     agent, no = small_agent(num_envs=1, num_steps=4, normalize_rewards=False), torch.zeros(1, dtype=torch.bool)
     agent.normalisers.clear()
-    observations, successors = torch.randn(2, 4, 1, OBS, generator=torch.Generator().manual_seed(0))
+    observations, successors = torch.randn(2, 4, 1, OBS, generator=models.generator())
     for obs, next_obs in zip(observations, successors, strict=True):  # a new beginning at every step
         action = agent.act(obs, explore=True)
         agent.observe(
@@ -556,6 +565,7 @@ def test_loading_a_state_of_another_kind() -> None:
         small_agent(hidden=(8, 8)).load_state_dict(small_agent().state_dict())
 
 
+@pytest.mark.on_cpu
 def test_the_learning_rate_falls_from_rollout_to_rollout() -> None:
     agent = small_agent(lr=1e-3, anneal_steps=64)  # rollouts of 16 steps
     rates = [metrics["learning_rate"].item() for metrics in run(agent, Stream(), 48)]
@@ -622,7 +632,7 @@ def test_images(action_space: spaces.Space, network: str) -> None:
     shape = (4, 10, 10) if network == "minatar_cnn" else (3, 64, 64)
     space = spaces.Box(0, 255, shape, np.uint8)
     config = PPOConfig(network=network, hidden=(8,), num_steps=2, num_minibatches=1, num_epochs=2)
-    agent = PPO(space, action_space, config, num_envs=2)
+    agent = models.here(PPO, space, action_space, config, num_envs=2)
     assert (agent.config.activation, agent.config.lr, agent.normalisers) == ("relu", 2.5e-4, {})
     obs, no = torch.randint(256, (3, 2, *shape), dtype=torch.uint8), torch.zeros(2, dtype=torch.bool)
     for step in range(2):
@@ -649,11 +659,11 @@ def test_usual_settings_go_by_the_spaces() -> None:
     names = ("num_steps", "num_minibatches", "num_epochs", "lr", "entropy_coef", "normalize_observations",
              "normalize_rewards", "activation")  # fmt: skip
     for action_space, expected in usual:
-        config = PPO(OBS_SPACE, action_space).config
+        config = models.here(PPO, OBS_SPACE, action_space).config
         assert tuple(getattr(config, name) for name in names) == expected
-    given = PPO(OBS_SPACE, BOX, PPOConfig(num_epochs=3, normalize_rewards=False, entropy_coef=0.1)).config
+    given = models.here(PPO, OBS_SPACE, BOX, PPOConfig(num_epochs=3, normalize_rewards=False, entropy_coef=0.1)).config
     assert (given.num_epochs, given.normalize_rewards, given.entropy_coef) == (3, False, 0.1)
-    assert PPO(OBS_SPACE, BOX, PPOConfig(network="simba")).config.activation == "relu"
+    assert models.here(PPO, OBS_SPACE, BOX, PPOConfig(network="simba")).config.activation == "relu"
 
 
 @pytest.mark.parametrize(
@@ -673,7 +683,7 @@ def test_unsupported_spaces(observation_space: spaces.Space, action_space: space
 def test_images_are_not_standardised() -> None:
     config = PPOConfig(network="minatar_cnn", normalize_observations=True)
     with pytest.raises(ValueError, match="ppo: normalize_observations is for vectors"):
-        PPO(spaces.Box(0, 255, (4, 10, 10), np.uint8), DISCRETE, config)
+        models.here(PPO, spaces.Box(0, 255, (4, 10, 10), np.uint8), DISCRETE, config)
 
 
 @KINDS
@@ -685,7 +695,7 @@ def test_a_loss_that_is_not_finite_stops_training(action_space: spaces.Space, ba
     step.reward[:] = bad
     agent.observe(step)
     with pytest.raises(FloatingPointError, match="ppo: policy_loss is not finite at update 1"):
-        agent.update()
+        models.learn_and_save(agent)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from plasticity.commands.run import load_state
 SMALL = ["--steps", "200", "--hidden", "12", "6", "--probes", "--eval-every", "0", "--eval-episodes", "1", "--quiet"]
 REPLAY = ["--batch-size", "8", "--learning-starts", "20", "--checkpoint.every", "100"]
 AGENT = {
-    "sac": (["--env", "Pendulum-v1", *REPLAY], {"actor", "critic_1", "critic_2"}),
+    "sac": (["--env", "Pendulum-v1", "--num-envs", "2", *REPLAY], {"actor", "critic_1", "critic_2"}),
     "td3": (["--env", "Pendulum-v1", *REPLAY], {"actor", "critic_1", "critic_2"}),
-    "dqn": (["--env", "CartPole-v1", *REPLAY], {"q"}),
+    "dqn": (["--env", "CartPole-v1", "--num-envs", "4", *REPLAY], {"q"}),
     "ppo": (["--env", "CartPole-v1", "--num-steps", "20", "--num-envs", "2"], {"actor", "critic"}),
 }
 

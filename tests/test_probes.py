@@ -34,6 +34,8 @@ from plasticity.probes import (
 )
 from plasticity.probes.rank import warn_of_few_samples
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 
 def f64(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
@@ -81,16 +83,16 @@ def test_ranks_agree_with_scipy(shape: tuple[int, int], dtype: torch.dtype, kind
         x = x.relu()
     if kind == "collapsed":
         x = x[:, :1] @ torch.randn(1, shape[1], dtype=dtype) + 1e-4 * x
-    expected = reference.ranks(x.double().numpy())
+    expected = reference.ranks(x.double().numpy(force=True))
     for name, value in ranks_of(x).items():
         assert value == pytest.approx(expected[name], rel=1e-5 if dtype == torch.float32 else 1e-9), name
 
 
 def test_singular_values_of_many_sizes_of_number() -> None:
     x = torch.randn(40, 6)
-    expected = np.linalg.svd(x.double().numpy(), compute_uv=False)
+    expected = np.linalg.svd(x.double().numpy(force=True), compute_uv=False)
     for scale in (1e-30, 1.0, 1e30):
-        np.testing.assert_allclose(singular_values(x * scale).numpy(), expected * scale, rtol=1e-5)
+        np.testing.assert_allclose(singular_values(x * scale).numpy(force=True), expected * scale, rtol=1e-5)
 
 
 def test_a_zero_matrix_has_rank_zero() -> None:
@@ -180,7 +182,7 @@ def test_a_dead_layer_is_wholly_dormant() -> None:
 def test_scores_agree_with_the_definition(values: list[float]) -> None:
     magnitudes = f64(*values)
     scores = normalised_scores(magnitudes)
-    assert scores.tolist() == pytest.approx(reference.scores(magnitudes.numpy()[None]).tolist())
+    assert scores.tolist() == pytest.approx(reference.scores(magnitudes.numpy(force=True)[None]).tolist())
     assert 0 <= float(scores.min()) <= float(scores.max()) <= len(values) * (1 + 1e-12)
 
 

@@ -21,8 +21,13 @@ from plasticity.interventions.recycling import Recycling, published, select
 from plasticity.monitor import Monitor
 from plasticity.surgery import entry_state
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 T, F = True, False
-X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+
+def batch() -> Tensor:
+    return models.normal(64, 4)
 
 
 def mlp(activation: type[nn.Module] = nn.ReLU, bias: bool = True, dead: int = 0) -> nn.Sequential:
@@ -39,7 +44,7 @@ def mlp(activation: type[nn.Module] = nn.ReLU, bias: bool = True, dead: int = 0)
 
 def learn(net: nn.Module, optimizer: optim.Optimizer, *inputs: Tensor) -> None:
     optimizer.zero_grad()
-    out = net(*(inputs or (X,)))
+    out = net(*(inputs or (batch(),)))
     tensors = out.values() if isinstance(out, dict) else [out]
     sum((t - 1).square().mean() for t in tensors).backward()
     optimizer.step()
@@ -121,9 +126,9 @@ def test_the_function_change_is_logged_as_it_is() -> None:
     optimizer = OPTIMIZERS["adam"](net.parameters())
     ctx, writer = plain_loop(net, optimizer)
     seen: list[Tensor] = []
-    optimizer.register_step_post_hook(lambda *_: seen.append(net(X).detach()))
+    optimizer.register_step_post_hook(lambda *_: seen.append(net(batch()).detach()))
     ReDo(every=1, threshold=10.0, cap=0.25).on_train_start(ctx)
-    optimizer.register_step_post_hook(lambda *_: seen.append(net(X).detach()))
+    optimizer.register_step_post_hook(lambda *_: seen.append(net(batch()).detach()))
     learn(net, optimizer)
     before, after = (s.double() for s in seen)
     (event,) = writer.named("redo")
@@ -156,7 +161,7 @@ def test_a_nan_never_recycles(method: type[Recycling]) -> None:
     net = mlp(dead=3)
     ctx, writer = plain_loop(net, optim.SGD(net.parameters(), 0.0))
     method(every=1, threshold=10.0).on_train_start(ctx)
-    x = X.clone()
+    x = batch()
     x[0, 0] = torch.nan
     before = copy.deepcopy(net.state_dict())
     learn(net, ctx.optimizers["net"], x)
@@ -397,15 +402,15 @@ def test_redraws_have_their_law() -> None:
     layer = nn.Linear(256, 512)
     generator = torch.Generator().manual_seed(0)
     own = record_initialisers(layer)[""]
-    assert own.weight(generator).abs().max() == pytest.approx(0.0625, rel=1e-3)
+    assert own.weight(generator).abs().max().item() == pytest.approx(0.0625, rel=1e-3)
     he = published(layer, "he_uniform")
-    assert he.weight(generator).abs().max() == pytest.approx(0.15309, rel=1e-3)
+    assert he.weight(generator).abs().max().item() == pytest.approx(0.15309, rel=1e-3)
     assert 0.06 < he.bias(generator).abs().max() <= 0.0625
     xavier = published(layer, "xavier_uniform")
-    assert xavier.weight(generator).abs().max() == pytest.approx((6 / 768) ** 0.5, rel=1e-3)
+    assert xavier.weight(generator).abs().max().item() == pytest.approx((6 / 768) ** 0.5, rel=1e-3)
     assert not xavier.bias(generator).any()
     lecun = published(layer, "lecun_normal")
-    assert lecun.weight(generator).std() == pytest.approx(0.0625, rel=1e-2)
+    assert lecun.weight(generator).std().item() == pytest.approx(0.0625, rel=1e-2)
     assert not lecun.bias(generator).any()
 
 
@@ -430,7 +435,7 @@ def test_what_became_of_the_recycled_is_logged() -> None:
     learn(net, ctx.optimizers["net"])
     assert "interventions/redo/net/score_since" not in writer.scalars
     with Monitor(net, {"p": ReDo().probe()}) as monitor:
-        net(X)
+        net(batch())
     scores = monitor.read().scores["p"]
     neurons = writer.named("redo")[0]["neurons"]
     then = [float(scores[layer][i]) for layer in neurons for i in neurons[layer]]

@@ -6,11 +6,13 @@ import models
 import pytest
 import torch
 from test_interventions import OPTIMIZERS, plain_loop
-from test_redo import X, golden_scores, learn, mlp
+from test_redo import batch, golden_scores, learn, mlp
 from torch import nn, optim
 
 from plasticity.interventions import ReGraMa
 from plasticity.interventions.regrama import norm_scores
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_entries_of_norms_are_neurons_too(moments: bool) -> None:
     norm = net[2]
     for step in range(3):
         if step == 2:
-            norm.weight.register_hook(lambda g: g * torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]))
+            norm.weight.register_hook(lambda g: g * torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]).to(g))
         learn(net, optimizer, *inputs)
     (event,) = writer.named("regrama")
     assert event["norm_entries"] == {"2": [0, 1]}
@@ -82,7 +84,7 @@ def test_norm_resets_count_in_the_function_change() -> None:
     with torch.no_grad():
         net[2].weight.fill_(2.0)
     ReGraMa(every=1, threshold=0.0).on_train_start(ctx)
-    net[2].weight.register_hook(lambda g: g * torch.tensor([0.0, 1, 1, 1, 1, 1]))
+    net[2].weight.register_hook(lambda g: g * torch.tensor([0.0, 1, 1, 1, 1, 1]).to(g))
     before = net(*inputs).detach().double()
     learn(net, ctx.optimizers["net"], *inputs)
     (event,) = writer.named("regrama")
@@ -124,7 +126,7 @@ def test_a_step_without_any_gradient_tells_nothing() -> None:
     ReGraMa(every=1).on_train_start(ctx)
     for _ in range(2):
         ctx.optimizers["net"].zero_grad()
-        (net(X) * 0).sum().backward()
+        (net(batch()) * 0).sum().backward()
         ctx.optimizers["net"].step()
     assert not writer.named("regrama")
     assert [event["reason"] for event in writer.named("regrama_skipped")] == ["its gradient was 0 everywhere"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,8 @@ from scipy import stats
 from plasticity.agents.nstep import n_step_return
 from plasticity.agents.priorities import Priorities
 from plasticity.agents.replay import Batch, ReplayBuffer, restore_generator
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 
 def row(time: int, num_envs: int) -> SimpleNamespace:
@@ -32,7 +35,7 @@ def row(time: int, num_envs: int) -> SimpleNamespace:
 
 
 def filled(num_rows: int, *, capacity: int = 12, num_envs: int = 1, seed: int = 0) -> ReplayBuffer:
-    buffer = ReplayBuffer(capacity, (2,), (1,), num_envs=num_envs, seed=seed)
+    buffer = models.here(ReplayBuffer, capacity, (2,), (1,), num_envs=num_envs, seed=seed)
     for time in range(num_rows):
         buffer.add(row(time, num_envs))
     return buffer
@@ -65,7 +68,7 @@ def test_wrap_around_and_ages(num_rows: int, num_envs: int) -> None:
     ("stored", "given"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float64", "float32")]
 )
 def test_observations_of_another_precision_are_rounded(stored: str, given: str, num_envs: int) -> None:
-    buffer = ReplayBuffer(4, (2,), (1,), num_envs=num_envs, obs_dtype=getattr(torch, stored))
+    buffer = models.here(ReplayBuffer, 4, (2,), (1,), num_envs=num_envs, obs_dtype=getattr(torch, stored))
     one = row(7, num_envs)
     one.obs, one.next_obs = (value.to(getattr(torch, given)).requires_grad_() for value in (one.obs, one.next_obs))
     buffer.add(one)
@@ -91,7 +94,7 @@ def test_sampling_is_uniform(num_rows: int, num_envs: int) -> None:
     counts = torch.bincount(buffer.draw(24_000), minlength=len(buffer))
     assert counts.sum() == 24_000
     assert len(counts) == len(buffer)
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    assert stats.chisquare(counts.numpy(force=True)).pvalue > 1e-3
 
 
 def test_sampling_by_age_has_one_seam() -> None:
@@ -99,7 +102,7 @@ def test_sampling_by_age_has_one_seam() -> None:
         def draw_ages(self, batch_size: int) -> torch.Tensor:
             return torch.ones(batch_size, dtype=torch.int64)
 
-    buffer = Newest(12, (2,), (1,), num_envs=3)
+    buffer = models.here(Newest, 12, (2,), (1,), num_envs=3)
     for time in range(11):
         buffer.add(row(time, 3))
     batch = buffer.sample(50)
@@ -121,7 +124,9 @@ def chi_square(buffer: ReplayBuffer, expected: torch.Tensor, draws: int = 24_000
     assert counts[expected == 0].sum() == 0
     assert torch.equal(batch.obs[:, 0].long(), buffer.clock - batch.age)  # the age is the true one
     possible = expected > 0
-    return float(stats.chisquare(counts[possible].numpy(), (expected * draws)[possible].numpy()).pvalue)
+    return float(
+        stats.chisquare(counts[possible].numpy(force=True), (expected * draws)[possible].numpy(force=True)).pvalue
+    )
 
 
 class Decay:
@@ -244,7 +249,7 @@ def test_a_copy_is_written_into_memory_of_its_own() -> None:
         one, no = torch.full((1,), value), torch.zeros(1, dtype=torch.bool)
         return SimpleNamespace(obs=one[None], action=one[None], reward=one, next_obs=one[None], terminated=no)
 
-    buffer = ReplayBuffer(3, (1,), (1,))
+    buffer = models.here(ReplayBuffer, 3, (1,), (1,))
     buffer.add(row(1))
     other = copy.deepcopy(buffer)
     other.add(row(2))
@@ -255,7 +260,7 @@ def test_a_copy_is_written_into_memory_of_its_own() -> None:
 
 
 def test_other_dtypes_and_shapes() -> None:
-    buffer = ReplayBuffer(4, (2, 2), (), obs_dtype=torch.uint8, action_dtype=torch.int64)
+    buffer = models.here(ReplayBuffer, 4, (2, 2), (), obs_dtype=torch.uint8, action_dtype=torch.int64)
     obs, flag = torch.full((1, 2, 2), 255.0), torch.tensor([True])
     buffer.add(SimpleNamespace(obs=obs, action=torch.tensor([3]), reward=flag, next_obs=obs, terminated=flag))
     batch = buffer.sample(2)
@@ -266,7 +271,7 @@ def test_other_dtypes_and_shapes() -> None:
 
 
 def test_capacity_is_a_multiple_of_num_envs() -> None:
-    buffer = ReplayBuffer(10, (2,), (1,), num_envs=4)
+    buffer = models.here(ReplayBuffer, 10, (2,), (1,), num_envs=4)
     assert buffer.capacity == 8
     assert "0 of 8" in repr(buffer)
 
@@ -277,7 +282,7 @@ def test_a_large_memory_costs_nothing_until_it_is_written() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident_bytes()
-    buffer = ReplayBuffer(1_000_000, (500,), (1,))  # 4 GB of address space
+    buffer = models.here(ReplayBuffer, 1_000_000, (500,), (1,))  # 4 GB of address space
     buffer.add(SimpleNamespace(**{name: torch.zeros(1, *v.shape[1:]) for name, v in buffer.storage.items()}))
     assert buffer.sample(2).index.tolist() == [0, 0]
     assert resident_bytes() - before < 100e6
@@ -285,21 +290,21 @@ def test_a_large_memory_costs_nothing_until_it_is_written() -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="empty"):
-        ReplayBuffer(4, (2,), (1,)).sample(1)
+        models.here(ReplayBuffer, 4, (2,), (1,)).sample(1)
     with pytest.raises(ValueError, match="capacity 2 must hold one row of num_envs 3"):
-        ReplayBuffer(2, (2,), (1,), num_envs=3)
+        models.here(ReplayBuffer, 2, (2,), (1,), num_envs=3)
     with pytest.raises(ValueError, match=r"obs has shape \(1, 2\), expected \(3, 2\)"):
         filled(0, num_envs=3).add(row(0, 1))
     with pytest.raises(ValueError, match="saved with num_envs 1, this one has 3"):
         filled(1, num_envs=3).load_state_dict(filled(1).state_dict())
     with pytest.raises(ValueError, match=r"saved obs \(2,\), not \(5,\)"):
-        ReplayBuffer(12, (5,), (1,)).load_state_dict(filled(1).state_dict())
+        models.here(ReplayBuffer, 12, (5,), (1,)).load_state_dict(filled(1).state_dict())
 
 
 def test_generator_state_of_another_device_is_not_taken() -> None:
-    generator = torch.Generator().manual_seed(3)
+    generator = models.generator(3)
     before = generator.get_state()
-    with pytest.warns(UserWarning, match="not one of a cpu generator"):
+    with pytest.warns(UserWarning, match=f"not one of a {generator.device.type} generator"):
         restore_generator(generator, torch.zeros(16, dtype=torch.uint8))
     assert torch.equal(generator.get_state(), before)
 
@@ -311,7 +316,7 @@ IMAGE = (2, 3, 3)
 
 def play(num_rows: int, num_envs: int, *, seed: int = 0, left: tuple[int, ...] = ()) -> Iterator[SimpleNamespace]:
     """Rows of random images in episodes of random length; before the rows `left`, environment 0 is reset too early."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = models.generator(seed)
 
     def images() -> torch.Tensor:
         return torch.randint(256, (num_envs, *IMAGE), generator=generator, dtype=torch.uint8)
@@ -338,7 +343,7 @@ def play(num_rows: int, num_envs: int, *, seed: int = 0, left: tuple[int, ...] =
 
 def memory(capacity: int, num_envs: int, **options: Any) -> ReplayBuffer:
     dtypes: dict[str, Any] = {"obs_dtype": torch.uint8, "action_dtype": torch.int64}
-    return ReplayBuffer(capacity, IMAGE, (), num_envs=num_envs, **dtypes, **options)
+    return models.here(ReplayBuffer, capacity, IMAGE, (), num_envs=num_envs, **dtypes, **options)
 
 
 def naive(rows: list[SimpleNamespace], time: int, env: int, n: int, gamma: float) -> dict[str, Any]:
@@ -390,24 +395,26 @@ def test_n_steps_of_vectors_equal_those_of_stable_baselines3(monkeypatch: pytest
     sb3 = pytest.importorskip("stable_baselines3.common.buffers")
     space = spaces.Box(0, 255, (18,))
     theirs = sb3.NStepReplayBuffer(14, space, spaces.Discrete(99), "cpu", n_envs=2, n_steps=3, gamma=0.9)
-    ours = ReplayBuffer(14, (18,), (), num_envs=2, action_dtype=torch.int64, n_step=3, gamma=0.9)
+    ours = models.here(ReplayBuffer, 14, (18,), (), num_envs=2, action_dtype=torch.int64, n_step=3, gamma=0.9)
     for step in play(24, 2):
         step.obs, step.next_obs = step.obs.flatten(1).float(), step.next_obs.flatten(1).float()
         ours.add(step)
-        arrays = (getattr(step, name).numpy() for name in ("obs", "next_obs", "action", "reward"))
+        arrays = (getattr(step, name).numpy(force=True) for name in ("obs", "next_obs", "action", "reward"))
         infos = [{"TimeLimit.truncated": bool(cut)} for cut in step.truncated]
-        theirs.add(*arrays, (step.terminated | step.truncated).numpy(), infos)
+        theirs.add(*arrays, (step.terminated | step.truncated).numpy(force=True), infos)
     batch = ours.read(torch.arange(14))
     monkeypatch.setattr(np.random, "randint", lambda *_, **__: np.arange(14) % 2)
-    other = theirs._get_samples(np.arange(14) // 2)
+    with torch.device("cpu"):
+        other = theirs._get_samples(np.arange(14) // 2)
     assert batch.discount is not None
     assert len(batch.discount.unique()) == 3
     same = {"observations": batch.obs, "next_observations": batch.next_obs, "actions": batch.action[:, None]}
     columns = {"dones": batch.terminated.float(), "rewards": batch.reward, "discounts": batch.discount}
     for name, values in {**same, **{key: column[:, None] for key, column in columns.items()}}.items():
-        torch.testing.assert_close(values, getattr(other, name).to(values.dtype), rtol=1e-6, atol=0, msg=name)
+        torch.testing.assert_close(values.cpu(), getattr(other, name).to(values.dtype), rtol=1e-6, atol=0, msg=name)
 
 
+@pytest.mark.on_cpu
 def test_images_take_half_the_memory() -> None:
     buffer = memory(400, 2)
     for transition in play(1000, 2):
@@ -422,7 +429,7 @@ def test_images_take_half_the_memory() -> None:
 @pytest.mark.parametrize("num_rows", [3, 25])
 def test_images_and_n_steps_after_resuming(tmp_path: Path, num_rows: int) -> None:
     rows = list(play(num_rows + 8, 2))
-    buffer, again = (memory(20, 2, n_step=2, gamma=0.9, priorities=Priorities(20, 0.5)) for _ in range(2))
+    buffer, again = (memory(20, 2, n_step=2, gamma=0.9, priorities=models.here(Priorities, 20, 0.5)) for _ in range(2))
     for transition in rows[:num_rows]:
         buffer.add(transition)
     for transition in play(25, 2, seed=1):
@@ -446,8 +453,8 @@ def test_a_ring_of_one_row() -> None:
 
 def test_what_a_memory_of_another_kind_saved_is_refused() -> None:
     with pytest.raises(ValueError, match=r"saved with \['action', .*this one has \[.*'truncated'\]"):
-        ReplayBuffer(12, (2,), (1,), n_step=2, gamma=0.9).load_state_dict(filled(3).state_dict())
+        models.here(ReplayBuffer, 12, (2,), (1,), n_step=2, gamma=0.9).load_state_dict(filled(3).state_dict())
     with pytest.raises(ValueError, match="n_step counts the rewards of a return, at least 1; got 0"):
-        ReplayBuffer(12, (2,), (1,), n_step=0)
+        models.here(ReplayBuffer, 12, (2,), (1,), n_step=0)
     with pytest.raises(ValueError, match="priorities of 7 transitions, not 12"):
-        ReplayBuffer(12, (2,), (1,), priorities=Priorities(7, 0.5))
+        models.here(ReplayBuffer, 12, (2,), (1,), priorities=models.here(Priorities, 7, 0.5))

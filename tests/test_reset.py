@@ -18,6 +18,8 @@ from plasticity.envs import make_env
 from plasticity.interventions.reset import Origin, Reset, depths, last_layers, loose_parameters, reset_
 from plasticity.wiring import wiring
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
     "adam": lambda p: torch.optim.Adam(p, 0.01),
@@ -51,9 +53,10 @@ class Recorder:
 
 
 def small_sac(seed: int = 0, **changes: Any) -> tuple[Any, SAC]:
-    env = make_env("sanity/both-continuous", num_envs=2, seed=seed)
+    env = make_env("sanity/both-continuous", num_envs=2, seed=seed, device=str(torch.get_default_device()))
     config = SACConfig(**{"hidden": (16, 12), "batch_size": 8, "learning_starts": 8, "buffer_size": 400, **changes})
-    return env, SAC(env.observation_space, env.action_space, config, num_envs=2, seed=seed)
+    options: dict[str, Any] = {"num_envs": 2, "seed": seed, "device": torch.get_default_device()}
+    return env, SAC(env.observation_space, env.action_space, config, **options)
 
 
 def train_sac(callbacks: Sequence[Callback], steps: int = 40, **changes: Any) -> tuple[SAC, Context, Recorder]:
@@ -71,7 +74,7 @@ def take_step(ctx: Context, *inputs: Tensor) -> None:
     """One step of a plain supervised loop."""
     optimizer, net = ctx.optimizers["net"], ctx.networks["net"]
     optimizer.zero_grad()
-    out = net(*(inputs or (torch.randn(16, 4, generator=torch.Generator().manual_seed(0)),)))
+    out = net(*(inputs or (models.normal(16, 4),)))
     sum(t.square().sum() for t in (out.values() if isinstance(out, dict) else [out])).backward()
     optimizer.step()
 
@@ -165,7 +168,7 @@ def test_fresh_draws_have_the_initial_distribution() -> None:
             drawn[i].append(net[2 * i].weight.detach().clone())
         assert not net[2].bias.any()
         torch.testing.assert_close(net[2].weight @ net[2].weight.T, 2 * torch.eye(32), atol=1e-4, rtol=0)
-    first, _, last = (torch.stack(draws).flatten().double().numpy() for draws in drawn)
+    first, _, last = (torch.stack(draws).flatten().double().numpy(force=True) for draws in drawn)
     assert stats.kstest(first, stats.uniform(-1 / 8, 1 / 4).cdf).pvalue > 1e-3
     assert stats.kstest(last, stats.norm(0, 0.02).cdf).statistic < 0.06  # its scale was inferred from 256 values
     assert not torch.equal(drawn[0][0], drawn[0][1])
@@ -237,6 +240,7 @@ def test_a_full_reset_leaves_a_new_network_and_a_new_optimizer(kind: str) -> Non
     assert same(net.state_dict(), twin.state_dict())
 
 
+@pytest.mark.on_cpu
 def test_lbfgs_forgets_its_history() -> None:
     net, _ = models.build("mlp")
     optimizer = torch.optim.LBFGS(net.parameters(), 0.1)
@@ -370,6 +374,7 @@ def test_chosen_networks_leave_the_others_and_the_temperature() -> None:
     assert str(kept) == str({k: v for k, v in states["critic"]["state"].items() if k < 6})
 
 
+@pytest.mark.on_cpu
 def test_sac_with_a_reset_that_never_fires_is_bit_identical() -> None:
     plain, ctx, _ = train_sac([])
     for reset in (Reset(), Reset(layers=1, at=(10**6,)), Reset(preset="bro")):

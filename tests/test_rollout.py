@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from plasticity.agents.rollout import Experience, Rollout, gae
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 NO = False
 
@@ -21,7 +24,7 @@ def column(*values: Any) -> Tensor:
 
 def filled(num_steps: int, num_envs: int, seed: int = 0) -> Rollout:
     """A rollout of random steps that go on from each other, with ends of both kinds."""
-    rollout, generator = Rollout(num_steps, num_envs, (2,), (3,)), torch.Generator().manual_seed(seed)
+    rollout, generator = models.here(Rollout, num_steps, num_envs, (2,), (3,)), models.generator(seed)
     obs = torch.randn(num_envs, 2, generator=generator)
     for _ in range(num_steps):
         next_obs, reset_obs = torch.randn(2, num_envs, 2, generator=generator)
@@ -63,7 +66,7 @@ def test_gae_of_a_cut_bootstraps_and_does_not_flow_back() -> None:
 
 
 def test_gae_limits() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = models.generator()
     reward, value, next_value = torch.randn(3, 5, 2, generator=generator)
     no = torch.zeros(5, 2, dtype=torch.bool)
     one_step = gae(reward, value, next_value, no, no, 0.9, 0.0)
@@ -79,8 +82,8 @@ def test_gae_equals_stable_baselines3(seed: int) -> None:
     buffers = pytest.importorskip("stable_baselines3.common.buffers")
     rollout = filled(64, 3, seed)
     terminated, cut = rollout.storage["terminated"], rollout.cut()
-    value = torch.randn(64, 3, generator=torch.Generator().manual_seed(seed + 10))
-    bootstrap = torch.randn(64, 3, generator=torch.Generator().manual_seed(seed + 20))
+    value = torch.randn(64, 3, generator=models.generator(seed + 10))
+    bootstrap = torch.randn(64, 3, generator=models.generator(seed + 20))
     next_value = torch.where(cut, bootstrap, torch.cat([value[1:], value[:1]]))
     assert (rollout.storage["truncated"].any(0) & terminated.any(0)).all()
     ours = gae(rollout.storage["reward"], value, next_value, terminated, cut, 0.97, 0.9)
@@ -89,13 +92,13 @@ def test_gae_equals_stable_baselines3(seed: int) -> None:
     twin = buffers.RolloutBuffer(64, box, box, "cpu", gae_lambda=0.9, gamma=0.97, n_envs=3)
     done = terminated | rollout.storage["truncated"]
     # stable-baselines3 adds the discounted value of a truncated episode's last observation to its last reward
-    twin.rewards = (rollout.storage["reward"] + 0.97 * next_value * rollout.storage["truncated"]).numpy()
-    twin.values = value.numpy()
-    twin.episode_starts[1:] = done[:-1].float().numpy()
-    twin.compute_returns_and_advantage(next_value[-1], done[-1].numpy())
-    np.testing.assert_allclose(ours.numpy(), twin.advantages, rtol=1e-5, atol=1e-6)
+    twin.rewards = (rollout.storage["reward"] + 0.97 * next_value * rollout.storage["truncated"]).numpy(force=True)
+    twin.values = value.numpy(force=True)
+    twin.episode_starts[1:] = done[:-1].float().numpy(force=True)
+    twin.compute_returns_and_advantage(next_value[-1], done[-1].numpy(force=True))
+    np.testing.assert_allclose(ours.numpy(force=True), twin.advantages, rtol=1e-5, atol=1e-6)
     experience = Experience(value, value, value, value, ours)
-    np.testing.assert_allclose(experience.target.numpy(), twin.returns, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(experience.target.numpy(force=True), twin.returns, rtol=1e-5, atol=1e-6)
 
 
 # --- the memory ---
@@ -103,7 +106,7 @@ def test_gae_equals_stable_baselines3(seed: int) -> None:
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_gae_equals_its_recursion_and_leaves_what_it_is_given(num_envs: int) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = models.generator()
     reward, value, next_value = torch.randn(3, 40, num_envs, generator=generator)
     terminated, cut = torch.rand(2, 40, num_envs, generator=generator) < 0.1
     given = [x.clone() for x in (reward, value, next_value)]
@@ -125,7 +128,7 @@ def test_gae_of_what_is_not_finite_is_not_and_says_nothing() -> None:
 
 
 def test_a_copy_has_rows_of_its_own() -> None:
-    one = Rollout(2, 1, (1,), (1,))
+    one = models.here(Rollout, 2, 1, (1,), (1,))
     row = {name: torch.ones(1, 1) for name in ("obs", "action", "next_obs")}
     row |= {"reward": torch.ones(1), "terminated": torch.ones(1).bool(), "truncated": torch.zeros(1).bool()}
     other = copy.deepcopy(one)
@@ -135,7 +138,7 @@ def test_a_copy_has_rows_of_its_own() -> None:
 
 
 def test_cut_is_where_the_next_row_does_not_go_on() -> None:
-    rollout = Rollout(5, 2, (1,), ())
+    rollout = models.here(Rollout, 5, 2, (1,), ())
     obs = [[0, 0], [1, 1], [2, 7], [9, 8], [9, 9]]  # environment 0 is reset after step 2, environment 1 after step 1
     next_obs = [[1, 1], [2, 2], [3, 8], [9, 9], [9, 5]]
     terminated = [[NO, NO], [NO, NO], [NO, NO], [NO, NO], [NO, True]]
@@ -168,13 +171,13 @@ def test_rows_are_kept_in_order_and_cleared() -> None:
 def test_a_row_of_another_shape_is_refused() -> None:
     row = {name: values[0] for name, values in filled(2, 3).storage.items()}
     with pytest.raises(ValueError, match=r"reward has shape \(1,\), expected \(3,\)"):
-        Rollout(2, 3, (2,), (3,)).add(**{**row, "reward": torch.zeros(1)})
+        models.here(Rollout, 2, 3, (2,), (3,)).add(**{**row, "reward": torch.zeros(1)})
     with pytest.raises(ValueError, match="num_steps >= 1"):
-        Rollout(0, 1, (2,), ())
+        models.here(Rollout, 0, 1, (2,), ())
 
 
 def test_state_is_a_copy_of_the_filled_rows() -> None:
-    half, other = Rollout(6, 2, (2,), (3,)), filled(6, 2, seed=9)
+    half, other = models.here(Rollout, 6, 2, (2,), (3,)), filled(6, 2, seed=9)
     source = filled(6, 2)
     for row in range(4):
         half.add(**{name: values[row] for name, values in source.storage.items()})
@@ -184,9 +187,9 @@ def test_state_is_a_copy_of_the_filled_rows() -> None:
     assert other.num_rows == 4
     for name, values in other.storage.items():
         assert torch.equal(values[:4], source.storage[name][:4])
-    assert not Rollout(5, 2, (2,), (3,)).fits(state)
+    assert not models.here(Rollout, 5, 2, (2,), (3,)).fits(state)
     with pytest.raises(ValueError, match="saved with 6 steps of 2"):
-        Rollout(6, 1, (2,), (3,)).load_state_dict(state)
+        models.here(Rollout, 6, 1, (2,), (3,)).load_state_dict(state)
 
 
 def test_experience_is_indexed_field_by_field() -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import models
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from plasticity.agents import AGENTS
 from plasticity.agents.replay import Batch
 from plasticity.agents.sac import SAC, SACConfig, actor_loss, alpha_loss, critic_loss, polyak_
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 OBS, ACTION = 5, 3
 OBS_SPACE = spaces.Box(-math.inf, math.inf, (OBS,))
@@ -32,7 +35,7 @@ def one_thread() -> None:
 
 def small_agent(seed: int = 0, num_envs: int = 1, **changes: Any) -> SAC:
     config = SACConfig(**{**vars(SMALL), **changes})
-    return SAC(OBS_SPACE, ACTION_SPACE, config, num_envs=num_envs, seed=seed)
+    return models.here(SAC, OBS_SPACE, ACTION_SPACE, config, num_envs=num_envs, seed=seed)
 
 
 def make_batch(size: int, generator: torch.Generator) -> Batch:
@@ -90,7 +93,8 @@ def stable_baselines3_twin(agent: SAC, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     # stable-baselines3 casts observations to float32
     monkeypatch.setattr("stable_baselines3.common.policies.preprocess_obs", lambda obs, *_, **__: obs)
-    twin = sb3.SAC("MlpPolicy", BoxEnv(), device="cpu", buffer_size=10)
+    with torch.device("cpu"):
+        twin = sb3.SAC("MlpPolicy", BoxEnv(), device="cpu", buffer_size=10)
     twin.set_logger(configure(None, []))
     with torch.no_grad():
         for ours, theirs in paired_networks(agent, twin).values():
@@ -120,22 +124,24 @@ def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 
 def test_updates_equal_stable_baselines3(monkeypatch: pytest.MonkeyPatch, default_dtype: torch.dtype) -> None:
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}[default_dtype]
-    agent = SAC(OBS_SPACE, ACTION_SPACE, SACConfig(critic_lr=3e-4, alpha_lr=3e-4), seed=3)
+    agent = models.here(SAC, OBS_SPACE, ACTION_SPACE, SACConfig(critic_lr=3e-4, alpha_lr=3e-4), seed=3)
     twin = stable_baselines3_twin(agent, monkeypatch)
     start = {name: [p.detach().clone() for p in ours] for name, (ours, _) in paired_networks(agent, twin).items()}
-    noise_source = torch.Generator()
+    noise_source = models.generator()
     noise_source.set_state(agent.generators["update"].get_state())
     logged: dict[str, float] = {}
     monkeypatch.setattr(twin.logger, "record", lambda key, value, **_: logged.__setitem__(key, value))
 
     for count in range(1, 6):
-        batch = make_batch(256, torch.Generator().manual_seed(count))
+        batch = make_batch(256, models.generator(count))
         metrics = agent.learn(batch)
 
-        queue = list(torch.randn(2, 256, ACTION, generator=noise_source))  # theirs draw for obs, then for next_obs
+        queue = list(torch.randn(2, 256, ACTION, generator=noise_source).cpu())  # for obs, then for next_obs
         monkeypatch.setattr("torch.distributions.normal._standard_normal", lambda *_, queue=queue, **__: queue.pop(0))
-        monkeypatch.setattr(twin.replay_buffer, "sample", lambda *_, batch=batch, **__: as_sb3(batch))
-        twin.train(gradient_steps=1, batch_size=256)
+        data = as_sb3(models.on_host(batch))
+        monkeypatch.setattr(twin.replay_buffer, "sample", lambda *_, data=data, **__: data)
+        with torch.device("cpu"):
+            twin.train(gradient_steps=1, batch_size=256)
         assert not queue
 
         same = {"critic_loss": "critic_loss", "actor_loss": "actor_loss", "alpha_loss": "ent_coef_loss"}
@@ -144,7 +150,7 @@ def test_updates_equal_stable_baselines3(monkeypatch: pytest.MonkeyPatch, defaul
         if count in (1, 5):
             for name, (mine, other) in paired_networks(agent, twin).items():
                 for p, q, p_start in zip(mine, other, start[name], strict=True):
-                    assert (p - q).abs().max() <= tolerance, (name, count)
+                    assert (p.cpu() - q).abs().max() <= tolerance, (name, count)
                     # every tensor has moved, by much more than the tolerance (a target moves 0.005 times as far)
                     assert (p - p_start).abs().max() > (1e-6 if "target" in name else 2e-4), (name, count)
 
@@ -177,7 +183,7 @@ def constant_agent(**changes: Any) -> SAC:
 
 def test_target_value_of_terminated_and_not() -> None:
     agent = constant_agent()
-    batch = make_batch(2, torch.Generator().manual_seed(0))
+    batch = make_batch(2, models.generator())
     batch.reward, batch.terminated = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
     # at action 0 log pi = 3 * -0.9189385; min Q = 2: 1 + 0.9 * (2 + 0.5 * 2.7568156) = 4.0405670
     target = agent.target_value(batch, torch.tensor(0.5), torch.zeros(2, ACTION))
@@ -214,7 +220,7 @@ def test_alpha_falls_while_the_entropy_is_above_its_target_and_rises_below() -> 
     for target_entropy, falls in ((-50.0, True), (50.0, False)):
         agent = small_agent(target_entropy=target_entropy)
         before = agent.log_alpha.item()
-        agent.learn(make_batch(8, torch.Generator().manual_seed(0)))
+        agent.learn(make_batch(8, models.generator()))
         assert (agent.log_alpha.item() < before) == falls
 
 
@@ -244,7 +250,7 @@ class OneStep:
 
     def __init__(self, reward: Any, *, truncates: bool, num_envs: int = 8) -> None:
         self.reward, self.truncates = reward, truncates
-        self.generator, self.num_envs = torch.Generator().manual_seed(0), num_envs
+        self.generator, self.num_envs = models.generator(), num_envs
 
     def reset(self) -> Tensor:
         return 2.0 * torch.randint(2, (self.num_envs, 1), generator=self.generator) - 1  # -1 or 1
@@ -261,7 +267,7 @@ def train(env: OneStep, num_updates: int, **changes: Any) -> SAC:
         "actor_lr": 3e-3, "critic_lr": 3e-3, "init_alpha": 1e-3, "learn_alpha": False, **changes,
     }  # fmt: skip
     box = spaces.Box(-1, 1, (1,))
-    agent = SAC(box, box, SACConfig(**config), num_envs=env.num_envs, seed=0)
+    agent = models.here(SAC, box, box, SACConfig(**config), num_envs=env.num_envs, seed=0)
     while agent.updates < num_updates:
         obs = env.reset()
         agent.observe(env.step(obs, agent.act(obs, explore=True)))
@@ -273,22 +279,26 @@ def train(env: OneStep, num_updates: int, **changes: Any) -> SAC:
 GRID = torch.tensor([[-1.0, -0.5], [-1.0, 0.5], [1.0, -0.5], [1.0, 0.5]])  # obs, action
 
 
+@pytest.mark.on_cpu
 def test_constant_reward_that_terminates_is_worth_one() -> None:
     agent = train(OneStep(lambda obs, _: torch.ones_like(obs), truncates=False), 400)
     assert agent.value(GRID[:, :1], GRID[:, 1:]).tolist() == pytest.approx([1.0] * 4, abs=0.1)
 
 
+@pytest.mark.on_cpu
 def test_constant_reward_that_truncates_is_worth_the_discounted_sum() -> None:
     env = OneStep(lambda obs, _: torch.ones_like(obs), truncates=True)
     agent = train(env, 800, gamma=0.8, target_tau=0.1)
     assert agent.value(GRID[:, :1], GRID[:, 1:]).tolist() == pytest.approx([5.0] * 4, abs=0.25)
 
 
+@pytest.mark.on_cpu
 def test_value_depends_on_observation_and_action() -> None:
     agent = train(OneStep(lambda obs, action: obs * action, truncates=False), 600)
     assert agent.value(GRID[:, :1], GRID[:, 1:]).tolist() == pytest.approx([0.5, -0.5, -0.5, 0.5], abs=0.1)
 
 
+@pytest.mark.on_cpu
 def test_policy_finds_the_rewarded_action() -> None:
     agent = train(OneStep(lambda obs, action: -((action - 0.5 * obs) ** 2), truncates=False), 800)
     assert agent.act(torch.tensor([[-1.0], [1.0]]), explore=False).flatten().tolist() == pytest.approx(
@@ -296,6 +306,7 @@ def test_policy_finds_the_rewarded_action() -> None:
     )
 
 
+@pytest.mark.on_cpu
 def test_temperature_brings_the_entropy_to_its_target() -> None:
     env = OneStep(lambda obs, action: -((action - 0.5 * obs) ** 2), truncates=False)
     agent = train(env, 800, learn_alpha=True, init_alpha=0.1, alpha_lr=1e-2, target_entropy=-1.0)
@@ -315,13 +326,14 @@ def image_transition(agent: SAC, generator: torch.Generator) -> SimpleNamespace:
     return SimpleNamespace(obs=obs, action=action, reward=reward, next_obs=obs, terminated=yes, truncated=~yes)
 
 
+@pytest.mark.on_cpu
 def test_images_stay_bytes_and_their_values_are_learned() -> None:
     config = SACConfig(
         network="minatar_cnn", hidden=(32,), batch_size=64, learning_starts=64, buffer_size=1024, actor_lr=3e-3,
         critic_lr=3e-3, init_alpha=1e-3, learn_alpha=False, updates_per_step=1 / 8,
     )  # fmt: skip
-    agent = SAC(IMAGE_SPACE, spaces.Box(-1, 1, (1,)), config, num_envs=8)
-    generator = torch.Generator().manual_seed(0)
+    agent = models.here(SAC, IMAGE_SPACE, spaces.Box(-1, 1, (1,)), config, num_envs=8)
+    generator = models.generator()
     while agent.updates < 400:
         agent.observe(transition := image_transition(agent, generator))
         while agent.ready():
@@ -335,9 +347,10 @@ def test_images_stay_bytes_and_their_values_are_learned() -> None:
     assert agent.td_error(transition).mean() < 0.15
 
 
+@pytest.mark.on_cpu
 def test_every_network_shares_one_view_of_the_observations() -> None:
     agent = small_agent(network="simba", num_envs=2)
-    run(agent, 30, torch.Generator().manual_seed(0))
+    run(agent, 30, models.generator())
     norms = [net.encoder for net in (*agent.networks.values(), *agent.targets.values())]
     seen = agent.buffer.storage["obs"][: len(agent.buffer)].double()
     assert len(norms) == 5
@@ -348,13 +361,14 @@ def test_every_network_shares_one_view_of_the_observations() -> None:
         torch.testing.assert_close(norm.var, seen.var(0, correction=0))
 
 
+@pytest.mark.on_cpu
 def test_statistics_of_observations_are_saved_with_the_agent() -> None:
-    agent, stream = small_agent(network="simba"), torch.Generator().manual_seed(0)
+    agent, stream = small_agent(network="simba"), models.generator()
     run(agent, 10, stream)
     other = small_agent(network="simba", seed=1)
     other.load_state_dict(agent.state_dict())
     other.buffer.load_state_dict(agent.buffer.state_dict())
-    resumed = torch.Generator()
+    resumed = models.generator()
     resumed.set_state(stream.get_state())
     assert_same(run(other, 8, resumed), run(agent, 8, stream))
     assert_same(other.state_dict(), agent.state_dict())
@@ -377,24 +391,24 @@ def test_critics_may_be_wider_than_the_actor() -> None:
 
 
 def test_same_seed_same_numbers_whatever_the_global_generator_does() -> None:
-    first = run(small_agent(seed=5), 20, torch.Generator().manual_seed(0))
+    first = run(small_agent(seed=5), 20, models.generator())
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    second = run(small_agent(seed=5), 20, torch.Generator().manual_seed(0))
+    second = run(small_agent(seed=5), 20, models.generator())
     assert torch.equal(before, torch.get_rng_state())
     assert len(first) == 16
     assert_same(first, second)
-    other = run(small_agent(seed=6), 20, torch.Generator().manual_seed(0))
+    other = run(small_agent(seed=6), 20, models.generator())
     assert not torch.equal(first[0]["critic_loss"], other[0]["critic_loss"])
 
 
 @pytest.mark.parametrize("learn_alpha", [True, False])
 def test_resumed_run_continues_bit_for_bit(tmp_path: Path, learn_alpha: bool) -> None:
-    stream = torch.Generator().manual_seed(0)
+    stream = models.generator()
     agent = small_agent(learn_alpha=learn_alpha, updates_per_step=0.3)
     run(agent, 11, stream)
     torch.save({"agent": agent.state_dict(), "buffer": agent.buffer.state_dict()}, tmp_path / "agent.pt")
-    resumed_stream = torch.Generator()
+    resumed_stream = models.generator()
     resumed_stream.set_state(stream.get_state())
     expected = run(agent, 15, stream)
     assert len(expected) > 2
@@ -408,7 +422,7 @@ def test_resumed_run_continues_bit_for_bit(tmp_path: Path, learn_alpha: bool) ->
 
 
 def test_state_dict_is_a_copy_in_both_directions() -> None:
-    agent, stream = small_agent(), torch.Generator().manual_seed(0)
+    agent, stream = small_agent(), models.generator()
     run(agent, 8, stream)
     state = agent.state_dict()
     saved = copy.deepcopy(state)
@@ -420,7 +434,7 @@ def test_state_dict_is_a_copy_in_both_directions() -> None:
 
 
 def test_resumed_without_memory_refills_it_before_learning() -> None:
-    agent, stream = small_agent(), torch.Generator().manual_seed(0)
+    agent, stream = small_agent(), models.generator()
     run(agent, 10, stream)
     resumed = small_agent()
     resumed.load_state_dict(agent.state_dict())
@@ -448,26 +462,28 @@ def test_warm_up_then_policy_then_deterministic() -> None:
 @pytest.mark.parametrize(
     ("num_envs", "updates_per_step", "expected"), [(1, 1.0, 26), (1, 0.1, 2), (2, 0.5, 28), (1, 3, 78)]
 )
+@pytest.mark.on_cpu
 def test_updates_owed(num_envs: int, updates_per_step: float, expected: int) -> None:
     agent = small_agent(num_envs=num_envs, updates_per_step=updates_per_step)
-    assert len(run(agent, 30, torch.Generator().manual_seed(0))) == expected
+    assert len(run(agent, 30, models.generator())) == expected
     assert agent.updates == expected
     assert agent.steps == 30 * num_envs
 
 
 def test_ten_tenths_of_an_update_are_one() -> None:
     agent = small_agent(updates_per_step=0.1)
-    assert len(run(agent, 4 + 9, torch.Generator().manual_seed(0))) == 0
-    assert len(run(agent, 1, torch.Generator().manual_seed(0))) == 1
+    assert len(run(agent, 4 + 9, models.generator())) == 0
+    assert len(run(agent, 1, models.generator())) == 1
 
 
+@pytest.mark.on_cpu
 def test_updates_go_on_when_the_memory_is_full() -> None:
     agent = small_agent(num_envs=4, buffer_size=16, learning_starts=12)
-    assert len(run(agent, 20, torch.Generator().manual_seed(0))) == 17 * 4
+    assert len(run(agent, 20, models.generator())) == 17 * 4
 
 
 def test_metrics_are_detached_tensors() -> None:
-    metrics = small_agent().learn(make_batch(8, torch.Generator().manual_seed(0)))
+    metrics = small_agent().learn(make_batch(8, models.generator()))
     assert set(metrics) == {"critic_loss", "actor_loss", "alpha_loss", "alpha", "entropy", "q_mean"}
     for value in metrics.values():
         assert isinstance(value, Tensor)
@@ -477,14 +493,14 @@ def test_metrics_are_detached_tensors() -> None:
 
 def test_fixed_alpha() -> None:
     agent = small_agent(learn_alpha=False, init_alpha=0.2)
-    metrics = agent.learn(make_batch(8, torch.Generator().manual_seed(0)))
+    metrics = agent.learn(make_batch(8, models.generator()))
     assert set(agent.optimizers) == {"actor", "critic"}
     assert "alpha_loss" not in metrics
     assert agent.log_alpha.exp().item() == pytest.approx(0.2)
 
 
 def test_critics_keep_the_gradient_of_their_own_loss() -> None:
-    agent, batch = small_agent(), make_batch(8, torch.Generator().manual_seed(0))
+    agent, batch = small_agent(), make_batch(8, models.generator())
     seen: dict[str, list[Tensor]] = {"hook": [], "step": []}
     weight = agent.networks["critic_1"].q[0].weight
     weight.register_hook(lambda gradient: seen["hook"].append(gradient.clone()))
@@ -498,7 +514,7 @@ def test_critics_keep_the_gradient_of_their_own_loss() -> None:
 
 
 def test_hooks_on_the_networks_change_nothing_and_see_every_parameter_gradient() -> None:
-    batch = make_batch(8, torch.Generator().manual_seed(0))
+    batch = make_batch(8, models.generator())
     plain, hooked = small_agent(), small_agent()
     calls: list[str] = []
 
@@ -525,7 +541,7 @@ def test_frozen_parameters_stay_frozen() -> None:
     agent = small_agent()
     frozen = agent.networks["critic_1"].q[0].weight.requires_grad_(False)
     before = frozen.clone()
-    agent.learn(make_batch(8, torch.Generator().manual_seed(0)))
+    agent.learn(make_batch(8, models.generator()))
     assert torch.equal(frozen, before)
     assert not frozen.requires_grad
 
@@ -555,16 +571,16 @@ def test_unsupported_spaces(observation_space: spaces.Space, action_space: space
 @pytest.mark.parametrize("field", ["reward", "obs", "next_obs"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_training(field: str, bad: float) -> None:
-    batch = make_batch(8, torch.Generator().manual_seed(0))
+    batch = make_batch(8, models.generator())
     batch.terminated[:] = False
     getattr(batch, field)[0] = bad
     with pytest.raises(FloatingPointError, match="sac: critic_loss is not finite at update 1"):
-        small_agent().learn(batch)
+        models.learn_and_save(small_agent(), batch)
 
 
 def test_the_loss_at_fault_is_named() -> None:
-    with pytest.raises(FloatingPointError, match=r"alpha_loss is not finite at update 1: \{'alpha_loss': nan\}"):
-        small_agent(target_entropy=math.inf).learn(make_batch(8, torch.Generator().manual_seed(0)))
+    with pytest.raises(FloatingPointError, match=r"alpha_loss is not finite at update 1.*: \{'alpha_loss': nan\}"):
+        models.learn_and_save(small_agent(target_entropy=math.inf), make_batch(8, models.generator()))
 
 
 @pytest.mark.parametrize(

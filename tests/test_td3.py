@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import models
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,8 @@ from plasticity.callback import Context
 from plasticity.envs import make_env
 from plasticity.envs.sanity import SANITY, values
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 OBS, ACTION = 5, 3
 OBS_SPACE = spaces.Box(-math.inf, math.inf, (OBS,))
 ACTION_SPACE = spaces.Box(-1, 1, (ACTION,))
@@ -30,11 +33,11 @@ SMALL = TD3Config(hidden=(16, 16), batch_size=8, learning_starts=4, buffer_size=
 
 def small_agent(seed: int = 0, num_envs: int = 1, **changes: Any) -> TD3:
     config = TD3Config(**{**vars(SMALL), **changes})
-    return TD3(OBS_SPACE, ACTION_SPACE, config, num_envs=num_envs, seed=seed)
+    return models.here(TD3, OBS_SPACE, ACTION_SPACE, config, num_envs=num_envs, seed=seed)
 
 
 def make_batch(size: int, seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
+    generator = models.generator(seed)
     obs, next_obs = torch.randn(2, size, OBS, generator=generator)
     action = torch.tanh(torch.randn(size, ACTION, generator=generator))
     reward, terminated = torch.randn(size, generator=generator), torch.rand(size, generator=generator) < 0.3
@@ -95,7 +98,8 @@ def stable_baselines3_twin(agent: TD3, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     # stable-baselines3 casts observations to float32
     monkeypatch.setattr("stable_baselines3.common.policies.preprocess_obs", lambda obs, *_, **__: obs)
-    twin = sb3.TD3("MlpPolicy", BoxEnv(), device="cpu", buffer_size=10, policy_kwargs={"net_arch": [256, 256]})
+    with torch.device("cpu"):
+        twin = sb3.TD3("MlpPolicy", BoxEnv(), device="cpu", buffer_size=10, policy_kwargs={"net_arch": [256, 256]})
     twin.set_logger(configure(None, []))
     with torch.no_grad():
         for ours, theirs in paired_parameters(agent, twin).values():
@@ -110,7 +114,7 @@ def train_twin(twin: Any, batch: Batch, noise: Tensor, monkeypatch: pytest.Monke
         observations=batch.obs, actions=batch.action, next_observations=batch.next_obs, discounts=None,
         rewards=batch.reward[:, None], dones=batch.terminated[:, None].to(batch.reward.dtype),
     )  # fmt: skip
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, torch.device("cpu"):
         patch.setattr(twin.replay_buffer, "sample", lambda *_, **__: data)
         patch.setattr(Tensor, "normal_", lambda self, mean, std: self.copy_(mean + std * noise))
         twin.train(gradient_steps=1, batch_size=len(batch.reward))
@@ -118,10 +122,10 @@ def train_twin(twin: Any, batch: Batch, noise: Tensor, monkeypatch: pytest.Monke
 
 def test_updates_equal_stable_baselines3(monkeypatch: pytest.MonkeyPatch, default_dtype: torch.dtype) -> None:
     tolerance = {torch.float64: 1e-10, torch.float32: 2e-5}[default_dtype]
-    agent = TD3(OBS_SPACE, ACTION_SPACE, TD3Config(), seed=3)
+    agent = models.here(TD3, OBS_SPACE, ACTION_SPACE, TD3Config(), seed=3)
     twin = stable_baselines3_twin(agent, monkeypatch)
     start = {name: [p.detach().clone() for p in ours] for name, (ours, _) in paired_parameters(agent, twin).items()}
-    noise_source = torch.Generator()
+    noise_source = models.generator()
     noise_source.set_state(agent.generators["update"].get_state())
     logged: dict[str, float] = {}
     monkeypatch.setattr(twin.logger, "record", lambda key, value, **_: logged.__setitem__(key, value))
@@ -131,14 +135,15 @@ def test_updates_equal_stable_baselines3(monkeypatch: pytest.MonkeyPatch, defaul
         monkeypatch.setattr(agent.buffer, "sample", lambda _, batch=batch: batch)
         logged.clear()
         metrics = agent.update()
-        train_twin(twin, batch, torch.randn(256, ACTION, generator=noise_source), monkeypatch)
+        noise = torch.randn(256, ACTION, generator=noise_source).cpu()
+        train_twin(twin, models.on_host(batch), noise, monkeypatch)
         assert ("actor_loss" in metrics) == ("train/actor_loss" in logged) == (count % 2 == 0)
         for key in metrics.keys() & {"critic_loss", "actor_loss"}:
             assert metrics[key].item() == pytest.approx(float(logged[f"train/{key}"]), abs=tolerance), key
         for name, (mine, other) in paired_parameters(agent, twin).items():
             moves = count > 1 or name.startswith("critic")  # actor and targets wait for the second update
             for p, q, p_start in zip(mine, other, start[name], strict=True):
-                assert (p - q).abs().max() <= tolerance, (name, count)
+                assert (p.cpu() - q).abs().max() <= tolerance, (name, count)
                 # what moves has moved by much more than the tolerance (a target moves 0.005 times as far)
                 if not moves:
                     assert torch.equal(p, p_start)
@@ -185,7 +190,7 @@ def test_target_of_terminated_and_not() -> None:
 
 
 def test_truncated_transitions_bootstrap() -> None:
-    agent, stream = constant_agent(), torch.Generator().manual_seed(0)
+    agent, stream = constant_agent(), models.generator()
     transition = make_transition(agent, stream)
     transition.reward[:], transition.terminated[:], transition.truncated[:] = 1.0, False, True
     agent.observe(transition)
@@ -200,7 +205,7 @@ def test_the_target_asks_the_target_actor_at_the_disturbed_action() -> None:
     with torch.no_grad():
         for parameter in agent.targets["actor"].parameters():
             parameter.mul_(1.5)
-    noise = 3 * torch.randn(8, ACTION, generator=torch.Generator().manual_seed(1))
+    noise = 3 * torch.randn(8, ACTION, generator=models.generator(1))
     expected = []
     for obs, reward, terminated, row in zip(batch.next_obs, batch.reward, batch.terminated, noise, strict=True):
         mean = agent.targets["actor"](obs[None])[0].tolist()
@@ -220,13 +225,14 @@ def solve(name: str, gamma: float) -> TD3:
         gamma=gamma, hidden=(32, 32), batch_size=64, learning_starts=512, buffer_size=4096, updates_per_step=1 / 8,
         actor_lr=3e-3, critic_lr=3e-3, target_tau=0.1, exploration_noise=0.5,
     )  # fmt: skip
-    agent = TD3(env.observation_space, env.action_space, config, num_envs=8, seed=0)
+    agent = models.here(TD3, env.observation_space, env.action_space, config, num_envs=8, seed=0)
     train(env, agent, 512 + 8 * 400)
     env.close()
     return agent
 
 
 @pytest.mark.parametrize("name", SANITY)
+@pytest.mark.on_cpu
 def test_true_values_and_the_best_actions_are_learned(name: str) -> None:
     agent, truth = solve(name, gamma=0.8), values(f"sanity/{name}-continuous", 0.8)
     for obs, q in zip(truth.obs, truth.q, strict=True):
@@ -243,7 +249,7 @@ def test_true_values_and_the_best_actions_are_learned(name: str) -> None:
 
 
 def test_actor_and_targets_wait_for_every_third_update() -> None:
-    agent, stream = small_agent(policy_every=3), torch.Generator().manual_seed(0)
+    agent, stream = small_agent(policy_every=3), models.generator()
     watched = {"critic": agent.networks["critic_1"], "actor": agent.networks["actor"]}
     watched |= {f"target {key}": target for key, target in agent.targets.items()}
     run(agent, 4, stream)
@@ -258,7 +264,7 @@ def test_actor_and_targets_wait_for_every_third_update() -> None:
 
 def test_metrics_are_detached_tensors_averaged_over_the_updates_that_have_them() -> None:
     agent, logged = small_agent(), []
-    metrics = run(agent, 8, torch.Generator().manual_seed(0))
+    metrics = run(agent, 8, models.generator())
     assert [set(m) for m in metrics] == [{"critic_loss", "q_mean"}, {"critic_loss", "actor_loss", "q_mean"}] * 2
     assert all(v.shape == () and not v.requires_grad for m in metrics for v in m.values())
     losses = Losses(every=4)
@@ -271,24 +277,24 @@ def test_metrics_are_detached_tensors_averaged_over_the_updates_that_have_them()
 
 
 def test_same_seed_same_numbers_whatever_the_global_generator_does() -> None:
-    first = run(small_agent(seed=5), 20, torch.Generator().manual_seed(0))
+    first = run(small_agent(seed=5), 20, models.generator())
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    second = run(small_agent(seed=5), 20, torch.Generator().manual_seed(0))
+    second = run(small_agent(seed=5), 20, models.generator())
     assert torch.equal(before, torch.get_rng_state())
     assert len(first) == 16
     assert_same(first, second)
-    other = run(small_agent(seed=6), 20, torch.Generator().manual_seed(0))
+    other = run(small_agent(seed=6), 20, models.generator())
     assert not torch.equal(first[0]["critic_loss"], other[0]["critic_loss"])
 
 
 @pytest.mark.parametrize("steps", [11, 12])  # between two updates of the actor, and just after one
 def test_resumed_run_continues_bit_for_bit(tmp_path: Path, steps: int) -> None:
-    agent, stream = small_agent(), torch.Generator().manual_seed(0)
+    agent, stream = small_agent(), models.generator()
     agent.set_noise(0.3)
     run(agent, steps, stream)
     torch.save({"agent": agent.state_dict(), "buffer": agent.buffer.state_dict()}, tmp_path / "agent.pt")
-    resumed_stream = torch.Generator()
+    resumed_stream = models.generator()
     resumed_stream.set_state(stream.get_state())
     expected = run(agent, 15, stream)
 
@@ -333,7 +339,10 @@ def test_other_networks_learn_and_resume(network: str) -> None:
     image = network == "minatar_cnn"
     space = spaces.Box(0, 255, (2, 10, 10), np.uint8) if image else OBS_SPACE
     config = TD3Config(network=network, hidden=(8,), batch_size=4, learning_starts=2, buffer_size=32)
-    agents, stream = [TD3(space, ACTION_SPACE, config, seed=seed) for seed in (0, 1)], np.random.default_rng(0)
+    agents, stream = (
+        [models.here(TD3, space, ACTION_SPACE, config, seed=seed) for seed in (0, 1)],
+        np.random.default_rng(0),
+    )
     for _ in range(8):
         obs, next_obs = (
             torch.as_tensor(stream.integers(0, 255, (1, *space.shape))).to(agents[0].obs_dtype) for _ in "12"
@@ -400,15 +409,15 @@ def test_a_loss_that_is_not_finite_stops_training(field: str, bad: float) -> Non
     batch.terminated[:] = False
     getattr(batch, field)[0] = bad
     with pytest.raises(FloatingPointError, match="td3: critic_loss is not finite at update 1"):
-        small_agent().learn(batch)
+        models.learn_and_save(small_agent(), batch)
 
 
 def test_an_actor_loss_that_is_not_finite_is_named() -> None:
     agent = small_agent(policy_every=1)
     with torch.no_grad():
         next(agent.networks["actor"].parameters()).fill_(math.nan)
-    with pytest.raises(FloatingPointError, match=r"td3: actor_loss is not finite at update 1: \{'actor_loss': nan\}"):
-        agent.learn(make_batch(8, 0))
+    with pytest.raises(FloatingPointError, match=r"td3: actor_loss is not finite at update 1.*: \{'actor_loss': nan\}"):
+        models.learn_and_save(agent, make_batch(8, 0))
 
 
 @pytest.mark.parametrize(

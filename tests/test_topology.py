@@ -29,6 +29,8 @@ from plasticity.interventions.topology import (
 from plasticity.isolation import undisturbed
 from plasticity.wiring import wiring
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
@@ -143,7 +145,7 @@ def test_a_review_is_uniform_over_the_oldest(rows: int, share: float, old: int) 
     weight = Oldest(share, lambda: rows)
     p = probabilities({"review": weight}, rows)
     assert p[: rows - old].sum() == 0
-    torch.testing.assert_close(p[rows - old :], torch.full((old,), 1 / old, dtype=torch.float64))
+    torch.testing.assert_close(p[rows - old :], torch.full((old,), 1 / old, dtype=torch.float64, device="cpu"))
     ages = weight.sample(rows, 2000, generator())
     assert ages.unique().tolist() == list(range(rows - old + 1, rows + 1))
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from plasticity.isolation import undisturbed
 from plasticity.wiring import NORMS, neuron_axis, wiring
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 MIXING = ("transformer", "lstm")
 """Models in which neurons are mixed on the way to a consumer, so that columns can only be a part of the truth."""
 
@@ -50,7 +52,7 @@ class Perturbed:
                 out = self.pinned.setdefault((name, call), output.detach().clone()).clone()
                 if name == producer:
                     part = out.select(neuron_axis(module), neuron)
-                    part += 100 * torch.randn(part.shape, generator=torch.Generator().manual_seed(call))
+                    part += 100 * models.normal(*part.shape, seed=call)
                 return out
 
             return hook
@@ -359,6 +361,7 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert a[key] == b[key], key
 
 
+@pytest.mark.on_cpu
 def test_deep_residual_nets_are_traced_quickly() -> None:
     model = models.residual(depth=60, width=128)
     start = time.process_time()

@@ -72,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _one_batch(record: dict[str, Any], samples: int) -> dict[str, Any]:
     """Return the settings under which the first update takes in all fresh transitions at once."""
-    known = record["config"]["agent"]
+    known, num_envs = record["config"]["agent"], record["config"]["num_envs"]
     wanted = {
-        "batch_size": samples, "learning_starts": samples - 1, "buffer_size": samples + 1,
-        "num_steps": -(-samples // record["config"]["num_envs"]), "num_minibatches": 1,
+        "batch_size": samples, "learning_starts": samples - 1, "buffer_size": samples + 2 * num_envs,
+        "num_steps": -(-samples // num_envs), "num_minibatches": 1,
         "policy_every": 1, "train_every": 1, "updates_per_train": 1,
     }  # fmt: skip
     return {key: value for key, value in wanted.items() if key in known}

@@ -85,14 +85,14 @@ class History:
     """
 
     def __init__(self, capacity: int) -> None:
-        self.table = torch.full((2, 1, capacity), NAN)
+        self.table = torch.full((2, 1, capacity), NAN, device="cpu")
         self.count = 0
 
     def push(self, episode: Tensor) -> None:
         """Add an episode (2, length), in place of the oldest once full."""
         length, missing = episode.shape[1], episode.shape[1] - self.table.shape[1]
         if missing > 0:
-            longer = torch.full((2, max(missing, self.table.shape[1]), self.table.shape[2]), NAN)
+            longer = torch.full((2, max(missing, self.table.shape[1]), self.table.shape[2]), NAN, device="cpu")
             self.table = torch.cat([self.table, longer], 1)
         column = self.table[:, :, self.count % self.table.shape[2]]
         column[:, :length] = episode
@@ -102,7 +102,7 @@ class History:
     def rows(self, steps: Tensor, window: int) -> Tensor:
         """Return Q and G (2, n, k) of the last k = min(window, count) episodes at the given steps (n,)."""
         capacity = self.table.shape[2]
-        newest = (self.count - 1 - torch.arange(min(window, self.count, capacity))) % capacity
+        newest = (self.count - 1 - torch.arange(min(window, self.count, capacity), device="cpu")) % capacity
         known = self.table[:, steps.clamp_max(self.table.shape[1] - 1)][:, :, newest]
         return known.masked_fill((steps >= self.table.shape[1])[:, None], NAN)
 
@@ -112,10 +112,10 @@ class Running:
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
-        self.values = torch.full((2, num_envs, 64), NAN)
-        self.steps = torch.zeros(num_envs, dtype=torch.int64)
-        self.exempt = torch.zeros(num_envs, dtype=torch.bool)
-        self.last_q, self.last_reward = torch.zeros(2, num_envs)
+        self.values = torch.full((2, num_envs, 64), NAN, device="cpu")
+        self.steps = torch.zeros(num_envs, dtype=torch.int64, device="cpu")
+        self.exempt = torch.zeros(num_envs, dtype=torch.bool, device="cpu")
+        self.last_q, self.last_reward = torch.zeros(2, num_envs, device="cpu")
 
     def write(self, q: Tensor, g: Tensor, reward: Tensor) -> None:
         """Append one step, tensors (n,), to every episode."""
@@ -273,7 +273,7 @@ class LearnToStop(Intervention):
         running = self._running
         if running is None or running.num_envs != len(q):
             self._running = running = Running(len(q))
-            self._draw_exempt(running, torch.ones(len(q), dtype=torch.bool))
+            self._draw_exempt(running, torch.ones_like(q, dtype=torch.bool))
         g = self._gradient(ctx, transition, q, running)
         over = (transition.terminated | transition.truncated).cpu()
         wanted = self._wanted(ctx.step, q, g, running) & ~over
@@ -332,14 +332,14 @@ class LearnToStop(Intervention):
 
     def _draw_exempt(self, running: Running, begun: Tensor) -> None:
         """Decide for the episodes that begin whether they may be stopped."""
-        running.exempt[begun] = torch.rand(int(begun.sum()), generator=self.generator) < self.exempt
+        running.exempt[begun] = torch.rand(int(begun.sum()), generator=self.generator, device="cpu") < self.exempt
 
     def _move_window(self, step: int) -> None:
         """Every ``window_every`` steps: enlarge K where the entropy of Q is above its running mean, else shrink it."""
         if not self.window_every or step < self.next_move:
             return
         self.next_move = step + self.window_every
-        found = window_entropy(self.history.rows(torch.arange(self.history.table.shape[1]), self.k)[0])
+        found = window_entropy(self.history.rows(torch.arange(self.history.table.shape[1], device="cpu"), self.k)[0])
         if math.isnan(found):
             return
         if self.entropy is None:

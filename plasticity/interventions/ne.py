@@ -199,7 +199,7 @@ class NeuroplasticExpansion(Intervention):
         active = sum(values) / len(values) if values else 1.0
         if not active < self.awaken:
             return
-        if float(torch.rand((), generator=self.generator)) >= review_gate(active, self.awaken):
+        if float(torch.rand((), generator=self.generator, device="cpu")) >= review_gate(active, self.awaken):
             ctx.buffer.weigh(_REVIEW, Oldest(self.review_share, lambda: ctx.require("buffer", _REVIEW).num_rows))
             self.counts["reviews"] = self.counts.get("reviews", 0) + 1
 

@@ -57,7 +57,7 @@ class Origin:
         first = self.values[name].to(like.device, like.dtype)
         if first.dim() < 2:
             return first.clone()
-        order = torch.randperm(first.numel(), generator=generator).to(like.device)
+        order = torch.randperm(first.numel(), generator=generator, device="cpu").to(like.device)
         return first.flatten()[order].view_as(first)
 
     def __contains__(self, name: str) -> bool:

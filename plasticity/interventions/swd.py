@@ -69,7 +69,7 @@ class _Sampled(AgeWeight):
             return (draw * num_rows).long().clamp_max(num_rows - 1) + 1
         # Of a few hundred numbers on the CPU, numpy takes half the time.
         age = self.find((draw.numpy() if draw.is_cpu else draw) * total, head, inside, num_rows)
-        return torch.as_tensor(age).long()
+        return torch.as_tensor(age, device=generator.device).long()
 
     def find(self, mass: Any, head: int, inside: float, num_rows: int) -> Any:
         """Return the ages, as floats, at which the sum of the weights reaches ``mass``, an array or a tensor."""

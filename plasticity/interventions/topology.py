@@ -92,8 +92,8 @@ def cosine_fraction(fraction: float, step: int, end: int) -> float:
 
 def random_mask(shape: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
     """Return a bool mask with ``count`` random entries True."""
-    mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-    mask[torch.randperm(len(mask), generator=generator)[:count]] = True
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool, device="cpu")
+    mask[torch.randperm(len(mask), generator=generator, device="cpu")[:count]] = True
     return mask.view(*shape)
 
 
@@ -108,7 +108,7 @@ def top(scores: Tensor, allowed: Tensor, count: int) -> Tensor:
 
 def some(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return a bool mask of ``count`` random allowed entries, or of all if they are fewer."""
-    scores = torch.rand(allowed.shape, generator=generator).to(allowed.device)
+    scores = torch.rand(allowed.shape, generator=generator, device="cpu").to(allowed.device)
     return top(scores, allowed, count)
 
 

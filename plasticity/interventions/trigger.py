@@ -339,13 +339,14 @@ class _FirstInputs:
 
     def __init__(self, network: nn.Module, found: tuple[tuple, dict] | None = None) -> None:
         self.found: tuple[tuple, dict] | None = None
+        self._device = next((p.device for p in network.parameters()), None)
         self._handle = network.register_forward_pre_hook(self, with_kwargs=True)
         self.take(found)
 
     def take(self, found: tuple[tuple, dict] | None) -> None:
-        """Keep these inputs in place of the next ones."""
+        """Keep these inputs, which were loaded to the CPU, in place of the next ones."""
         if found is not None:
-            self.found = found
+            self.found = map_tensors(found, lambda tensor: tensor.to(self._device))
             self.remove()
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:

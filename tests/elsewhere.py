@@ -2,6 +2,8 @@
 
 It refuses what a GPU refuses: tensors of two devices in one operation, `.numpy()`, a generator of another device. And
 it counts what makes a host wait for a GPU: reading a number, shapes that depend on values, copies between the devices.
+It is one of PyTorch's backends in Python (pytorch/pytorch, pull request 157859), which are experimental.
+
 What it cannot show: other rounding, speed, and whatever a compiler for GPUs does. An error in a hook of a backward pass
 ends the process: autograd runs it in a thread of the device, from which Python's errors do not return.
 """

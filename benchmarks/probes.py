@@ -2,13 +2,13 @@
 
 python benchmarks/probes.py [--rounds 15] [--agents sac dqn ppo] [--no-growth]
 
-Updates are on batches of random numbers of HalfCheetah's (SAC, PPO) and CartPole's (DQN) shapes. Agents with and
-without probes are one process with one thread and take turns, a window of updates each, for some rounds; overhead is
-taken within each round, so that a machine whose speed drifts does not matter. Printed are medians and quartiles in
-percent. CPU time of the thread is what counts.
+Updates are on batches of random numbers of HalfCheetah's (SAC, PPO) and CartPole's (DQN) shapes. One agent is updated
+with and without probes in turn, a window of updates each, for some rounds: two agents would differ by some percent
+for where their weights lie in memory alone. Overhead is taken within each round, so that a machine whose speed drifts
+does not matter. Printed are medians and quartiles in percent. CPU time of the thread is what counts.
 
 Gathering at every update is timed in the middle of a window that never ends; what the one reading in 1,000 updates adds
-comes from agents that are read after every update, and is a thousandth of their overhead.
+is a thousandth of the overhead of reading after every update.
 """
 
 from __future__ import annotations
@@ -82,42 +82,54 @@ def ppo() -> Task:
 TASKS: dict[str, Callable[[], Task]] = {"sac": sac, "dqn": dqn, "ppo": ppo}
 
 
-class Learner:
-    """An agent with a watcher, and the time of its updates."""
+class Way:
+    """A way of measuring an agent, which is taken off and put on again."""
 
-    def __init__(
-        self, task: Task, compile: str, probes: Sequence[str] = (), every: int = NEVER, window: int = 1
-    ) -> None:
-        self.agent, self.task = task.make(compile), task
-        self.agent.updates = 0
-        if probes:
-            networks, optimizers = self.agent.networks, list(self.agent.optimizers.values())
-            # The first step is due: it ends, and the window that is timed begins.
-            Watcher(networks, optimizers, lambda *reading: None, every=every, window=window, probes=probes, strict=True)
+    def __init__(self, agent: Any, **settings: Any) -> None:
+        self.optimizers = list(agent.optimizers.values())
+        # The first step is due: it ends, and the window that is timed begins.
+        self.watcher = Watcher(agent.networks, self.optimizers, lambda *reading: None, strict=True, **settings)
 
-    def cost(self, batches: Sequence[Any]) -> float:
-        """Return microseconds of CPU time per update."""
-        before = time.thread_time()
-        for batch in batches:
-            self.agent.learn(batch)
-        return (time.thread_time() - before) / len(batches) * 1e6
+    def take_off(self) -> None:
+        """Take every hook off."""
+        self.state = self.watcher.state_dict()
+        self.watcher.close()
+
+    def put_on(self) -> None:
+        """Go on measuring."""
+        self.watcher._handles = [o.register_step_post_hook(self.watcher._after_step) for o in self.optimizers]
+        self.watcher.load_state_dict(self.state)
 
 
-def overheads(task: Task, compile: str, ways: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
+def cost(agent: Any, batches: Sequence[Any]) -> float:
+    """Return microseconds of CPU time per update."""
+    before = time.thread_time()
+    for batch in batches:
+        agent.learn(batch)
+    return (time.thread_time() - before) / len(batches) * 1e6
+
+
+def overheads(task: Task, compile: str, settings: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
     """Return the percent that each way of measuring adds, round by round, and the time per update without any."""
-    plain = Learner(task, compile)
-    learners = {name: Learner(task, compile, **way) for name, way in ways.items()}
-    batches = [task.batch() for _ in range(task.updates)]
-    for learner in (plain, *learners.values()):
-        learner.cost(batches[:20])  # compiles
+    agent, batches = task.make(compile), [task.batch() for _ in range(task.updates)]
+    cost(agent, batches[:20])  # compiles
+    ways = {}
+    for name, setting in settings.items():
+        ways[name] = Way(agent, **setting)
+        cost(agent, batches[:20])
+        ways[name].take_off()
     times: Percent = []
     found: dict[str, Percent] = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, learner in learners.items():
-            part = batches[: max(10, task.updates // 6)] if ways[name].get("every") == 1 else batches
-            before, cost, after = plain.cost(part), learner.cost(part), plain.cost(part)
+        for name, way in ways.items():
+            part = batches[: max(10, task.updates // 6)] if settings[name].get("every") == 1 else batches
+            before = cost(agent, part)
+            way.put_on()
+            during = cost(agent, part)
+            way.take_off()
+            after = cost(agent, part)
             times += [before, after]
-            found[name].append(100 * (2 * cost / (before + after) - 1))
+            found[name].append(100 * (2 * during / (before + after) - 1))
     return {"us": times, "percent": found}
 
 
@@ -127,7 +139,7 @@ def each_update(probes: Sequence[str]) -> dict[str, Any]:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "idle": {"probes": THREE},
+    "idle": {"probes": THREE, "every": NEVER},
     "dormancy and grama": each_update(BOTH),
     "dormancy": each_update(["dormancy"]),
     "grama": each_update(["grama"]),

@@ -22,6 +22,8 @@ from plasticity.probes import GradientActivity, Probe, Rank
 from plasticity.reading import Reading
 from plasticity.watch import Watcher, watch
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 # -- measure -----------------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +187,7 @@ def test_a_window_is_of_the_critics_own_steps_alone(order: str) -> None:
                 total += loop.critic.a(loop.obs).relu().sum(0).detach()
     reading = session.last["critic"]
     assert reading.num_passes == session.last["actor"].num_passes == 3
-    torch.testing.assert_close(reading.scores["dormancy"]["a"].float(), total / total.mean())
+    torch.testing.assert_close(reading.scores["dormancy"]["a"].float(), (total / total.mean()).cpu())
 
 
 def test_what_a_window_keeps_of_its_steps() -> None:

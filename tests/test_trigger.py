@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import models
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.interventions.trigger import Trigger, Triggered, parse_stalled, parse_when
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 TAG = "plasticity/critic_1/grama/all"
 
@@ -173,8 +176,7 @@ def test_another_network_may_be_measured_later_but_not_twice_as_late() -> None:
 
 
 def test_state_dict_goes_on_in_the_middle() -> None:
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(200, generator=generator).cumsum(0).mul(0.1).round(decimals=1).tolist()
+    values = models.normal(200).cumsum(0).mul(0.1).round(decimals=1).tolist()
     settings: dict[str, Any] = {
         "every": 37,
         "when": f"{TAG} > 0.3",

@@ -25,12 +25,14 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests that are marked `on_cpu` out for other devices."""
-    items[:] = [
-        item
-        for item in items
-        if item.get_closest_marker("on_cpu") is None or item.callspec.params.get("device", "cpu") == "cpu"
-    ]
+    """Leave tests out on devices for which they are marked not to be."""
+    left_out = {"on_cpu": {*DEVICES} - {"cpu"}, "on_real_devices": {elsewhere.NAME}}
+
+    def is_left_out(item: pytest.Item) -> bool:
+        marks = {mark.name for mark in item.iter_markers()} & left_out.keys()
+        return any(item.callspec.params["device"] in left_out[mark] for mark in marks)  # type: ignore[attr-defined]
+
+    items[:] = [item for item in items if not is_left_out(item)]
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ from torch.utils.backend_registration import (
 
 NAME = "elsewhere"
 aten = torch.ops.aten
+LIBRARY = torch.library.Library("_", "IMPL")
 COPIES = {aten._to_copy, aten.copy_}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 # The host needs a number of the device, or does not know the size of the result before it is there.
@@ -65,7 +66,8 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, host: Tensor) -> Elsewhere:
         layout: dict[str, Any] = {"strides": host.stride(), "storage_offset": host.storage_offset()}
-        shell = Tensor._make_wrapper_subclass(cls, host.size(), dtype=host.dtype, device=f"{NAME}:0", **layout)
+        with torch.inference_mode(False):  # torch fails to count the versions of shells made in that mode
+            shell = Tensor._make_wrapper_subclass(cls, host.size(), dtype=host.dtype, device=f"{NAME}:0", **layout)
         shell.host = host
         return shell
 
@@ -241,6 +243,9 @@ class Absent(_DummyBackendModule):
     def device_count(self) -> int:
         return 0
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
 
 class NoAccelerator(_DummyPrivateUse1Hook):
     """The same for `torch.accelerator`."""
@@ -256,6 +261,11 @@ def register() -> None:
     torch.library.impl("aten::_copy_from", "PrivateUse1", copy_from)
     for name in FACTORIES:
         torch.library.impl(f"aten::{name}", "PrivateUse1", factory(name))
+    torch.library.impl("aten::_thnn_fused_gru_cell", "AutogradPrivateUse1", gru_cell)
+    torch.library.impl("aten::_thnn_fused_lstm_cell", "AutogradPrivateUse1", lstm_cell)
+    LIBRARY.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for name in ("linear", "conv2d"):
+        torch.library.impl(f"aten::{name}", "AutocastPrivateUse1", in_lower_precision(name))
 
 
 def factory(name: str) -> Callable[..., Tensor]:
@@ -276,3 +286,35 @@ def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Ten
     host = target.host if isinstance(target, Elsewhere) else target
     host.copy_(source.host if isinstance(source, Elsewhere) else source)
     return target
+
+
+def gru_cell(
+    inputs: Tensor, hidden: Tensor, h: Tensor, input_bias: Tensor | None = None, hidden_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """aten::_thnn_fused_gru_cell: torch takes a kernel of GPUs for whatever is not the CPU"""
+    inputs = inputs if input_bias is None else inputs + input_bias
+    hidden = hidden if hidden_bias is None else hidden + hidden_bias
+    (reset, update, new), (more_reset, more_update, old) = inputs.chunk(3, 1), hidden.chunk(3, 1)
+    new = (new + (reset + more_reset).sigmoid() * old).tanh()
+    return new + (update + more_update).sigmoid() * (h - new), torch.empty_like(h)
+
+
+def lstm_cell(
+    inputs: Tensor, hidden: Tensor, c: Tensor, input_bias: Tensor | None = None, hidden_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """aten::_thnn_fused_lstm_cell: the same"""
+    gates = sum((bias for bias in (input_bias, hidden_bias) if bias is not None), inputs + hidden)
+    enter, forget, new, leave = gates.chunk(4, 1)
+    c = forget.sigmoid() * c + enter.sigmoid() * new.tanh()
+    return leave.sigmoid() * c.tanh(), c, torch.empty_like(c)
+
+
+def in_lower_precision(name: str) -> Callable[..., Tensor]:
+    """An operation as autocast runs it."""
+
+    def run(*args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(NAME)
+        with torch._C._DisableAutocast():
+            return getattr(aten, name)(*each(lambda x: x.to(dtype) if isinstance(x, Tensor) else x, args))
+
+    return run

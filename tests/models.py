@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import elsewhere
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 
@@ -262,6 +262,11 @@ def here(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
     return make(*args, device=torch.get_default_device(), **options)
 
 
+def place() -> str:
+    """Return the type of the default device."""
+    return torch.get_default_device().type
+
+
 def on_host(value: Any) -> Any:
     """Return a dataclass with its tensors on the CPU; None stays None."""
     return type(value)(**{name: None if x is None else x.cpu() for name, x in vars(value).items()})
@@ -282,6 +287,17 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tens
     """Return normal numbers on the default device, the same ones on every device."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu")
     return drawn.to(torch.get_default_device())
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the size of the largest tensor that comes out of an operation."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(x.numel() for x in tree_leaves(found) if isinstance(x, Tensor))])
+        return found
 
 
 def image(num: int = 32) -> Tensor:
@@ -344,16 +360,8 @@ ALL: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple]]] = {
 """Name -> (build the model, draw its inputs)."""
 
 
-def skip_lstm_elsewhere() -> None:
-    """Skip a test of an LSTM on the device that is none: torch takes a kernel of GPUs for it."""
-    if torch.get_default_device().type == elsewhere.NAME:
-        pytest.skip("no LSTM there")
-
-
 def build(name: str, seed: int = 0) -> tuple[nn.Module, tuple]:
     """Return the model, run once, and its inputs: the same ones for the same seed."""
-    if name == "lstm":
-        skip_lstm_elsewhere()
     torch.manual_seed(seed)
     make, draw = ALL[name]
     model, inputs = make(), draw()

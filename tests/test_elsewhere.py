@@ -1,11 +1,14 @@
 """The device that is none, of the other tests: it refuses and counts what a GPU would."""
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import elsewhere
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @pytest.fixture
@@ -81,3 +84,33 @@ def test_generators_and_views(there: Tensor) -> None:
     there[1:3].mul_(10)
     there.view(2, 3)[1] = 0
     assert there.tolist() == [0, 10, 20, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("bias", [True, False])
+def test_recurrent_cells_compute_and_learn_there_as_on_the_cpu(kind: type[nn.RNNBase], bias: bool) -> None:
+    here = kind(3, 4, num_layers=2, batch_first=True, bias=bias)
+    there = copy.deepcopy(here).to(elsewhere.NAME)
+    x = torch.randn(5, 6, 3)
+    found = []
+    for net, inputs in ((here, x), (there, x.to(elsewhere.NAME))):
+        output = net(inputs.requires_grad_())[0]
+        output.square().sum().backward()
+        found.append([t.cpu() for t in (output, inputs.grad, *(p.grad for p in net.parameters()))])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("lower", [True, False])
+def test_checkpointing_and_autocast_work_there(use_reentrant: bool, lower: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).to(elsewhere.NAME)
+    x = torch.randn(5, 1, 4, 4).to(elsewhere.NAME).requires_grad_()
+    found = []
+    for run in (net, lambda x: checkpoint(net, x, use_reentrant=use_reentrant)):
+        net.zero_grad()
+        with torch.autocast(elsewhere.NAME, torch.bfloat16) if lower else nullcontext():
+            output = run(x)
+        output.float().square().sum().backward()
+        assert output.dtype == (torch.bfloat16 if lower else torch.float32)
+        found.append([output.cpu(), *(p.grad.cpu() for p in net.parameters())])
+    torch.testing.assert_close(*found)

@@ -27,6 +27,8 @@ from plasticity.monitor import Monitor
 from plasticity.probes import PROBES, Dormancy, Probe
 from plasticity.wiring import wiring
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 ALL_PROBES = list(PROBES)
 
 
@@ -255,7 +257,7 @@ def test_frozen_layers() -> None:
 def test_autocast() -> None:
     model, x = models.mlp(), torch.randn(512, 4)
     exact = measure(model, (x, None), lambda out, _: out.square().mean())
-    with Monitor(model) as monitor, torch.autocast("cpu", torch.bfloat16):
+    with Monitor(model) as monitor, torch.autocast(models.place(), torch.bfloat16):
         step(model, (x,))
     for probe in ("dormancy", "grama"):
         torch.testing.assert_close(monitor.read().scores[probe]["0"], exact.scores[probe]["0"], rtol=0.1, atol=0.05)
@@ -551,6 +553,7 @@ def compiled_in_place() -> nn.Module:
     return model
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize(
     "make", [lambda: torch.compile(models.mlp(), backend="eager"), compiled_in_place, compiled_part]
 )
@@ -566,6 +569,7 @@ def test_compiled_models(make: Callable[[], nn.Module]) -> None:
     assert torch.equal(model(x), before)
 
 
+@pytest.mark.on_real_devices
 def test_the_eager_module_of_a_compiled_model() -> None:
     model = torch.compile(models.mlp(), backend="eager")
     x = models.vectors()
@@ -678,7 +682,7 @@ class Mean(Probe):
 
 def test_a_probe_of_ones_own() -> None:
     model, x = models.mlp(), torch.randn(64, 4)
-    with Monitor(model, {"mine": Mean()}, strict=True), torch.autocast("cpu", torch.bfloat16):
+    with Monitor(model, {"mine": Mean()}, strict=True), torch.autocast(models.place(), torch.bfloat16):
         step(model, (x,))
     with Monitor(model, {"mine": Mean()}, strict=True) as monitor:
         step(model, (x,))

@@ -401,7 +401,7 @@ def test_half_precision_is_measured_in_full(dtype: torch.dtype, how: str) -> Non
     if how == "model":
         half = measure(model.to(dtype), (x.to(dtype), None), loss_of, probes=list(PROBES))
     else:
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(models.place(), dtype):
             half = measure(model, (x, None), loss_of, probes=list(PROBES))
     for probe in ("dormancy", "grama"):
         for layer, scores in exact.scores[probe].items():

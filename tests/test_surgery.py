@@ -646,7 +646,6 @@ def test_function_change_leaves_no_trace_but_the_change_itself() -> None:
 
 
 def test_reinitialise_covers_every_kind_of_module() -> None:
-    models.skip_lstm_elsewhere()
 
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -11,8 +11,6 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from plasticity.agents.replay import ReplayBuffer
 from plasticity.agents.sac import SAC, SACConfig
@@ -219,28 +217,17 @@ def test_statistics_by_hand() -> None:
     assert found == pytest.approx(expected)
 
 
-class Largest(TorchDispatchMode):
-    """Keeps the size of the largest tensor that comes out of an operation."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(x.numel() for x in tree_leaves(found) if isinstance(x, Tensor))])
-        return found
-
-
 @pytest.mark.parametrize("shape", [*SHAPES, "reversed"])
 def test_drawing_from_a_million_looks_at_a_batch_only(shape: str) -> None:
     """Not at every age, in tensors or in arrays: what it costs is in benchmarks/replay.py."""
     kind: dict[str, Any] = {"reversed": True} if shape == "reversed" else {"shape": shape}
     buffer = pretend(1_000_000)
     SampleWeightDecay(**kind).on_train_start(Context(buffer=buffer))
-    with Largest():
+    with models.Largest():
         buffer.draw(256)  # what is imported at first is not counted
     tracemalloc.start()
     try:
-        with Largest() as largest:
+        with models.Largest() as largest:
             drawn = buffer.draw(256)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -50,6 +50,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield request.param
         return
     monkeypatch.setattr(torch, "Generator", elsewhere.Generator)
+    monkeypatch.setattr(torch._inductor, "compile", elsewhere.leave_as_traced)
     with elsewhere.Drawing():
         yield request.param
 

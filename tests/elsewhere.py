@@ -4,7 +4,8 @@ It refuses what a GPU refuses: tensors of two devices in one operation, `.numpy(
 it counts what makes a host wait for a GPU: reading a number, shapes that depend on values, copies between the devices.
 It is one of PyTorch's backends in Python (pytorch/pytorch, pull request 157859), which are experimental.
 
-What it cannot show: other rounding, speed, and whatever a compiler for GPUs does. An error in a hook of a backward pass
+What it cannot show: other rounding, speed, and whatever a compiler for GPUs does: losses are traced as for one, and
+the trace runs as it is, unless there are constants in it (then it fails). An error in a hook of a backward pass
 ends the process: autograd runs it in a thread of the device, from which Python's errors do not return.
 """
 
@@ -21,6 +22,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils.backend_registration import (
@@ -307,6 +309,11 @@ def lstm_cell(
     enter, forget, new, leave = gates.chunk(4, 1)
     c = forget.sigmoid() * c + enter.sigmoid() * new.tanh()
     return leave.sigmoid() * c.tanh(), c, torch.empty_like(c)
+
+
+def leave_as_traced(graph: GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> GraphModule:
+    """Take the place of a compiler: a traced graph stays as it is. It must not have constants of the device."""
+    return graph
 
 
 def in_lower_precision(name: str) -> Callable[..., Tensor]:

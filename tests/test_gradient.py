@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import elsewhere
+import models
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,8 @@ from plasticity.agents.replay import Batch
 from plasticity.agents.rollout import Experience
 from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.td3 import TD3, TD3Config
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 OBS, ACTION, SIZE = 5, 2, 16
 BOX = spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
@@ -48,9 +52,8 @@ class Quadratic:
         return loss, {"loss": loss}
 
     def learn(self, seed: int = 0, updates: int = 0) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        x, y = torch.randn(4, 3, generator=generator), torch.randn(4, generator=generator)
-        return self.step(x, y, updates=updates)["loss"]
+        x, y = models.normal(4, 4, seed=seed).split([3, 1], 1)
+        return self.step(x, y[:, 0], updates=updates)["loss"]
 
     def weights(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.networks["net"].parameters()]
@@ -77,55 +80,52 @@ def assert_close(one: Quadratic, other: Quadratic) -> None:
 
 
 def make_batch(i: int, discrete: bool = False, image: bool = False) -> Batch:
-    g = torch.Generator().manual_seed(i)
-
-    def obs() -> Tensor:
-        return (
-            torch.randint(0, 256, (SIZE, *IMAGE.shape), generator=g).byte()
-            if image
-            else torch.randn(SIZE, OBS, generator=g)
-        )
-
-    action = torch.randint(3, (SIZE,), generator=g) if discrete else 2 * torch.rand(SIZE, ACTION, generator=g) - 1
+    noise = models.normal(SIZE, 2 * OBS + ACTION + 2, seed=i)
+    obs, next_obs, action, reward, ending = noise.split([OBS, OBS, ACTION, 1, 1], 1)
+    if image:
+        obs, next_obs = (models.normal(SIZE, *IMAGE.shape, seed=seed).mul(60).abs().byte() for seed in (i, i + 1000))
+    action = action.mul(9).long().sum(1) % 3 if discrete else action.tanh()
     age = torch.ones(SIZE, dtype=torch.int64)
-    seen, successor = obs(), obs()
-    return Batch(seen, action, torch.randn(SIZE, generator=g), successor, torch.rand(SIZE, generator=g) < 0.1, age, age)
+    return Batch(obs, action, reward[:, 0], next_obs, ending[:, 0] > 1.3, age, age)
 
 
 def make_experience(i: int, discrete: bool) -> Experience:
-    g = torch.Generator().manual_seed(i)
-    action = torch.randint(3, (SIZE,), generator=g) if discrete else torch.randn(SIZE, ACTION, generator=g)
-    numbers = (torch.randn(SIZE, generator=g) for _ in range(3))
-    return Experience(torch.randn(SIZE, OBS, generator=g), action, *numbers)
+    batch = make_batch(i, discrete)
+    return Experience(batch.obs, batch.action, *models.normal(3, SIZE, seed=i))
+
+
+def maker(kind: type, actions: spaces.Space, config: Any) -> Callable[[str], Any]:
+    space = IMAGE if config.network == "minatar_cnn" else BOX
+    return lambda compile: models.here(kind, space, actions, config, compile=compile)
 
 
 def dqn(**options: Any) -> Callable[[str], DQN]:
-    space = IMAGE if options.get("network") == "minatar_cnn" else BOX
-    return lambda compile: DQN(space, DISCRETE, DQNConfig(**{**OFF_POLICY, **options}), compile=compile)
+    return maker(DQN, DISCRETE, DQNConfig(**OFF_POLICY, **options))
 
 
+SIMBA: dict[str, Any] = {"network": "simba", "norm": "layer"}
+C51: dict[str, Any] = {"distributional": True, "dueling": True, "double": True, "num_atoms": 5}
 AGENTS: dict[str, tuple[Callable[[str], Any], Callable[[int], Any]]] = {
-    "sac": (lambda c: SAC(BOX, CONTINUOUS, SACConfig(**OFF_POLICY), compile=c), make_batch),
-    "sac-simba": (
-        lambda c: SAC(BOX, CONTINUOUS, SACConfig(**{**OFF_POLICY, "network": "simba", "norm": "layer"}), compile=c),
-        make_batch,
-    ),
-    "td3": (lambda c: TD3(BOX, CONTINUOUS, TD3Config(**OFF_POLICY), compile=c), make_batch),
+    "sac": (maker(SAC, CONTINUOUS, SACConfig(**OFF_POLICY)), make_batch),
+    "sac-simba": (maker(SAC, CONTINUOUS, SACConfig(**OFF_POLICY, **SIMBA)), make_batch),
+    "td3": (maker(TD3, CONTINUOUS, TD3Config(**OFF_POLICY)), make_batch),
     "dqn": (dqn(), lambda i: make_batch(i, discrete=True)),
-    "dqn-c51": (
-        dqn(distributional=True, dueling=True, double=True, num_atoms=5), lambda i: make_batch(i, discrete=True),
-    ),
+    "dqn-c51": (dqn(**C51), lambda i: make_batch(i, discrete=True)),
     "dqn-image": (dqn(network="minatar_cnn"), lambda i: make_batch(i, discrete=True, image=True)),
-    "ppo": (lambda c: PPO(BOX, CONTINUOUS, PPOConfig(**SMALL), compile=c), lambda i: make_experience(i, False)),
-    "ppo-discrete": (lambda c: PPO(BOX, DISCRETE, PPOConfig(**SMALL), compile=c), lambda i: make_experience(i, True)),
-}  # fmt: skip
+    "ppo": (maker(PPO, CONTINUOUS, PPOConfig(**SMALL)), lambda i: make_experience(i, discrete=False)),
+    "ppo-discrete": (maker(PPO, DISCRETE, PPOConfig(**SMALL)), lambda i: make_experience(i, discrete=True)),
+}
 
 
-@pytest.mark.parametrize("name", AGENTS)
+REAL = {"dqn-c51": pytest.mark.on_real_devices}  # its support is a constant
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=REAL.get(name, ())) for name in AGENTS])
 def test_losses_equal_the_eager_ones(name: str) -> None:
     make, inputs = AGENTS[name]
     eager, fast = make("off"), make("on")
-    for i in range(50 if "simba" in name else 200):  # layer norms amplify the last bits sooner
+    num = 10 if models.place() == elsewhere.NAME else 50 if "simba" in name else 200  # norms amplify last bits sooner
+    for i in range(num):
         expected, found = eager.learn(inputs(i)), fast.learn(inputs(i))
         assert found.keys() == expected.keys()
         eager.updates += 1
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_compiled_run_too(name: str) -> None
     agent, batch = make("on"), inputs(0)
     batch.obs[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match="not finite at update 1"):
-        agent.learn(batch)
+        models.learn_and_save(agent, batch)
 
 
 # -- when it compiles --------------------------------------------------------------------------------------------------
@@ -362,6 +362,7 @@ def test_gradients_are_shortened_together() -> None:
     assert_close(one, other)
 
 
+@pytest.mark.on_real_devices
 def test_a_network_that_was_not_given_is_named() -> None:
     other = nn.Linear(3, 1)
     networks = {"net": nn.Linear(3, 1)}
@@ -391,6 +392,7 @@ def test_a_copy_of_a_compiled_agent_learns_on_its_own() -> None:
 # -- matrix products ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.on_cpu
 def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(0)
     bias, left, right = torch.randn(7, generator=g), torch.randn(5, 11, generator=g), torch.randn(7, 11, generator=g)
@@ -440,6 +442,7 @@ def assert_same_bits(one: Quadratic, other: Quadratic) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.on_cpu
 def test_bf16_on_a_processor_without_units_for_it_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "processor", lambda: "flags\t\t: avx2 avx512f")
     with pytest.warns(RuntimeWarning, match="slower than 'float32' on this processor"):

@@ -2,17 +2,20 @@
 
 import copy
 
+import models
 import pytest
 import torch
 
 from plasticity.agents.normalise import RunningNorm
 from plasticity.agents.rewards import ReturnScaler
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 
 @pytest.mark.parametrize("clip", [None, 1.5])
 def test_rows_one_by_one_and_all_at_once(clip: float | None) -> None:
     one, many = RunningNorm((3,), clip=clip), RunningNorm((3,), clip=clip)
-    rows = 5 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 100.0, -7.0])
+    rows = 5 * models.normal(50, 3) + torch.tensor([0.0, 100.0, -7.0])
     for row in rows:
         one.update(row[None])
     many.update(rows)
@@ -36,11 +39,9 @@ def test_a_copy_and_a_loaded_state_have_statistics_of_their_own() -> None:
 
 
 def test_rewards_of_one_environment_by_numbers_and_by_torch() -> None:
-    generator = torch.Generator().manual_seed(0)
     numbers, tensors = ReturnScaler(1, 0.9, clip=1.2), ReturnScaler(1, 0.9, clip=1.2)
-    for _ in range(60):
-        reward = 3 * torch.randn(1, generator=generator)
-        done = torch.rand(1, generator=generator) < 0.2
+    for reward, ending in 3 * models.normal(60, 2, 1):
+        done = ending < -2.5
         found = numbers.update(reward, done)
         expected = tensors.update(reward.clone().requires_grad_(), done)  # which is left to torch
         torch.testing.assert_close(found, expected)
@@ -49,10 +50,11 @@ def test_rewards_of_one_environment_by_numbers_and_by_torch() -> None:
         torch.testing.assert_close(value, tensors.state_dict()[name])
 
 
+@pytest.mark.on_cpu
 def test_memory_that_is_exchanged_is_noticed() -> None:
     norm, twin = RunningNorm((2,)), RunningNorm((2,))
     for i in range(6):
-        x = torch.randn(1, 2, generator=torch.Generator().manual_seed(i))
+        x = models.normal(1, 2, seed=i)
         norm.update(x)
         twin.update(x)
         norm.mean.data = norm.mean.data.clone()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from .surgery import entry_state
+from .optimizer_state import entry_state
 
 DenseGradient = Callable[[Tensor, Tensor], None]
 

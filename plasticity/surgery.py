@@ -7,33 +7,21 @@ graphs go on with the tensors they hold; everything that was not asked for stays
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer, Rprop
+from torch.optim import Optimizer
 
-from .initialisers import Initialiser, bias_of, default_initialiser, fresh_parameters, weight_layers, weight_of
-from .isolation import named_modules, undisturbed, unwrap
-from .labels import tensors_in
+from .entries import aligned, by_group, column_norms, incoming_entries, outgoing_entries
+from .initialisers import Initialiser, bias_of, default_initialiser, weight_of
 from .layers import Consumer, Layer, Wiring
+from .optimizer_state import Step, SurgeryError, clear_state_, state_refusal
 
-T = TypeVar("T")
 Outgoing = Literal["zero", "keep", "small"]
-Step = Literal["keep", "zero"]
 
 SMALL = 0.02
 """Norm of a "small" outgoing column relative to the mean of the columns that stay (from AgileRL's ReGraMa)."""
-
-SCALARS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0, "eta": "lr"}
-"""Optimizer state that is one number per tensor -> its first value, or the setting that gives it."""
-
-WEIGHT_COPIES = ("ax", "z")
-"""Optimizer state that holds weights instead of statistics: ASGD's average, the base point of schedule-free methods."""
-
-
-class SurgeryError(ValueError):
-    """Surgery that cannot be done correctly; nothing has been changed."""
 
 
 def recycle_(
@@ -254,35 +242,6 @@ def _merge(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
     return merged
 
 
-def incoming_entries(module: nn.Module, neurons: Tensor) -> Tensor:
-    """Return which entries of the weight lead into the neurons: bool (neurons,) -> bool, shape of the weight."""
-    where = torch.zeros_like(weight_of(module), dtype=torch.bool)
-    view = _by_group(module, where)
-    view |= _aligned(view, neurons, 1)
-    return where
-
-
-def outgoing_entries(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return which entries of a consumer's weight take up its inputs: bool (inputs,) -> bool, shape of the weight."""
-    where = torch.zeros_like(weight_of(module), dtype=torch.bool)
-    view = _by_group(module, where)
-    view |= _aligned(view, inputs, 2)
-    return where
-
-
-def _by_group(module: nn.Module, weight: Tensor) -> Tensor:
-    """View a tensor of the weight's shape as (groups, neurons of the group, inputs of the group, *kernel)."""
-    grouped = weight.unflatten(0, (getattr(module, "groups", 1), -1))
-    return grouped.transpose(1, 2) if getattr(module, "transposed", False) else grouped
-
-
-def _aligned(view: Tensor, vector: Tensor, dim: int) -> Tensor:
-    """Spread a vector over the groups and dimension ``dim`` of a view by groups, so that it broadcasts."""
-    shape = [len(view)] + [1] * (view.dim() - 1)
-    shape[dim] = view.shape[dim]
-    return vector.to(view.device).view(shape)
-
-
 def _small_columns(
     layer: str, where: Tensor, wired: Wiring, initialisers: Mapping[str, Initialiser], generator: torch.Generator
 ) -> Tensor:
@@ -292,191 +251,12 @@ def _small_columns(
     """
     module = wired.layers[layer].module
     weight = weight_of(module)
-    live = _column_norms(module, weight)[_column_norms(module, where) == 0]
+    live = column_norms(module, weight)[column_norms(module, where) == 0]
     if not len(live):
         initialiser = initialisers.get(layer) or default_initialiser(module)
-        live = _column_norms(module, initialiser.weight(generator))
+        live = column_norms(module, initialiser.weight(generator))
     noise = torch.randn(weight.shape, generator=generator, device="cpu")
-    scales = SMALL * live.mean().cpu() / _column_norms(module, noise)
-    view = _by_group(module, noise)
-    view *= _aligned(view, scales, 2)
+    scales = SMALL * live.mean().cpu() / column_norms(module, noise)
+    view = by_group(module, noise)
+    view *= aligned(view, scales, 2)
     return noise.to(weight.device, weight.dtype)
-
-
-def _column_norms(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return the norm of all that leaves each input: (inputs,)."""
-    view = _by_group(module, weight).float()
-    return view.square().sum([d for d in range(view.dim()) if d not in (0, 2)]).sqrt().flatten()
-
-
-def clear_state_(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tensor, step: Step = "keep") -> None:
-    """Make the optimizers forget the entries of ``parameter`` that ``where`` (bool, its shape) marks.
-
-    State is found by the identity of the parameter, whatever its group, order or optimizer; none yet is fine. Every
-    state tensor of the parameter's shape gets its first value there: 0, or Adagrad's initial accumulator and Rprop's
-    learning rate; a copy of the weights gets the weight. Raises SurgeryError, with nothing changed, for
-    :func:`state_refusal`.
-
-    torch counts the steps of a whole tensor. "keep" leaves the counter, so that Adam no longer corrects the bias of the
-    cleared averages: their first move is up to (1 - beta_1) / sqrt(1 - beta_2) = 3.2 learning rates long. "zero", as in
-    timoklein/redo, which calls it crucial, restarts it: cleared entries begin with 1.0 learning rates, but the averages
-    that were not cleared are now corrected as if they were young, which shortens the moves of all other entries of the
-    tensor (in one case from 0.64 to 0.47 learning rates).
-    """
-    optimizers = list(optimizers)
-    if where.dtype != torch.bool or where.shape != parameter.shape:
-        raise SurgeryError(f"where must be bool {tuple(parameter.shape)}; got {where.dtype} {tuple(where.shape)}")
-    if reason := state_refusal(optimizers, parameter):
-        raise SurgeryError(reason)
-    with torch.no_grad():
-        for optimizer in optimizers:
-            group = _group_of(optimizer, parameter)
-            if group is None:
-                continue
-            for key, value in entry_state(optimizer, parameter).items():
-                fresh = _first_value(optimizer, group, parameter, key).to(value.device, value.dtype)
-                value.copy_(torch.where(where.to(value.device), fresh, value))
-            if step == "zero":
-                _restart_(optimizer.state.get(parameter, {}), group)
-
-
-def entry_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """Return the optimizer's state tensors with one number per entry of the parameter; none before its first step."""
-    state = optimizer.state.get(parameter, {}).items()
-    return {k: v for k, v in state if k not in SCALARS and isinstance(v, Tensor) and v.shape == parameter.shape}
-
-
-def state_refusal(optimizers: Iterable[Optimizer], parameter: Tensor) -> str | None:
-    """Return why single entries of the parameter's optimizer state cannot be cleared, None if they can."""
-    for optimizer in optimizers:
-        kind, shape = type(optimizer).__name__, tuple(parameter.shape)
-        if _group_of(optimizer, parameter) is None:
-            continue
-        if isinstance(optimizer, LBFGS):
-            return f"{kind} keeps one history for all parameters, of which single entries cannot be cleared"
-        if isinstance(optimizer, Adafactor) and parameter.dim() > 1:
-            return f"{kind} keeps row_var and col_var for a weight of shape {shape}, not one entry per weight"
-        for key, value in optimizer.state.get(parameter, {}).items():
-            fits = (
-                value.shape == parameter.shape if isinstance(value, Tensor) else next(tensors_in(value), None) is None
-            )
-            if key not in SCALARS and not fits:
-                return f"{kind} keeps {key} for a weight of shape {shape} in another layout, not one entry per weight"
-    return None
-
-
-def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
-    return next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
-
-
-def _first_value(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, key: str) -> Tensor:
-    if key in WEIGHT_COPIES:
-        return parameter
-    if isinstance(optimizer, Adagrad) and key == "sum":
-        return torch.as_tensor(group["initial_accumulator_value"])
-    if isinstance(optimizer, Rprop) and key == "step_size":
-        return torch.as_tensor(group["lr"])
-    return torch.tensor(0.0)
-
-
-def _restart_(state: dict[str, Any], group: Mapping[str, Any]) -> None:
-    for key, first in SCALARS.items():
-        if key in state:
-            value = group[first] if isinstance(first, str) else first
-            if isinstance(state[key], Tensor):
-                state[key].fill_(value)
-            else:
-                state[key] = type(state[key])(value)
-
-
-def reinitialise_(
-    module: nn.Module,
-    optimizers: Iterable[Optimizer] = (),
-    *,
-    initialisers: Mapping[str, Initialiser],
-    generator: torch.Generator,
-    moments: bool = True,
-) -> list[str]:
-    """Redraw every parameter of ``module`` in place and return their names.
-
-    ``initialisers``: weight layer -> its initialiser, by name within ``module`` ("" for a module that is itself a
-    layer). Other modules are redrawn by their own ``reset_parameters``, norms forget their running statistics, `.grad`
-    becomes 0, and with ``moments`` the optimizers start afresh on these parameters, step counter included. Frozen
-    parameters are redrawn as well. Raises SurgeryError, with nothing changed, for a layer without an initialiser, for
-    parameters that no ``reset_parameters`` redraws, and for LBFGS.
-    """
-    optimizers, parts = list(optimizers), named_modules(unwrap(module))
-    layers = dict(weight_layers(module))
-    parameters = {
-        f"{n}.{k}".removeprefix("."): p for n, m in parts.items() for k, p in m._parameters.items() if p is not None
-    }
-    for parameter in parameters.values() if moments else ():
-        if any(isinstance(o, LBFGS) and _group_of(o, parameter) for o in optimizers):
-            raise SurgeryError("LBFGS keeps one history for all parameters; build a new one after a reset")
-    fresh = {}
-    for name, part in parts.items():
-        for key, value in _fresh(name, part, name in layers, initialisers, generator).items():
-            fresh[f"{name}.{key}".removeprefix(".")] = value
-    with torch.no_grad():
-        for part in parts.values():
-            if (reset := getattr(part, "reset_running_stats", None)) is not None:
-                reset()
-        for name, parameter in parameters.items():
-            parameter.copy_(fresh[name])
-            if parameter.grad is not None:
-                parameter.grad.zero_()
-            for optimizer in optimizers if moments else ():
-                _forget_(optimizer, parameter)
-    return list(parameters)
-
-
-def _fresh(
-    name: str, part: nn.Module, is_layer: bool, initialisers: Mapping[str, Initialiser], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Return new values of the module's own parameters."""
-    if is_layer and name not in initialisers:
-        raise SurgeryError(f"{name!r} has no initialiser; given are {', '.join(map(repr, initialisers)) or 'none'}")
-    own = {key for key, parameter in part._parameters.items() if parameter is not None}
-    values: Mapping[str, Tensor | None] = {}
-    if is_layer and own <= {"weight", "bias"}:
-        values = {"weight": initialisers[name].weight(generator), "bias": initialisers[name].bias(generator)}
-    elif own:
-        try:
-            values = fresh_parameters(part, generator)
-        except ValueError as error:
-            raise SurgeryError(f"{name}: {error}") from error
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _forget_(optimizer: Optimizer, parameter: Tensor) -> None:
-    if parameter not in optimizer.state:
-        return
-    if state_refusal([optimizer], parameter):
-        del optimizer.state[parameter]  # factored: made anew by the next step
-    else:  # not deleted: Adagrad and others make their state once, in the constructor
-        clear_state_([optimizer], parameter, torch.ones_like(parameter, dtype=torch.bool), step="zero")
-
-
-def function_change(
-    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], change: Callable[[], T]
-) -> tuple[T, float]:
-    """Return ``change()`` and how much it changed the network's function on one input, ||after - before|| / ||before||.
-
-    The norms run over all floating-point tensors in the output, in evaluation mode and with the same random numbers
-    before and after; running the network leaves no trace. 0 without any change, inf where the output was 0 before, NaN
-    where it is not finite.
-    """
-    before = _outputs(network, args, kwargs)
-    result = change()
-    difference = float((_outputs(network, args, kwargs) - before).norm())
-    return result, difference / norm if (norm := float(before.norm())) else (float("inf") if difference else 0.0)
-
-
-def _outputs(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    model = unwrap(network)
-    # The edits themselves must lie outside: leaving the block restores the buffers that they reset.
-    with undisturbed(model, owner=object()), torch.no_grad():
-        found = [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()]
-        if not found:
-            raise SurgeryError(f"the output of {type(model).__name__} holds no floating-point tensor to compare")
-        return torch.cat([t.detach().flatten().to("cpu", torch.float64) for t in found])

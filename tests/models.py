@@ -267,9 +267,11 @@ def place() -> str:
     return torch.get_default_device().type
 
 
-def on_host(value: Any) -> Any:
-    """Return a dataclass with its tensors on the CPU; None stays None."""
-    return type(value)(**{name: None if x is None else x.cpu() for name, x in vars(value).items()})
+def on(device: torch.device | str, value: Any) -> Any:
+    """Return a tensor, or a dataclass of tensors, on a device; None in it stays None."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return type(value)(**{name: None if x is None else x.to(device) for name, x in vars(value).items()})
 
 
 def learn_and_save(agent: Any, batch: Any = None) -> None:

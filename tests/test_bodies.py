@@ -15,7 +15,8 @@ from plasticity.agents.bodies import Architecture, Body, make_body, widths
 from plasticity.agents.normalise import RunningNorm, running_norms, update_norms
 from plasticity.agents.parts import CReLU, OverChannels, Scale
 from plasticity.initialisers import record_initialisers
-from plasticity.surgery import reinitialise_
+from plasticity.interventions.origin import Origin
+from plasticity.interventions.reset import reset_
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -349,7 +350,7 @@ def test_a_reset_of_the_network_keeps_what_is_known_of_observations() -> None:
     net = body("simba")
     update_norms([net], torch.randn(9, 5))
     before, mean = net.trunk[0].weight.clone(), net.encoder.mean.clone()
-    reinitialise_(net, initialisers=record_initialisers(net), generator=torch.Generator().manual_seed(1))
+    reset_(net, Origin.of(net), [], torch.Generator("cpu").manual_seed(1))
     assert not torch.equal(net.trunk[0].weight, before)
     assert torch.equal(net.encoder.mean, mean)
     assert net.encoder.count == 9

@@ -11,6 +11,7 @@ from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
+import models
 import pytest
 import torch
 from gymnasium import spaces
@@ -22,8 +23,10 @@ from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.commands.train import main
 from plasticity.interventions import INTERVENTIONS, Intervention, NeuroplasticExpansion, ReDo
-from plasticity.interventions.trigger import Triggered
+from plasticity.interventions.triggered import Triggered
 from plasticity.monitor import Monitor
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 FREQUENT: dict[str, dict[str, Any]] = {
     "redo": {"every": 3, "threshold": 0.4, "cap": 0.2},
@@ -85,7 +88,7 @@ class Walk:
 
     def __init__(self, device: str | torch.device | None = None) -> None:
         self.device = torch.device(device or torch.get_default_device())
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator("cpu").manual_seed(0)
         self.obs, self.age = torch.zeros(2, 3, device=self.device), torch.zeros(2, device=self.device)
 
     def _normal(self) -> Tensor:
@@ -186,6 +189,7 @@ class Check(Callback):
 # -- every method ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_every_parameter_is_trained_after_a_method_has_acted(name: str, kind: str) -> None:
@@ -196,6 +200,7 @@ def test_every_parameter_is_trained_after_a_method_has_acted(name: str, kind: st
     assert_moves(ctx, lambda: agent.learn(agent.buffer.sample(64)))
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_compiled_updates_end_where_eager_ones_do(name: str) -> None:
     """Whatever a method edits, masks, replaces or hooks, it does on compiled updates what it does on eager ones."""
@@ -216,6 +221,7 @@ def test_compiled_updates_end_where_eager_ones_do(name: str) -> None:
         torch.testing.assert_close(compiled[key], value, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_a_run_in_which_nothing_is_done_is_the_same_bits(name: str) -> None:
     results = []
@@ -263,6 +269,7 @@ def test_the_state_is_plain_and_continues(name: str) -> None:
     twin.on_train_end(context(agent))
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_same_seed_same_run(name: str) -> None:
     agents = [run_sac([INTERVENTIONS[name](**FREQUENT[name])], steps=40)[0] for _ in range(2)]
@@ -390,6 +397,7 @@ def test_a_bare_flag_switches_on_and_a_dotted_one_sets(capsys: pytest.CaptureFix
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(INTERVENTIONS, 2)))
 def test_any_two_methods_compose(one: str, other: str) -> None:
     methods = {name: INTERVENTIONS[name](**FREQUENT[name]) for name in (one, other)}
@@ -464,7 +472,7 @@ def test_a_reset_keeps_the_topology_and_redraws_the_weights() -> None:
 
 def learn(net: nn.Module, optimizer: optim.Optimizer, seed: int = 0) -> None:
     """One step of a plain loop."""
-    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(seed))
+    x = models.normal(32, 4, seed=seed)
     optimizer.zero_grad()
     net(x).square().mean().backward()
     optimizer.step()
@@ -510,7 +518,7 @@ def test_the_function_change_is_that_with_masks() -> None:
     net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
     optimizer = OPTIMIZERS["sgd"](net.parameters())
     ctx, writer = plain_loop(net, optimizer)
-    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    x = models.normal(32, 4)
     seen: list[Tensor] = []
     NeuroplasticExpansion(every=10**6, end=10**6).on_train_start(ctx)
     optimizer.register_step_post_hook(lambda *_: seen.append(net(x).detach()))

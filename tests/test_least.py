@@ -18,9 +18,8 @@ from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.envs import make_env
+from plasticity.interventions.episodes import MAX_STEPS, History
 from plasticity.interventions.least import (
-    MAX_STEPS,
-    History,
     LearnToStop,
     median,
     noise_scale,
@@ -297,6 +296,7 @@ def test_a_step_that_few_episodes_reached_is_not_judged() -> None:
         assert stream.step(10.0 if step < 5 else -50.0).any().item() is (step == 5)
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("cap", [0.0, 0.2, 0.5])
 def test_the_stop_rate_stays_below_its_cap(cap: float, num_envs: int) -> None:
@@ -366,7 +366,7 @@ def test_very_long_episodes_are_recorded_up_to_a_limit() -> None:
     assert method.history.table.shape[1] == MAX_STEPS
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_stop_rate_on_a_fixed_stream_is_what_it_was() -> None:
     method = LearnToStop(warmup=2000, window=60, window_min=20, window_max=100, window_every=500, report_every=50)
     stream = Stream(method, num_envs=2, length=60)
@@ -591,7 +591,7 @@ def test_td_error_of_sac_by_hand() -> None:
     env, agent = sac(num_envs=2)
     obs = env.reset()
     transition = env.step(agent.act(obs, explore=True))
-    transition = type(transition)(**{name: torch.as_tensor(value) for name, value in vars(transition).items()})
+    transition = models.on(agent.device, transition)
     transition.terminated = torch.tensor([True, False])
     before = [generator.get_state() for generator in agent.generators.values()]
     found = agent.td_error(transition)

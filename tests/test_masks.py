@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from plasticity.masks import Masks
-from plasticity.surgery import entry_state
+from plasticity.optimizer_state import entry_state
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -17,7 +17,7 @@ from plasticity.agents.replay import ReplayBuffer
 from plasticity.callback import Context
 from plasticity.interventions import NeuroplasticExpansion
 from plasticity.interventions.topology import grown_share
-from plasticity.surgery import entry_state
+from plasticity.optimizer_state import entry_state
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -116,7 +116,7 @@ def test_what_is_pruned_finds_room_elsewhere_or_stays() -> None:
     assert method._masks["net"].density() == 1
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_official_takes_191_events_to_its_final_density() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
@@ -135,7 +135,7 @@ def test_official_takes_191_events_to_its_final_density() -> None:
     assert 0 < writer.named("ne")[191]["grown"] <= int(0.2 * live)
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_official_densities_are_erdos_renyi_in_every_layer() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(17, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 6))
@@ -154,7 +154,7 @@ def test_official_densities_are_erdos_renyi_in_every_layer() -> None:
 
 
 @pytest.mark.parametrize("preset", ["rigl", "set"])
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_rigl_and_set_keep_the_density(preset: str) -> None:
     net = mlp()
     method, optimizer, writer = start(net, preset=preset, every=3, end=60, initial_density=0.3)

@@ -19,7 +19,7 @@ from plasticity.initialisers import record_initialisers
 from plasticity.interventions import ReDo, ReGraMa
 from plasticity.interventions.recycling import Recycling, published, select
 from plasticity.monitor import Monitor
-from plasticity.surgery import entry_state
+from plasticity.optimizer_state import entry_state
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

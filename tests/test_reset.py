@@ -15,7 +15,8 @@ from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.envs import make_env
-from plasticity.interventions.reset import Origin, Reset, depths, last_layers, loose_parameters, reset_
+from plasticity.interventions.origin import Origin
+from plasticity.interventions.reset import Reset, depths, last_layers, loose_parameters, reset_
 from plasticity.wiring import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -240,7 +241,7 @@ def test_a_full_reset_leaves_a_new_network_and_a_new_optimizer(kind: str) -> Non
     assert same(net.state_dict(), twin.state_dict())
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_lbfgs_forgets_its_history() -> None:
     net, _ = models.build("mlp")
     optimizer = torch.optim.LBFGS(net.parameters(), 0.1)
@@ -374,7 +375,7 @@ def test_chosen_networks_leave_the_others_and_the_temperature() -> None:
     assert str(kept) == str({k: v for k, v in states["critic"]["state"].items() if k < 6})
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_sac_with_a_reset_that_never_fires_is_bit_identical() -> None:
     plain, ctx, _ = train_sac([])
     for reset in (Reset(), Reset(layers=1, at=(10**6,)), Reset(preset="bro")):

@@ -14,19 +14,13 @@ import torch.nn.functional as F
 from models import Net
 from torch import Tensor, nn, optim
 
+from plasticity.entries import incoming_entries, outgoing_entries
+from plasticity.function_change import function_change
 from plasticity.initialisers import default_initialiser, record_initialisers
 from plasticity.labels import tensors_in
 from plasticity.layers import Wiring
-from plasticity.surgery import (
-    SurgeryError,
-    clear_state_,
-    function_change,
-    incoming_entries,
-    outgoing_entries,
-    recycle_,
-    refusals,
-    reinitialise_,
-)
+from plasticity.optimizer_state import SurgeryError, clear_state_
+from plasticity.surgery import recycle_, refusals
 from plasticity.wiring import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -548,24 +542,6 @@ def test_timoklein_step_reset_disturbs_all_other_entries() -> None:
     torch.testing.assert_close(moves["zero"][0].abs().max(), torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_plasticine_reset_layers_that_no_optimizer_trains(kind: str) -> None:
-    model, inputs, _, optimizers = trained(OPTIMIZERS[kind])
-    ids, old = [id(p) for p in model.parameters()], [p.detach().clone() for p in model.parameters()]
-    names = reinitialise_(model, optimizers, initialisers=record_initialisers(model), generator=torch.Generator())
-    assert names == [n for n, _ in model.named_parameters()] or set(names) == {n for n, _ in model.named_parameters()}
-    assert [id(p) for p in model.parameters()] == ids
-    assert all(not (p == o).any() for p, o in zip(model.parameters(), old, strict=True))
-    assert all(not p.grad.any() for p in model.parameters())
-    twin = copy.deepcopy(model)
-    fresh = OPTIMIZERS[kind](list(twin.parameters()))
-    for _ in range(2):
-        learn(model, inputs, optimizers)
-        learn(twin, inputs, fresh)
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b)  # as with a new optimizer
-
-
 # The parts.
 
 
@@ -643,57 +619,3 @@ def test_function_change_leaves_no_trace_but_the_change_itself() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_reinitialise_covers_every_kind_of_module() -> None:
-
-    class Mixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.core = nn.Embedding(7, 4), nn.LSTM(4, 4, batch_first=True)
-            self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
-            self.norm, self.batch, self.head = nn.LayerNorm(4), nn.BatchNorm1d(4), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.core(self.embed(x))[0]
-            h = self.norm(self.attend(h, h, h)[0]).mean(1)
-            return self.head(self.batch(h))
-
-    torch.manual_seed(0)
-    model, inputs = Mixed(), (torch.randint(7, (9, 5)),)
-    initialisers, optimizers = record_initialisers(model), [optim.AdamW(model.parameters(), 0.01)]
-    for _ in range(3):
-        learn(model, inputs, optimizers)
-    old, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    reinitialise_(model, optimizers, initialisers=initialisers, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert all(not torch.equal(value, old[key]) for key, value in model.state_dict().items())
-    assert model.norm.weight.tolist() == [1] * 4
-    assert model.batch.running_var.tolist() == [1] * 4
-    assert not model.attend.out_proj.bias.any()
-    assert 0.5 < float(model.embed.weight.detach().std()) < 1.5
-    learn(model, inputs, optimizers)
-    assert {float(s["step"]) for s in optimizers[0].state.values()} == {1.0}
-
-
-def test_reinitialise_refuses_what_it_cannot_redraw() -> None:
-    class Bare(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale, self.layer = nn.Parameter(torch.ones(2)), nn.Linear(2, 2)
-
-    model, generator = Bare(), torch.Generator().manual_seed(0)
-    before = snapshot(model, (), generator)
-    with pytest.raises(SurgeryError, match=r"Bare has parameters of its own and no reset_parameters\(\)"):
-        reinitialise_(model, initialisers=record_initialisers(model), generator=generator)
-    with pytest.raises(SurgeryError, match="LBFGS"):
-        reinitialise_(model, [optim.LBFGS(model.parameters())], initialisers={}, generator=generator)
-    with pytest.raises(SurgeryError, match="'' has no initialiser"):
-        reinitialise_(model.layer, initialisers={"layer": default_initialiser(model.layer)}, generator=generator)
-    assert same(snapshot(model, (), generator), before)
-    optimizer = optim.Adafactor(model.layer.parameters())
-    model.layer(torch.ones(2)).sum().backward()
-    optimizer.step()
-    reinitialise_(model.layer, [optimizer], initialisers={"": default_initialiser(model.layer)}, generator=generator)
-    assert model.layer.weight not in optimizer.state
-    optimizer.step()

@@ -20,9 +20,11 @@ from torch.optim import Optimizer
 from plasticity.callback import Context
 from plasticity.isolation import unwrap
 from plasticity.layers import NORMS, neuron_axis
+from plasticity.optimizer_state import forget_
 
-from .reset import Origin, Origins, forget_, fresh_values, require_alike, restart_norm_
-from .trigger import Triggered
+from .origin import Origin, Origins, fresh_values
+from .reset import require_alike, restart_norm_
+from .triggered import Triggered
 
 
 class Injected(nn.Module):

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import Context
+from plasticity.entries import incoming_entries
 from plasticity.initialisers import weight_of
 from plasticity.isolation import named_modules, unwrap
 from plasticity.masks import Masks
+from plasticity.optimizer_state import clear_state_
 from plasticity.probes import Dormancy
 from plasticity.reading import Reading
-from plasticity.surgery import clear_state_, incoming_entries
 from plasticity.watch import Watcher
 from plasticity.wiring import Wiring, wiring
 

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import Context
+from plasticity.function_change import function_change
 from plasticity.initialisers import TRUNCATED_STD, Initialiser, Law, default_initialiser, fans, weight_layers, weight_of
 from plasticity.isolation import named_modules, unwrap
 from plasticity.layers import Wiring
+from plasticity.optimizer_state import state_refusal
 from plasticity.probes import Probe
 from plasticity.reading import Reading
-from plasticity.surgery import function_change, recycle_, refusals, state_refusal
+from plasticity.surgery import recycle_, refusals
 from plasticity.watch import Watcher
 
 from .intervention import Intervention
-from .reset import Origins, Replacement
+from .origin import Origins, Replacement
 from .trigger import Trigger
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from plasticity.isolation import named_modules
 from plasticity.layers import NORMS
+from plasticity.optimizer_state import clear_state_
 from plasticity.probes import GradientActivity, Probe, normalised_scores
-from plasticity.surgery import clear_state_
 
 from .recycling import Recycling, select
 

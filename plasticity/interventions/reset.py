@@ -5,124 +5,24 @@ Nikishin et al. 2022, *The Primacy Bias in Deep Reinforcement Learning*, arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from plasticity.callback import Context
-from plasticity.initialisers import Law, record_initialisers
 from plasticity.isolation import named_modules, unwrap
 from plasticity.layers import NORMS, Wiring
-from plasticity.surgery import clear_state_, state_refusal
+from plasticity.optimizer_state import forget_
 from plasticity.wiring import wiring
 
 from .intervention import all_parameters
-from .trigger import Triggered
-
-
-@dataclass
-class Origin:
-    """Where a network's parameters come from: what a fresh draw of each is."""
-
-    laws: dict[str, Law]
-    """Weight or bias of a Linear or convolution -> its own initial distribution."""
-    values: dict[str, Tensor]
-    """Parameter of anything else (norms, embeddings, recurrent cores) -> its first value."""
-
-    @classmethod
-    def of(cls, network: nn.Module) -> Origin:
-        """Record the origin of a network that has not been trained yet."""
-        laws = {}
-        for layer, initialiser in record_initialisers(network).items():
-            for kind, law in (("weight", initialiser.weight_law), ("bias", initialiser.bias_law)):
-                if law is not None:
-                    laws[f"{layer}.{kind}" if layer else kind] = law
-        values = {n: p.detach().clone() for n, p in named_parameters(network).items() if n not in laws}
-        return cls(laws, values)
-
-    def draw(self, name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a fresh value of the parameter ``name``, of the shape, dtype and device of ``like``.
-
-        Weights and biases of Linear and convolution layers come from the layer's own initialiser. Vectors of anything
-        else (gains and biases of norms) go back to their first value; matrices of anything else are their first values
-        in a new order, which is a draw from the same distribution where entries are independent.
-        """
-        if name in self.laws:
-            return self.laws[name].draw(like, generator)
-        first = self.values[name].to(like.device, like.dtype)
-        if first.dim() < 2:
-            return first.clone()
-        order = torch.randperm(first.numel(), generator=generator, device="cpu").to(like.device)
-        return first.flatten()[order].view_as(first)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.laws or name in self.values
-
-
-class Origins(dict[str, Origin]):
-    """Network -> its origin, recorded when training starts; a resumed run gets back what was recorded then."""
-
-    _saved: dict[str, Any] | None = None
-
-    def record(self, networks: Mapping[str, nn.Module]) -> None:
-        """Record the networks, or take what was loaded: their parameters may have been trained by now."""
-        self.update({name: Origin.of(network) for name, network in networks.items()})
-        if self._saved is not None:
-            self.load_state_dict(self._saved)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return it as plain values and tensors."""
-        return {
-            name: {
-                "laws": {n: (law.kind, law.parameters, law.values) for n, law in origin.laws.items()},
-                "values": dict(origin.values),
-            }
-            for name, origin in self.items()
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`, before or after :meth:`record`."""
-        self._saved = state
-        for name, saved in state.items():
-            laws = {n: Law(kind, tuple(parameters), values) for n, (kind, parameters, values) in saved["laws"].items()}
-            self[name] = Origin(laws, dict(saved["values"]))
-
-
-@runtime_checkable
-class Replacement(Protocol):
-    """A module that took the place of layers, as a plasticity injection does, and knows whose."""
-
-    def original_name(self, path: str, name: str) -> str:
-        """Return what the parameter ``name`` was called when training began, given the module's own ``path``."""
-
-    def cancel_(self) -> None:
-        """Let the fresh layers stand alone: what was frozen no longer adds anything."""
-
-
-def fresh_values(
-    network: nn.Module, origin: Origin, generator: torch.Generator, chosen: Callable[[str, Tensor], bool]
-) -> dict[str, Tensor]:
-    """Return name -> fresh value of the trainable parameters for which ``chosen(name, parameter)`` holds."""
-    replaced = {path: m for path, m in named_modules(network).items() if isinstance(m, Replacement)}
-    found = {}
-    for name, parameter in named_parameters(network).items():
-        if parameter.requires_grad and chosen(name, parameter):
-            origin_name = name
-            for path, module in replaced.items():
-                if name.startswith(f"{path}.") and name not in origin:
-                    origin_name = module.original_name(path, name)
-            found[name] = origin.draw(origin_name, parameter, generator)
-    return found
-
-
-def named_parameters(network: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters by name, without the ``_orig_mod`` of ``torch.compile``; a shared one once."""
-    return {name.replace("_orig_mod.", ""): p for name, p in network.named_parameters()}
+from .origin import Origin, Origins, Replacement, fresh_values, named_parameters
+from .triggered import Triggered
 
 
 def depths(wired: Wiring) -> dict[str, int]:
@@ -181,18 +81,6 @@ def restart_norm_(norm: nn.Module) -> None:
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def forget_(optimizers: Iterable[Optimizer], parameter: Tensor) -> None:
-    """Drop the parameter's gradient, and let the optimizers start anew on it, step counter included."""
-    parameter.grad = None
-    for optimizer in optimizers:
-        if isinstance(optimizer, LBFGS) and any(p is parameter for p in all_parameters(optimizer)):
-            optimizer.state.clear()  # one history of all parameters together
-        elif parameter in optimizer.state and state_refusal([optimizer], parameter):
-            del optimizer.state[parameter]  # factored: made anew by the next step
-        elif parameter in optimizer.state:  # not deleted: Adagrad makes its state once, in the constructor
-            clear_state_([optimizer], parameter, torch.ones_like(parameter, dtype=torch.bool), step="zero")
 
 
 @torch.no_grad()

@@ -18,10 +18,13 @@ from torch.optim import Optimizer
 from plasticity.callback import Context
 from plasticity.isolation import named_modules
 from plasticity.layers import NORMS
+from plasticity.optimizer_state import forget_
 
 from .intervention import all_parameters
-from .reset import Origins, copy_to_target_, forget_, fresh_values, named_parameters, require_alike
-from .trigger import Trigger, Triggered
+from .origin import Origins, fresh_values, named_parameters
+from .reset import copy_to_target_, require_alike
+from .trigger import Trigger
+from .triggered import Triggered
 
 
 @torch.no_grad()

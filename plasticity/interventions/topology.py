@@ -16,7 +16,7 @@ from plasticity.isolation import foreign_pass
 from plasticity.layers import Layer, Wiring
 from plasticity.probes import Probe
 
-from .reset import Replacement
+from .origin import Replacement
 
 
 @dataclass

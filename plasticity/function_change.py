@@ -1,0 +1,39 @@
+"""How much an edit changed what a network computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .isolation import undisturbed, unwrap
+from .labels import tensors_in
+
+T = TypeVar("T")
+
+
+def function_change(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], change: Callable[[], T]
+) -> tuple[T, float]:
+    """Return ``change()`` and how much it changed the network's function on one input, ||after - before|| / ||before||.
+
+    The norms run over all floating-point tensors in the output, in evaluation mode and with the same random numbers
+    before and after; running the network leaves no trace. 0 without any change, inf where the output was 0 before, NaN
+    where it is not finite.
+    """
+    before = _outputs(network, args, kwargs)
+    result = change()
+    difference = float((_outputs(network, args, kwargs) - before).norm())
+    return result, difference / norm if (norm := float(before.norm())) else (float("inf") if difference else 0.0)
+
+
+def _outputs(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    model = unwrap(network)
+    # The edits themselves must lie outside: leaving the block restores the buffers that they reset.
+    with undisturbed(model, owner=object()), torch.no_grad():
+        found = [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()]
+        if not found:
+            raise ValueError(f"the output of {type(model).__name__} holds no floating-point tensor to compare")
+        return torch.cat([t.detach().flatten().to("cpu", torch.float64) for t in found])

@@ -1,0 +1,167 @@
+"""Methods on whole networks that a trigger applies: reset, shrink and perturb, plasticity injection."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from plasticity.callback import Context
+from plasticity.function_change import function_change
+from plasticity.isolation import unwrap
+
+from .first_inputs import FirstInputs, is_plain
+from .intervention import Intervention
+from .trigger import Trigger
+
+T = TypeVar("T")
+_SCHEDULE = ("every", "at", "when", "stalled", "stop")
+
+
+@dataclass
+class Triggered(Intervention):
+    """An intervention on whole networks: it has a clock and a trigger, and :meth:`apply` does what is to be done.
+
+    In a loop that fires events it is applied between two updates, never inside one, where a gradient may be on its way
+    from the old weights to the optimizer; in any other loop, right after the step of the optimizer. What falls due
+    several times within one update is applied once.
+    """
+
+    every: int | None = None
+    """Apply at the multiples of this many ticks of the clock."""
+    at: tuple[int, ...] | None = None
+    """Apply at these ticks of the clock."""
+    when: str | None = None
+    """Apply when a logged value crosses a bound, such as "plasticity/critic_1/grama/all > 0.3"."""
+    stalled: str | None = None
+    """Apply when a logged value stands still, such as "plasticity/critic_1/effective_rank/all < 0.01 over 20000"."""
+    clock: Literal["env_steps", "updates", "gradient_steps"] | None = None
+    """What is counted; None: the preset's, or gradient steps (of the optimizer of the first network chosen) if you set
+    every, at, when or stalled."""
+    margin: float = 0.0
+    """How far back over its bound the value of when must go before it can apply again."""
+    cooldown: int = 0
+    """Ticks after an application in which when and stalled do not apply again."""
+    start: int = 0
+    """First tick at which to apply."""
+    stop: int | None = None
+    """Last tick at which to apply; None for no end."""
+    networks: tuple[str, ...] = ()
+    """Names or globs of the networks to act on; empty for all."""
+    seed: int = 0
+    """Seed of the method's own random numbers."""
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in _SCHEDULE}
+        own = any(given[name] is not None for name in _SCHEDULE[:-1])
+        self.clock = "gradient_steps" if own and self.clock is None else self.clock
+        super().__post_init__()
+        if own:  # a schedule of one's own replaces the preset's as a whole
+            for name, value in given.items():
+                setattr(self, name, value)
+        # Seeded with the plain number, the generator would repeat torch.manual_seed(number): the first redraw of a
+        # network built after that would be the very weights it began with.
+        self.generator.manual_seed(zlib.crc32(f"{self.NAME}/{self.seed}".encode()))
+        self.at = tuple(self.at or ())
+        self.trigger = Trigger(
+            self.every, self.at, self.when, self.stalled, self.margin, self.cooldown, self.start, self.stop
+        )
+        self.ticks = {"updates": 0, "gradient_steps": 0}
+        self._pending = self._updating = self._resumed = False
+        self._inputs: dict[str, FirstInputs] = {}
+        self._saved_inputs: dict[str, Any] = {}
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Find the networks and start the clock; ValueError for a network that no optimizer trains."""
+        self._ctx, self._networks = ctx, {n: unwrap(net) for n, net in self.choose(ctx, self.networks).items()}
+        ctx.require("optimizers", type(self).__name__)
+        optimizers = [ctx.optimizer_of(name) for name in self._networks]
+        if not self._resumed:
+            self.trigger.begin(ctx.step if self.clock == "env_steps" else 0)
+        self.hook(optimizers[0].register_step_post_hook(self.named(self._after_step)))
+        for name, network in self._networks.items():
+            self._inputs[name] = FirstInputs(network, self._saved_inputs.get(name))
+            self.hook(self._inputs[name])
+
+    def apply(self, ctx: Context) -> None:
+        """Do what the method does."""
+        raise NotImplementedError
+
+    def measured(self, network: str, change: Callable[[], T]) -> tuple[T, float]:
+        """Return what ``change()`` returns, and by how much it changed the function of the network on its first inputs.
+
+        NaN where the network has not been trained yet.
+        """
+        inputs = self.inputs(network)
+
+        def edit() -> T:
+            result = change()
+            self._ctx.edited()
+            return result
+
+        return (edit(), math.nan) if inputs is None else function_change(self._networks[network], *inputs, edit)
+
+    def inputs(self, network: str) -> tuple[tuple, dict] | None:
+        """Return the arguments of the network's first training pass, None before it."""
+        return self._inputs[network].found
+
+    def on_step(self, ctx: Context, transition: Any) -> None:
+        """Look at the clock of environment steps."""
+        if self.clock == "env_steps":
+            self._consider()
+
+    def on_update_start(self, ctx: Context) -> None:
+        """Wait until the update is over."""
+        self._updating = True
+
+    def on_update_end(self, ctx: Context, metrics: dict[str, Any]) -> None:
+        """Count an update, and apply what fell due in it."""
+        self._updating = False
+        self.ticks["updates"] += 1
+        self._consider(self.clock == "updates")
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        self.ticks["gradient_steps"] += 1
+        stands = self._now() == 0 and not self._updating
+        if stands and self.ticks["gradient_steps"] >= 100:
+            raise ValueError(
+                f"{type(self).__name__} counts {self.clock}, and after 100 gradient steps there was none: "
+                f"count them in Context.step, fire the events, or pass clock='gradient_steps'"
+            )
+        self._consider(self.clock != "updates")
+
+    def _now(self) -> int:
+        return self._ctx.step if self.clock == "env_steps" else self.ticks[self.clock or "gradient_steps"]
+
+    def _consider(self, look: bool = True) -> None:
+        if look and self.trigger.due(self._now(), self._ctx.latest):
+            self._pending = True
+        if self._pending and not self._updating:
+            self._pending = False
+            self.apply(self._ctx)
+            self._ctx.edited()
+
+    def occasion(self) -> dict[str, Any]:
+        """Return when and why it is applied, for the event."""
+        return {str(self.clock): self._now(), "because": self.trigger.reason}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, generator, clocks, the trigger's memory, and the inputs on which changes are measured."""
+        # What is no tensor or plain value is not for a checkpoint: a resumed run then takes new inputs.
+        inputs = {name: first.found for name, first in self._inputs.items() if is_plain(first.found)}
+        clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict()}
+        return {**super().state_dict(), **clocks, "inputs": inputs or dict(self._saved_inputs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        super().load_state_dict(state)
+        self.ticks = dict(state["ticks"])
+        self.trigger.load_state_dict(state["trigger"])
+        self._saved_inputs = dict(state["inputs"])
+        for name, first in self._inputs.items():
+            first.take(self._saved_inputs.get(name))
+        self._resumed = True

@@ -16,6 +16,7 @@ import warnings
 from collections import OrderedDict, deque
 from pathlib import Path
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -110,11 +111,15 @@ def test_everything_comes_back_in_type_and_bits(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_every_dtype_comes_back_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_every_dtype_comes_back_to_the_bit(tmp_path: Path, dtype: torch.dtype, device: str) -> None:
     raw = torch.randint(0, 2 if dtype == torch.bool else 256, (3 * 5 * 8,), dtype=torch.uint8)
     tensor = raw.view(dtype).reshape(3, -1)
-    state = {"whole": tensor, "scalar": tensor[0, 0], "turned": tensor.T, "part": tensor[:, 1:3]}
-    assert same(load(save(tmp_path / "x", state)), {key: value.clone() for key, value in state.items()})
+
+    def parts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"whole": tensor, "scalar": tensor[0, 0], "turned": tensor.T, "part": tensor[:, 1:3]}
+
+    found = load(save(tmp_path / "x", parts(tensor.to(device))))  # on the CPU, wherever it was
+    assert same(found, {key: value.clone() for key, value in parts(tensor).items()})
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"])
@@ -126,17 +131,19 @@ def test_numpy_arrays_and_scalars_come_back_as_such(tmp_path: Path, dtype: str) 
     assert same(load(save(tmp_path / "x", state)), [np.array(x) if x.ndim else x for x in state])
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
-    generator, numpy = torch.Generator().manual_seed(3), np.random.default_rng(3)
+    generator, numpy = models.generator(3), np.random.default_rng(3)
     state = load(save(tmp_path / "x", {"torch": generator.get_state(), "numpy": numpy.bit_generator.state}))
     expected = torch.rand(4, generator=generator), numpy.normal(size=4)
-    other, fresh = torch.Generator(), np.random.default_rng()
+    other, fresh = models.generator(), np.random.default_rng()
     other.set_state(state["torch"])
     fresh.bit_generator.state = state["numpy"]
     assert torch.equal(torch.rand(4, generator=other), expected[0])
     assert (fresh.normal(size=4) == expected[1]).all()
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_a_module_and_its_optimizer_go_on_to_the_same_bits(tmp_path: Path) -> None:
     def make() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)

@@ -127,7 +127,7 @@ def test_updates_equal_stable_baselines3(
         batch = make_batch(64, count)
         if multi_step:
             batch.discount = 0.99 ** torch.randint(1, 4, (64,), generator=models.generator(count))
-        data = as_sb3(models.on_host(batch))
+        data = as_sb3(models.on("cpu", batch))
         monkeypatch.setattr(twin.replay_buffer, "sample", lambda *_, data=data, **__: data)
         metrics = agent.learn(batch)
         with torch.device("cpu"):
@@ -297,7 +297,7 @@ CASES += [(name, option) for name in ("discount", "both", "clock") for option in
 
 
 @pytest.mark.parametrize(("name", "option"), CASES)
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_learns_the_known_values(name: str, option: str) -> None:
     env = make_env(f"sanity/{name}", num_envs=8, seed=0)
     gamma = 0.5
@@ -319,7 +319,7 @@ def test_learns_the_known_values(name: str, option: str) -> None:
     )
     agent = models.here(DQN, env.observation_space, env.action_space, config, num_envs=8, seed=0)
     train(env, agent, 64 + 8 * 120)
-    truth = values(f"sanity/{name}", gamma)
+    truth = models.on(models.place(), values(f"sanity/{name}", gamma))
     torch.testing.assert_close(agent.q(truth.obs), truth.q, rtol=0, atol=0.15)
     best = truth.q == truth.v[:, None]
     assert best.gather(1, agent.act(truth.obs, explore=False)[:, None]).all()
@@ -328,7 +328,7 @@ def test_learns_the_known_values(name: str, option: str) -> None:
 # --- the agent in a loop ---
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_epsilon_falls_linearly_and_set_noise_moves_its_end() -> None:
     agent = small_agent(epsilon_start=0.9, epsilon_end=0.1, exploration_steps=100)
     found = []
@@ -374,7 +374,7 @@ def test_actions_are_random_with_probability_epsilon_and_greedy_without_explore(
     # 30 steps of which the first 4 (learning_starts) bring nothing
     [(1, 1, 1, 26), (1, 4, 1, 6), (1, 10, 7, 14), (4, 10, 1, 11), (4, 1, 1, 116)],
 )
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_rounds_of_updates(num_envs: int, train_every: int, updates_per_train: int, expected: int) -> None:
     agent = small_agent(num_envs=num_envs, train_every=train_every, updates_per_train=updates_per_train)
     assert len(run(agent, 30, models.generator())) == expected

@@ -488,11 +488,11 @@ def test_close_closes_every_environment(monkeypatch):
     assert len(set(map(id, closed))) == len(closed) == 3
 
 
-def test_everything_is_on_the_device(monkeypatch):
-    env = make_env("CartPole-v1", num_envs=2, device="meta")
-    assert env.reset().device.type == "meta"
-    transition = env.step(torch.tensor([0, 1]))
-    assert {field.device.type for field in vars(transition).values()} == {"meta"}
+def test_everything_is_on_the_device(device):
+    env = make_env("CartPole-v1", num_envs=2, device=device)
+    assert env.reset().device.type == device
+    transition = env.step(torch.tensor([0, 1], device=device))
+    assert {field.device.type for field in vars(transition).values()} == {device}
 
 
 # Seeds ---------------------------------------------------------------------------------------------------------------

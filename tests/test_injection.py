@@ -249,7 +249,7 @@ def test_targets_keep_their_function_and_then_follow() -> None:
         assert [n for n, _ in target.named_parameters()] == [n for n, _ in agent.networks[key].named_parameters()]
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_sac_with_one_that_never_fires_is_bit_identical() -> None:
     plain, ctx, _ = train_sac([])
     other, other_ctx, _ = train_sac([PlasticityInjection()])

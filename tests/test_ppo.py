@@ -389,7 +389,7 @@ def test_the_networks_stay_the_same_while_they_act(network: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SANITY, *(f"{name}-continuous" for name in ("discount", "action", "both"))])
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_sanity_environment(name: str) -> None:
     gamma, steps = 0.8, 4096
     config = PPOConfig(
@@ -399,14 +399,14 @@ def test_sanity_environment(name: str) -> None:
     env = make_env(f"sanity/{name}", num_envs=16, seed=1)
     agent = models.here(PPO, env.observation_space, env.action_space, config, num_envs=16, seed=1)
     train(env, agent, steps)
-    known = values(f"sanity/{name}", gamma)
+    known = models.on(models.place(), values(f"sanity/{name}", gamma))
     torch.testing.assert_close(agent.state_value(known.obs), known.v, rtol=0, atol=0.05)
     if known.q.std(1).max() > 0:  # the action matters
         best = known.action[known.q.argmax(1)]
         torch.testing.assert_close(agent.act(known.obs, explore=False), best, rtol=0, atol=0.05)
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_normalised_rewards_and_observations_still_lead_to_the_best_action() -> None:
     config = PPOConfig(hidden=(16,), num_steps=8, num_minibatches=2, num_epochs=4, lr=2e-2, anneal_steps=4096)
     env = make_env("sanity/both-continuous", num_envs=16, seed=1)
@@ -565,7 +565,7 @@ def test_loading_a_state_of_another_kind() -> None:
         small_agent(hidden=(8, 8)).load_state_dict(small_agent().state_dict())
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_the_learning_rate_falls_from_rollout_to_rollout() -> None:
     agent = small_agent(lr=1e-3, anneal_steps=64)  # rollouts of 16 steps
     rates = [metrics["learning_rate"].item() for metrics in run(agent, Stream(), 48)]

@@ -414,7 +414,7 @@ def test_n_steps_of_vectors_equal_those_of_stable_baselines3(monkeypatch: pytest
         torch.testing.assert_close(values.cpu(), getattr(other, name).to(values.dtype), rtol=1e-6, atol=0, msg=name)
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_images_take_half_the_memory() -> None:
     buffer = memory(400, 2)
     for transition in play(1000, 2):

@@ -154,7 +154,7 @@ def test_targets_are_synced_or_the_same_bits(sync: bool) -> None:
     assert_all_move(ctx, agent.update)
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_sac_with_one_that_never_fires_is_bit_identical() -> None:
     plain, ctx, _ = train_sac([])
     for method in (ShrinkPerturb(), ShrinkPerturb(preset="soft", start=10**6)):

@@ -298,7 +298,7 @@ class Ages(SampleWeightDecay):
         ctx.buffer.sample = remember
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_sac_learns_from_younger_batches_and_the_weight_comes_off() -> None:
     mean = {}
     for name, settings in {"decay": {}, "uniform": {"horizon": 0}, "old": {"reversed": True}}.items():
@@ -313,7 +313,7 @@ def test_sac_learns_from_younger_batches_and_the_weight_comes_off() -> None:
     assert mean["decay"] < 60 < 70 < mean["uniform"] < 81 < mean["old"]
 
 
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_off_is_bit_identical() -> None:
     plain, _ = run([], num_envs=2)
     zero, _ = run([SampleWeightDecay(horizon=0)], num_envs=2)

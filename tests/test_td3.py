@@ -136,7 +136,7 @@ def test_updates_equal_stable_baselines3(monkeypatch: pytest.MonkeyPatch, defaul
         logged.clear()
         metrics = agent.update()
         noise = torch.randn(256, ACTION, generator=noise_source).cpu()
-        train_twin(twin, models.on_host(batch), noise, monkeypatch)
+        train_twin(twin, models.on("cpu", batch), noise, monkeypatch)
         assert ("actor_loss" in metrics) == ("train/actor_loss" in logged) == (count % 2 == 0)
         for key in metrics.keys() & {"critic_loss", "actor_loss"}:
             assert metrics[key].item() == pytest.approx(float(logged[f"train/{key}"]), abs=tolerance), key
@@ -232,9 +232,10 @@ def solve(name: str, gamma: float) -> TD3:
 
 
 @pytest.mark.parametrize("name", SANITY)
-@pytest.mark.on_cpu
+@pytest.mark.on_real_devices
 def test_true_values_and_the_best_actions_are_learned(name: str) -> None:
-    agent, truth = solve(name, gamma=0.8), values(f"sanity/{name}-continuous", 0.8)
+    agent = solve(name, gamma=0.8)
+    truth = models.on(models.place(), values(f"sanity/{name}-continuous", 0.8))
     for obs, q in zip(truth.obs, truth.q, strict=True):
         best = truth.action[q.argmax()]
         near = (truth.action[:, 0] - best).abs() <= 1  # where the agent still goes once it has learned

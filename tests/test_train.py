@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import models
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from plasticity.agents.evaluate import Evaluate, evaluate
 from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
 from plasticity.envs import make_env
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 SMALL = SACConfig(hidden=(32, 32), batch_size=32, learning_starts=100, buffer_size=1000)
 ALL_PROBES = ("dormancy", "grama", "grama_weight", "grama_post", "rank")
@@ -45,8 +48,8 @@ class Rows:
 
 
 def run(callbacks: list[Callback], steps: int = 250, seed: int = 3) -> tuple[SAC, Rows]:
-    env = make_env("Pendulum-v1", seed=seed)
-    agent, rows = SAC(env.observation_space, env.action_space, SMALL, seed=seed), Rows()
+    env = models.here(make_env, "Pendulum-v1", seed=seed)
+    agent, rows = models.here(SAC, env.observation_space, env.action_space, SMALL, seed=seed), Rows()
     train(env, agent, steps, callbacks, context(agent, writer=rows))
     env.close()
     return agent, rows
@@ -58,6 +61,7 @@ def tensors(state: Any) -> list[Tensor]:
     return [t for value in state.values() for t in tensors(value)] if isinstance(state, dict) else []
 
 
+@pytest.mark.on_real_devices
 def test_probes_leave_sac_the_same_bits() -> None:
     plain, _ = run([])
     torch.manual_seed(7)
@@ -69,6 +73,7 @@ def test_probes_leave_sac_the_same_bits() -> None:
     assert {f"plasticity/{n}/dormancy/all" for n in ("actor", "critic_1", "critic_2")} <= measured
 
 
+@pytest.mark.on_real_devices
 def test_the_same_seed_gives_the_same_numbers_and_another_others() -> None:
     (_, first), (_, again), (_, other) = (run([Measure(every=50), Episodes()], seed=s) for s in (3, 3, 4))
     assert first.untimed() == again.untimed()
@@ -94,8 +99,8 @@ def test_measure_logs_every_network_layer_and_metric_on_schedule() -> None:
 
 def test_measure_of_critics_is_that_of_their_own_loss() -> None:
     """The actor's loss runs through the critics too; their GraMa must be that of the critic loss."""
-    env = make_env("Pendulum-v1", seed=0)
-    agent = SAC(env.observation_space, env.action_space, SMALL, seed=0)
+    env = models.here(make_env, "Pendulum-v1", seed=0)
+    agent = models.here(SAC, env.observation_space, env.action_space, SMALL, seed=0)
     seen: dict[str, Tensor] = {}
 
     class ByHand(Callback):
@@ -108,7 +113,7 @@ def test_measure_of_critics_is_that_of_their_own_loss() -> None:
 
     measure = Measure(["grama_weight"], every=1, strict=True)
     train(env, agent, 130, [measure, ByHand()], context(agent))
-    torch.testing.assert_close(measure.last["critic_1"].scores["grama_weight"]["q.0"].float(), seen["score"])
+    torch.testing.assert_close(measure.last["critic_1"].scores["grama_weight"]["q.0"].float(), seen["score"].cpu())
 
 
 def test_measure_names_a_network_that_is_not_there() -> None:
@@ -150,9 +155,9 @@ def test_events_fire_in_order_and_steps_count_every_environment() -> None:
             assert "critic_loss" in metrics
             fired.append(("end", ctx.step))
 
-    env = make_env("Pendulum-v1", num_envs=2, seed=0)
+    env = models.here(make_env, "Pendulum-v1", num_envs=2, seed=0)
     config = SACConfig(hidden=(8,), batch_size=4, learning_starts=4, buffer_size=100)
-    agent = SAC(env.observation_space, env.action_space, config, num_envs=2)
+    agent = models.here(SAC, env.observation_space, env.action_space, config, num_envs=2)
     ctx = train(env, agent, 8, [Note()])
     assert ctx.step == 8
     assert fired == [
@@ -222,8 +227,8 @@ def test_evaluate_gives_every_environment_its_share_and_acts_deterministically()
 
 
 def test_evaluate_callback_runs_on_schedule_once_per_step() -> None:
-    env = make_env("Pendulum-v1", seed=1)
-    agent, rows = SAC(env.observation_space, env.action_space, SMALL, seed=1), Rows()
+    env = models.here(make_env, "Pendulum-v1", seed=1)
+    agent, rows = models.here(SAC, env.observation_space, env.action_space, SMALL, seed=1), Rows()
     callback = Evaluate(agent, Counting, every=30, episodes=2)  # type: ignore[arg-type]
     agent.act = lambda obs, explore: torch.zeros(len(obs), 1)  # type: ignore[method-assign]
     ctx = train(env, agent, 60, [callback], context(agent, writer=rows))
@@ -243,8 +248,8 @@ def test_losses_are_means_over_the_updates_between_two_rows() -> None:
 
 
 def test_stop_ends_training_early() -> None:
-    env = make_env("Pendulum-v1", seed=0)
-    agent = SAC(env.observation_space, env.action_space, SMALL)
+    env = models.here(make_env, "Pendulum-v1", seed=0)
+    agent = models.here(SAC, env.observation_space, env.action_space, SMALL)
     ctx = context(agent)
     train(env, agent, 1000, [], ctx, stop=lambda: ctx.step >= 7)
     assert ctx.step == 7

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _DummyPrivateUse1Hook,
@@ -32,6 +33,7 @@ from torch.utils.backend_registration import (
 )
 
 NAME = "elsewhere"
+FIRST = f"{NAME}:0"
 aten = torch.ops.aten
 LIBRARY = torch.library.Library("_", "IMPL")
 COPIES = {aten._to_copy, aten.copy_}
@@ -67,9 +69,11 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> Elsewhere:
+        if torch.is_inference_mode_enabled():  # torch fails to count the versions of shells made in that mode
+            with torch.inference_mode(False):
+                return cls(host)
         layout: dict[str, Any] = {"strides": host.stride(), "storage_offset": host.storage_offset()}
-        with torch.inference_mode(False):  # torch fails to count the versions of shells made in that mode
-            shell = Tensor._make_wrapper_subclass(cls, host.size(), dtype=host.dtype, device=f"{NAME}:0", **layout)
+        shell = Tensor._make_wrapper_subclass(cls, host.size(), dtype=host.dtype, device=FIRST, **layout)
         shell.host = host
         return shell
 
@@ -77,16 +81,19 @@ class Elsewhere(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        check(func, args, kwargs)
-        note_waits(func, args, kwargs)
-        found = func(*each(host_of, args), **without_device({key: each(host_of, x) for key, x in kwargs.items()}))
-        effect = effect_of(func)
+        effect, special = nature_of(func)
+        if kwargs or special or has_host(args):
+            kwargs = kwargs or {}
+            check(func, args, kwargs)
+            note_waits(func, args, kwargs)
+            found = func(*host_of(args), **without_device({key: host_of(x) for key, x in kwargs.items()}))
+        else:  # the same, faster
+            found = func(*host_of(args))
         if effect == "in place":
             return args[0]
-        if torch.device(kwargs.get("device") or NAME).type == NAME:
-            found = each(shell_of, found)
-        return found if effect == "new" else return_and_correct_aliasing(func, args, kwargs, found)
+        if not kwargs or torch.device(kwargs.get("device") or NAME).type == NAME:
+            found = shell_of(found)
+        return found if effect == "new" else return_and_correct_aliasing(func, args, kwargs or {}, found)
 
     def data_ptr(self) -> int:
         return self.host.data_ptr()
@@ -127,31 +134,48 @@ class Elsewhere(Tensor):
         return f"{self.host!r} {NAME}"
 
 
-def each(change: Callable[[Any], Any], value: Any) -> Any:
-    """Change a value, or what is in a list or tuple."""
-    return type(value)([each(change, x) for x in value]) if type(value) in (list, tuple) else change(value)
-
-
 def host_of(value: Any) -> Any:
-    """Return the tensor of the host behind one of the device; other values as they are."""
-    return value.host if isinstance(value, Elsewhere) else value
+    """Return a value, or what is in a list or tuple, with tensors of the host in place of those of the device."""
+    kind = type(value)
+    if kind is Elsewhere:
+        return value.host
+    return kind([host_of(x) for x in value]) if kind is list or kind is tuple else value
 
 
 def shell_of(value: Any) -> Any:
-    """Return a tensor of the device for one of the host; other values as they are."""
+    """Return a value, or what is in a list or tuple, with tensors of the device in place of those of the host."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind([shell_of(x) for x in value])
     return Elsewhere(value) if isinstance(value, Tensor) else value
 
 
+def has_host(values: Sequence[Any]) -> bool:
+    """Return whether there are tensors that are not of the device among them, or in lists and tuples of them."""
+    for x in values:
+        kind = type(x)
+        if kind is list or kind is tuple:
+            if has_host(x):
+                return True
+        elif kind is not Elsewhere and isinstance(x, Tensor):
+            return True
+    return False
+
+
 @cache
-def effect_of(func: Any) -> str:
-    """Return what an operation does: "new" tensors, a change of its first argument "in place", or anything "else"."""
-    schema = func._schema
+def nature_of(func: Any) -> tuple[str, bool]:
+    """Return what an operation does, and whether it copies, takes indices or lets the host wait.
+
+    It makes "new" tensors or views, changes its first argument "in place", or does anything "else".
+    """
+    schema, packet = func._schema, func.overloadpacket
     told = [x.alias_info for x in (*schema.arguments, *schema.returns) if x.alias_info is not None]
-    if not told:
-        return "new"
+    special = packet in COPIES or packet in INDEXING or packet in WAITING
+    if not any(alias.is_write for alias in told):
+        return "new", special
     first = schema.arguments[0].alias_info
     alone = len(told) == 2 and len(schema.returns) == 1 and first is not None and first.is_write
-    return "in place" if alone and torch.Tag.inplace_view not in func.tags else "else"
+    return "in place" if alone and torch.Tag.inplace_view not in func.tags else "else", special
 
 
 class Generator(torch.Generator):
@@ -215,8 +239,7 @@ def check(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         if not isinstance(args[0], Elsewhere) and any(isinstance(i, Elsewhere) for i in args[1]):
             raise RuntimeError(f"{func}: indices {NAME} of a tensor on the CPU")
         args = (args[0], *args[2:])  # indices may be the CPU's
-    tensors: list[Tensor] = []
-    each(lambda x: tensors.append(x) if isinstance(x, Tensor) else None, (*args, *kwargs.values()))
+    tensors = [x for x in tree_leaves((*args, *kwargs.values())) if isinstance(x, Tensor)]
     if any(not isinstance(x, Elsewhere) and x.dim() > 0 for x in tensors):
         raise RuntimeError(f"{func}: tensors on {[str(x.device) for x in tensors]}")
 
@@ -322,6 +345,6 @@ def in_lower_precision(name: str) -> Callable[..., Tensor]:
     def run(*args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(NAME)
         with torch._C._DisableAutocast():
-            return getattr(aten, name)(*each(lambda x: x.to(dtype) if isinstance(x, Tensor) else x, args))
+            return getattr(aten, name)(*tree_map_only(Tensor, lambda x: x.to(dtype), args))
 
     return run

@@ -235,6 +235,7 @@ def test_a_run_in_which_nothing_is_done_is_the_same_bits(name: str) -> None:
     assert all(map(torch.equal, states, other_states))
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_no_hook_is_left_and_training_may_go_on(name: str) -> None:
     method = INTERVENTIONS[name](**FREQUENT[name])
@@ -249,6 +250,7 @@ def test_no_hook_is_left_and_training_may_go_on(name: str) -> None:
     assert_sound(ctx)
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_the_state_is_plain_and_continues(name: str) -> None:
     method = INTERVENTIONS[name](**FREQUENT[name])
@@ -414,6 +416,7 @@ def test_any_two_methods_compose(one: str, other: str) -> None:
     assert_moves(ctx, lambda: agent.learn(agent.buffer.sample(64)))
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("last", ["redo", "regrama", "reset", "shrink_perturb", "plasticity_injection", "soft"])
 def test_masks_hold_whoever_is_called_first(last: str) -> None:
     soft = {"preset": "soft", "shrink": 0.9}

@@ -389,7 +389,7 @@ def test_stop_rate_on_a_fixed_stream_is_what_it_was() -> None:
     assert len(events) == math.ceil(len(stream.ended) / 50)
 
 
-@pytest.mark.parametrize("level", [3.0, 0.0, -3.0])
+@pytest.mark.parametrize("level", [3.0, *(pytest.param(x, marks=pytest.mark.on_real_devices) for x in (0.0, -3.0))])
 def test_decisions_against_a_naive_implementation(level: float) -> None:
     stream = Stream(eager(min_length=3, min_episodes=4, max_stop_rate=0.4, rate_episodes=10, window=50), length=12)
     numbers = Numbers(2)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plasticity.initialisers import Initialiser, Law, default_initialiser, fresh_parameters, record_initialisers
+from plasticity.initialisers import Initialiser, default_initialiser, fresh_parameters, record_initialisers
+from plasticity.laws import Law
 from plasticity.wiring import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")

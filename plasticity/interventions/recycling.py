@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.function_change import function_change
-from plasticity.initialisers import TRUNCATED_STD, Initialiser, Law, default_initialiser, fans, weight_layers, weight_of
+from plasticity.initialisers import Initialiser, default_initialiser, fans, weight_layers, weight_of
 from plasticity.isolation import named_modules, unwrap
+from plasticity.laws import TRUNCATED_STD, Law
 from plasticity.layers import Wiring
 from plasticity.optimizer_state import state_refusal
 from plasticity.probes import Probe

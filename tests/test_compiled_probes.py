@@ -89,7 +89,7 @@ def watched(probes: Any = ("dormancy",), **when: Any) -> tuple[Quadratic, list[R
 
 def magnitudes(learner: Quadratic, seeds: Sequence[int]) -> Tensor:
     """Return the mean activations of the hidden layer on what the seeds draw, for the weights of now."""
-    x = torch.cat([models.normal(4, 4, seed=seed)[:, :3] for seed in seeds])
+    x = torch.cat([models.normal(4, 3, seed=seed) for seed in seeds])
     return learner.networks["net"][:2](x).detach().mean(0)
 
 

@@ -52,8 +52,8 @@ class Quadratic:
         return loss, {"loss": loss}
 
     def learn(self, seed: int = 0, updates: int = 0) -> Tensor:
-        x, y = models.normal(4, 4, seed=seed).split([3, 1], 1)
-        return self.step(x, y[:, 0], updates=updates)["loss"]
+        x, y = models.normal(4, 3, seed=seed), models.normal(4, seed=seed + 1000)
+        return self.step(x, y, updates=updates)["loss"]
 
     def weights(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.networks["net"].parameters()]
@@ -80,13 +80,13 @@ def assert_close(one: Quadratic, other: Quadratic) -> None:
 
 
 def make_batch(i: int, discrete: bool = False, image: bool = False) -> Batch:
-    noise = models.normal(SIZE, 2 * OBS + ACTION + 2, seed=i)
-    obs, next_obs, action, reward, ending = noise.split([OBS, OBS, ACTION, 1, 1], 1)
+    obs, next_obs = models.normal(2, SIZE, OBS, seed=i)
+    action, (reward, ending) = models.normal(SIZE, ACTION, seed=i + 2000), models.normal(2, SIZE, seed=i + 3000)
     if image:
         obs, next_obs = (models.normal(SIZE, *IMAGE.shape, seed=seed).mul(60).abs().byte() for seed in (i, i + 1000))
     action = action.mul(9).long().sum(1) % 3 if discrete else action.tanh()
     age = torch.ones(SIZE, dtype=torch.int64)
-    return Batch(obs, action, reward[:, 0], next_obs, ending[:, 0] > 1.3, age, age)
+    return Batch(obs, action, reward, next_obs, ending > 1.3, age, age)
 
 
 def make_experience(i: int, discrete: bool) -> Experience:

@@ -82,6 +82,8 @@ def test_eval_plays_the_saved_agent(finished: Path, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "sac on Pendulum-v1, trained for 260 steps, seed 5" in text
     assert "2 episodes" in text
+    assert main(["eval", str(finished), "--device", "cuda:99"]) == 1
+    assert "--device cuda:99 cannot be used; PyTorch" in capsys.readouterr().err
 
 
 def test_an_intervention_is_switched_on_set_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +114,8 @@ def test_dry_run_shows_settings_wiring_and_probes_and_writes_nothing(
         (["train", "sac", "--env", "Pendulun-v1"], "Pendulum-v1"),
         (["train", "sac", "--env", "CartPole-v1"], "sac needs a one-dimensional Box action space, found Discrete(2)"),
         (["train", "sac", "--env", "Pendulum-v1", "--probes", "dormant"], "unknown probe dormant; there are dormancy"),
+        (["train", "sac", "--env", "Pendulum-v1", "--device", "cuda:99"], "--device cuda:99 cannot be used; PyTorch"),
+        (["train", "sac", "--env", "Pendulum-v1", "--device", "gpu", "--seeds", "2"], "sees cpu"),
         (["train", "sac", "--env", "Pendulum-v1", "--steps", "0"], "steps must be at least 1, got 0"),
         (["eval", "nowhere"], "nowhere is not a run: it has no run.json"),
         (["list", "agent"], "cannot list agent; there are agents, envs, probes, interventions"),

@@ -96,12 +96,26 @@ def load_state(path: Path) -> Mapping[str, Any]:
     return load(path)["agent"]
 
 
+def require_device(device: str) -> None:
+    """Raise ValueError for a device that this PyTorch, or this machine, does not have."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        reason = str(error).splitlines()[0][:100]
+        raise ValueError(
+            f"--device {device} cannot be used; PyTorch {torch.__version__} sees {there} here, pass one of these "
+            f"({reason})"
+        ) from error
+
+
 def make_run_env(
     record: Mapping[str, Any], *, name: str | None, seed: int, device: str, num_envs: int | None = None
 ) -> Any:
     """Make the environment of a run, or ``name`` in its place; ValueError for one that would import a module."""
     from plasticity.envs import make_env
 
+    require_device(device)
     settings = record["config"]
     if name is None and ":" in settings["env"]:
         raise ValueError(f"the run's environment {settings['env']} imports a module; pass --env if you trust it")

@@ -14,7 +14,7 @@ from plasticity.agents import AGENTS
 from plasticity.probes import make_probes
 
 from .differences import NOTED, SAFE, differences, notes
-from .run import read_run
+from .run import read_run, require_device
 from .seeds import Seeds
 from .settings import config_type, require_switched_on, resolve, settings
 from .training import Run
@@ -75,6 +75,7 @@ def parse(agent: str, arguments: Sequence[str], saved: dict[str, Any] | None = N
         if getattr(config, what) < 1:
             raise ValueError(f"{what} must be at least 1, got {getattr(config, what)}")
     make_probes(config.probes)  # an unknown name fails here, before anything is written
+    require_device(config.device)
     return resolve(config, saved)
 
 

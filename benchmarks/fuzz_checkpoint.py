@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from plasticity.checkpoint import MANIFEST, STATE, TENSORS, CheckpointError, encode_manifest, load, save
-from plasticity.nested import flatten
+from plasticity.storage.checkpoint import MANIFEST, STATE, TENSORS, CheckpointError, encode_manifest, load, save
+from plasticity.storage.nested import flatten
 
 EXAMPLE = {
     "networks": {"actor": {"w": torch.randn(3, 4), "b": torch.zeros(3)}},

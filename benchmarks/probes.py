@@ -31,7 +31,7 @@ from machine import describe, results_file
 from plasticity.agents import DQN, PPO, SAC, DQNConfig, PPOConfig, SACConfig
 from plasticity.agents.replay import Batch
 from plasticity.agents.rollout import Experience
-from plasticity.watch import Watcher
+from plasticity.watching import Watcher
 
 EVERY = 1000
 NEVER = 10**9

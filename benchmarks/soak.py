@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 
-from plasticity.checkpoints import Checkpoints
 from plasticity.cli import main as plasticity
 from plasticity.commands.train import parse
 from plasticity.dashboard.runs import read_metrics
 from plasticity.envs import make_env
-from plasticity.nested import flatten
+from plasticity.storage.folder import Checkpoints
+from plasticity.storage.nested import flatten
 
 EVERY = 5
 """Environment steps between two checkpoints."""

@@ -4,19 +4,17 @@
 >>> session = plasticity.watch(model, optimizer, every=500)           # live, in any training loop
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callback import Callback, Context, fire
-    from .measure import Measure, measure
+    from .measuring import Measure, measure
     from .monitor import Monitor
+    from .observing.reading import Reading
     from .probes import PROBES, Probe
-    from .reading import Reading
-    from .watch import watch
-    from .wiring import Wiring, wiring
+    from .structure.trace import Wiring, wiring
+    from .watching import watch
 
 __version__ = "0.1.0"
 
@@ -39,35 +37,25 @@ _HOMES = {
     "PROBES": "probes",
     "Callback": "callback",
     "Context": "callback",
-    "Measure": "measure",
+    "Measure": "measuring",
     "Monitor": "monitor",
     "Probe": "probes",
-    "Reading": "reading",
-    "Wiring": "wiring",
+    "Reading": "observing.reading",
+    "Wiring": "structure.layers",
     "fire": "callback",
-    "measure": "measure",
-    "watch": "watch",
-    "wiring": "wiring",
+    "measure": "measuring",
+    "watch": "watching",
+    "wiring": "structure.trace",
 }
+"""Public name -> the module that defines it, imported when the name is first used (PEP 562)."""
 
 
-class _Lazy(ModuleType):
-    """Import torch when a public name is first used, so that the command line answers without it."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_HOMES[name]}", self.__name__), name)
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing plasticity.measure would put that module in the place of the function of the same name.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_HOMES})
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Lazy
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from .distributed import process_group
-from .gathering import Gathering
 from .isolation import is_compiled, named_modules, unwrap
-from .layers import Layer, Wiring, neuron_axis
-from .observer import Observer
+from .observing.distributed import process_group
+from .observing.gathering import Gathering
+from .observing.observer import Observer
+from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
-from .reading import Coverage, Reading
-from .wiring import wiring as trace_wiring
+from .structure.layers import Layer, Wiring, neuron_axis
+from .structure.trace import wiring as trace_wiring
 
 COMPILED = (
     "Monitor cannot see inside a compiled model: hooks added after compilation never run. Call the eager module for "

@@ -11,7 +11,7 @@ from torch import nn
 from plasticity.callback import Context, fire
 from plasticity.dashboard.sink import Sink
 from plasticity.interventions.redo import ReDo
-from plasticity.measure import Measure
+from plasticity.measuring import Measure
 
 STEPS, EVERY, KILLED, RECYCLED = 600, 20, 200, 400
 """Optimizer steps in all, between two measurements, before 24 of the 32 neurons of layer 2 die, before ReDo acts."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from plasticity.agents.bodies import Architecture, Body, make_body, widths
 from plasticity.agents.normalise import RunningNorm, running_norms, update_norms
 from plasticity.agents.parts import CReLU, OverChannels, Scale
-from plasticity.initialisers import record_initialisers
-from plasticity.interventions.origin import Origin
 from plasticity.interventions.reset import reset_
+from plasticity.surgery.initialisers import record_initialisers
+from plasticity.surgery.origin import Origin
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

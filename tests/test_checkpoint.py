@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from plasticity.checkpoint import (
+from plasticity.storage.checkpoint import (
     FORMAT,
     MANIFEST,
     STATE,
@@ -36,9 +36,9 @@ from plasticity.checkpoint import (
     read_manifest,
     save,
 )
-from plasticity.checkpoints import Checkpoints
-from plasticity.nested import MAX_DEPTH, flatten
-from plasticity.tensorfile import DTYPES
+from plasticity.storage.folder import Checkpoints
+from plasticity.storage.nested import MAX_DEPTH, flatten
+from plasticity.storage.tensorfile import DTYPES
 
 GOLDEN = Path(__file__).parent / "golden" / "000001-step-7"
 
@@ -282,7 +282,7 @@ def test_a_large_memory_is_neither_copied_to_save_nor_to_load(tmp_path: Path) ->
     """Peak memory of a process of its own: 120 MB of tensors, and less than 50 MB more while saving and loading."""
     script = f"""
 import resource, torch
-from plasticity.checkpoint import load, save
+from plasticity.storage.checkpoint import load, save
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 state = {{"obs": torch.ones(30, 2**20), "done": torch.zeros(2**20, dtype=torch.bool)}}
 before = peak()
@@ -629,7 +629,7 @@ FULL = """
 mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" - "$1" << 'END'
 import os, sys, torch
 from pathlib import Path
-from plasticity.checkpoints import Checkpoints
+from plasticity.storage.folder import Checkpoints
 root = Path(sys.argv[1])
 checkpoints = Checkpoints(root / "c", keep=2)
 checkpoints.save(1, {"w": torch.ones(100_000)})
@@ -664,7 +664,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 KILLED = """
 import os, random, signal, sys, time, warnings, torch
-from plasticity.checkpoints import Checkpoints
+from plasticity.storage.folder import Checkpoints
 
 warnings.simplefilter("error")  # a damaged checkpoint would be passed over with a warning
 torch.set_num_threads(1)

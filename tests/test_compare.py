@@ -14,9 +14,9 @@ from runfolders import make_run
 
 from plasticity.cli import main
 from plasticity.reports.groups import configurations
-from plasticity.reports.reading import load
+from plasticity.reports.runs import load
 from plasticity.reports.series import Series, aligned, band, columns, score, until
-from plasticity.statistics import Interval, bootstrap, iqm, probability_of_improvement
+from plasticity.reports.statistics import Interval, bootstrap, iqm, probability_of_improvement
 
 PLAIN = {1: 3.0, 2: 5.0, 3: 4.0, 4: 9.0, 5: 6.0}
 HELPED = {1: 7.0, 2: 8.0, 3: 5.5, 4: 10.0, 5: 12.0}

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from plasticity.agents import gradient
 from plasticity.monitor import Monitor
+from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy, Probe, Rank
-from plasticity.reading import Reading
-from plasticity.watch import Watcher
+from plasticity.watching import Watcher
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

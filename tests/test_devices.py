@@ -32,11 +32,11 @@ from plasticity.agents.replay import ReplayBuffer
 from plasticity.agents.rewards import ReturnScaler
 from plasticity.agents.rollout import gae
 from plasticity.agents.train import context, train
-from plasticity.checkpoints import Checkpoints
 from plasticity.cli import main
 from plasticity.dashboard.runs import read_metrics
 from plasticity.interventions import INTERVENTIONS
 from plasticity.probes import PROBES
+from plasticity.storage.folder import Checkpoints
 
 NOT_HERE = "compiled updates of the CPU are tested in test_gradient and test_interventions"
 BOX, CONTINUOUS, DISCRETE = (

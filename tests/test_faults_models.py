@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plasticity.callback import Context
-from plasticity.initialisers import default_initialiser
 from plasticity.interventions import INTERVENTIONS
-from plasticity.measure import measure
+from plasticity.measuring import measure
 from plasticity.monitor import Monitor
 from plasticity.probes import Dormancy, inactive_fraction
-from plasticity.surgery import recycle_
-from plasticity.watch import watch
-from plasticity.wiring import wiring
+from plasticity.structure.trace import wiring
+from plasticity.surgery.initialisers import default_initialiser
+from plasticity.surgery.recycle import recycle_
+from plasticity.watching import watch
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

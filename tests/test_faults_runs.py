@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import Callback, Context, fire
-from plasticity.checkpoints import Checkpoints
 from plasticity.cli import main
 from plasticity.commands.run import read_run
 from plasticity.commands.saving import Save
 from plasticity.dashboard.runs import read_metrics
 from plasticity.envs import make_env
-from plasticity.files import RunLock
 from plasticity.interventions import INTERVENTIONS
 from plasticity.interventions.least import LearnToStop
 from plasticity.interventions.recycling import Recycling
 from plasticity.interventions.reset import Reset
 from plasticity.probes import Dormancy
+from plasticity.storage.files import RunLock
+from plasticity.storage.folder import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 FAULTY = "Faulty-v0"

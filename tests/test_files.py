@@ -13,7 +13,7 @@ import pytest
 
 from plasticity import files
 from plasticity.commands.run import read_run, write_record
-from plasticity.files import Input, Output, RunLock, write_atomically
+from plasticity.storage.files import Input, Output, RunLock, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -95,7 +95,7 @@ def test_short_writes_and_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 HOLD = """
 import sys
 from pathlib import Path
-from plasticity.files import RunLock
+from plasticity.storage.files import RunLock
 with RunLock(Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.read()

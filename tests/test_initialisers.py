@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plasticity.initialisers import Initialiser, default_initialiser, fresh_parameters, record_initialisers
-from plasticity.laws import Law
-from plasticity.wiring import wiring
+from plasticity.structure.trace import wiring
+from plasticity.surgery.initialisers import Initialiser, default_initialiser, fresh_parameters, record_initialisers
+from plasticity.surgery.laws import Law
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

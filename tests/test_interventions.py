@@ -23,7 +23,7 @@ from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.commands.train import main
 from plasticity.interventions import INTERVENTIONS, Intervention, NeuroplasticExpansion, ReDo
-from plasticity.interventions.triggered import Triggered
+from plasticity.interventions.scheduled import Triggered
 from plasticity.monitor import Monitor
 
 pytestmark = pytest.mark.usefixtures("everywhere")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from plasticity.masks import Masks
-from plasticity.optimizer_state import entry_state
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.optimizer_state import entry_state
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -16,11 +16,11 @@ from test_monitor import hooks_of, noisy
 from test_wiring import assert_same, state_of
 from torch import Tensor, nn
 
-from plasticity.measure import measure
+from plasticity.measuring import measure
 from plasticity.monitor import Monitor
+from plasticity.observing.reading import Reading
 from plasticity.probes import GradientActivity, Probe, Rank
-from plasticity.reading import Reading
-from plasticity.watch import Watcher, watch
+from plasticity.watching import Watcher, watch
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

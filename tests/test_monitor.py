@@ -22,10 +22,10 @@ from test_wiring import assert_same, state_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from plasticity.measure import measure
+from plasticity.measuring import measure
 from plasticity.monitor import Monitor
 from plasticity.probes import PROBES, Dormancy, Probe
-from plasticity.wiring import wiring
+from plasticity.structure.trace import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -17,7 +17,7 @@ from plasticity.agents.replay import ReplayBuffer
 from plasticity.callback import Context
 from plasticity.interventions import NeuroplasticExpansion
 from plasticity.interventions.topology import grown_share
-from plasticity.optimizer_state import entry_state
+from plasticity.surgery.optimizer_state import entry_state
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

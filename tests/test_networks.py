@@ -16,9 +16,9 @@ from plasticity import Monitor, Reading, wiring
 from plasticity.agents.bodies import Activation, Network, NormName
 from plasticity.agents.networks import Actor, Critic, squashed_gaussian
 from plasticity.agents.parts import CReLU, OverChannels
-from plasticity.initialisers import record_initialisers
 from plasticity.interventions.injection import find_heads
-from plasticity.surgery import recycle_, refusals
+from plasticity.surgery.initialisers import record_initialisers
+from plasticity.surgery.recycle import recycle_, refusals
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from plasticity.agents import AGENTS
-from plasticity.checkpoints import Checkpoints
 from plasticity.cli import main
 from plasticity.commands.run import load_state
+from plasticity.storage.folder import Checkpoints
 
 SMALL = ["--steps", "200", "--hidden", "12", "6", "--probes", "--eval-every", "0", "--eval-episodes", "1", "--quiet"]
 REPLAY = ["--batch-size", "8", "--learning-starts", "20", "--checkpoint.every", "100"]

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plasticity.layers import weight_rows
-from plasticity.measure import measure
+from plasticity.measuring import measure
 from plasticity.monitor import Monitor
 from plasticity.probes import PROBES, RANKS, Dormancy, GradientActivity, make_probes
+from plasticity.structure.layers import weight_rows
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from plasticity.measure import measure
+from plasticity.measuring import measure
 from plasticity.monitor import Monitor
 from plasticity.probes import (
     PROBES,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from plasticity.checkpoint import load, save
-from plasticity.randomness import random_state, restore_random_state
+from plasticity.storage.checkpoint import load, save
+from plasticity.storage.randomness import random_state, restore_random_state
 
 
 def draw(generators: dict) -> list:

@@ -15,11 +15,11 @@ from torch import Tensor, nn, optim
 from plasticity import Measure
 from plasticity.agents.sac import SAC, critic_loss
 from plasticity.callback import Callback, Context
-from plasticity.initialisers import record_initialisers
 from plasticity.interventions import ReDo, ReGraMa
 from plasticity.interventions.recycling import Recycling, published, select
 from plasticity.monitor import Monitor
-from plasticity.optimizer_state import entry_state
+from plasticity.surgery.initialisers import record_initialisers
+from plasticity.surgery.optimizer_state import entry_state
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -18,9 +18,9 @@ from plasticity.cli import main
 from plasticity.reports.document import Report
 from plasticity.reports.figures import COLOURS, LINES, MARKERS, draw_curves, draw_maps
 from plasticity.reports.pictures import Pictures
-from plasticity.reports.reading import load
+from plasticity.reports.runs import load
+from plasticity.reports.statistics import Interval, bootstrap, iqm
 from plasticity.reports.tables import Table, cell, comma_separated, latex, markdown, number, page
-from plasticity.statistics import Interval, bootstrap, iqm
 
 TINY = "--env Pendulum-v1 --steps 250 --learning-starts 200 --hidden 16 16 --batch-size 16 --probe-every 20 --quiet"
 TINY += " --eval-every 100 --eval-episodes 2 --redo --redo.every 20 --redo.threshold 0.5"

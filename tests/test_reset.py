@@ -15,9 +15,9 @@ from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.envs import make_env
-from plasticity.interventions.origin import Origin
 from plasticity.interventions.reset import Reset, depths, last_layers, loose_parameters, reset_
-from plasticity.wiring import wiring
+from plasticity.structure.trace import wiring
+from plasticity.surgery.origin import Origin
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from plasticity.agents import AGENTS
-from plasticity.checkpoints import Checkpoints
 from plasticity.cli import main
 from plasticity.commands.run import read_run
 from plasticity.dashboard.runs import read_metrics
+from plasticity.storage.folder import Checkpoints
 
 SMALL = [
     *("--steps", "240", "--seed", "3", "--num-envs", "2", "--checkpoint.every", "120", "--checkpoint.keep", "9"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from plasticity.statistics import (
+from plasticity.reports.statistics import (
     bootstrap,
     iqm,
     mean,

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from plasticity.stopping import Stopper
+from plasticity.commands.stopping import Stopper
 
 LOOP = """
 import os, signal, sys, time
-from plasticity.stopping import Stopper
+from plasticity.commands.stopping import Stopper
 print("before", flush=True)
 with Stopper() as stopper:
     print("in", flush=True)

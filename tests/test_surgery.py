@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from models import Net
 from torch import Tensor, nn, optim
 
-from plasticity.entries import incoming_entries, outgoing_entries
-from plasticity.function_change import function_change
-from plasticity.initialisers import default_initialiser, record_initialisers
-from plasticity.labels import tensors_in
-from plasticity.layers import Wiring
-from plasticity.optimizer_state import SurgeryError, clear_state_
-from plasticity.surgery import recycle_, refusals
-from plasticity.wiring import wiring
+from plasticity.structure.labels import tensors_in
+from plasticity.structure.layers import Wiring
+from plasticity.structure.trace import wiring
+from plasticity.surgery.entries import incoming_entries, outgoing_entries
+from plasticity.surgery.function_change import function_change
+from plasticity.surgery.initialisers import default_initialiser, record_initialisers
+from plasticity.surgery.optimizer_state import SurgeryError, clear_state_
+from plasticity.surgery.recycle import recycle_, refusals
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -27,7 +27,7 @@ from plasticity.interventions.topology import (
     top,
 )
 from plasticity.isolation import undisturbed
-from plasticity.wiring import wiring
+from plasticity.structure.trace import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from plasticity.callback import Context
+from plasticity.interventions.scheduled import Triggered
 from plasticity.interventions.trigger import Trigger, parse_stalled, parse_when
-from plasticity.interventions.triggered import Triggered
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

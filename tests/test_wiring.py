@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plasticity.isolation import undisturbed
-from plasticity.wiring import NORMS, neuron_axis, wiring
+from plasticity.structure.trace import NORMS, neuron_axis, wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

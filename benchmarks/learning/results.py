@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rows import ROWS
 
-from plasticity.statistics import bootstrap, iqm, median
+from plasticity.reports.statistics import bootstrap, iqm, median
 
 RESULTS = Path(__file__).parent / "results"
 

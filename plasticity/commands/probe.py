@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"samples must be at least 2, got {config.samples}")
 
     from plasticity.agents.train import context, train
-    from plasticity.measure import Measure
+    from plasticity.measuring import Measure
 
     from .run import find_run, load_agent, make_run_env
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write the files and name them."""
     config = tyro.cli(ReportConfig, prog="plasticity report", args=list(arguments))
     from plasticity.reports.document import Report
-    from plasticity.reports.reading import load, only_finished
+    from plasticity.reports.runs import load, only_finished
 
     runs, notes = load(config.runs)
     if config.finished:

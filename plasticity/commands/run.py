@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from plasticity.checkpoint import load
-from plasticity.checkpoints import Checkpoints
-from plasticity.files import write_atomically
+from plasticity.storage.checkpoint import load
+from plasticity.storage.files import write_atomically
+from plasticity.storage.folder import Checkpoints
 
 RECORD, MODEL, CHECKPOINTS = "run.json", "model", "checkpoints"
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")

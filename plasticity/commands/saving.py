@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from plasticity.callback import Callback, Context
-from plasticity.checkpoints import Checkpoints
-from plasticity.randomness import random_state, restore_random_state
+from plasticity.storage.folder import Checkpoints
+from plasticity.storage.randomness import random_state, restore_random_state
 
 from .run import restructure
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.live import Live as LiveDisplay
 from rich.table import Table
 
-from plasticity.checkpoints import Checkpoints
 from plasticity.dashboard.live import SHOWN
 from plasticity.dashboard.runs import METRICS
+from plasticity.storage.folder import Checkpoints
 
 from .differences import NOTED, differences
 from .run import CHECKPOINTS, RECORD, read_run

@@ -16,15 +16,15 @@ from plasticity.agents.evaluate import Evaluate
 from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback
-from plasticity.checkpoints import Checkpoints
+from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import Live
 from plasticity.dashboard.sink import Sink
 from plasticity.envs import make_env
-from plasticity.files import RunLock
-from plasticity.measure import Measure
+from plasticity.measuring import Measure
 from plasticity.probes import DEFAULT_PROBES
-from plasticity.randomness import seed_globally
-from plasticity.stopping import Stopper
+from plasticity.storage.files import RunLock
+from plasticity.storage.folder import Checkpoints
+from plasticity.storage.randomness import seed_globally
 
 from .run import CHECKPOINTS, command_line, describe, save_model, write_record
 from .saving import Save, restore, snapshot

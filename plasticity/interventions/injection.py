@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import unwrap
-from plasticity.layers import NORMS, neuron_axis
-from plasticity.optimizer_state import forget_
+from plasticity.structure.layers import NORMS, neuron_axis
+from plasticity.surgery.optimizer_state import forget_
+from plasticity.surgery.origin import Origin, Origins, fresh_values
 
-from .origin import Origin, Origins, fresh_values
 from .reset import require_alike, restart_norm_
-from .triggered import Triggered
+from .scheduled import Triggered
 
 
 class Injected(nn.Module):

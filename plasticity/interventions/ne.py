@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import Context
-from plasticity.entries import incoming_entries
-from plasticity.initialisers import weight_of
 from plasticity.isolation import named_modules, unwrap
-from plasticity.masks import Masks
-from plasticity.optimizer_state import clear_state_
+from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy
-from plasticity.reading import Reading
-from plasticity.watch import Watcher
-from plasticity.wiring import Wiring, wiring
+from plasticity.structure.trace import Wiring, wiring
+from plasticity.surgery.entries import incoming_entries
+from plasticity.surgery.initialisers import weight_of
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.optimizer_state import clear_state_
+from plasticity.watching import Watcher
 
 from .intervention import Intervention, all_parameters
 from .topology import (

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import Context
-from plasticity.function_change import function_change
-from plasticity.initialisers import Initialiser, default_initialiser, fans, weight_layers, weight_of
 from plasticity.isolation import named_modules, unwrap
-from plasticity.laws import TRUNCATED_STD, Law
-from plasticity.layers import Wiring
-from plasticity.optimizer_state import state_refusal
+from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
-from plasticity.reading import Reading
-from plasticity.surgery import recycle_, refusals
-from plasticity.watch import Watcher
+from plasticity.structure.layers import Wiring
+from plasticity.surgery.function_change import function_change
+from plasticity.surgery.initialisers import Initialiser, default_initialiser, fans, weight_layers, weight_of
+from plasticity.surgery.laws import TRUNCATED_STD, Law
+from plasticity.surgery.optimizer_state import state_refusal
+from plasticity.surgery.origin import Origins, Replacement
+from plasticity.surgery.recycle import recycle_, refusals
+from plasticity.watching import Watcher
 
 from .intervention import Intervention
-from .origin import Origins, Replacement
 from .trigger import Trigger
 
 

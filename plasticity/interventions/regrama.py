@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules
-from plasticity.layers import NORMS
-from plasticity.optimizer_state import clear_state_
 from plasticity.probes import GradientActivity, Probe, normalised_scores
+from plasticity.structure.layers import NORMS
+from plasticity.surgery.optimizer_state import clear_state_
 
 from .recycling import Recycling, select
 

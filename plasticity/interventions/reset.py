@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
-from plasticity.layers import NORMS, Wiring
-from plasticity.optimizer_state import forget_
-from plasticity.wiring import wiring
+from plasticity.structure.layers import NORMS, Wiring
+from plasticity.structure.trace import wiring
+from plasticity.surgery.optimizer_state import forget_
+from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values, named_parameters
 
 from .intervention import all_parameters
-from .origin import Origin, Origins, Replacement, fresh_values, named_parameters
-from .triggered import Triggered
+from .scheduled import Triggered
 
 
 def depths(wired: Wiring) -> dict[str, int]:

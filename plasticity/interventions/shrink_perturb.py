@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules
-from plasticity.layers import NORMS
-from plasticity.optimizer_state import forget_
+from plasticity.structure.layers import NORMS
+from plasticity.surgery.optimizer_state import forget_
+from plasticity.surgery.origin import Origins, fresh_values, named_parameters
 
 from .intervention import all_parameters
-from .origin import Origins, fresh_values, named_parameters
 from .reset import copy_to_target_, require_alike
+from .scheduled import Triggered
 from .trigger import Trigger
-from .triggered import Triggered
 
 
 @torch.no_grad()

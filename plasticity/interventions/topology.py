@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.hooks import get_inert, inert
-from plasticity.initialisers import weight_of
 from plasticity.isolation import foreign_pass
-from plasticity.layers import Layer, Wiring
+from plasticity.observing.hooks import get_inert, inert
 from plasticity.probes import Probe
-
-from .origin import Replacement
+from plasticity.structure.layers import Layer, Wiring
+from plasticity.surgery.initialisers import weight_of
+from plasticity.surgery.origin import Replacement
 
 
 @dataclass

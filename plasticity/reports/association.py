@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from plasticity.statistics import spearman
+from plasticity.reports.statistics import spearman
 
 from .groups import Configuration
 from .question import Question
-from .reading import Run
+from .runs import Run
 from .series import Series, until
 from .tables import Table
 from .tags import ALL, plasticity_tags

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plasticity import statistics
-from plasticity.statistics import Interval
+from plasticity.reports.statistics import Interval
 
 from .question import Question, Scores
 from .tables import Table, number

@@ -13,7 +13,7 @@ from . import overview, tables
 from .figures import encoded, svg
 from .groups import Configuration, configurations, doubts
 from .pictures import Picture, Pictures
-from .reading import Run
+from .runs import Run
 from .tables import Table
 from .tags import HEADLINE, plasticity_tags
 

@@ -10,7 +10,7 @@ from . import comparison, tables
 from .association import associations
 from .groups import configurations, doubts
 from .question import Question, complete, normalised, reference_anchors, require_comparable
-from .reading import Run, load
+from .runs import Run, load
 from .series import Band
 from .tables import Table, number
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .reading import Run
+from .runs import Run
 
 PLAIN = "no intervention"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from plasticity.statistics import Interval, bootstrap, iqm
+from plasticity.reports.statistics import Interval, bootstrap, iqm
 
 from .groups import Configuration, text
-from .reading import Run, having
+from .runs import Run, having
 from .series import INTERVAL, RESAMPLES, aligned
 from .tables import Table
 from .tags import ALL, TITLES, plasticity_tags

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .figures import Curve, Map, Panel, Strip, draw_curves, draw_maps
 from .groups import Configuration
-from .reading import Run, having
+from .runs import Run, having
 from .series import INTERVAL, aligned, band
 from .tags import ALL, TITLES, plasticity_tags
 

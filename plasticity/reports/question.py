@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plasticity import statistics
-from plasticity.statistics import Interval
+from plasticity.reports.statistics import Interval
 
 from .groups import Configuration
-from .reading import Run
+from .runs import Run
 from .series import AT, score, until
 from .tables import number
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plasticity.dashboard.runs import RESERVED
-from plasticity.statistics import bootstrap, iqm
+from plasticity.reports.statistics import bootstrap, iqm
 
 AT = ("last", "best", "auc")
 MAX_POINTS = 200

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plasticity.statistics import Interval
+from plasticity.reports.statistics import Interval
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {">": "$>$", "<": "$<$", "[": "{[}", "]": "{]}"}

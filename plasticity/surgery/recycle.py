@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.structure.layers import Consumer, Layer, Wiring
+
 from .entries import aligned, by_group, column_norms, incoming_entries, outgoing_entries
 from .initialisers import Initialiser, bias_of, default_initialiser, weight_of
-from .layers import Consumer, Layer, Wiring
 from .optimizer_state import Step, SurgeryError, clear_state_, state_refusal
 
 Outgoing = Literal["zero", "keep", "small"]

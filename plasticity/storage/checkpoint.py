@@ -35,8 +35,8 @@ class CheckpointError(ValueError):
 def save(folder: Path | str, state: Any, notes: Mapping[str, Any] | None = None) -> Path:
     """Write ``state`` into the new folder ``folder``, whole or not at all, and return it.
 
-    ``state``: see :func:`plasticity.nested.flatten`; tensors are written as they are, without a copy. ``notes``: plain
-    values for the manifest, which :func:`read_manifest` returns without reading the rest.
+    ``state``: see :func:`plasticity.storage.nested.flatten`; tensors are written as they are, not copied.
+    ``notes``: plain values for the manifest, which :func:`read_manifest` returns without reading the rest.
 
     Raises TypeError or ValueError for a state that cannot be saved, and OSError naming ``folder`` if it cannot be
     written or exists; nothing is left of it then.

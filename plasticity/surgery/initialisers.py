@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .isolation import named_modules, unwrap
+from plasticity.isolation import named_modules, unwrap
+from plasticity.structure.layers import neuron_axis
+
 from .laws import Law, constant_law, default_law, orthogonal_law, random_law
-from .layers import neuron_axis
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .monitor import Monitor
+from .observing.reading import Reading
 from .probes import DEFAULT_PROBES, Probe
-from .reading import Reading
 
 
 class Watcher:

@@ -18,7 +18,7 @@ class Checkpoints:
     """The folder ``root`` with checkpoints ``<number>-step-<step>``, of which the last ``keep`` and the best stay.
 
     The number counts the saves, so that a run which went back to an older checkpoint never writes over what it left
-    behind. Whoever saves must be the only one: see :class:`plasticity.files.RunLock`.
+    behind. Whoever saves must be the only one: see :class:`plasticity.storage.files.RunLock`.
     """
 
     def __init__(self, root: Path | str, keep: int = 3) -> None:

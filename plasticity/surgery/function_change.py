@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .isolation import undisturbed, unwrap
-from .labels import tensors_in
+from plasticity.isolation import undisturbed, unwrap
+from plasticity.structure.labels import tensors_in
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .isolation import foreign_pass, map_tensors
+from plasticity.isolation import foreign_pass, map_tensors
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .probes.probe import Probe
+from plasticity.probes.probe import Probe
 
 K = TypeVar("K", bound=tuple[str, ...])
 

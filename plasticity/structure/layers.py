@@ -8,7 +8,8 @@ from typing import Literal
 from einops import rearrange
 from torch import Tensor, nn
 
-from .isolation import named_modules
+from plasticity.isolation import named_modules
+
 from .labels import Replay
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {

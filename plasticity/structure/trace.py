@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .isolation import map_tensors, named_modules, undisturbed, unwrap
+from plasticity.isolation import map_tensors, named_modules, undisturbed, unwrap
+
 from .labels import NOTHING, STRIDE, Plane, Tag, feature_vector, tensors_in
 from .layers import LAST_AXIS_NORMS, NORMS, Consumer, Layer, Norm, Site, Wiring, by_neuron, neuron_axis
 from .tracing import Tracer

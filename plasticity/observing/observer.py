@@ -20,12 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plasticity.isolation import map_tensors, named_modules
+from plasticity.probes.probe import FORWARD, POST, PRE, WEIGHT
+from plasticity.structure.labels import tensors_in
+from plasticity.structure.layers import Layer, Site, by_neuron, fits, weight_rows
+
 from .gathering import Gathering
 from .hooks import Entry, Hook, Pass, Recording, Seen, backward_pass, in_backward
-from .isolation import map_tensors, named_modules
-from .labels import tensors_in
-from .layers import Layer, Site, by_neuron, fits, weight_rows
-from .probes.probe import FORWARD, POST, PRE, WEIGHT
 
 
 class Observer:

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from plasticity.callback import Context
-from plasticity.function_change import function_change
 from plasticity.isolation import unwrap
+from plasticity.surgery.function_change import function_change
 
 from .first_inputs import FirstInputs, is_plain
 from .intervention import Intervention

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer, Rprop
 
-from .labels import tensors_in
+from plasticity.structure.labels import tensors_in
 
 Step = Literal["keep", "zero"]
 

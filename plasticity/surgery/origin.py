@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from plasticity.initialisers import record_initialisers
 from plasticity.isolation import named_modules
-from plasticity.laws import Law
+from plasticity.surgery.initialisers import record_initialisers
+from plasticity.surgery.laws import Law
 
 
 @dataclass

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from .callback import Callback, Context
 from .isolation import map_tensors, undisturbed, unwrap
-from .labels import tensors_in
 from .monitor import Monitor
+from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
-from .reading import OUTPUT_LAYER, Reading
-from .watch import Watcher
+from .structure.labels import tensors_in
+from .watching import Watcher
 
 
 def measure(
@@ -103,7 +103,7 @@ class Measure(Callback):
     Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons
     as histograms, and, once, hidden layers that could not be measured as the event ``unmeasured``. ``networks``:
     which ones, by name; default all. ``window``: over how many steps a reading is taken, ending with the one at which
-    it is due (see :class:`~plasticity.watch.Watcher`); with ``window=every``, every step is measured. Costs nothing
+    it is due (see :class:`~plasticity.watching.Watcher`); with ``window=every``, every step is measured. Costs nothing
     between windows, and never changes what is learned.
 
     Logs ``plasticity/overhead`` too: the share of wall-clock time since the last reading that was spent in hooks, on

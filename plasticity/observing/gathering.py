@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .callback import note
+from plasticity.callback import note
+from plasticity.isolation import map_tensors
+from plasticity.probes import Probe
+from plasticity.probes.probe import FORWARD, POST, WEIGHT
+from plasticity.structure.layers import NORMS, Layer, Wiring
+
 from .distributed import combined
 from .hooks import Entry, Seen
-from .isolation import map_tensors
-from .layers import NORMS, Layer, Wiring
-from .probes import Probe
-from .probes.probe import FORWARD, POST, WEIGHT
 from .reading import ALL, OUTPUT_LAYER, Coverage, Reading
 
 Key = tuple[str, str]

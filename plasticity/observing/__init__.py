@@ -1,0 +1,1 @@
+"""Observation of a running model: hooks, what they gather, and the reading that comes out of it."""

@@ -1,0 +1,1 @@
+"""Files of a run: atomic writes, locks, checkpoints without code in them, random states."""

@@ -20,10 +20,9 @@ cuts the return; n-step returns stop at either.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, smooth_l1_loss
 from torch.optim import Adam, Optimizer
@@ -41,6 +40,9 @@ from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
 from .updates import Finite, as_batch, polyak_
+
+if TYPE_CHECKING:  # importing it takes long, and help needs none of it
+    from gymnasium import spaces
 
 COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
 """What changes during training apart from tensors: part of the state."""
@@ -122,8 +124,8 @@ class DQN:
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: "spaces.Space",
+        action_space: "spaces.Space",
         config: DQNConfig | None = None,
         *,
         num_envs: int = 1,

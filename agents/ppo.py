@@ -21,10 +21,9 @@ the ratio would not be 1 before the first update. So statistics inside the netwo
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -37,9 +36,12 @@ from .normalise import RunningNorm, running_norms, update_norms
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
 from .seeding import drawn_on_the_cpu, split_seed
-from .spaces import box_dim, num_actions, obs_dtype, obs_shape
+from .spaces import box_dim, is_discrete, num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
 from .updates import Finite
+
+if TYPE_CHECKING:  # importing it takes long, and help needs none of it
+    from gymnasium import spaces
 
 # What None stands for: with continuous actions and vector observations, and otherwise (discrete actions, or images).
 USUAL: dict[str, tuple[Any, Any]] = {
@@ -126,8 +128,8 @@ class PPO:
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: "spaces.Space",
+        action_space: "spaces.Space",
         config: PPOConfig | None = None,
         *,
         num_envs: int = 1,
@@ -139,7 +141,7 @@ class PPO:
     ) -> None:
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
         shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
-        self.continuous = not isinstance(action_space, spaces.Discrete)
+        self.continuous = not is_discrete(action_space)
         if self.continuous:
             action_dim = box_dim(action_space, name, "action", "it takes a Box of one dimension, or Discrete")
         else:

@@ -23,10 +23,9 @@ only, so after an update `.grad` of a critic is the gradient of the critic loss 
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -41,6 +40,9 @@ from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
 from .updates import Finite, as_batch, gradient_step, polyak_
+
+if TYPE_CHECKING:  # importing it takes long, and help needs none of it
+    from gymnasium import spaces
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class SAC:
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: "spaces.Space",
+        action_space: "spaces.Space",
         config: SACConfig | None = None,
         *,
         num_envs: int = 1,

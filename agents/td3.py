@@ -22,10 +22,9 @@ update `.grad` of a critic is the gradient of the critic loss alone.
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -40,6 +39,9 @@ from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
 from .updates import Finite, as_batch, polyak_
+
+if TYPE_CHECKING:  # importing it takes long, and help needs none of it
+    from gymnasium import spaces
 
 CRITICS = ("critic_1", "critic_2")
 
@@ -94,8 +96,8 @@ class TD3:
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: "spaces.Space",
+        action_space: "spaces.Space",
         config: TD3Config | None = None,
         *,
         num_envs: int = 1,

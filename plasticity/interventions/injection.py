@@ -218,6 +218,7 @@ class PlasticityInjection(Triggered):
     """
 
     NAME: ClassVar[str] = "plasticity_injection"
+    KIND: ClassVar[str] = "architecture"
     PRESETS: ClassVar = {"paper": {"at": (500_000,), "clock": "env_steps"}}
 
     preset: Literal["paper"] = "paper"

@@ -29,6 +29,8 @@ class Intervention(Callback):
 
     NAME: ClassVar[str] = ""
     """The flag on the command line and the name of its events."""
+    KIND: ClassVar[str] = "other"
+    """The group in lists: reset, penalty, optimizer, architecture, topology, data, or a word of your own."""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset -> values of the fields that are None."""
 

@@ -67,6 +67,7 @@ class NeuroplasticExpansion(Intervention):
     """
 
     NAME: ClassVar[str] = "ne"
+    KIND: ClassVar[str] = "topology"
     PRESETS: ClassVar = {
         "paper": {
             "final_density": 0.75,

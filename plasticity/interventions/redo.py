@@ -21,6 +21,7 @@ class ReDo(Recycling):
     """
 
     NAME: ClassVar[str] = "redo"
+    KIND: ClassVar[str] = "reset"
     PRESETS: ClassVar = {
         "paper": {
             "every": 1000,

@@ -42,6 +42,7 @@ class ReGraMa(Recycling):
     """
 
     NAME: ClassVar[str] = "regrama"
+    KIND: ClassVar[str] = "reset"
     PRESETS: ClassVar = {
         "paper": {
             "every": 1000,

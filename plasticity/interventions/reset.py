@@ -106,6 +106,7 @@ class Reset(Triggered):
     """
 
     NAME: ClassVar[str] = "reset"
+    KIND: ClassVar[str] = "reset"
     PRESETS: ClassVar = {
         "sac": {"every": 200_000, "clock": "env_steps", "temperature": True},
         "drq": {"every": 25_000, "clock": "env_steps", "layers": 4, "temperature": True},

@@ -66,6 +66,7 @@ class ShrinkPerturb(Triggered):
     """
 
     NAME: ClassVar[str] = "shrink_perturb"
+    KIND: ClassVar[str] = "reset"
     PRESETS: ClassVar = {
         "hard": {"shrink": 0.8, "every": 200_000, "clock": "env_steps", "clear": True, "sync_targets": True},
         "soft": {"shrink": 0.999999, "every": 1, "clock": "gradient_steps", "clear": False, "sync_targets": False},

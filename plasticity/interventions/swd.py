@@ -239,6 +239,7 @@ class SampleWeightDecay(Intervention):
     """
 
     NAME: ClassVar[str] = "swd"
+    KIND: ClassVar[str] = "data"
     PRESETS: ClassVar = {"paper": {}, "official": {}}
 
     preset: Literal["paper", "official"] = "paper"

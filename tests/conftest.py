@@ -2,6 +2,7 @@
 
 import random
 import signal
+import zlib
 from collections.abc import Iterator
 
 import elsewhere
@@ -24,8 +25,9 @@ def pytest_report_header() -> str:
     return f"devices: {', '.join(DEVICES)}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests out on devices for which they are marked not to be."""
+    """Leave tests out where their marks say so, and make their repetitions off the CPU slow."""
     left_out = {"on_cpu": {*DEVICES} - {"cpu"}, "on_real_devices": {elsewhere.NAME}}
 
     def is_left_out(item: pytest.Item) -> bool:
@@ -33,6 +35,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return any(item.callspec.params["device"] in left_out[mark] for mark in marks)  # type: ignore[attr-defined]
 
     items[:] = [item for item in items if not is_left_out(item)]
+    for item in repeated_off_the_cpu(items):
+        item.add_marker("slow")
+
+
+def repeated_off_the_cpu(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return all parameter sets of every test on a device other than the CPU but one.
+
+    The one is drawn by the test's name, so that the tests of a file do not all take the same agent. A test marked
+    `each(NAME, ...)` keeps one for every value of the parameters NAME.
+    """
+    groups: dict[tuple, list[pytest.Item]] = {}
+    for item in items:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        if values.get("device", "cpu") == "cpu" or item.get_closest_marker("slow"):
+            continue
+        apart = [name for mark in item.iter_markers("each") for name in mark.args]
+        test = item.nodeid.split("[")[0]
+        groups.setdefault((test, values["device"], *(str(values[name]) for name in apart)), []).append(item)
+    kept = {group[zlib.crc32(test.encode()) % len(group)] for (test, *_), group in groups.items()}
+    return [item for group in groups.values() for item in group if item not in kept]
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,7 @@ def collect(agent: Any, steps: int) -> None:
         agent.observe(SimpleNamespace(**parts, terminated=over, truncated=over))
 
 
+@pytest.mark.each("name", "changes", "compile")
 @pytest.mark.parametrize("compile", ["off", "on"])
 @pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
 def test_updates_wait_for_nothing(
@@ -111,6 +112,7 @@ def without_waiting(device: str) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.each("name")
 @pytest.mark.parametrize("name", AGENTS)
 def test_weights_and_values_are_those_of_the_cpu(name: str, device: str) -> None:
     agent, twin = make(name, device), make(name, "cpu")
@@ -127,6 +129,7 @@ def assert_equal(found: Any, expected: Any, device: str, rtol: float = 1e-4, ato
     torch.testing.assert_close(found, expected, check_device=False, **tolerance)
 
 
+@pytest.mark.each("name", "compile")
 @pytest.mark.parametrize("compile", ["off", "on"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_updates_are_those_of_the_cpu(name: str, compile: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +223,7 @@ def test_probes_say_what_they_say_on_the_cpu(device: str) -> None:
     assert len(found) > 10
 
 
+@pytest.mark.each("method")
 @pytest.mark.parametrize("compile", ["off", "on"])
 @pytest.mark.parametrize("method", INTERVENTIONS)
 def test_methods_act_and_stay_on_the_device(method: str, compile: str, device: str) -> None:
@@ -261,6 +265,7 @@ def test_a_default_device_moves_nothing(method: str, device: str) -> None:
     same(writers[0].scalars, writers[1].scalars)
 
 
+@pytest.mark.each("agent")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what is said about so small a run is not the subject
 @pytest.mark.parametrize("agent", AGENTS)
 def test_commands_train_resume_evaluate_and_probe(
@@ -280,6 +285,7 @@ def test_commands_train_resume_evaluate_and_probe(
     assert state["agent"]["counters"]["updates"] > 10
 
 
+@pytest.mark.each("method")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("method", INTERVENTIONS)
 def test_methods_go_on_after_resuming(method: str, device: str, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from plasticity import files
 from plasticity.commands.run import read_run, write_record
+from plasticity.storage import files
 from plasticity.storage.files import Input, Output, RunLock, write_atomically
 
 

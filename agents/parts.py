@@ -1,4 +1,4 @@
-"""What bodies are built of: activations, norms and blocks, all modules that hooks see, and their initial weights."""
+"""Parts of bodies: activations, norms and blocks, all modules that hooks see, and their initial weights."""
 
 import math
 from collections.abc import Callable
@@ -6,16 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .choices import pick
+
 
 class CReLU(nn.Module):
     """cat([relu(x), relu(-x)]) along axis 1: twice as many features (Abbas et al. 2023, arXiv 2303.07507)."""
+
+    expansion = 2
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([torch.relu(x), torch.relu(-x)], 1)
 
 
 class Residual(nn.Sequential):
-    """x + what its modules make of x."""
+    """x + f(x), f its modules in order."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
@@ -36,7 +40,7 @@ class OverChannels(nn.Module):
 
 
 class Scale(nn.Module):
-    """uint8 images to [0, 1]; images of floats are taken as they are."""
+    """Scale uint8 images to [0, 1]; images of floats pass unchanged."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if x.is_floating_point() else x / 255
@@ -50,21 +54,27 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "crelu": CReLU,
 }
-NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+"""Name -> a new activation. One that has another number of features than its input says so: `expansion`."""
+NORMS: dict[str, Callable[[int], nn.Module] | None] = {"none": None, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
+"""Name -> a new norm of the last axis, for so many features; None: no module."""
+
+
+def expansion(activation: nn.Module) -> int:
+    """Return how many features an activation makes of one."""
+    return getattr(activation, "expansion", 1)
 
 
 def activated(norm: str, activation: str, width: int, image: bool = False) -> tuple[list[nn.Module], int]:
-    """What follows a hidden layer of `width` neurons or channels, norm and activation, and how many features it has."""
-    modules: list[nn.Module] = []
-    if norm != "none":
-        module = NORMS[norm](width)
-        modules.append(OverChannels(module) if image else module)
-    modules.append(ACTIVATIONS[activation]())
-    return modules, 2 * width if activation == "crelu" else width
+    """Return the norm and the activation behind a layer of `width` neurons or channels, and their number of features."""
+    make_norm, module = pick(NORMS, norm, "norm"), pick(ACTIVATIONS, activation, "activation")()
+    modules = [module] if make_norm is None else [make_norm(width), module]
+    if image and make_norm is not None:
+        modules[0] = OverChannels(modules[0])
+    return modules, width * expansion(module)
 
 
 def linear(num_inputs: int, width: int, initialise: Callable[[Tensor], object]) -> nn.Linear:
-    """A layer with weights of `initialise` and biases of 0."""
+    """Return a layer with weights of `initialise` and biases of 0."""
     layer = nn.Linear(num_inputs, width)
     initialise(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -1,0 +1,70 @@
+"""Optimizers by name. `OPTIMIZERS` is a plain dict: users add their own before the config is made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from .bodies import Architecture
+from .choices import OneOf, pick
+
+FUSED = ("cpu", "cuda")  # devices with one kernel for all parameters
+
+
+def fused(kind: Callable[..., Optimizer], params: Iterable[Tensor], **settings: Any) -> Optimizer:
+    """Return an optimizer that steps all parameters in one kernel where the device has it; elsewhere torch chooses."""
+    params = list(params)
+    return kind(params, fused=all(p.device.type in FUSED for p in params) or None, **settings)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": partial(fused, Adam),
+    "adamw": partial(fused, AdamW),
+    "sgd": partial(fused, SGD),
+    "rmsprop": RMSprop,
+}
+"""Name -> `make(params, lr=..., weight_decay=..., eps=...)`; entries may leave out the last two. A class will do."""
+
+
+@dataclass(frozen=True)
+class AgentConfig(Architecture):
+    """The options every agent has for its networks and their optimizers: a base of its config."""
+
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
+    """Optimizer of the networks."""
+    weight_decay: float = 0.0
+    """Weight decay per optimizer step: so many times the weight is added to its gradient (adam, sgd, rmsprop), or, times
+    the learning rate, taken off the weight (adamw)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick(OPTIMIZERS, self.optimizer, "optimizer")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is at least 0, got {self.weight_decay}")
+
+    def make_optimizer(self, params: Iterable[Tensor], lr: float, **defaults: Any) -> Optimizer:
+        """Return the optimizer of these parameters.
+
+        `defaults`: the agent's own choices, such as Adam's eps, for optimizers that take them. Raises ValueError for a
+        weight decay that the optimizer does not take.
+        """
+        make = pick(OPTIMIZERS, self.optimizer, "optimizer")
+        taken = accepted(make, {"lr", "weight_decay", *defaults})
+        if self.weight_decay and "weight_decay" not in taken:
+            raise ValueError(f"the optimizer {self.optimizer!r} takes no weight_decay; got {self.weight_decay}")
+        settings = {"lr": lr, "weight_decay": self.weight_decay, **defaults}
+        return make(params, **{name: value for name, value in settings.items() if name in taken})
+
+
+def accepted(make: Callable[..., Any], names: set[str]) -> set[str]:
+    """Return those of `names` that `make` has as parameters; a partial of `fused` is asked for its optimizer."""
+    target = make.args[0] if isinstance(make, partial) and make.func is fused else make
+    parameters = inspect.signature(target).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return names if takes_any else names & parameters.keys()

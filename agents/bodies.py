@@ -1,4 +1,4 @@
-"""Bodies: what turns an observation into features, picked by name. Heads are in `networks.py`.
+"""Bodies, from an observation to features, picked by name. Heads are in `networks.py`.
 
 A body is an encoder, which sees the observation alone (a running norm, convolutions), and a trunk of fully connected
 layers, to whose input a critic joins the action. All of them are plain modules, activations and norms too, so that
@@ -9,32 +9,55 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .choices import OneOf, pick
 from .normalise import RunningNorm
-from .parts import ACTIVATIONS, Residual, Scale, activated, he_truncated_, linear
+from .parts import ACTIVATIONS, NORMS, Residual, Scale, activated, expansion, he_truncated_, linear
 
-Network = Literal["mlp", "simba", "bronet", "nature_cnn", "impala_cnn", "minatar_cnn"]
-NormName = Literal["none", "layer", "rms"]
-Activation = Literal["relu", "tanh", "gelu", "silu", "leaky_relu", "crelu"]
+
+@dataclass(frozen=True)
+class Network:
+    """A kind of body: an entry of `NETWORKS`."""
+
+    make: "Callable[[Architecture, tuple[int, ...], tuple[int, ...], int], Body]"
+    """`make(architecture, obs_shape, hidden, extra_dim)` returns a new body."""
+    images: bool = False
+    """Whether it takes images (channels, height, width), and not vectors (features,)."""
+    policy: tuple[int, ...] | None = None
+    """Usual widths of a policy's hidden layers; None: the agent's own."""
+    value: tuple[int, ...] | None = None
+    """Usual widths of a value network's hidden layers; None: the agent's own."""
+    orthogonal: bool = False
+    """Whether PPO draws its weights orthogonally; otherwise they keep the initialisation that `make` gives them."""
+
+
+NETWORKS: dict[str, Network] = {}
+"""Bodies by name, filled in below; users may add their own."""
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The options every agent has for its networks: a base of its config."""
 
-    network: Network = "mlp"
+    network: Annotated[str, OneOf(NETWORKS)] = "mlp"
     """Body of every network of the agent."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers (after the convolutions, for a CNN; of each residual block, for simba and bronet);
     None: what is usual for the network."""
-    norm: NormName = "none"
+    norm: Annotated[str, OneOf(NORMS)] = "none"
     """Normalisation before every hidden activation; simba and bronet have layer norms of their own besides."""
-    activation: Activation = "relu"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
     """Hidden activation."""
+
+    def __post_init__(self) -> None:
+        pick(NETWORKS, self.network, "network")
+        pick(NORMS, self.norm, "norm")
+        if self.activation is not None:  # an agent may have a default that depends on the network
+            pick(ACTIVATIONS, self.activation, "activation")
 
 
 class Body(nn.Module):
@@ -59,42 +82,33 @@ def make_body(architecture: Architecture, obs_shape: Sequence[int], hidden: Sequ
     ``hidden``: see :attr:`Architecture.hidden` and :func:`widths`. ``extra_dim``: features that are joined to the input
     of the fully connected part. Raises ValueError for observations, widths and options that do not fit the network.
     """
-    obs_shape = tuple(obs_shape)
-    network, is_image = architecture.network, len(obs_shape) == 3
-    fitting = IMAGE_NETWORKS if is_image else VECTOR_NETWORKS
-    if len(obs_shape) not in (1, 3) or network not in fitting:
-        kind = {1: "vectors", 3: "images (channels, height, width)"}.get(len(obs_shape))
-        advice = f"networks for {kind} are {', '.join(fitting)}" if kind else "reshape or flatten them"
-        raise ValueError(f"network {network!r} does not take observations of shape {obs_shape}: {advice}")
+    obs_shape, name = tuple(obs_shape), architecture.network
+    network, kind = pick(NETWORKS, name, "network"), {1: "vectors", 3: "images (channels, height, width)"}
+    if len(obs_shape) != (3 if network.images else 1):
+        fitting = [other for other, one in NETWORKS.items() if one.images == (len(obs_shape) == 3)]
+        known = kind.get(len(obs_shape))
+        advice = f"networks for {known} are {', '.join(fitting)}" if known else "reshape or flatten them"
+        raise ValueError(f"network {name!r} does not take observations of shape {obs_shape}: {advice}")
     if any(width < 1 for width in hidden):
         raise ValueError(f"hidden needs widths of at least 1, got {tuple(hidden)}")
-    return fitting[network](architecture, obs_shape, tuple(hidden), extra_dim)
+    return network.make(architecture, obs_shape, tuple(hidden), extra_dim)
 
 
 def widths(
-    architecture: Architecture, role: Literal["policy", "value"], mlp: Sequence[int] = (256, 256)
+    architecture: Architecture, role: Literal["policy", "value"], default: Sequence[int] = (256, 256)
 ) -> tuple[int, ...]:
-    """Return the hidden widths: `hidden` if it is given, else what is usual for the network; `mlp` for mlp."""
+    """Return the hidden widths: `hidden` if it is given, else those usual for the network; `default`: the agent's."""
     if architecture.hidden is not None:
         return tuple(architecture.hidden)
-    return tuple(mlp) if architecture.network == "mlp" else USUAL[architecture.network][role]
-
-
-USUAL: dict[str, dict[str, tuple[int, ...]]] = {
-    "simba": {"policy": (128,), "value": (512, 512)},
-    "bronet": {"policy": (256,), "value": (512, 512)},
-    "nature_cnn": {"policy": (512,), "value": (512,)},
-    "impala_cnn": {"policy": (256,), "value": (256,)},
-    "minatar_cnn": {"policy": (128,), "value": (128,)},
-}
-"""Network -> role -> the widths of its paper."""
+    usual: tuple[int, ...] | None = getattr(NETWORKS[architecture.network], role)
+    return tuple(default) if usual is None else usual
 
 
 # --- bodies for vectors ---
 
 
 def _layers(architecture: Architecture, num_inputs: int, hidden: Sequence[int]) -> tuple[nn.Sequential, int]:
-    """Linear, norm, activation for every entry of `hidden`, and the number of features at the end."""
+    """Return Linear, norm, activation for every entry of `hidden`, and the number of features at the end."""
     layers: list[nn.Module] = []
     for width in hidden:
         after, num_features = activated(architecture.norm, architecture.activation, width)
@@ -108,7 +122,7 @@ def _mlp(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[i
 
 
 def _simba(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int) -> Body:
-    """Running norm of the observation, Linear, pre-LN residual blocks, LayerNorm (Lee et al. 2024, arXiv 2410.09754).
+    """Return a running norm, Linear, pre-LN residual blocks, LayerNorm (Lee et al. 2024, arXiv 2410.09754).
 
     Initialised as in the authors' code: orthogonal in front, He in the blocks, biases 0. `norm` adds to its own norms.
     """
@@ -124,16 +138,16 @@ def _simba(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple
 
 
 def _bronet(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int) -> Body:
-    """Linear, LayerNorm, activation, then residual blocks with a LayerNorm behind each of their two layers.
+    """Return Linear, LayerNorm, activation, then residual blocks with a LayerNorm behind each of their two layers.
 
     Nauman et al. 2024, arXiv 2405.16158; initialised as in the authors' code, orthogonal of gain sqrt(2), biases 0.
     """
     width = _residual_width(architecture, hidden)
     if architecture.norm == "rms":
         raise ValueError("bronet has a LayerNorm before every activation and takes no other norm; got norm='rms'")
-    if architecture.activation == "crelu":
-        raise ValueError("bronet takes no crelu: what its blocks add would have half the features of the stream")
     activation, init = ACTIVATIONS[architecture.activation], partial(nn.init.orthogonal_, gain=math.sqrt(2))
+    if expansion(activation()) != 1:
+        raise ValueError(f"bronet takes no {architecture.activation}: its blocks and its stream would differ in width")
 
     def block() -> Residual:
         first, second = linear(width, width, init), linear(width, width, init)
@@ -146,7 +160,7 @@ def _bronet(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tupl
 
 
 def _residual_width(architecture: Architecture, hidden: tuple[int, ...]) -> int:
-    """The common width of all blocks, or an error."""
+    """Return the common width of all blocks; ValueError where they differ."""
     if len(set(hidden)) != 1:
         raise ValueError(
             f"{architecture.network} has one residual block per entry of hidden, all of one width; got {hidden}"
@@ -161,7 +175,7 @@ def _cnn(
     architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int,
     convolutions: Sequence[tuple[int, int, int]],
 ) -> Body:  # fmt: skip
-    """Convolutions (channels, kernel size, stride) without padding, each with norm and activation, then the layers."""
+    """Return convolutions (channels, kernel, stride) without padding, with norm and activation, then the layers."""
     channels, smallest = obs_shape[0], 1
     layers: list[nn.Module] = [Scale()]
     for width, kernel, stride in convolutions:
@@ -181,7 +195,7 @@ def _cnn(
 def _impala_cnn(
     architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int
 ) -> Body:
-    """Three times convolution, pooling and two residual blocks (Espeholt et al. 2018, arXiv 1802.01561, figure 3)."""
+    """Return convolution, pooling, two residual blocks, three times (Espeholt et al. 2018, 1802.01561, figure 3)."""
     after = partial(activated, architecture.norm, architecture.activation, image=True)
 
     def block(width: int) -> Residual:
@@ -201,19 +215,22 @@ def _impala_cnn(
 def _behind(
     encoder: nn.Module, architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int
 ) -> Body:
-    """The fully connected layers behind an encoder, whose number of features is tried out."""
+    """Return the fully connected layers behind an encoder, whose number of features is found by a pass of zeros."""
     with torch.no_grad():
         num_features = encoder(torch.zeros(1, *obs_shape)).shape[1]
     return Body(encoder, *_layers(architecture, num_features + extra_dim, hidden))
 
 
-VECTOR_NETWORKS: dict[str, Callable[[Architecture, tuple[int, ...], tuple[int, ...], int], Body]] = {
-    "mlp": _mlp,
-    "simba": _simba,
-    "bronet": _bronet,
-}
-IMAGE_NETWORKS: dict[str, Callable[[Architecture, tuple[int, ...], tuple[int, ...], int], Body]] = {
-    "nature_cnn": partial(_cnn, convolutions=((32, 8, 4), (64, 4, 2), (64, 3, 1))),  # Mnih et al. 2015
-    "impala_cnn": _impala_cnn,
-    "minatar_cnn": partial(_cnn, convolutions=((16, 3, 1),)),  # Young & Tian 2019
-}
+NETWORKS |= {
+    "mlp": Network(_mlp, orthogonal=True),
+    "simba": Network(_simba, policy=(128,), value=(512, 512)),
+    "bronet": Network(_bronet, policy=(256,), value=(512, 512)),
+    "nature_cnn": Network(  # Mnih et al. 2015
+        partial(_cnn, convolutions=((32, 8, 4), (64, 4, 2), (64, 3, 1))),
+        images=True, policy=(512,), value=(512,), orthogonal=True,
+    ),
+    "impala_cnn": Network(_impala_cnn, images=True, policy=(256,), value=(256,)),
+    "minatar_cnn": Network(  # Young & Tian 2019
+        partial(_cnn, convolutions=((16, 3, 1),)), images=True, policy=(128,), value=(128,), orthogonal=True
+    ),
+}  # fmt: skip

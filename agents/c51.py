@@ -4,22 +4,23 @@ import torch
 from torch import Tensor
 
 
-class Categorical:
-    """Reads logits (..., num_atoms) as distributions of the return over atoms z_i, evenly spaced in [v_min, v_max]."""
+class C51:
+    """Outputs are logits (..., num_atoms) of the return's distribution over atoms evenly spaced in [v_min, v_max]."""
 
     def __init__(self, v_min: float, v_max: float, num_atoms: int, device: torch.device | str = "cpu") -> None:
+        self.num_atoms = num_atoms
         self.support = torch.linspace(v_min, v_max, num_atoms, device=device)
 
     def q(self, logits: Tensor) -> Tensor:
-        """The mean returns, of the shape of logits without its last axis."""
+        """Return the mean returns, of the shape of logits without its last axis."""
         return (logits.softmax(-1) * self.support).sum(-1)
 
     def target(self, reward: Tensor, discount: Tensor, logits: Tensor) -> Tensor:
-        """Probabilities (batch, num_atoms) of r + discount * Z, Z as logits (batch, num_atoms); the others (batch,)."""
+        """Return probabilities (batch, num_atoms) of r + discount * Z, Z as logits; the others (batch,)."""
         return project(logits.softmax(-1), reward[:, None] + discount[:, None] * self.support, self.support)
 
     def losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropies (batch,) with the target's probabilities, nats; they are the errors for replay, too."""
+        """Return cross-entropies (batch,) with the target's probabilities, nats; replay takes them for errors."""
         losses = -(target * logits.log_softmax(-1)).sum(-1)
         return losses, losses.detach()
 

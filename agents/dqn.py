@@ -8,9 +8,9 @@ One update, on one replayed batch:
     Qtarget = Q, at every `target_every`-th update
 
 `double`: a* = argmax_a Q(s', a) (van Hasselt et al. 2016, arXiv 1509.06461). `n_step`: r is the discounted sum of n
-rewards and s' the state after them (Sutton 1988); the bootstrap counts gamma^n. `dueling`: Q = V + A - mean A (Wang et
-al. 2016). `distributional`: C51, a distribution of the return in place of its mean. `prioritised`: transitions are
-drawn by error, w corrects for it (Schaul et al. 2016).
+rewards and s' the state after them (Sutton 1988); the bootstrap counts gamma^n. `head` dueling: Q = V + A - mean A
+(Wang et al. 2016). `returns` c51: a distribution of the return in place of its mean (Bellemare et al. 2017).
+`prioritised`: transitions are drawn by error, w corrects for it (Schaul et al. 2016).
 
 Conventions. The numbers of an update are those of stable-baselines3 (a test holds the two equal, parameter by
 parameter): Huber loss of scale 1, gradient norm clipped to 10; CleanRL has the squared error and does not clip. What
@@ -20,22 +20,24 @@ cuts the return; n-step returns stop at either.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, smooth_l1_loss
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from .acting import Acting
-from .bodies import Architecture, make_body, widths
-from .c51 import Categorical
+from .bodies import make_body, widths
+from .choices import OneOf, pick
 from .compiled import Precision
 from .gradient import Compile, GradientStep
-from .networks import DuelingQNetwork, QNetwork
+from .networks import HEADS
 from .normalise import running_norms, update_norms
+from .optimizers import AgentConfig
 from .priorities import Priorities
 from .replay import Batch, ReplayBuffer
+from .returns import LOSSES, RETURNS
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import num_actions, obs_dtype, obs_shape
 from .state import load_shared_state, shared_state
@@ -49,7 +51,7 @@ COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
 
 
 @dataclass(frozen=True)
-class DQNConfig(Architecture):
+class DQNConfig(AgentConfig):
     gamma: float = 0.99
     """Discount factor, per environment step."""
     lr: float = 2.5e-4
@@ -74,7 +76,7 @@ class DQNConfig(Architecture):
     """Probability of a random action after `exploration_steps`."""
     exploration_steps: int = 10_000
     """Environment steps over which that probability falls, linearly."""
-    loss: Literal["huber", "mse"] = "huber"
+    loss: Annotated[str, OneOf(LOSSES)] = "huber"
     """Loss of an error; huber is half the square up to 1, then linear. C51 has its own."""
     max_grad_norm: float = 10.0
     """Gradients of a larger norm are scaled down to it; inf for none."""
@@ -82,10 +84,10 @@ class DQNConfig(Architecture):
     """Let the network, not its target, choose the next action that the target judges."""
     n_step: int = 1
     """Rewards summed before bootstrapping."""
-    dueling: bool = False
-    """Split the network into a state value and advantages, each with a hidden layer as wide as the last one."""
-    distributional: bool = False
-    """Learn the distribution of the return (C51)."""
+    head: Annotated[str, OneOf(HEADS)] = "linear"
+    """Output layers; dueling: a state value and advantages, each with a hidden layer as wide as the last one."""
+    returns: Annotated[str, OneOf(RETURNS)] = "mean"
+    """Learn the mean return, or its distribution (c51)."""
     num_atoms: int = 51
     """C51: points of the grid of returns."""
     v_min: float = -10.0
@@ -102,6 +104,9 @@ class DQNConfig(Architecture):
     """Environment steps over which that exponent rises to 1, linearly."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, registry in (("loss", LOSSES), ("head", HEADS), ("returns", RETURNS)):
+            pick(registry, getattr(self, name), name)
         shares = ("gamma", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta")
         counts = ("batch_size", "train_every", "updates_per_train", "target_every", "n_step", "priority_steps")
         checks = {
@@ -109,7 +114,6 @@ class DQNConfig(Architecture):
             **{f"{name} >= 1": getattr(self, name) >= 1 for name in counts},
             "target_tau in (0, 1]": 0 < self.target_tau <= 1,
             "exploration_steps >= 0": self.exploration_steps >= 0,
-            "loss huber or mse": self.loss in ("huber", "mse"),
             "max_grad_norm > 0": self.max_grad_norm > 0,
             "num_atoms >= 2": self.num_atoms >= 2,
             "v_min < v_max": self.v_min < self.v_max,
@@ -139,11 +143,7 @@ class DQN:
         self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
         shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
         self.num_actions = num_actions(action_space, name)
-        self.values = (
-            Categorical(config.v_min, config.v_max, config.num_atoms, self.device)
-            if config.distributional
-            else Expected(config.loss)
-        )
+        self.values = RETURNS[config.returns](config, self.device)
         self.epsilon_end = config.epsilon_end  # set_noise moves it
         self.steps = 0  # environment steps observed
         self.updates = 0
@@ -158,13 +158,12 @@ class DQN:
             raise ValueError(f"{name}: learning_starts {config.learning_starts} does not fit into {self.buffer}")
 
         with drawn_on_the_cpu(seeds[2]):
-            network = make_network(config, shape, self.num_actions).to(self.device)
+            network = make_network(config, shape, self.num_actions, self.values.num_atoms).to(self.device)
         self.networks: dict[str, nn.Module] = {"q": network}
         self.output = Acting(self.networks, "q")
         self.targets = {"q": copy.deepcopy(network).requires_grad_(False)}
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
-        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
-        self.optimizers: dict[str, Optimizer] = {"q": Adam(network.parameters(), lr=config.lr, fused=fused or None)}
+        self.optimizers: dict[str, Optimizer] = {"q": config.make_optimizer(network.parameters(), config.lr)}
         self.q_step = GradientStep(
             self.q_loss, [self.networks, self.targets], self.optimizers, "q",
             max_norm=config.max_grad_norm, compile=compile, precision=precision,
@@ -308,34 +307,12 @@ class DQN:
             setattr(self, name, state["counters"][name])
 
 
-def make_network(config: DQNConfig, shape: tuple[int, ...], num_actions: int) -> nn.Module:
+def make_network(config: DQNConfig, shape: tuple[int, ...], num_actions: int, num_atoms: int = 1) -> nn.Module:
     """Return a new Q network for observations of this shape; CleanRL's 120-84 is usual for mlp."""
-    hidden, atoms = widths(config, "value", mlp=(120, 84)), config.num_atoms if config.distributional else 1
-    body = make_body(config, shape, hidden)
-    if not config.dueling:
-        return QNetwork(body, num_actions, atoms)
-    stream = replace(config, network="mlp")
-    value, advantage = (make_body(stream, (body.num_features,), hidden[-1:]) for _ in range(2))
-    return DuelingQNetwork(body, value, advantage, num_actions, atoms)
-
-
-class Expected:
-    """Reads the network's outputs as the mean returns themselves; `c51.Categorical` reads distributions."""
-
-    def __init__(self, loss: Literal["huber", "mse"]) -> None:
-        self.loss = {"huber": smooth_l1_loss, "mse": mse_loss}[loss]
-
-    def q(self, output: Tensor) -> Tensor:
-        """The mean returns, any shape."""
-        return output
-
-    def target(self, reward: Tensor, discount: Tensor, following: Tensor) -> Tensor:
-        """r + discount * Q(s', a'); all (batch,), and discount is 0 after a termination."""
-        return reward + discount * following
-
-    def losses(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (batch,), and the errors Q(s, a) - y (batch,) that set priorities in replay."""
-        return self.loss(output, target, reduction="none"), (output - target).detach()
+    hidden = widths(config, "value", (120, 84))
+    body, layer = make_body(config, shape, hidden), replace(config, network="mlp")
+    stream = partial(make_body, layer, (body.num_features,), hidden[-1:])
+    return HEADS[config.head](body, num_actions, num_atoms, stream)
 
 
 def take(output: Tensor, action: Tensor) -> Tensor:

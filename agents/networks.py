@@ -4,6 +4,7 @@ Output layers keep PyTorch's default initialisation, whatever the body.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,18 @@ class DuelingQNetwork(nn.Module):
         return q.squeeze(-1) if self.num_atoms == 1 else q
 
 
+def _linear(body: Body, num_actions: int, num_atoms: int, stream: Callable[[], Body]) -> nn.Module:
+    return QNetwork(body, num_actions, num_atoms)
+
+
+def _dueling(body: Body, num_actions: int, num_atoms: int, stream: Callable[[], Body]) -> nn.Module:
+    return DuelingQNetwork(body, stream(), stream(), num_actions, num_atoms)
+
+
+HEADS: dict[str, Callable[[Body, int, int, Callable[[], Body]], nn.Module]] = {"linear": _linear, "dueling": _dueling}
+"""Name -> `make(body, num_actions, num_atoms, stream)`, a Q network; `stream()` is a new hidden layer on the body."""
+
+
 class GaussianPolicy(nn.Module):
     """Policy whose spread does not depend on the observation: forward(obs) gives a Gaussian, std 1 before training."""
 
@@ -134,12 +147,12 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
 
 
 def with_output(body: Body, num_outputs: int) -> nn.Sequential:
-    """The trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
+    """Return the trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
     return nn.Sequential(*body.trunk, nn.Linear(body.num_features, num_outputs))
 
 
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """action = tanh(mean + std * noise) and its log-density, reparameterised: gradients flow into mean and log_std.
+    """Return tanh(mean + std * noise) and its log-density, reparameterised: gradients flow into mean and log_std.
 
     mean, log_std, noise: (batch, action_dim), noise ~ N(0, 1). Returns action (batch, action_dim) and
     log_prob (batch,) = sum_i [log N(u_i; mean_i, std_i) - log(1 - tanh(u_i)^2)], Haarnoja et al. 2018, appendix C.

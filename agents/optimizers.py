@@ -39,8 +39,8 @@ class AgentConfig(Architecture):
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
     """Optimizer of the networks."""
     weight_decay: float = 0.0
-    """Weight decay per optimizer step: so many times the weight is added to its gradient (adam, sgd, rmsprop), or, times
-    the learning rate, taken off the weight (adamw)."""
+    """Weight decay per optimizer step: this share of a weight is added to its gradient (adam, sgd, rmsprop) or, times
+    the learning rate, taken off it (adamw)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

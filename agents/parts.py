@@ -65,7 +65,7 @@ def expansion(activation: nn.Module) -> int:
 
 
 def activated(norm: str, activation: str, width: int, image: bool = False) -> tuple[list[nn.Module], int]:
-    """Return the norm and the activation behind a layer of `width` neurons or channels, and their number of features."""
+    """Return norm and activation behind a layer of `width` neurons or channels, and their number of features."""
     make_norm, module = pick(NORMS, norm, "norm"), pick(ACTIVATIONS, activation, "activation")()
     modules = [module] if make_norm is None else [make_norm(width), module]
     if image and make_norm is not None:

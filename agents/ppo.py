@@ -21,18 +21,21 @@ the ratio would not be 1 before the first update. So statistics inside the netwo
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from .acting import Acting
-from .bodies import Activation, Architecture, make_body, widths
+from .bodies import NETWORKS, make_body, widths
+from .choices import OneOf
 from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, running_norms, update_norms
+from .optimizers import AgentConfig
+from .parts import ACTIVATIONS
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
 from .seeding import drawn_on_the_cpu, split_seed
@@ -54,16 +57,13 @@ USUAL: dict[str, tuple[Any, Any]] = {
     "normalize_rewards": (True, False),
 }
 
-# Networks that are drawn orthogonally; the others come with an initialisation of their own.
-ORTHOGONAL = ("mlp", "nature_cnn", "minatar_cnn")
-
 # Steps whose old value and log-density are computed at once; bounds the memory that images need.
 CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class PPOConfig(Architecture):
-    activation: Activation | None = None  # type: ignore[assignment]
+class PPOConfig(AgentConfig):
+    activation: Annotated[str, OneOf(ACTIVATIONS)] | None = None  # type: ignore[assignment]
     """Hidden activation; None: tanh for mlp, relu for other networks."""
     num_steps: int | None = None
     """Steps of every environment between two rounds of learning; None: 2048 for continuous actions, 128 otherwise."""
@@ -100,6 +100,7 @@ class PPOConfig(Architecture):
     """Whether to scale rewards by the running spread of their discounted sums; None: as for observations."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         counts = ("num_steps", "num_minibatches", "num_epochs")
         checks = {
             **{f"{name} >= 1": (value := getattr(self, name)) is None or value >= 1 for name in counts},
@@ -162,9 +163,8 @@ class PPO:
         self.policy = Acting(self.networks, "actor")
         self.norms = running_norms(self.networks.values())
         parameters = [p for network in self.networks.values() for p in network.parameters()]
-        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
         self.optimizers: dict[str, Optimizer] = {
-            "ppo": Adam(parameters, lr=self.config.lr, eps=1e-5, fused=fused or None)
+            "ppo": self.config.make_optimizer(parameters, self.config.lr, eps=1e-5)
         }
         self.ppo_step = GradientStep(
             self.loss, [self.networks], self.optimizers, "ppo",
@@ -197,7 +197,7 @@ class PPO:
         with drawn_on_the_cpu(seed):
             actor = policy(make_body(config, shape, widths(config, "policy", (64, 64))), action_dim)
             critic = StateValue(make_body(config, shape, widths(config, "value", (64, 64))))
-            if config.network in ORTHOGONAL:
+            if NETWORKS[config.network].orthogonal:
                 orthogonal_(actor, math.sqrt(2))
                 orthogonal_(critic, math.sqrt(2))
             if self.continuous:

@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from .acting import Acting
-from .bodies import Architecture, make_body, widths
+from .bodies import make_body, widths
 from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .networks import Actor, Critic, squashed_gaussian
 from .normalise import running_norms, update_norms
+from .optimizers import OPTIMIZERS, AgentConfig
 from .replay import Batch, ReplayBuffer
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, obs_dtype, obs_shape
@@ -46,7 +47,7 @@ if TYPE_CHECKING:  # importing it takes long, and help needs none of it
 
 
 @dataclass(frozen=True)
-class SACConfig(Architecture):
+class SACConfig(AgentConfig):
     gamma: float = 0.99
     """Discount factor, per environment step."""
     target_tau: float = 0.005
@@ -76,6 +77,7 @@ class SACConfig(Architecture):
     """Whether to adapt the temperature; if not, it stays at init_alpha."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = {
             "gamma in [0, 1]": 0 <= self.gamma <= 1,
             "target_tau in (0, 1]": 0 < self.target_tau <= 1,
@@ -141,14 +143,13 @@ class SAC:
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
         self.log_alpha = torch.tensor(math.log(config.init_alpha), device=self.device, requires_grad=config.learn_alpha)
 
-        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
         critic_parameters = [p for critic in critics.values() for p in critic.parameters()]
         self.optimizers: dict[str, Optimizer] = {
-            "actor": Adam(actor.parameters(), lr=config.actor_lr, fused=fused or None),
-            "critic": Adam(critic_parameters, lr=config.critic_lr, fused=fused or None),
+            "actor": config.make_optimizer(actor.parameters(), config.actor_lr),
+            "critic": config.make_optimizer(critic_parameters, config.critic_lr),
         }
         if config.learn_alpha:
-            self.optimizers["alpha"] = Adam([self.log_alpha], lr=config.alpha_lr, fused=fused or None)
+            self.optimizers["alpha"] = OPTIMIZERS["adam"]([self.log_alpha], lr=config.alpha_lr)
         how: dict[str, Any] = {"compile": compile, "precision": precision}
         self.critic_step = GradientStep(
             self.critic_loss, [self.networks, self.targets], self.optimizers, "critic", **how

@@ -26,14 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from .acting import Acting
-from .bodies import Architecture, make_body, widths
+from .bodies import make_body, widths
 from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .networks import Critic, DeterministicActor
 from .normalise import running_norms, update_norms
+from .optimizers import AgentConfig
 from .replay import Batch, ReplayBuffer
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, obs_dtype, obs_shape
@@ -47,7 +48,7 @@ CRITICS = ("critic_1", "critic_2")
 
 
 @dataclass(frozen=True)
-class TD3Config(Architecture):
+class TD3Config(AgentConfig):
     gamma: float = 0.99
     """Discount factor, per environment step."""
     target_tau: float = 0.005
@@ -76,6 +77,7 @@ class TD3Config(Architecture):
     """Updates per environment step (each of num_envs parallel environments counts); may be a fraction."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = {
             "gamma in [0, 1]": 0 <= self.gamma <= 1,
             "target_tau in (0, 1]": 0 < self.target_tau <= 1,
@@ -138,11 +140,10 @@ class TD3:
         self.targets = {key: copy.deepcopy(network).requires_grad_(False) for key, network in self.networks.items()}
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])
 
-        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters; elsewhere torch chooses
         critic_parameters = [p for critic in critics.values() for p in critic.parameters()]
         self.optimizers: dict[str, Optimizer] = {
-            "actor": Adam(actor.parameters(), lr=config.actor_lr, fused=fused or None),
-            "critic": Adam(critic_parameters, lr=config.critic_lr, fused=fused or None),
+            "actor": config.make_optimizer(actor.parameters(), config.actor_lr),
+            "critic": config.make_optimizer(critic_parameters, config.critic_lr),
         }
         how: dict[str, Any] = {"compile": compile, "precision": precision}
         self.critic_step = GradientStep(

@@ -264,7 +264,7 @@ GREEDY: dict[str, Any] = {"hidden": (8,), "epsilon_start": 0, "epsilon_end": 0}
 OFF_POLICY: dict[str, Any] = {"hidden": (8,), "learning_starts": 0, "buffer_size": 50}
 SMALL: dict[str, tuple[type, spaces.Space, Any]] = {
     "dqn": (DQN, spaces.Discrete(3), DQNConfig(**GREEDY)),
-    "c51": (DQN, spaces.Discrete(3), DQNConfig(**GREEDY, distributional=True)),
+    "c51": (DQN, spaces.Discrete(3), DQNConfig(**GREEDY, returns="c51")),
     "ppo": (PPO, ACTIONS, PPOConfig(hidden=(8,))),
     "ppo_discrete": (PPO, spaces.Discrete(3), PPOConfig(hidden=(8,))),
     "sac": (SAC, ACTIONS, SACConfig(**OFF_POLICY)),

@@ -155,8 +155,8 @@ def test_usual_widths_give_features_of_the_stated_number(network: Any) -> None:
 
 def test_widths() -> None:
     assert widths(Architecture(), "policy") == (256, 256)
-    assert widths(Architecture(), "value", mlp=(64,)) == (64,)
-    assert widths(Architecture(network="simba"), "policy", mlp=(64,)) == (128,)
+    assert widths(Architecture(), "value", default=(64,)) == (64,)
+    assert widths(Architecture(network="simba"), "policy", default=(64,)) == (128,)
     assert widths(Architecture(network="simba"), "value") == (512, 512)
     assert widths(Architecture(network="bronet"), "policy") == (256,)
     assert widths(Architecture(network="nature_cnn"), "value") == (512,)

@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"hidden": (16, 16), "num_steps": 16, "num_minibatches": 4, "num_epochs": 2},
 }
 REPLAY = ["--batch-size", "8", "--learning-starts", "10", "--buffer-size", "100"]
-RAINBOW = {"double": True, "dueling": True, "distributional": True, "prioritised": True, "n_step": 3}
+RAINBOW = {"double": True, "head": "dueling", "returns": "c51", "prioritised": True, "n_step": 3}
 VARIANTS = [*((name, {}) for name in SETTINGS), ("dqn", RAINBOW), ("sac", {"network": "simba"})]
 
 
@@ -83,7 +83,7 @@ def test_updates_wait_for_nothing(
     """The host only looks at losses every CHECK_EVERY updates; on a CPU, where nothing waits, it just has to run."""
     if compile == "on" and device == "cpu":
         pytest.skip(NOT_HERE)
-    if compile == "on" and device == elsewhere.NAME and changes.get("distributional"):
+    if compile == "on" and device == elsewhere.NAME and changes.get("returns"):
         pytest.skip("the support is a constant of the trace")
     agent = make(name, device, compile, **changes)
     collect(agent, 16)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from plasticity.agents import AGENTS
 from plasticity.agents.bodies import make_body
-from plasticity.agents.c51 import Categorical, project
-from plasticity.agents.dqn import DQN, DQNConfig, Expected, make_network, take
+from plasticity.agents.c51 import C51, project
+from plasticity.agents.dqn import DQN, DQNConfig, make_network, take
 from plasticity.agents.networks import DuelingQNetwork
 from plasticity.agents.replay import Batch
+from plasticity.agents.returns import Mean
 from plasticity.agents.train import train
 from plasticity.envs import make_env
 from plasticity.envs.sanity import values
@@ -36,10 +37,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mse": {"loss": "mse"},
     "double": {"double": True},
     "n_step": {"n_step": 3},
-    "dueling": {"dueling": True},
-    "distributional": {"distributional": True},
+    "dueling": {"head": "dueling"},
+    "distributional": {"returns": "c51"},
     "prioritised": {"prioritised": True},
-    "all": {"double": True, "n_step": 3, "dueling": True, "distributional": True, "prioritised": True},
+    "all": {"double": True, "n_step": 3, "head": "dueling", "returns": "c51", "prioritised": True},
 }
 every_option = pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -190,10 +191,10 @@ def test_value_and_td_error() -> None:
 
 def test_losses_by_hand() -> None:
     output, target = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.5, 3.0, 2.0])
-    losses, errors = Expected("huber").losses(output, target)
+    losses, errors = Mean("huber").losses(output, target)
     assert losses.tolist() == [0.125, 2.5, 0.0]
     assert errors.tolist() == [-0.5, -3.0, 0.0]
-    assert Expected("mse").losses(output, target)[0].tolist() == [0.25, 9.0, 0.0]
+    assert Mean("mse").losses(output, target)[0].tolist() == [0.25, 9.0, 0.0]
 
 
 def test_importance_weights_scale_the_losses_and_errors_become_priorities() -> None:
@@ -230,8 +231,8 @@ def test_dueling_by_hand() -> None:
 
 
 def test_dueling_advantages_average_to_nothing_atom_by_atom() -> None:
-    config = DQNConfig(hidden=(8,), dueling=True, distributional=True, num_atoms=5)
-    network, obs = make_network(config, (OBS,), ACTIONS), torch.randn(6, OBS)
+    config = DQNConfig(hidden=(8,), head="dueling", returns="c51")
+    network, obs = make_network(config, (OBS,), ACTIONS, 5), torch.randn(6, OBS)
     assert isinstance(network, DuelingQNetwork)
     features = network.trunk(network.encoder(obs))
     assert network(obs).shape == (6, ACTIONS, 5)
@@ -274,8 +275,8 @@ def test_projection_equals_the_naive_loop_and_keeps_mass_and_mean() -> None:
     torch.testing.assert_close((result * support).sum(-1), (probability * value.clamp(-3, 5)).sum(-1))
 
 
-def test_categorical_by_hand() -> None:
-    c51 = models.here(Categorical, -1.0, 1.0, 3)
+def test_c51_by_hand() -> None:
+    c51 = models.here(C51, -1.0, 1.0, 3)
     probability = torch.tensor([[0.25, 0.25, 0.5]])
     assert c51.q(probability.log()).item() == pytest.approx(0.25)
     # 0.5 + 0.5 z = (0, 0.5, 1): 0.25 at 0, half of 0.25 at 0 and at 1, 0.5 at 1

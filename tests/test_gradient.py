@@ -104,7 +104,7 @@ def dqn(**options: Any) -> Callable[[str], DQN]:
 
 
 SIMBA: dict[str, Any] = {"network": "simba", "norm": "layer"}
-C51: dict[str, Any] = {"distributional": True, "dueling": True, "double": True, "num_atoms": 5}
+C51: dict[str, Any] = {"returns": "c51", "head": "dueling", "double": True, "num_atoms": 5}
 AGENTS: dict[str, tuple[Callable[[str], Any], Callable[[int], Any]]] = {
     "sac": (maker(SAC, CONTINUOUS, SACConfig(**OFF_POLICY)), make_batch),
     "sac-simba": (maker(SAC, CONTINUOUS, SACConfig(**OFF_POLICY, **SIMBA)), make_batch),

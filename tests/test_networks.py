@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any, get_args
+from typing import Any
 
 import models
 import pytest
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from plasticity import Monitor, Reading, wiring
-from plasticity.agents.bodies import Activation, Network, NormName
+from plasticity.agents.bodies import NETWORKS
 from plasticity.agents.networks import Actor, Critic, squashed_gaussian
-from plasticity.agents.parts import CReLU, OverChannels
+from plasticity.agents.parts import ACTIVATIONS, NORMS, CReLU, OverChannels
 from plasticity.interventions.injection import find_heads
 from plasticity.surgery.initialisers import record_initialisers
 from plasticity.surgery.recycle import recycle_, refusals
@@ -104,7 +104,7 @@ def test_plasticity_injection_finds_the_last_hidden_layers_and_the_output(networ
 
 def combinations() -> list[tuple[str, str, str]]:
     """Every network with every norm and activation that it takes."""
-    every = itertools.product(get_args(Network), get_args(NormName), get_args(Activation))
+    every = itertools.product(NETWORKS, NORMS, ACTIVATIONS)
     return [(net, norm, act) for net, norm, act in every if net != "bronet" or (norm != "rms" and act != "crelu")]
 
 

@@ -17,6 +17,7 @@ import torch
 from plasticity.storage.checkpoint import load
 from plasticity.storage.files import write_atomically
 from plasticity.storage.folder import Checkpoints
+from plasticity.storage.upgrade import upgraded
 
 RECORD, MODEL, CHECKPOINTS = "run.json", "model", "checkpoints"
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
@@ -64,7 +65,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         if {"agent", "config"} <= record.keys():
-            return record
+            return upgraded(record)
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     raise ValueError(f"{path} is damaged: it lacks the agent or its config")

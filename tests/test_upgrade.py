@@ -1,0 +1,38 @@
+"""Records of older versions: their settings have the present names, and those of this version are left alone."""
+
+from typing import Any
+
+import pytest
+
+from plasticity.agents import AGENTS
+from plasticity.storage.upgrade import upgraded
+
+
+def record(agent: str, arguments: list[str], **settings: Any) -> dict[str, Any]:
+    return {"agent": agent, "status": "finished", "arguments": arguments, "config": {"seed": 1, "agent": settings}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "new_flags", "head", "returns"),
+    [
+        (["--dueling"], {"dueling": True, "distributional": False}, ["--head", "dueling"], "dueling", "mean"),
+        (["--distributional"], {"dueling": False, "distributional": True}, ["--returns", "c51"], "linear", "c51"),
+        (["--no-dueling"], {"dueling": False, "distributional": False}, ["--head", "linear"], "linear", "mean"),
+    ],
+)
+def test_options_of_dqn_became_names(
+    flags: list[str], settings: dict[str, bool], new_flags: list[str], head: str, returns: str
+) -> None:
+    old = record("dqn", ["--env", "CartPole-v1", *flags, "--lr", "0.1"], lr=0.1, **settings)
+    found = upgraded(old)
+    assert found["arguments"] == ["--env", "CartPole-v1", *new_flags, "--lr", "0.1"]
+    assert found["config"]["agent"] == {"lr": 0.1, "head": head, "returns": returns}
+    config = AGENTS["dqn"][1](**found["config"]["agent"])
+    assert (config.head, config.returns) == (head, returns)
+    assert upgraded(found) == found
+    assert old["config"]["agent"]["dueling"] is settings["dueling"]
+
+
+def test_other_agents_and_present_records_stay_as_they_are() -> None:
+    for one in (record("sac", ["--dueling"], dueling=True), record("dqn", ["--head", "dueling"], head="dueling")):
+        assert upgraded(one) == one

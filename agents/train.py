@@ -1,20 +1,26 @@
-"""The loop that joins an agent, an environment and callbacks. It knows nothing else: watchers observe it."""
+"""The training loop: it joins an agent, an environment and callbacks, and knows nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from plasticity.callback import Callback, Context, fire, listeners, note
+from torch import Tensor
+
+from plasticity.callback import Callback, Context, end, fire, listeners, note, start
 
 from .protocol import Agent, Env
 from .rows import any_true
 
+LENT = ("buffer", "value", "state_value", "td_error", "set_noise", "forward", "peek")
+"""Attributes of an agent that a context passes on where the agent has them."""
+
 
 def context(agent: Agent, **lent: Any) -> Context:
-    """Return what the loop lends to callbacks: the agent's networks, optimizers, and whatever else it has to lend."""
-    optional = {name: getattr(agent, name, None) for name in ("buffer", "value", "td_error", "set_noise")}
+    """Return the context that the loop lends to callbacks: the agent's networks, optimizers and optional parts."""
+    optional = {name: value for name in LENT if (value := getattr(agent, name, None)) is not None}
+    if isinstance(steps := getattr(agent, "steps", None), Mapping):
+        optional["steps"] = steps
     targets = getattr(agent, "targets", {})
     return Context(agent.networks, agent.optimizers, targets, name=agent.name, **optional, **lent)
 
@@ -26,24 +32,26 @@ def train(
     callbacks: Sequence[Callback] = (),
     ctx: Context | None = None,
     stop: Callable[[], bool] = lambda: False,
+    saved: Sequence[Mapping[str, Any] | None] | None = None,
+    load: Callable[[], Tensor | None] | None = None,
 ) -> Context:
     """Train ``agent`` in ``env`` for ``steps`` environment steps (of all environments together); return the context.
 
-    Callbacks fire in order at the six events of ``docs/events.md``. Every callback that was started gets its
-    ``on_train_end``, the last one first, also when an exception, which passes through with a note of the step and the
-    environment, or ``stop()`` ends it early.
+    Callbacks start in the order of :func:`plasticity.callback.start`, which ``saved`` and ``load`` go to, and their
+    events fire as in ``docs/events.md``. Every callback that was started gets its ``on_train_end``, the last one first,
+    also when ``stop()`` or an exception ends training early; the exception passes through with a note of the step and
+    the environment. Training that goes on with the same ``ctx`` goes on with the states of its callbacks.
     """
     ctx = ctx or context(agent)
     ctx.interrupted = True  # until proven otherwise
-    with ExitStack() as ends:
-        for callback in callbacks:
-            callback.on_train_start(ctx)
-            ends.callback(callback.on_train_end, ctx)
-        try:
-            _loop(env, agent, steps, callbacks, ctx, stop)
-        except Exception as error:
-            note(error, f"at step {ctx.step:,} of {env.name}")
-            raise
+    start(callbacks, ctx, saved, load)
+    try:
+        _loop(env, agent, steps, callbacks, ctx, stop)
+    except Exception as error:
+        note(error, f"at step {ctx.step:,} of {env.name}")
+        raise
+    finally:
+        end(callbacks, ctx)
     return ctx
 
 

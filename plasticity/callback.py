@@ -1,17 +1,20 @@
-"""Callbacks on a training loop: six events, and the context a loop lends to them."""
+"""Callbacks on a training loop: their events, the context that a loop lends to them, and the order of the start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .structure.optimizers import num_hooks, trainer
+
 
 class Transition(Protocol):
-    """What one call of ``env.step`` produced, batched over environments; anything with these tensors will do."""
+    """One call of ``env.step``, batched over environments; any object with these tensors will do."""
 
     obs: Tensor
     action: Tensor
@@ -22,7 +25,7 @@ class Transition(Protocol):
 
 
 class Writer(Protocol):
-    """Where a run's numbers go, such as a :class:`~plasticity.dashboard.logger.RunLogger`."""
+    """The destination of a run's numbers, such as a :class:`~plasticity.dashboard.logger.RunLogger`."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars by tag."""
@@ -36,7 +39,7 @@ class Writer(Protocol):
 
 @dataclass
 class Context:
-    """What a training loop lends to its callbacks; any loop can make one.
+    """The parts of a training run that its loop lends to callbacks; any loop can make one.
 
     Networks and optimizers are keyed by name (``actor``, ``critic_1``, ...); which optimizer trains which network is
     found by parameter identity, so the names need not agree.
@@ -50,21 +53,33 @@ class Context:
     """The replay buffer; None for on-policy agents."""
     value: Callable[[Tensor, Tensor], Tensor] | None = None
     """Q(observation, action), (batch,), without gradients."""
+    state_value: Callable[[Tensor], Tensor] | None = None
+    """V(observation), (batch,), without gradients; of agents that learn one."""
     td_error: Callable[[Transition], Tensor] | None = None
-    """How far the value of each step just taken, (environments,), is from its target; without gradients."""
+    """Distance of the value of each step just taken, (environments,), from its target; without gradients."""
+    steps: Mapping[str, Any] = field(default_factory=dict)
+    """Optimizer name -> the gradient step that trains with it, for agents that have such steps."""
+    forward: Mapping[str, Callable[[nn.Module, Any], Tensor]] = field(default_factory=dict)
+    """Network name -> ``(module, batch) -> output``: how to run the network, a copy or a target of it on a batch."""
+    peek: Callable[..., Any] | None = None
+    """``peek(num, generator)``: a batch of past transitions, drawn without changing what is learned."""
     set_noise: Callable[[float], None] | None = None
     """Sets the scale of the agent's exploration noise, for agents that add some."""
     writer: Writer | None = None
-    """Takes what is logged; None drops it."""
+    """The destination of logged values; None drops them."""
     step: int = 0
     """Environment steps so far."""
     interrupted: bool = False
-    """Whether training ends before its last step, and may go on later from a checkpoint: then nothing is summed up."""
+    """Whether training ends before its last step and may go on from a checkpoint: final summaries are left out then."""
     name: str = "this run"
     latest: dict[str, float] = field(default_factory=dict)
     """The last value logged under each tag, which triggers look at."""
     on_edit: list[Callable[[], None]] = field(default_factory=list)
-    """What :meth:`edited` calls: whoever keeps weights in a certain state, as masks do, restores it there."""
+    """Functions that :meth:`edited` calls, such as one that restores the zeros of masked weights."""
+    started: list[Callback] = field(default_factory=list, repr=False)
+    """Callbacks that :func:`start` has started in this context."""
+    held: dict[str, tuple[Optimizer, list[str]]] = field(default_factory=dict, repr=False)
+    """Optimizer name -> the optimizer when training started, and the callbacks that put hooks on it then."""
 
     def log(self, values: Mapping[str, float]) -> None:
         """Log scalars by tag at the present step."""
@@ -89,13 +104,22 @@ class Context:
 
     def optimizer_of(self, network: str) -> Optimizer:
         """Return the optimizer that holds the network's parameters; raise ValueError if none does."""
-        parameters = {id(p) for p in self.networks[network].parameters()}
-        for optimizer in self.optimizers.values():
-            if any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
-                return optimizer
-        raise ValueError(
-            f"no optimizer of {self.name} holds parameters of {network}; pass it in Context(optimizers=...)"
-        )
+        found = trainer(self.networks[network], self.optimizers.values())
+        if found is None:
+            raise ValueError(
+                f"no optimizer of {self.name} holds parameters of {network}; pass it in Context(optimizers=...)"
+            )
+        return found
+
+    def require_optimizers(self) -> None:
+        """Raise RuntimeError if an optimizer with hooks was replaced since the start: its hooks would fall silent."""
+        for name, (optimizer, callbacks) in self.held.items():
+            if self.optimizers.get(name) is not optimizer and num_hooks(optimizer):
+                raise RuntimeError(
+                    f"the optimizer {name} of {self.name} was replaced after training started, and "
+                    f"{', '.join(callbacks) or 'a callback'} has its hooks on the one before: replace it in "
+                    f"Callback.restructure, or before the callbacks start"
+                )
 
     def require(self, name: str, by: str) -> Any:
         """Return the attribute ``name``; raise ValueError naming ``by`` where this run has none."""
@@ -107,13 +131,23 @@ class Context:
 
 
 class Callback:
-    """Observe or change training at six events; every method does nothing until overridden.
+    """Observe or change training at its events; every method does nothing until overridden.
 
     ``docs/events.md`` shows the loop with a mark where each event fires.
     """
 
+    def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
+        """Replace modules and optimizers, in ``ctx.networks``, ``ctx.targets`` and ``ctx.optimizers``; only here.
+
+        Runs before any callback starts and before saved weights are loaded, also when a checkpoint is evaluated or
+        probed. ``state``: what the own :meth:`state_dict` returned when the checkpoint was written; None in a new run.
+        """
+
     def on_train_start(self, ctx: Context) -> None:
-        """Run once before the first step: fail here, with what was needed, what was found and what to pass."""
+        """Begin a run, before the first step; check here that all is there that the callback needs.
+
+        Raise ValueError with what was needed, what was found and what to pass.
+        """
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Run after ``env.step`` and before the transition is stored; may set ``transition.truncated``."""
@@ -131,34 +165,119 @@ class Callback:
         """Run once after the last step, also when training was stopped by an exception."""
 
     def forget(self, lost: Tensor) -> None:
-        """Drop what is known of the running episodes marked in ``lost``, (environments,) bool: they will not go on."""
+        """Drop all records of the running episodes marked in ``lost``, (environments,) bool: they will not go on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the callback needs to go on later: plain values and tensors."""
+        """Return the state needed to go on later, as plain values and tensors; valid from the start on."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; before ``on_train_start``."""
+        """Go on from :meth:`state_dict`; called after :meth:`on_train_start`."""
+
+
+def start(
+    callbacks: Iterable[Callback],
+    ctx: Context,
+    saved: Sequence[Mapping[str, Any] | None] | None = None,
+    load: Callable[[], Tensor | None] | None = None,
+) -> None:
+    """Start callbacks, in the one order in which a run begins, new or resumed, in any loop.
+
+    Every :meth:`Callback.restructure`; ``load()``; every :meth:`Callback.on_train_start`; every
+    :meth:`Callback.load_state_dict`. ``saved``: the state of each callback, None for one that has none; left out, each
+    callback that was started in this context before goes on from its present state. ``load``: loads the states of agent
+    and environment, and returns which running episodes were lost, (environments,) bool or None.
+
+    Where one fails, those that were started get their ``on_train_end``. Raises RuntimeError for a callback that
+    replaces an optimizer in ``on_train_start``.
+    """
+    callbacks = list(callbacks)
+    before = [any(callback is one for one in ctx.started) for callback in callbacks]
+    states: list[Mapping[str, Any] | None]
+    if saved is None:
+        states = [callback.state_dict() if known else None for callback, known in zip(callbacks, before, strict=True)]
+    else:
+        states, before = list(saved), [False] * len(callbacks)
+    pairs = list(zip(callbacks, states, strict=True))
+    lost = rebuild([pair for pair, known in zip(pairs, before, strict=True) if not known], ctx, load)
+    ctx.held = {name: (optimizer, []) for name, optimizer in ctx.optimizers.items()}
+    with ExitStack() as undo:
+        for callback in callbacks:
+            _begin(callback, ctx)
+            undo.callback(callback.on_train_end, ctx)
+        for callback, state in pairs:
+            if state is not None:
+                _call(callback, "load_state_dict", state)
+        if lost is not None and lost.any():
+            for callback in callbacks:
+                callback.forget(lost)
+        undo.pop_all()
+    ctx.started += [callback for callback, known in zip(callbacks, before, strict=True) if not known]
+
+
+def rebuild(
+    callbacks: Iterable[tuple[Callback, Mapping[str, Any] | None]],
+    ctx: Context,
+    load: Callable[[], Tensor | None] | None = None,
+) -> Tensor | None:
+    """Restructure the networks and optimizers of ``ctx`` by callbacks, each with its state; return ``load()``.
+
+    The part of :func:`start` that loading a checkpoint needs, also where nothing is trained.
+    """
+    for callback, state in callbacks:
+        _call(callback, "restructure", ctx, state)
+    return None if load is None else load()
+
+
+def end(callbacks: Iterable[Callback], ctx: Context) -> None:
+    """Fire ``on_train_end`` on every callback, the last one first, on the others also where one raises."""
+    with ExitStack() as ends:
+        for callback in callbacks:
+            ends.callback(_call, callback, "on_train_end", ctx)
+
+
+def _begin(callback: Callback, ctx: Context) -> None:
+    """Start one callback, and note the optimizers on which it puts hooks."""
+    hooks = {name: num_hooks(optimizer) for name, (optimizer, _) in ctx.held.items()}
+    _call(callback, "on_train_start", ctx)
+    for name, (optimizer, callbacks) in ctx.held.items():
+        if ctx.optimizers.get(name) is not optimizer:
+            raise RuntimeError(
+                f"{name_of(callback)} replaced the optimizer {name} in on_train_start, where its saved state can no "
+                f"longer be loaded and other callbacks may have put hooks on it: replace it in restructure"
+            )
+        if num_hooks(optimizer) > hooks[name]:
+            callbacks.append(name_of(callback))
+
+
+def _call(callback: Callback, event: str, *args: Any) -> None:
+    """Call a method of a callback; an error bears the callback's name."""
+    try:
+        getattr(callback, event)(*args)
+    except Exception as error:
+        note(error, f"raised by {name_of(callback)}")
+        raise
 
 
 def fire(callbacks: Iterable[Callback], event: str, ctx: Context, *args: Any) -> None:
-    """Call ``callback.<event>(ctx, *args)`` on each callback in order; an error bears the name of its callback."""
+    """Call ``callback.<event>(ctx, *args)`` on each callback in order; an error bears the name of its callback.
+
+    Before an update, raise the RuntimeError of :meth:`Context.require_optimizers`.
+    """
+    if event == "on_update_start":
+        ctx.require_optimizers()
     for callback in callbacks:
-        try:
-            getattr(callback, event)(ctx, *args)
-        except Exception as error:
-            note(error, f"raised by {name_of(callback)}")
-            raise
+        _call(callback, event, ctx, *args)
 
 
 def listeners(callbacks: Iterable[Callback], event: str) -> list[Callback]:
-    """Return, in order, those that do something at an event: a loop need not call the others in every step."""
+    """Return the callbacks that override an event, in order: a loop need not call the others in every step."""
     idle = getattr(Callback, event)
     return [callback for callback in callbacks if getattr(getattr(callback, event), "__func__", None) is not idle]
 
 
 def note(error: Exception, text: str) -> None:
-    """Add ``text`` to an error, once: its type stays what it is, so that whoever waits for it still catches it.
+    """Add ``text`` to an error, once; its type stays, so that handlers of that type still catch it.
 
     Tracebacks show it from Python 3.11 on, the command line always.
     """

@@ -1,4 +1,4 @@
-"""Measure a model on a reference batch, leaving no trace in it, or the networks of a run on its own passes."""
+"""Measure a model on a reference batch, without a trace in it, or the networks of a run on its own passes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,6 @@ class Measure(Callback):
         """Network -> its latest reading."""
         self._told: set[str] = set()
         self.watcher: Watcher | None = None
-        self._saved: dict[str, Any] | None = None
 
     def on_train_start(self, ctx: Context) -> None:
         """Attach to the networks; raise ValueError for a name the run does not have."""
@@ -157,9 +156,6 @@ class Measure(Callback):
             strict=self.strict,
         )
         clock = Clock(lambda: watcher.total_seconds)
-        if self._saved is not None:
-            self.watcher.load_state_dict(self._saved)
-            self._saved = None
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off."""
@@ -167,9 +163,11 @@ class Measure(Callback):
             self.watcher.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clocks of the measurements, and which networks have told what of them is not measured."""
+        """Return the clocks of the measurements, and the networks whose unmeasured layers have been reported."""
         return {} if self.watcher is None else {**self.watcher.state_dict(), "told": sorted(self._told)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before ``on_train_start``."""
-        self._saved, self._told = (state or None), set(state.get("told", ()))
+        """Go on from :meth:`state_dict`."""
+        if self.watcher is not None and state:
+            self.watcher.load_state_dict(state)
+        self._told = set(state.get("told", ()))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .monitor import Monitor
 from .observing.reading import Reading
 from .probes import DEFAULT_PROBES, Probe
+from .structure.optimizers import trainer
 
 
 class Watcher:
@@ -58,6 +59,7 @@ class Watcher:
             for name, network in networks.items()
         }
         self._seconds = 0.0
+        self._closed: dict[str, Any] | None = None
         self._trained_by = {name: _trainer(name, network, optimizers) for name, network in networks.items()}
         self._steps = dict.fromkeys(map(id, optimizers), 0)
         self._warned: set[str] = set()
@@ -77,10 +79,12 @@ class Watcher:
         return self._seconds + sum(monitor.seconds for monitor in self.monitors.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clocks, which networks are measured in the next step, and what of them was gathered.
+        """Return the clocks, the networks that the next step measures, and the statistics gathered of them so far.
 
-        Valid between two updates.
+        Valid between two updates; after :meth:`close`, the state at its call.
         """
+        if self._closed is not None:
+            return self._closed
         armed = {name: monitor for name, monitor in self.monitors.items() if monitor.attached}
         gathered = {name: monitor.state_dict() for name, monitor in armed.items() if monitor.num_passes}
         return {"steps": self.steps(), "armed": list(armed), "gathered": gathered}
@@ -100,6 +104,8 @@ class Watcher:
 
     def close(self) -> None:
         """Take every hook off; does nothing the second time."""
+        if self._closed is None:
+            self._closed = self.state_dict()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -149,12 +155,11 @@ class Watcher:
 
 
 def _trainer(name: str, network: nn.Module, optimizers: Sequence[Optimizer]) -> Optimizer:
-    """Return the optimizer that holds a parameter of ``network``."""
-    parameters = {id(p) for p in network.parameters()}
-    for optimizer in optimizers:
-        if any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
-            return optimizer
-    raise ValueError(f"none of the {len(optimizers)} optimizers trains {name}; pass the one that holds its parameters")
+    """Return the optimizer that holds a parameter of ``network``; raise ValueError if none does."""
+    found = trainer(network, optimizers)
+    if found is None:
+        raise ValueError(f"none of the {len(optimizers)} optimizers trains {name}; pass the one that holds its weights")
+    return found
 
 
 class Session:

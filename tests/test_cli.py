@@ -59,7 +59,7 @@ def test_a_run_folder_holds_record_metrics_events_and_model(finished: Path) -> N
     assert {"charts/episodic_return", "charts/eval_return", "losses/critic_loss", "plasticity/actor/grama/all"} <= tags
     assert len(list(finished.glob("events.out.tfevents.*"))) == 1
     assert not list(finished.glob("*.partial"))
-    state = load_state(finished)
+    state = load_state(finished)["agent"]
     assert set(state["networks"]) == {"actor", "critic_1", "critic_2"}
 
 
@@ -68,7 +68,7 @@ def test_the_same_seed_writes_the_same_numbers_and_probes_do_not_matter(finished
     assert rows(again) == rows(finished)
     bare = train(tmp_path, "bare", "--seed", "5", "--probes")
     assert not any(tag.startswith("plasticity/") for row in rows(bare) for tag in row)
-    states = [load_state(folder)["networks"] for folder in (finished, again, bare)]
+    states = [load_state(folder)["agent"]["networks"] for folder in (finished, again, bare)]
     for name, network in states[0].items():
         for key, value in network.items():
             assert torch.equal(value, states[1][name][key])

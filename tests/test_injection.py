@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from plasticity import Monitor
 from plasticity.agents.train import context
-from plasticity.callback import Context
+from plasticity.callback import Context, start
 from plasticity.interventions.injection import (
     Head,
     Injected,
@@ -264,10 +264,12 @@ def test_resume_rebuilds_the_heads_before_weights_are_loaded() -> None:
     metrics = [agent.update() for _ in range(3)]
     _, twin = small_sac(seed=3)
     again = PlasticityInjection(at=(10,), clock="updates")
-    again.load_state_dict(saved[2])
-    again.on_train_start(context(twin, writer=Recorder()))
-    twin.load_state_dict(saved[0])
-    twin.buffer.load_state_dict(saved[1])
+
+    def load() -> None:
+        twin.load_state_dict(saved[0])
+        twin.buffer.load_state_dict(saved[1])
+
+    start([again], context(twin, writer=Recorder()), [saved[2]], load)
     for expected in metrics:
         assert str(twin.update()) == str(expected)
     assert again.counts == method.counts

@@ -496,18 +496,6 @@ def test_resuming_in_the_middle_of_an_episode_gives_the_same_decisions(tmp_path:
     assert first.method.state_dict()["k"] == again.method.state_dict()["k"]
 
 
-def test_a_fresh_start_drops_unfinished_episodes_only() -> None:
-    stream = Stream(eager())
-    stream.episode(10.0)
-    stream.step(10.0)
-    state = stream.method.state_dict()
-    again = eager()
-    again.load_state_dict(state)
-    fresh = Stream(again)  # fires on_train_start
-    assert again.history.count == 1
-    assert fresh.episode(1.0) == (1, True)
-
-
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"LearnToStop needs a value function of .* ppo has none"):
         LearnToStop().on_train_start(Context(name="ppo"))
@@ -621,9 +609,9 @@ def test_during_warmup_the_run_is_bit_identical() -> None:
 def test_a_step_looks_at_one_step_of_every_episode_only() -> None:
     """Not at the whole history, whose medians take 60 times as long."""
     method = eager(window_every=0, preset="constant")
+    stream = Stream(method, length=10**9)
     for _ in range(method.window):
         method.history.push(torch.randn(2, 1000, device="cpu"))
-    stream = Stream(method, length=10**9)
     stream.step(1e9)
     with models.Largest() as largest:
         for q in (1e9, -1e9):

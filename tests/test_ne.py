@@ -15,6 +15,7 @@ from torch import Tensor, nn, optim
 from plasticity import measure
 from plasticity.agents.replay import ReplayBuffer
 from plasticity.callback import Context
+from plasticity.callback import start as begin
 from plasticity.interventions import NeuroplasticExpansion
 from plasticity.interventions.topology import grown_share
 from plasticity.surgery.optimizer_state import entry_state
@@ -477,10 +478,9 @@ def test_activity_is_measured_and_logged() -> None:
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("stop", [0, 3, 4, 18])
 @pytest.mark.parametrize("settings", [{}, {"preset": "official", "grow_rate": 0.2}, {"preset": "set"}], ids=str)
-def test_a_resumed_run_goes_on_bit_by_bit(settings: dict[str, Any], stop: int, late: bool) -> None:
+def test_a_resumed_run_goes_on_bit_by_bit(settings: dict[str, Any], stop: int) -> None:
     settings = {"every": 4, "end": 40, **settings}
     net = mlp()
     method, optimizer, _ = start(net, **settings)
@@ -495,11 +495,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(settings: dict[str, Any], stop: int, l
     again = OPTIMIZERS["adam"](twin.parameters())
     again.load_state_dict(state[1])
     other, ctx = NeuroplasticExpansion(**settings), plain_loop(twin, again)[0]
-    if not late:
-        other.load_state_dict(state[2])
-    other.on_train_start(ctx)
-    if late:
-        other.load_state_dict(state[2])
+    begin([other], ctx, [state[2]])
     for _ in range(20):
         learn(twin, again)
     assert all(map(torch.equal, net.parameters(), twin.parameters()))
@@ -513,7 +509,7 @@ def test_training_that_is_started_again_keeps_its_topology() -> None:
         learn(net, optimizer)
     before = method._masks["net"][net[2].weight].clone()
     method.on_train_end(method._ctx)
-    method.on_train_start(method._ctx)
+    begin([method], method._ctx, [method.state_dict()])
     learn(net, optimizer)
     assert torch.equal(method._masks["net"][net[2].weight], before)
     learn(net, optimizer)  # the eighth step
@@ -526,8 +522,7 @@ def test_a_state_of_another_network_is_refused() -> None:
     learn(net, optimizer)
     short = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     other = NeuroplasticExpansion(every=4, end=40)
-    other.load_state_dict(method.state_dict())
-    other.on_train_start(plain_loop(short, OPTIMIZERS["adam"](short.parameters()))[0])
+    begin([other], plain_loop(short, OPTIMIZERS["adam"](short.parameters()))[0], [method.state_dict()])
     with pytest.raises(ValueError, match="the saved run masked 4, which this network lacks"):
         short(batch())
 

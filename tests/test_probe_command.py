@@ -31,7 +31,7 @@ def test_every_agent_is_covered() -> None:
 def test_every_layer_is_measured_on_all_samples(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags, networks = AGENT[agent]
     assert main(["train", agent, *flags, *SMALL, "--out", str(tmp_path), "--name", "run"]) == 0
-    before = load_state(tmp_path / "run")
+    before = load_state(tmp_path / "run")["agent"]
     arguments = ["--samples", "64", "--probes", "dormancy", "grama", "effective_rank"]
     assert main(["probe", str(tmp_path / "run"), *arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -44,7 +44,7 @@ def test_every_layer_is_measured_on_all_samples(agent: str, tmp_path: Path, caps
         ranks = [value for tag, value in values.items() if "/effective_rank/" in tag]
         assert len(ranks) == 3
         assert all(1 <= value <= 12 for value in ranks)
-    after = load_state(tmp_path / "run")
+    after = load_state(tmp_path / "run")["agent"]
     for name in networks:
         assert all(torch.equal(v, after["networks"][name][k]) for k, v in before["networks"][name].items())
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 
 from plasticity import Measure
 from plasticity.agents.sac import SAC, critic_loss
-from plasticity.callback import Callback, Context
+from plasticity.callback import Callback, Context, start
 from plasticity.interventions import ReDo, ReGraMa
 from plasticity.interventions.recycling import Recycling, published, select
 from plasticity.monitor import Monitor
@@ -446,10 +446,9 @@ def test_what_became_of_the_recycled_is_logged() -> None:
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("stop", [3, 4, 6])  # right before an application, right after one, in between
 @pytest.mark.parametrize("method", [ReDo, ReGraMa])
-def test_a_resumed_run_goes_on_bit_by_bit(method: type[Recycling], stop: int, late: bool) -> None:
+def test_a_resumed_run_goes_on_bit_by_bit(method: type[Recycling], stop: int) -> None:
     def make() -> tuple[nn.Module, optim.Optimizer, Recycling]:
         net = mlp()
         return net, OPTIMIZERS["adam"](net.parameters()), method(every=4, threshold=0.5, cap=0.2)
@@ -465,11 +464,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(method: type[Recycling], stop: int, la
     twin, again, other = make()
     twin.load_state_dict(state[0])
     again.load_state_dict(state[1])
-    if not late:
-        other.load_state_dict(state[2])
-    other.on_train_start(plain_loop(twin, again)[0])
-    if late:
-        other.load_state_dict(state[2])
+    start([other], plain_loop(twin, again)[0], [state[2]])
     for _ in range(10):
         learn(twin, again)
     assert all(map(torch.equal, net.parameters(), twin.parameters()))
@@ -490,10 +485,10 @@ def test_initialisers_are_those_of_the_beginning(again: bool) -> None:
     redo.on_train_end(ctx)
     with torch.no_grad():
         net[0].weight *= 100
+    state = redo.state_dict()
     if not again:
-        state, redo = redo.state_dict(), ReDo(every=2, threshold=10.0)
-        redo.load_state_dict(state)
-    redo.on_train_start(ctx)
+        redo = ReDo(every=2, threshold=10.0)
+    start([redo], ctx, [state])
     learn(net, optimizer)  # the second step: the clock goes on
     assert net[0].weight.abs().max() <= 0.5
     assert redo.counts["applications"] == 1

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.train import context, train
-from plasticity.callback import Callback, Context
+from plasticity.callback import Callback, Context, start
 from plasticity.envs import make_env
 from plasticity.interventions.reset import Reset, depths, last_layers, loose_parameters, reset_
 from plasticity.structure.trace import wiring
@@ -385,34 +385,24 @@ def test_sac_with_a_reset_that_never_fires_is_bit_identical() -> None:
 
 
 def test_resumed_runs_redraw_from_the_first_weights() -> None:
-    def start(ctx: Context, state: dict[str, Any] | None, late: bool) -> Reset:
-        reset = Reset(every=4)
-        if state and not late:
-            reset.load_state_dict(state)
-        reset.on_train_start(ctx)
-        if state and late:
-            reset.load_state_dict(state)
-        return reset
-
     net, _ = models.build("norm before")
-    ctx = plain_loop(net)
-    reset = start(ctx, None, False)
+    ctx, reset = plain_loop(net), Reset(every=4)
+    start([reset], ctx)
     for _ in range(6):
         take_step(ctx)
     saved = copy.deepcopy((net.state_dict(), ctx.optimizers["net"].state_dict(), reset.state_dict()))
     for _ in range(6):
         take_step(ctx)
-    for late in (False, True):
-        twin, _ = models.build("norm before", seed=9)
-        other = plain_loop(twin)
-        twin.load_state_dict(saved[0])
-        other.optimizers["net"].load_state_dict(copy.deepcopy(saved[1]))
-        again = start(other, copy.deepcopy(saved[2]), late)
-        for _ in range(6):
-            take_step(other)
-        assert same(net.state_dict(), twin.state_dict())
-        assert again.counts == reset.counts
-        assert again.ticks == reset.ticks == {"updates": 0, "gradient_steps": 12}
+    twin, _ = models.build("norm before", seed=9)
+    other, again = plain_loop(twin), Reset(every=4)
+    twin.load_state_dict(saved[0])
+    other.optimizers["net"].load_state_dict(copy.deepcopy(saved[1]))
+    start([again], other, [saved[2]])
+    for _ in range(6):
+        take_step(other)
+    assert same(net.state_dict(), twin.state_dict())
+    assert again.counts == reset.counts
+    assert again.ticks == reset.ticks == {"updates": 0, "gradient_steps": 12}
 
 
 def test_presets_are_the_papers() -> None:

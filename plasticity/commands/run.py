@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from plasticity.callback import Callback, listeners, rebuild
 from plasticity.storage.checkpoint import load
 from plasticity.storage.files import write_atomically
 from plasticity.storage.folder import Checkpoints
@@ -79,22 +80,24 @@ def find_run(path: Path) -> tuple[Path, dict[str, Any]]:
     return path, read_run(path)
 
 
-def save_model(folder: Path, agent: Any, step: int) -> None:
-    """Write the agent alone, without its memory: what is needed to play and to measure."""
-    Checkpoints(folder / MODEL, keep=1).save(step, {"agent": agent.state_dict()})
+def save_model(folder: Path, agent: Any, step: int, callbacks: Mapping[str, Callback]) -> None:
+    """Write the agent without its memory, and the states of those callbacks that changed its structure."""
+    structural = {name: c.state_dict() for name, c in callbacks.items() if listeners([c], "restructure")}
+    Checkpoints(folder / MODEL, keep=1).save(step, {"agent": agent.state_dict(), "callbacks": structural})
 
 
 def load_state(path: Path) -> Mapping[str, Any]:
-    """Return the agent's state of a run (its model, or else its latest checkpoint) or of one checkpoint.
+    """Return the state of a run (its model, or else its latest checkpoint) or of one checkpoint.
 
+    It has ``agent``, and by name under ``callbacks`` the states of those that changed the agent's structure, at least.
     Raises ValueError if there is none that can be read.
     """
     if (path / RECORD).is_file():
         for kind in (MODEL, CHECKPOINTS):
             if (found := Checkpoints(path / kind)).latest() is not None:
-                return found.load_latest()[1]["agent"]
+                return found.load_latest()[1]
         raise ValueError(f"{path} has neither a model nor a checkpoint: its training did not get so far")
-    return load(path)["agent"]
+    return load(path)
 
 
 def require_device(device: str) -> None:
@@ -133,39 +136,55 @@ def make_run_env(
 def load_agent(
     path: Path, record: Mapping[str, Any], env: Any, device: str, overrides: Mapping[str, Any] | None = None
 ) -> Any:
-    """Return the agent of a run or checkpoint, for the spaces of ``env``, without what its memory held.
+    """Return the agent of a run or checkpoint, for the spaces of ``env``, with an empty memory.
 
-    ``overrides``: settings in place of the saved ones. Raises ValueError where its files do not fit.
+    Its methods restructure it before its weights are loaded. ``overrides``: settings in place of the saved ones. Raises
+    ValueError where its files do not fit.
     """
     from plasticity.agents import AGENTS
+    from plasticity.agents.train import context
 
     if record["agent"] not in AGENTS:
         raise ValueError(f"{path} has the agent {record['agent']!r}; this version knows {', '.join(AGENTS)}")
     state = load_state(path)
     kind, config_kind = AGENTS[record["agent"]]
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"]["agent"].items()}
+    settings = _tuples(record["config"]["agent"])
     # Without overrides only the networks matter: a memory of full size would be reserved for nothing.
-    small = {"buffer_size": 2, "learning_starts": 0, "batch_size": 1} if overrides is None else overrides
+    small = {"buffer_size": 2 * env.num_envs, "learning_starts": 0, "batch_size": 1} if overrides is None else overrides
     settings |= {key: value for key, value in small.items() if key in settings}
     config = config_kind(**settings)
     agent = kind(env.observation_space, env.action_space, config, num_envs=env.num_envs, device=device)
+    methods = saved_methods(record)
+    states = state.get("callbacks", {})
     try:
-        restructure(agent, state)
-        agent.load_state_dict(state)
+        pairs = [(method, states.get(name)) for name, method in methods.items()]
+        rebuild(pairs, context(agent), lambda: agent.load_state_dict(state["agent"]))
     except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not fit the agent that run.json describes: {error}") from error
     return agent
 
 
-def restructure(agent: Any, state: Mapping[str, Any]) -> None:
-    """Give the networks the modules that plasticity injection had added to the saved ones."""
-    from plasticity.interventions.injection import restructure_
+def saved_methods(record: Mapping[str, Any]) -> dict[str, Callback]:
+    """Return the methods that a run was trained with, by name and with its settings; ValueError for unknown ones."""
+    from plasticity.interventions import INTERVENTIONS
 
-    optimizers = list(agent.optimizers.values())
-    for name, network in agent.networks.items():
-        restructure_(network, state["networks"][name], optimizers)
-    for name, target in getattr(agent, "targets", {}).items():
-        restructure_(target, state["targets"][name])
+    methods: dict[str, Callback] = {}
+    for name, settings in record["config"].get("interventions", {}).items():
+        if name not in INTERVENTIONS:
+            raise ValueError(
+                f"the run was trained with the method {name!r}, which is not known here; import the module that "
+                f"registers it in INTERVENTIONS (there are {', '.join(INTERVENTIONS)})"
+            )
+        try:
+            methods[name] = INTERVENTIONS[name](**_tuples(settings))
+        except TypeError as error:
+            raise ValueError(f"this version's {name} does not take the settings of the run: {error}") from error
+    return methods
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the tuples that JSON made lists of."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def _version(package: str) -> str | None:

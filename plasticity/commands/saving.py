@@ -1,4 +1,4 @@
-"""A whole training run as one state, back from it, and the callback that writes it to a checkpoint."""
+"""A whole training run as one state, the way back from it, and the callback that writes it to a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from plasticity.callback import Callback, Context
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import random_state, restore_random_state
 
-from .run import restructure
-
 
 def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callback]) -> dict[str, Any]:
     """Return the state of everything that has one; valid between two steps."""
@@ -25,16 +23,14 @@ def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callbac
         "buffer": None if buffer is None else buffer.state_dict(),
         "env": env.state_dict(),
         "callbacks": {name: callback.state_dict() for name, callback in callbacks.items()},
-        "random": random_state(),
     }
 
 
-def restore(state: Mapping[str, Any], ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callback]) -> None:
-    """Bring everything to :func:`snapshot`, before training starts; warn of episodes that had to be given up."""
-    ctx.step, ctx.latest = state["step"], dict(state["latest"])
-    for name, callback in callbacks.items():
-        callback.load_state_dict(state["callbacks"][name])
-    restructure(agent, state["agent"])
+def restore(state: Mapping[str, Any], agent: Any, env: Any) -> Tensor:
+    """Load the agent, its buffer and the environment from :func:`snapshot`; warn of episodes that were given up.
+
+    Returns which ones, (environments,) bool. The callbacks' states are for :func:`plasticity.callback.start`.
+    """
     agent.load_state_dict(state["agent"])
     if state["buffer"] is not None:
         agent.buffer.load_state_dict(state["buffer"])
@@ -47,9 +43,19 @@ def restore(state: Mapping[str, Any], ctx: Context, agent: Any, env: Any, callba
             RuntimeWarning,
             stacklevel=2,
         )
-        for callback in callbacks.values():
-            callback.forget(lost)
-    restore_random_state(state["random"])
+    return lost
+
+
+class Randomness(Callback):
+    """Save and restore the global random generators; the last of all callbacks, so that none draws after it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the global generators."""
+        return random_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        restore_random_state(state)
 
 
 class Save(Callback):

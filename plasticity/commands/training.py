@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import seed_globally
 
 from .run import CHECKPOINTS, command_line, describe, save_model, write_record
-from .saving import Save, restore, snapshot
+from .saving import Randomness, Save, restore, snapshot
 from .settings import chosen_interventions, settings
 
 DRY_UPDATES = 20
@@ -56,7 +57,7 @@ class Run:
         measure = {"measure": self.measure} if config.probes else {}
         # Interventions first: one may end an episode, and what follows must see that it ended.
         self.callbacks: dict[str, Callback] = {
-            **chosen_interventions(config), **measure, **watchers, "live": self.live,
+            **chosen_interventions(config), **measure, **watchers, "live": self.live, "random": Randomness(),
         }  # fmt: skip
 
     def _make_env(self, num_envs: int, seed: int) -> Any:
@@ -100,9 +101,12 @@ class Run:
         checkpoints = Checkpoints(folder / CHECKPOINTS, self.config.checkpoint.keep)
         record = describe(self.agent_name, settings(self.config), command_line(), self.arguments)
         with RunLock(folder), Stopper() as stopper:
+            begin: dict[str, Any] = {}
             if resume:
                 _, state = checkpoints.load_latest()
-                restore(state, ctx, self.agent, self.env, self.callbacks)
+                ctx.step, ctx.latest = state["step"], dict(state["latest"])
+                begin["saved"] = [*(state["callbacks"][name] for name in self.callbacks), None]
+                begin["load"] = partial(restore, state, self.agent, self.env)
             else:
                 seed_globally(self.seeds[3])
             write_record(folder, record)
@@ -115,10 +119,11 @@ class Run:
             status = "failed"
             try:
                 with self.live:
-                    train(self.env, self.agent, self.config.steps, [*self.callbacks.values(), save], ctx, stopper.stop)
+                    callbacks = [*self.callbacks.values(), save]
+                    train(self.env, self.agent, self.config.steps, callbacks, ctx, stopper.stop, **begin)
                     if not stopper.stop():
                         self.evaluate.run(ctx)
-                save_model(folder, self.agent, ctx.step)
+                save_model(folder, self.agent, ctx.step, self.callbacks)
                 status = "interrupted" if stopper.stop() else "finished"
             finally:
                 sink.close(succeeded=status == "finished")

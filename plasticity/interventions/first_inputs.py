@@ -1,4 +1,4 @@
-"""What a network was called with first: the inputs on which methods measure how much they changed its function."""
+"""The inputs of a network's first pass, on which methods measure how much they changed its function."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from plasticity.isolation import foreign_pass, map_tensors
 
 
 class FirstInputs:
-    """A hook that keeps a copy of what a network was called with on its first training pass, and takes itself off.
+    """A hook that keeps a copy of the arguments of a network's first training pass, and takes itself off."""
 
-    ``found``: what was kept before a run was resumed.
-    """
-
-    def __init__(self, network: nn.Module, found: tuple[tuple, dict] | None = None) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.found: tuple[tuple, dict] | None = None
         self._device = next((p.device for p in network.parameters()), None)
         self._handle = network.register_forward_pre_hook(self, with_kwargs=True)
-        self.take(found)
 
     def take(self, found: tuple[tuple, dict] | None) -> None:
-        """Keep these inputs, which were loaded to the CPU, in place of the next ones."""
+        """Keep these inputs of a resumed run, loaded to the CPU, in place of the next ones."""
         if found is not None:
             self.found = map_tensors(found, lambda tensor: tensor.to(self._device))
             self.remove()

@@ -235,17 +235,20 @@ class PlasticityInjection(Triggered):
             )
         self.origins = Origins()
         self._heads: dict[str, list[Head]] = {}
-        self._names: dict[str, list[str]] = {}
         self._refused = False
+
+    def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
+        """Give the networks of a saved run its injected heads; a new run begins without."""
+        for name, keys in (state or {}).get("injected", {}).items():
+            restructure_(unwrap(ctx.networks[name]), keys, ctx.optimizers.values())
+            if name in ctx.targets:
+                restructure_(unwrap(ctx.targets[name]), keys)
 
     def on_train_start(self, ctx: Context) -> None:
         """Find the heads; ValueError where there is none, and for targets that do not match."""
         super().on_train_start(ctx)
-        for name, keys in self._names.items():
-            restructure_(self._networks[name], keys, ctx.optimizers.values())
-            if name in ctx.targets:
-                restructure_(unwrap(ctx.targets[name]), keys)
-        self.origins.record(self._networks)
+        self._refused = False
+        self.origins = Origins.of(self._networks)
         self._heads = {name: self._find(ctx, name, network) for name, network in self._networks.items()}
         if not any(self._heads.values()):
             raise ValueError(f"PlasticityInjection finds no head in {', '.join(self._networks)}: {self._advice()}")
@@ -321,14 +324,13 @@ class PlasticityInjection(Triggered):
             name: [key for key in network.state_dict() if any(key.startswith(f"{path}.") for path in _places(network))]
             for name, network in getattr(self, "_networks", {}).items()
         }
-        own = {"origins": self.origins.state_dict(), "injected": {**self._names, **names}, "refused": self._refused}
+        own = {"origins": self.origins.state_dict(), "injected": names, "refused": self._refused}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before ``on_train_start``, which then rebuilds the injected heads."""
+        """Go on from :meth:`state_dict`; the injected heads are rebuilt by :meth:`restructure`."""
         super().load_state_dict(state)
         self.origins.load_state_dict(state["origins"])
-        self._names = {name: keys for name, keys in state["injected"].items() if keys}
         self._refused = state["refused"]
 
 

@@ -1,4 +1,4 @@
-"""What all interventions share: presets, the choice of networks, a generator of their own, events, hooks."""
+"""The base of all interventions: presets, the choice of networks, a generator of their own, events, hooks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from plasticity.callback import Callback, Context, name_of, note
 
@@ -98,8 +97,3 @@ class Intervention(Callback):
     def settings(self) -> dict[str, Any]:
         """Return the resolved hyperparameters."""
         return dataclasses.asdict(self)
-
-
-def all_parameters(optimizer: Optimizer) -> list[Tensor]:
-    """Return every parameter an optimizer holds, in order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -189,10 +189,9 @@ class LearnToStop(Intervention):
         return self.coef, self.omega_min, self.omega_max
 
     def on_train_start(self, ctx: Context) -> None:
-        """Check what is lent; drop unfinished episodes, unless the loop goes on with them at a step beyond 0."""
+        """Check that the run lends a value function; begin without episodes."""
         ctx.require("value", type(self).__name__)
-        if not ctx.step:
-            self._running = None
+        self._begin()
         self._set_noise = getattr(ctx, "set_noise", None)
         if self._set_noise is None and self.noise_max > self.noise and not ctx.step:
             ctx.event(self.NAME, {"note": f"noise schedule not applied: {ctx.name} lends no exploration noise"})
@@ -331,7 +330,7 @@ class LearnToStop(Intervention):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before ``on_train_start``; unfinished episodes go on too."""
+        """Go on from :meth:`state_dict`, unfinished episodes included."""
         super().load_state_dict(state)
         capacity = state["history"]["table"].shape[2]
         if capacity != self.window_max:
@@ -346,6 +345,7 @@ class LearnToStop(Intervention):
         if state["running"] is not None:
             self._running = Running(len(state["running"]["steps"]))
             self._running.load_state_dict(state["running"])
+        self._apply_noise()
 
 
 ADAPTED = ("k", "sigma", "entropy", "longest", "next_move", "episodes", "vetoes")

@@ -19,6 +19,7 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy
+from plasticity.structure.optimizers import all_parameters
 from plasticity.structure.trace import Wiring, wiring
 from plasticity.surgery.entries import incoming_entries
 from plasticity.surgery.initialisers import weight_of
@@ -26,7 +27,7 @@ from plasticity.surgery.masks import Masks
 from plasticity.surgery.optimizer_state import clear_state_
 from plasticity.watching import Watcher
 
-from .intervention import Intervention, all_parameters
+from .intervention import Intervention
 from .topology import (
     ActiveFraction,
     FirstPass,
@@ -150,7 +151,8 @@ class NeuroplasticExpansion(Intervention):
         self._full: dict[str, int] = {}
         """Network -> the gradient step at which growth ended."""
         self._watcher: Watcher | None = None
-        self._saved: dict[str, Any] | None = None
+        self._loaded: dict[str, dict[str, Any]] = {}
+        """Network -> layer -> the mask of a resumed run, for networks that have not run since."""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -162,11 +164,9 @@ class NeuroplasticExpansion(Intervention):
             buffer = ctx.require("buffer", "NeuroplasticExpansion(review=True)")
             if not hasattr(buffer, "weigh"):
                 raise ValueError("NeuroplasticExpansion(review=True) needs a replay buffer with weigh(name, weight)")
-        if self._networks not in ({}, networks):
-            self._saved = None  # another run: the topology of the last one is none of its business
         self._ctx, self._networks = ctx, networks
         self._optimizers = list(ctx.optimizers.values())
-        self._masks, self._layers, self._active, self._full = {}, {}, {}, {}
+        self._masks, self._layers, self._active, self._full, self._loaded = {}, {}, {}, {}, {}
         self._dense: dict[str, dict[Tensor, Tensor]] = {name: {} for name in networks}
         for name, network in networks.items():
             ctx.optimizer_of(name)
@@ -177,15 +177,12 @@ class NeuroplasticExpansion(Intervention):
             networks, self._optimizers, self.named(self._event), due=self._due, probes=probes, strict=True
         )
         ctx.on_edit.append(self._restore_masks)
-        self._resume()
 
     def on_train_end(self, ctx: Context) -> None:
-        """Take every hook off; the weights stay as sparse as they are, and the state for training that goes on."""
+        """Take every hook off; the weights stay as sparse as they are."""
         super().on_train_end(ctx)
         if self._watcher is not None:
-            self._saved = self.state_dict()
             self._watcher.close()
-            self._watcher = None
         for masks in self._masks.values():
             masks.remove()
         ctx.on_edit[:] = [listener for listener in ctx.on_edit if listener != self._restore_masks]
@@ -216,7 +213,7 @@ class NeuroplasticExpansion(Intervention):
 
     def sparsify(self, name: str, wired: Wiring) -> None:
         """Give a network its initial masks; raise ValueError where it has no layer that may be sparse."""
-        saved = (self._saved or {}).get("masks", {}).get(name)
+        saved = self._loaded.pop(name, None)
         self._layers[name] = self._chosen(wired) if saved is None else _found(wired, saved)
         if not self._layers[name] and saved is None:
             raise ValueError(
@@ -369,9 +366,9 @@ class NeuroplasticExpansion(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, clocks, activity and the generator."""
-        if self._watcher is None:
-            return {**(self._saved or {}), **super().state_dict()}
-        masks = dict((self._saved or {}).get("masks", {}))  # of networks that have not run yet
+        if self._watcher is None:  # never started
+            return super().state_dict()
+        masks = dict(self._loaded)
         for name, layers in self._layers.items():
             masks[name] = {
                 layer.name: {
@@ -385,26 +382,13 @@ class NeuroplasticExpansion(Intervention):
         return {**super().state_dict(), "watcher": self._watcher.state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        """Go on from :meth:`state_dict`, before the first pass of a network: masks are put on then."""
         super().load_state_dict(state)
-        if "watcher" not in state:
+        if self._watcher is None or "watcher" not in state:
             return  # of a method that was never started
-        self._saved = dict(state)
-        if self._watcher is None:
-            self._networks = {}  # whatever networks come next, they go on from here
-        else:
-            self._resume()
-
-    def _resume(self) -> None:
-        if self._saved is None or self._watcher is None:
-            return
-        self._active, self._full = dict(self._saved["active"]), dict(self._saved["full"])
-        self._watcher.load_state_dict(self._saved["watcher"])
-        for name, saved in self._saved["masks"].items():
-            if name in self._masks:  # loaded after the first pass
-                self._layers[name] = [layer for layer in self._layers[name] if layer.name in saved]
-                self._masks[name].remove()
-                self._mask(name, {layer.weight: saved[layer.name]["mask"] for layer in self._layers[name]})
+        self._active, self._full = dict(state["active"]), dict(state["full"])
+        self._watcher.load_state_dict(state["watcher"])
+        self._loaded = dict(state["masks"])
 
 
 def _found(wired: Wiring, saved: dict[str, Any]) -> list[SparseLayer]:

@@ -114,7 +114,6 @@ class Recycling(Intervention):
         self._recycled: dict[str, dict[str, list[int]]] = {}
         """Network -> layer -> neurons of the last application: their scores are logged at the next one."""
         self._skipped: set[tuple[str, ...]] = set()
-        self._saved: dict[str, Any] | None = None
 
     def probe(self) -> Probe:
         """Return the probe whose scores decide."""
@@ -137,12 +136,10 @@ class Recycling(Intervention):
         """Remember how the layers were initialised and start to watch; ValueError for optimizers that cannot be cut."""
         chosen = self.choose(ctx, self.networks)
         ctx.require("optimizers", type(self).__name__)
-        if self._networks not in ({}, chosen):  # another run: the state of the last one is none of its business
-            self._saved, self._origins = None, Origins()
         self._ctx, self._networks = ctx, chosen
         self._optimizers = list(ctx.optimizers.values())
         self._require_clearable()
-        self._origins.record({name: unwrap(network) for name, network in chosen.items()})
+        self._origins = Origins.of({name: unwrap(network) for name, network in chosen.items()})
         self._triggers = {name: self._trigger() for name in chosen}
         self._watcher = Watcher(
             chosen,
@@ -152,16 +149,12 @@ class Recycling(Intervention):
             probes={self.NAME: self.probe()},
             strict=True,
         )
-        self._resume()
 
     def on_train_end(self, ctx: Context) -> None:
-        """Take every hook off; the state stays, for training that goes on."""
+        """Take every hook off."""
         super().on_train_end(ctx)
         if self._watcher is not None:
-            self._saved = self.state_dict()
-            self._origins.load_state_dict(self._saved["origins"])
             self._watcher.close()
-            self._watcher = None
 
     def _require_clearable(self) -> None:
         for name, network in self._networks.items() if self.moments else ():
@@ -298,8 +291,8 @@ class Recycling(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, generator, triggers, clocks, and how the layers were initialised."""
-        if self._watcher is None:
-            return {**(self._saved or {}), **super().state_dict()}
+        if self._watcher is None:  # never started
+            return super().state_dict()
         return {
             **super().state_dict(),
             "triggers": {name: trigger.state_dict() for name, trigger in self._triggers.items()},
@@ -310,21 +303,13 @@ class Recycling(Intervention):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
-        if "watcher" not in state:
+        if self._watcher is None or "watcher" not in state:
             return  # of a method that was never started
-        self._saved = dict(state)
         self._origins.load_state_dict(state["origins"])
         self._recycled = {name: dict(layers) for name, layers in state["recycled"].items()}
         self._skipped = {tuple(entry) for entry in state["skipped"]}
-        if self._watcher is None:
-            self._networks = {}  # whatever networks come next, they go on from here
-        else:
-            self._resume()
-
-    def _resume(self) -> None:
-        if self._saved is not None and self._watcher is not None:
-            for name, trigger in self._triggers.items():
-                trigger.load_state_dict(self._saved["triggers"][name])
-            self._watcher.load_state_dict(self._saved["watcher"])
+        for name, trigger in self._triggers.items():
+            trigger.load_state_dict(state["triggers"][name])
+        self._watcher.load_state_dict(state["watcher"])

@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
 from plasticity.structure.layers import NORMS, Wiring
+from plasticity.structure.optimizers import all_parameters
 from plasticity.structure.trace import wiring
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values, named_parameters
 
-from .intervention import all_parameters
 from .scheduled import Triggered
 
 
@@ -138,11 +138,11 @@ class Reset(Triggered):
     def on_train_start(self, ctx: Context) -> None:
         """Remember how everything began; ValueError for targets that do not match or tensors of unknown networks."""
         super().on_train_start(ctx)
-        self.origins.record(self._networks)
+        self.origins = Origins.of(self._networks)
         for name, network in self._networks.items():
             if self.targets and name in ctx.targets:
                 require_alike(name, network, ctx.targets[name])
-        if self.temperature and not self.networks and not self._resumed:
+        if self.temperature and not self.networks:
             self._loose = {name: p.detach().clone() for name, p in loose_parameters(ctx).items()}
 
     def apply(self, ctx: Context) -> None:
@@ -190,7 +190,7 @@ class Reset(Triggered):
         return {**super().state_dict(), "origins": self.origins.state_dict(), "loose": dict(self._loose)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.origins.load_state_dict(state["origins"])
         self._loose = dict(state["loose"])

@@ -67,28 +67,32 @@ class Triggered(Intervention):
         # network built after that would be the very weights it began with.
         self.generator.manual_seed(zlib.crc32(f"{self.NAME}/{self.seed}".encode()))
         self.at = tuple(self.at or ())
-        self.trigger = Trigger(
-            self.every, self.at, self.when, self.stalled, self.margin, self.cooldown, self.start, self.stop
-        )
+        self.trigger = self._new_trigger()
         self.ticks = {"updates": 0, "gradient_steps": 0}
-        self._pending = self._updating = self._resumed = False
+        self._pending = self._updating = False
         self._inputs: dict[str, FirstInputs] = {}
-        self._saved_inputs: dict[str, Any] = {}
 
     def on_train_start(self, ctx: Context) -> None:
         """Find the networks and start the clock; ValueError for a network that no optimizer trains."""
         self._ctx, self._networks = ctx, {n: unwrap(net) for n, net in self.choose(ctx, self.networks).items()}
         ctx.require("optimizers", type(self).__name__)
         optimizers = [ctx.optimizer_of(name) for name in self._networks]
-        if not self._resumed:
-            self.trigger.begin(ctx.step if self.clock == "env_steps" else 0)
+        self._pending = self._updating = False
+        self.ticks = {"updates": 0, "gradient_steps": 0}
+        self.trigger = self._new_trigger()
+        self.trigger.begin(ctx.step if self.clock == "env_steps" else 0)
         self.hook(optimizers[0].register_step_post_hook(self.named(self._after_step)))
         for name, network in self._networks.items():
-            self._inputs[name] = FirstInputs(network, self._saved_inputs.get(name))
+            self._inputs[name] = FirstInputs(network)
             self.hook(self._inputs[name])
 
+    def _new_trigger(self) -> Trigger:
+        return Trigger(
+            self.every, self.at or (), self.when, self.stalled, self.margin, self.cooldown, self.start, self.stop
+        )
+
     def apply(self, ctx: Context) -> None:
-        """Do what the method does."""
+        """Apply the method to its networks, once."""
         raise NotImplementedError
 
     def measured(self, network: str, change: Callable[[], T]) -> tuple[T, float]:
@@ -154,14 +158,12 @@ class Triggered(Intervention):
         # What is no tensor or plain value is not for a checkpoint: a resumed run then takes new inputs.
         inputs = {name: first.found for name, first in self._inputs.items() if is_plain(first.found)}
         clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict()}
-        return {**super().state_dict(), **clocks, "inputs": inputs or dict(self._saved_inputs)}
+        return {**super().state_dict(), **clocks, "inputs": inputs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.ticks = dict(state["ticks"])
         self.trigger.load_state_dict(state["trigger"])
-        self._saved_inputs = dict(state["inputs"])
         for name, first in self._inputs.items():
-            first.take(self._saved_inputs.get(name))
-        self._resumed = True
+            first.take(state["inputs"].get(name))

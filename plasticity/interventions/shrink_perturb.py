@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from plasticity.callback import Context
 from plasticity.isolation import named_modules
 from plasticity.structure.layers import NORMS
+from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origins, fresh_values, named_parameters
 
-from .intervention import all_parameters
 from .reset import copy_to_target_, require_alike
 from .scheduled import Triggered
 from .trigger import Trigger
@@ -105,7 +105,7 @@ class ShrinkPerturb(Triggered):
     def on_train_start(self, ctx: Context) -> None:
         """Remember how the layers were initialised; ValueError for a target that is no copy of its network."""
         super().on_train_start(ctx)
-        self.origins.record(self._networks)
+        self.origins, self._steps = Origins.of(self._networks), {}
         for name, network in self._networks.items():
             if self.sync_targets and name in ctx.targets:
                 require_alike(name, network, ctx.targets[name])
@@ -169,7 +169,7 @@ class ShrinkPerturb(Triggered):
         return {**super().state_dict(), "origins": self.origins.state_dict(), "steps": dict(self._steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before or after ``on_train_start``."""
+        """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.origins.load_state_dict(state["origins"])
         self._steps = dict(state["steps"])

@@ -290,6 +290,7 @@ class SampleWeightDecay(Intervention):
                 f"SampleWeightDecay needs a replay buffer that samples by age, with weigh(name, weight) and "
                 f"unweigh(name); {ctx.name} has {type(buffer).__name__}. plasticity.agents.replay.ReplayBuffer does."
             )
+        self.updates = 0
         weight = self.weight()
         if weight is not None:
             buffer.weigh(self.NAME, weight)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from plasticity.structure.optimizers import all_parameters
+
 from .optimizer_state import entry_state
 
 DenseGradient = Callable[[Tensor, Tensor], None]
@@ -39,7 +41,7 @@ class Masks:
         self.on_dense_gradient = on_dense_gradient
         self._followers = {parameter: list(tensors) for parameter, tensors in (followers or {}).items()}
         self._masks = {parameter: _checked(parameter, mask) for parameter, mask in masks.items()}
-        self._optimizers = {o: [p for p in _parameters(o) if p in self._masks] for o in optimizers}
+        self._optimizers = {o: [p for p in all_parameters(o) if p in self._masks] for o in optimizers}
         held = {p for parameters in self._optimizers.values() for p in parameters}
         if missing := [tuple(p.shape) for p in self._masks if p not in held]:
             raise ValueError(f"no optimizer holds the masked parameters of shapes {missing}; pass theirs")
@@ -123,11 +125,6 @@ class Masks:
 
     def _absent(self, parameter: Tensor) -> Tensor:
         return ~self._masks[parameter].to(parameter.device)
-
-
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
 
 
 def _checked(parameter: Tensor, mask: Tensor) -> Tensor:

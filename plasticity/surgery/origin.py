@@ -54,15 +54,12 @@ class Origin:
 
 
 class Origins(dict[str, Origin]):
-    """Network -> its origin, recorded when training starts; a resumed run gets back what was recorded then."""
+    """Network -> its origin, recorded when training starts; a resumed run loads the origins recorded then."""
 
-    _saved: dict[str, Any] | None = None
-
-    def record(self, networks: Mapping[str, nn.Module]) -> None:
-        """Record the networks, or take what was loaded: their parameters may have been trained by now."""
-        self.update({name: Origin.of(network) for name, network in networks.items()})
-        if self._saved is not None:
-            self.load_state_dict(self._saved)
+    @classmethod
+    def of(cls, networks: Mapping[str, nn.Module]) -> Origins:
+        """Record the origins of networks that have not been trained yet, or whose origins are loaded next."""
+        return cls({name: Origin.of(network) for name, network in networks.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values and tensors."""
@@ -75,8 +72,7 @@ class Origins(dict[str, Origin]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`, before or after :meth:`record`."""
-        self._saved = state
+        """Take over :meth:`state_dict`."""
         for name, saved in state.items():
             laws = {n: Law(kind, tuple(parameters), values) for n, (kind, parameters, values) in saved["laws"].items()}
             self[name] = Origin(laws, dict(saved["values"]))

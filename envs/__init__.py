@@ -10,34 +10,28 @@ Nothing here imports dm_control, MuJoCo, MinAtar or ale-py before an environment
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import gymnasium
-from gymnasium.vector import VectorEnv
-
-from . import atari, dmc, minatar_games, pixels, sanity
+from . import atari, dmc, gym, minatar_games, pixels, sanity
 from .extras import missing_extras
+from .family import Family
 from .graphics import set_default_gl
-from .gym import GymEnv, find_spec, gymnasium_ids, make_gymnasium
-from .journal import Journal
+from .gym import GymEnv
 from .names import unknown_name
-from .serial import serial
 from .transition import Env, Transition
-from .wrappers import adapt, repeat_actions
 
-__all__ = ["ENVS", "Env", "Transition", "make_env", "missing_extras"]
+__all__ = ["ENVS", "Env", "Family", "Transition", "find_family", "make_env", "missing_extras"]
 
-ENVS: dict[str, Callable[[], list[str]]] = {
-    "dmc": dmc.dmc_ids,
-    "dmc-pixels": pixels.pixel_ids,
-    "minatar": minatar_games.minatar_ids,
-    "atari": atari.atari_ids,
-    "sanity": sanity.sanity_ids,
-    "gymnasium": gymnasium_ids,
+ENVS: dict[str, Family] = {
+    "dmc": dmc.FAMILY,
+    "dmc-pixels": pixels.FAMILY,
+    "minatar": minatar_games.FAMILY,
+    "atari": atari.FAMILY,
+    "sanity": sanity.FAMILY,
+    "gymnasium": gym.FAMILY,
 }
-"""Family -> a function that lists its ids; what `plasticity list envs` prints."""
+"""Families by name, in the order in which `plasticity list envs` prints them; add your own.
 
-DMC = (dmc.PREFIX, pixels.PREFIX)
+A name belongs to the family with the longest prefix that has it.
+"""
 
 
 def make_env(
@@ -52,8 +46,8 @@ def make_env(
     """Make `num_envs` environments of one kind; docs/environments.md has a table of the names.
 
     Args: `seed`, the root from which every environment and the action space get their own; `action_repeat`, the
-    simulator steps per decision (default: 2 for dm_control, as in most published results, 4 for Atari, 1 elsewhere);
-    `max_episode_steps`, in simulator steps, replaces the environment's own limit.
+    simulator steps per decision (default: the family's; 2 for dm_control, as in most published results, 4 for Atari, 1
+    elsewhere); `max_episode_steps`, in simulator steps, replaces the environment's own limit.
     Raises ValueError for an unknown id (with the nearest one) and for a space that cannot be used, ModuleNotFoundError
     for a package that is missing, RuntimeError where images cannot be rendered.
     """
@@ -64,35 +58,18 @@ def make_env(
     ):
         if count is not None and count < 1:
             raise ValueError(f"{what} must be at least 1, got {count}")
-    make_vector = _vector(name, action_repeat, max_episode_steps)
-    if make_vector is None:
-        raise ValueError(unknown_name(name, [one for ids in ENVS.values() for one in ids()]))
+    family = find_family(name)
     set_default_gl()
-    return GymEnv(name, make_vector, num_envs, seed, device)
+    return GymEnv(name, family.vector(name, action_repeat, max_episode_steps), num_envs, seed, device)
 
 
-def _vector(name: str, action_repeat: int | None, limit: int | None) -> Callable[[list[int]], VectorEnv] | None:
-    """Return what makes an environment `name` for each of some seeds; None if no family has it."""
-    game = atari.find_game(name)
-    if game is not None:
-        return lambda seeds: atari.make_atari(game, len(seeds), action_repeat, limit)
-    make = _family(name)
-    if make is None:
-        return None
-
-    def make_one(seed: int) -> gymnasium.Env:
-        env = repeat_actions(make(name, seed, limit), action_repeat or (2 if name.startswith(DMC) else 1))
-        return Journal(adapt(pixels.see(env, name) if name.startswith(pixels.PREFIX) else env, name))
-
-    return serial(make_one)
-
-
-def _family(name: str) -> Callable[[str, int, int | None], gymnasium.Env] | None:
-    """Return what makes one environment `name`; None if no family has it."""
-    if name.startswith(DMC):
-        return dmc.make_dmc if dmc.find_task(name) else None
-    if name.startswith(minatar_games.PREFIX):
-        return minatar_games.make_minatar if minatar_games.has_game(name) else None
-    if name.startswith(sanity.PREFIX):
-        return sanity.make_sanity if name in sanity.sanity_ids() else None
-    return make_gymnasium if find_spec(name) else None
+def find_family(name: str) -> Family:
+    """Return the family of an environment; raise ValueError, with the nearest name, if none has it."""
+    for key, family in ENVS.items():
+        if not isinstance(family, Family):
+            raise TypeError(f"ENVS[{key!r}] must be a Family(prefix, ids, make), got {type(family).__name__}")
+    for family in sorted(ENVS.values(), key=lambda family: -len(family.prefix)):
+        if family.has(name):
+            return family
+    known = [one for family in ENVS.values() for one in family.ids()]
+    raise ValueError(unknown_name(name, known, [family.prefix for family in ENVS.values()]))

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from . import extras
+from .family import Family
 
 PREFIX = "atari/"
 # Gymnasium's names, as in "ALE/Breakout-v5"; they have other settings there, see `make_atari`.
@@ -42,21 +43,24 @@ class Atari(VectorWrapper):
         games.ale = None
 
 
-def make_atari(game: str, num_envs: int, action_repeat: int | None = None, max_frames: int | None = None) -> VectorEnv:
-    """Make `num_envs` copies of one game; see docs/environments.md.
+def make_atari(name: str, num_envs: int, action_repeat: int, max_frames: int | None = None) -> VectorEnv:
+    """Make `num_envs` copies of the game `name`; see docs/environments.md.
 
     Observations are (4, 84, 84) uint8: the last four decisions in grey, oldest first, each the maximum of the last two
-    frames. An action, of the game's minimal set, lasts `action_repeat` frames (default 4), each of which repeats the
+    frames. An action, of the game's minimal set, lasts `action_repeat` frames, each of which repeats the
     action before with probability 0.25. An episode begins with up to 30 frames without an action and, where the game
     has the button, with fire; it ends when all lives are lost. Rewards are the points of the game, not clipped.
     """
     from ale_py.vector_env import AtariVectorEnv
 
+    game = find_game(name)
+    if game is None:
+        raise ValueError(f"{name} is no game of ale-py")
     games = AtariVectorEnv(
         game,
         num_envs,
         autoreset_mode=AutoresetMode.NEXT_STEP,
-        frameskip=action_repeat or 4,
+        frameskip=action_repeat,
         max_num_frames_per_episode=max_frames or MAX_FRAMES,
         repeat_action_probability=STICKY,
         reward_clipping=False,
@@ -89,3 +93,8 @@ def _roms() -> list[str]:
     from ale_py import roms
 
     return sorted(set(roms.get_all_rom_ids()) - TWO_PLAYERS)
+
+
+FAMILY = Family(
+    PREFIX, atari_ids, action_repeat=4, make_vector=make_atari, accepts=lambda name: find_game(name) is not None
+)

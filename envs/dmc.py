@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
+from .family import Family
 from .floats import to_float32
 from .graphics import set_default_gl
 
@@ -35,7 +36,7 @@ class DMControl(gymnasium.Env):
     """
 
     def __init__(self, domain: str, task: str, seed: int | None = None, timed: bool = True) -> None:
-        self.domain, self.task, self.timed = domain, task, timed
+        self.domain, self.task_name, self.timed = domain, task, timed
         self._load(seed)
         spec = self._env.action_spec()
         low = np.where(spec.minimum <= -NO_BOUND, -np.inf, spec.minimum)
@@ -48,7 +49,7 @@ class DMControl(gymnasium.Env):
         task_kwargs: dict[str, Any] = {"random": seed}
         if not self.timed:
             task_kwargs["time_limit"] = float("inf")
-        self._env = _suite().load(self.domain, self.task, task_kwargs)
+        self._env = _suite().load(self.domain, self.task_name, task_kwargs)
         self._env.physics.model.vis.quality.offsamples = 0  # no anti-aliasing, see FLAGS; read at the first render
         self._seed, self._fresh = seed, True
 
@@ -102,7 +103,7 @@ def _suite() -> ModuleType:
 def find_task(name: str) -> tuple[str, str] | None:
     """Return (domain, task) for "dmc/<domain>-<task>", hyphens and underscores alike; None if there is none.
 
-    What stands before the slash is not looked at.
+    The part before the slash is ignored.
     """
     words = _normalise(name.partition("/")[2])
     for alias, domain in ALIASES.items():
@@ -128,3 +129,11 @@ def make_dmc(name: str, seed: int, max_episode_steps: int | None = None) -> gymn
 def dmc_ids() -> list[str]:
     """List the suite's tasks that can be made, as "dmc/<domain>-<task>"."""
     return [f"{PREFIX}{domain}-{task}" for domain, task in _suite().ALL_TASKS if domain not in UNBOUNDED]
+
+
+def has_task(name: str) -> bool:
+    """Return whether "dmc/<domain>-<task>" is a task of the suite, in any of its spellings."""
+    return name.startswith(PREFIX) and find_task(name) is not None
+
+
+FAMILY = Family(PREFIX, dmc_ids, make_dmc, action_repeat=2, accepts=has_task)

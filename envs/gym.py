@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from . import extras
+from .family import Family
 from .floats import FLOAT32, ordinary, to_float32
 from .journal import Journal
 from .transition import Transition
@@ -236,3 +237,6 @@ def gymnasium_ids() -> list[str]:
 
 def _package(spec: EnvSpec) -> str:
     return str(spec.entry_point).partition(".")[0]
+
+
+FAMILY = Family("", gymnasium_ids, make_gymnasium, accepts=lambda name: find_spec(name) is not None)

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from . import extras
+from .family import Family
 
 PREFIX = "minatar/"
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
@@ -64,11 +65,6 @@ class MinAtar(gymnasium.Env):
         return -self._game.state().view(np.uint8).transpose(2, 0, 1)  # -1 is 255
 
 
-def has_game(name: str) -> bool:
-    """Say whether "minatar/<game>" is one of the games."""
-    return name.removeprefix(PREFIX) in GAMES
-
-
 def make_minatar(name: str, seed: int, max_episode_steps: int | None = None) -> gymnasium.Env:
     """Make one game; raises ModuleNotFoundError without the extra "minatar"."""
     del seed  # comes with the first reset
@@ -79,3 +75,6 @@ def make_minatar(name: str, seed: int, max_episode_steps: int | None = None) -> 
 def minatar_ids() -> list[str]:
     """List the games as "minatar/<game>"; all of them, installed or not."""
     return [f"{PREFIX}{game}" for game in GAMES]
+
+
+FAMILY = Family(PREFIX, minatar_ids, make_minatar)

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from . import dmc
+from .family import Family
 from .wrappers import stack_frames
 
 PREFIX = "dmc-pixels/"
@@ -19,7 +20,7 @@ INSTALL = "Install EGL or OSMesa (Debian: apt-get install libegl1 libgl1-mesa-dr
 
 
 class Pixels(gymnasium.Wrapper):
-    """Observe what `env.render()` shows, (height, width, 3) uint8, once per step.
+    """Observe the image of `env.render()`, (height, width, 3) uint8, once per step.
 
     Outside an action repeat, so that only images that are seen get rendered. Raises RuntimeError, saying what to
     install, where rendering does not work.
@@ -32,7 +33,7 @@ class Pixels(gymnasium.Wrapper):
     def _try(self, name: str) -> Any:
         try:
             return self.env.render()
-        except Exception as error:  # of any kind: what is missing shows up in MuJoCo, in PyOpenGL or in ctypes
+        except Exception as error:  # of any kind: a missing library shows up in MuJoCo, in PyOpenGL or in ctypes
             self.env.close()
             backend, reason = os.environ.get("MUJOCO_GL", "not set"), " ".join(str(error).split())
             raise RuntimeError(f"{name} cannot be rendered here (MUJOCO_GL: {backend}; {reason}). {INSTALL}") from error
@@ -48,11 +49,26 @@ class Pixels(gymnasium.Wrapper):
         return self.env.render(), reward, terminated, truncated, info
 
 
-def see(env: gymnasium.Env, name: str) -> gymnasium.Env:
+def observe_images(env: gymnasium.Env, name: str) -> gymnasium.Env:
     """Give `env` the last three images, oldest first, as (9, height, width) uint8 for an observation."""
-    return stack_frames(Pixels(env, name), FRAMES)
+    return stack_frames(Pixels(env, name), FRAMES, name)
 
 
 def pixel_ids() -> list[str]:
     """List the suite's tasks as "dmc-pixels/<domain>-<task>"."""
     return [PREFIX + name.removeprefix(dmc.PREFIX) for name in dmc.dmc_ids()]
+
+
+def has_task(name: str) -> bool:
+    """Return whether "dmc-pixels/<domain>-<task>" is a task of the suite, in any of its spellings."""
+    return name.startswith(PREFIX) and dmc.find_task(name) is not None
+
+
+FAMILY = Family(
+    PREFIX,
+    pixel_ids,
+    dmc.make_dmc,
+    action_repeat=dmc.FAMILY.action_repeat,
+    accepts=has_task,
+    observe=observe_images,
+)

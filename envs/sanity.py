@@ -17,6 +17,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
+from .family import Family
+
 PREFIX = "sanity/"
 CONTINUOUS = "-continuous"
 # The actions at which `values` states Q; the best continuous ones, -0.5 and 0.5, are among them.
@@ -202,3 +204,6 @@ def make_sanity(name: str, seed: int, max_episode_steps: int | None = None) -> g
 def sanity_ids() -> list[str]:
     """List the sanity environments, the discrete form of each and the continuous one."""
     return [f"{PREFIX}{key}{form}" for key in SANITY for form in ("", CONTINUOUS)]
+
+
+FAMILY = Family(PREFIX, sanity_ids, make_sanity)

@@ -11,7 +11,9 @@ from gymnasium.wrappers import FrameStackObservation, TransformAction, Transform
 
 from .floats import to_float32
 
-OBSERVATIONS = "supported observation spaces are Box, Discrete, and Dict of these"
+OBSERVATIONS = (
+    "supported observation spaces are Box, Discrete, and Dict of these; images are uint8 with three dimensions"
+)
 ACTIONS = "supported action spaces are Box of floats with finite bounds, and Discrete"
 
 
@@ -29,9 +31,11 @@ def adapt(env: gymnasium.Env, name: str) -> gymnasium.Env:
 
 def flatten_observations(env: gymnasium.Env, name: str) -> gymnasium.Env:
     """Turn Box, Discrete (one-hot) and Dict observations into one float32 vector; uint8 images into (C, H, W)."""
-    space = env.observation_space
+    space = getattr(env, "observation_space", None)
     if is_image(space):
-        return channels_first(env)
+        return channels_first(env, name)
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 3:
+        raise ValueError(f"{name}: images of shape {space.shape} have too many dimensions; {OBSERVATIONS}")
     low, high = _flat_bounds(space, name)
     is_box, dtype = isinstance(space, spaces.Box), space.dtype
 
@@ -46,32 +50,51 @@ def flatten_observations(env: gymnasium.Env, name: str) -> gymnasium.Env:
     return TransformObservation(env, flatten, box)
 
 
-def is_image(space: spaces.Space) -> bool:
-    """Say whether `space` is a uint8 Box with three dimensions."""
+def is_image(space: spaces.Space | None) -> bool:
+    """Return whether `space` is a uint8 Box with three dimensions."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
 
-def channels_first(env: gymnasium.Env) -> gymnasium.Env:
-    """Turn images (height, width, 1, 3 or 4) into (channels, height, width); leave images of other shapes alone."""
+def channels_first(env: gymnasium.Env, name: str) -> gymnasium.Env:
+    """Turn images (height, width, channels) into (channels, height, width); leave those that have that form alone.
+
+    Raises ValueError where the shape does not tell which dimension is the channels'.
+    """
     space = cast("spaces.Box", env.observation_space)
-    if space.shape[2] not in (1, 3, 4) or space.shape[0] <= space.shape[2]:
+    if not has_channels_last(space.shape, name):
         return env
     box = spaces.Box(space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1), dtype=np.uint8)
     return TransformObservation(env, lambda image: np.asarray(image).transpose(2, 0, 1), box)
 
 
-def stack_frames(env: gymnasium.Env, num_frames: int) -> gymnasium.Env:
+def has_channels_last(shape: tuple[int, ...], name: str) -> bool:
+    """Return whether an image (a, b, c) has its channels last: two equal sides are height and width, else the smallest
+    dimension is the channels. Cubes count as channels first. Raises ValueError where that is the middle one."""
+    first, middle, last = shape
+    if first == middle == last:
+        return False
+    if first == middle or middle == last:
+        return first == middle
+    if first == last or middle < min(first, last):
+        raise ValueError(
+            f"{name}: cannot tell the channels of images of shape {shape}; give (height, width, channels) or "
+            "(channels, height, width)"
+        )
+    return last < first
+
+
+def stack_frames(env: gymnasium.Env, num_frames: int, name: str) -> gymnasium.Env:
     """Observe the last `num_frames` images as the channels of one, oldest first; the first image repeats at a reset."""
-    env = FrameStackObservation(channels_first(env), num_frames)
+    env = FrameStackObservation(channels_first(env, name), num_frames)
     space = cast("spaces.Box", env.observation_space)
     shape = (space.shape[0] * space.shape[1], *space.shape[2:])
     box = spaces.Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
     return TransformObservation(env, lambda frames: frames.reshape(shape), box)
 
 
-def _flat_bounds(space: spaces.Space, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _flat_bounds(space: spaces.Space | None, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds of the flattened `space`, each (n,) float64, in the order of `spaces.flatten`."""
-    if isinstance(space, spaces.Box):
+    if isinstance(space, spaces.Box) and np.prod(space.shape) and space.dtype.kind in "fiub":
         return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
     if isinstance(space, spaces.Discrete):
         return np.zeros(int(space.n)), np.ones(int(space.n))
@@ -83,11 +106,11 @@ def _flat_bounds(space: spaces.Space, name: str) -> tuple[np.ndarray, np.ndarray
 
 def rescale_actions(env: gymnasium.Env, name: str) -> gymnasium.Env:
     """Let `env` take actions in [-1, 1] (n,) for a Box of any shape and bounds, and 0..n-1 for a Discrete."""
-    space = env.action_space
+    space = getattr(env, "action_space", None)
     if isinstance(space, spaces.Discrete):
         start, integer = space.start, space.dtype.type
         return TransformAction(env, lambda action: integer(action + start), spaces.Discrete(space.n))
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating) or not np.prod(space.shape):
         raise ValueError(f"{name}: cannot use the action space {space}; {ACTIONS}")
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -107,7 +130,7 @@ def rescale_actions(env: gymnasium.Env, name: str) -> gymnasium.Env:
 
 
 def repeat_actions(env: gymnasium.Env, times: int) -> gymnasium.Env:
-    """Apply each action `times` times."""
+    """Return `env` with each action applied `times` times."""
     return ActionRepeat(env, times) if times > 1 else env
 
 

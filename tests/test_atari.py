@@ -108,7 +108,7 @@ def test_names(name):
     [
         ("atari/brekout", r'did you mean "atari/breakout"\?'),
         ("Breakout-v4", r'did you mean "minatar/breakout"\?'),  # single frames: Gymnasium's, when ale_py is imported
-        ("ale_py:BreakoutNoFrameskip-v4", 'Names are .* "atari/<game>"'),
+        ("ale_py:BreakoutNoFrameskip-v4", 'Names are .* "atari/<name>"'),
     ],
 )
 def test_other_names_are_refused(name, message):
@@ -117,8 +117,8 @@ def test_other_names_are_refused(name, message):
 
 
 def test_listed_games_have_roms():
-    assert len(ENVS["atari"]()) > 100
-    assert all(find_game(name) for name in ENVS["atari"]())
+    assert len(ENVS["atari"].ids()) > 100
+    assert all(find_game(name) for name in ENVS["atari"].ids())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")

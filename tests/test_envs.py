@@ -314,7 +314,16 @@ def test_observations_are_flattened(monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "order", "expected"),
-    [((4, 5, 3), (2, 0, 1), (3, 4, 5)), ((6, 7, 1), (2, 0, 1), (1, 6, 7)), ((3, 8, 9), (0, 1, 2), (3, 8, 9))],
+    [
+        ((4, 5, 3), (2, 0, 1), (3, 4, 5)),
+        ((6, 7, 1), (2, 0, 1), (1, 6, 7)),
+        ((3, 8, 9), (0, 1, 2), (3, 8, 9)),
+        ((16, 16, 12), (2, 0, 1), (12, 16, 16)),
+        ((8, 8, 11), (2, 0, 1), (11, 8, 8)),
+        ((12, 8, 8), (0, 1, 2), (12, 8, 8)),
+        ((20, 16, 12), (2, 0, 1), (12, 20, 16)),
+        ((5, 5, 5), (0, 1, 2), (5, 5, 5)),
+    ],
 )
 def test_images_stay_uint8_with_channels_first(monkeypatch, shape, order, expected):
     image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
@@ -582,7 +591,7 @@ def test_unknown_names_say_the_nearest(name, nearest):
 
 
 def test_a_name_like_no_other_gets_no_guess():
-    with pytest.raises(ValueError, match=r'called "qqqq"\. Names are "dmc/<domain>-<task>"'):
+    with pytest.raises(ValueError, match=r'called "qqqq"\. Names are "dmc/<name>", .* and Gymnasium ids'):
         make_env("qqqq")
 
 
@@ -611,6 +620,11 @@ def test_a_missing_extra_says_what_to_install(monkeypatch, module, name, message
         ({"action": spaces.MultiDiscrete([2, 3])}, r"Fake-v0: cannot use the action space MultiDiscrete.*supported"),
         ({"action": spaces.Box(0, 5, (1,), np.int64)}, r"cannot use the action space Box\(0, 5, \(1,\), int64\)"),
         ({"action": spaces.Box(-np.inf, 1, (1,))}, "infinite bounds"),
+        ({"action": spaces.Box(-1, 1, (0,))}, r"Fake-v0: cannot use the action space Box\(\[\]"),
+        ({"observation": spaces.Box(-1, 1, (0,))}, r"Fake-v0: cannot use the observation space Box\(\[\]"),
+        ({"observation": spaces.Sequence(spaces.Discrete(2))}, r"Fake-v0: cannot use the observation space Sequence"),
+        ({"observation": spaces.Box(0, 255, (4, 8, 8, 3), np.uint8)}, r"images of shape \(4, 8, 8, 3\) have too many"),
+        ({"observation": spaces.Box(0, 255, (8, 3, 9), np.uint8)}, r"cannot tell the channels of images of shape \(8"),
     ],
 )
 def test_other_spaces_are_refused(monkeypatch, spaces_, message):
@@ -761,7 +775,7 @@ def test_old_versions_still_warn():
 
 
 def test_envs_lists_what_can_be_made():
-    listed = {family: ids() for family, ids in ENVS.items()}
+    listed = {key: family.ids() for key, family in ENVS.items()}
     assert {"dmc/cartpole-swingup", "dmc/dog-run", "dmc/ball_in_cup-catch"} <= set(listed["dmc"])
     assert all(find_task(name) for name in listed["dmc"])
     assert "Hopper-v5" in listed["gymnasium"]

@@ -87,7 +87,7 @@ class Film(gymnasium.Env):
 
 
 def test_stacked_frames_are_channels_oldest_first():
-    env = stack_frames(Film(), 2)
+    env = stack_frames(Film(), 2, "film")
     assert env.observation_space == spaces.Box(0, 255, (6, 5, 6), np.uint8)
     seen = [env.reset()[0], env.step(0)[0], env.step(0)[0], env.reset()[0]]
     assert [image[:, 4, 5].tolist() for image in seen] == [

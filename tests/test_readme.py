@@ -107,7 +107,7 @@ def parse(arguments):
     elif command == "train":
         agent, *flags = rest
         assert agent in AGENTS
-        assert parse_training(agent, flags).env in {name for names in ENVS.values() for name in names()}
+        assert parse_training(agent, flags).env in {name for family in ENVS.values() for name in family.ids()}
     elif command == "list":
         assert set(rest) <= {"agents", "envs", "probes", "interventions"}
     else:

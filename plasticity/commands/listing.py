@@ -45,7 +45,7 @@ def _interventions() -> list[str]:
 def _envs() -> list[str]:
     from plasticity.envs import ENVS, missing_extras
 
-    return [*(name for names in ENVS.values() for name in names()), *missing_extras()]
+    return [*(name for family in ENVS.values() for name in family.ids()), *missing_extras()]
 
 
 def _described(things: Mapping[str, Callable[..., Any]]) -> list[str]:

@@ -1,0 +1,78 @@
+"""Families of environments: how the environments of one prefix are listed and made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import VectorEnv
+
+from .contract import watch_contract
+from .journal import Journal
+from .serial import serial
+from .wrappers import adapt, repeat_actions
+
+MakeVector = Callable[[list[int]], VectorEnv]
+"""Builds one environment per seed, stepped as one."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Make and list the environments whose names begin with one prefix.
+
+        ENVS["my"] = Family("my/", ids=lambda: ["my/maze"], make=lambda name, seed, limit: Maze())
+
+    Raises ValueError unless exactly one of `make` and `make_vector` is given.
+    """
+
+    prefix: str
+    """Begins every name of the family, such as "dmc/"; "" only for Gymnasium's own ids."""
+    ids: Callable[[], list[str]]
+    """Returns all names, prefix included; `plasticity list envs` prints them."""
+    make: Callable[[str, int, int | None], gymnasium.Env] | None = None
+    """(name, seed, max_episode_steps) -> one environment. The seed comes again with the first reset; the limit, in
+    simulator steps, replaces the environment's own, None keeps it."""
+    action_repeat: int = 1
+    """Simulator steps per decision where the user does not say."""
+    make_vector: Callable[[str, int, int, int | None], VectorEnv] | None = None
+    """(name, num_envs, action_repeat, max_episode_steps) -> all environments, for a simulator that steps them together.
+    Its `reset` takes a list of seeds and the option `reset_mask`; its `step` never resets; spaces as `adapt` makes."""
+    accepts: Callable[[str], bool] | None = None
+    """Whether the family has a name, for families with spellings that `ids` does not list; None: only those listed."""
+    observe: Callable[[gymnasium.Env, str], gymnasium.Env] | None = None
+    """(environment, name) -> environment with other observations; outside the action repeat, once per decision."""
+
+    def __post_init__(self) -> None:
+        if (self.make is None) == (self.make_vector is None):
+            raise ValueError(f"Family {self.prefix!r} takes either make or make_vector")
+
+    def has(self, name: str) -> bool:
+        """Return whether the family makes `name`."""
+        if self.accepts is not None:
+            return self.accepts(name)
+        return name.startswith(self.prefix) and name in self.ids()
+
+    def vector(self, name: str, action_repeat: int | None, limit: int | None) -> MakeVector:
+        """Return the function that makes `name` once per seed, in the form that `GymEnv` steps."""
+        times = action_repeat or self.action_repeat
+        if self.make_vector is not None:
+            make_vector = self.make_vector
+            return lambda seeds: make_vector(name, len(seeds), times, limit)
+
+        def make_one(seed: int) -> gymnasium.Env:
+            env = repeat_actions(watch_contract(self._made(name, seed, limit), name), times)
+            return Journal(adapt(env if self.observe is None else self.observe(env, name), name))
+
+        return serial(make_one)
+
+    def _made(self, name: str, seed: int, limit: int | None) -> gymnasium.Env:
+        assert self.make is not None
+        env: Any = self.make(name, seed, limit)
+        if not isinstance(env, gymnasium.Env):
+            kind = f"{type(env).__module__}.{type(env).__qualname__}"
+            raise TypeError(
+                f"{name}: make must return a gymnasium.Env, got {kind}; the old gym package has another API"
+            )
+        return env

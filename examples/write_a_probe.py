@@ -13,19 +13,13 @@ class Saturation(plasticity.Probe):
     """Fraction of neurons with a mean |activation| above ``limit``. Range [0, 1]; higher is worse."""
 
     per_neuron = True
+    limit = 0.95
 
-    def __init__(self, limit: float = 0.95) -> None:
-        self.limit = limit
-
-    def reset(self) -> None:
-        self.total, self.num_samples = torch.zeros(()), 0
-
-    def on_forward(self, activations: Tensor) -> None:  # (samples, neurons), of one layer
-        self.total = self.total.to(activations.device) + activations.abs().sum(0)
-        self.num_samples += len(activations)
+    def sums(self):  # signal -> function of (samples, neurons), added up over all passes
+        return {"on_forward": lambda activations: activations.abs().sum(0)}
 
     def scores(self) -> Tensor:  # a number per neuron
-        return self.total / self.num_samples
+        return self.total("on_forward") / self.num_samples("on_forward")
 
     def compute(self) -> Tensor:  # a number per layer, still on the device
         return (self.scores() > self.limit).float().mean()

@@ -59,7 +59,7 @@ class Monitor:
         if passes not in ("all", "training"):
             raise ValueError(f"passes is 'all' or 'training', got {passes!r}")
         self.model, self.group = unwrap(model), process_group(model)
-        self.probes = dict(probes) if isinstance(probes, Mapping) else make_probes(probes)
+        self.probes = make_probes(probes)
         self.layers, self.passes, self.strict, self.wiring = layers, passes, strict, wiring
         self._compiled = is_compiled(model)
         if owner is None and (is_compiled(self.model) or (self._compiled and passes == "training")):

@@ -228,8 +228,11 @@ def test_a_trace_that_fails_makes_measured_steps_eager_with_one_warning(monkeypa
 @pytest.mark.filterwarnings("ignore:Rank")
 def test_a_probe_that_raises_is_off_and_training_goes_on() -> None:
     class Broken(Dormancy):
-        def reduce(self, signal: str, rows: Tensor) -> Tensor:
-            raise ZeroDivisionError("oh")
+        def sums(self) -> dict[str, Any]:
+            def fail(rows: Tensor) -> Tensor:
+                raise ZeroDivisionError("oh")
+
+            return {"on_forward": fail}
 
     learner, readings, _ = watched({"bad": Broken(), "rank": Rank()})
     with pytest.warns(RuntimeWarning, match="probe 'bad' failed"):

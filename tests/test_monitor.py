@@ -283,7 +283,7 @@ def test_checkpointing_counts_once(use_reentrant: bool, passes: str, whole: bool
         for layer, scores in by_layer.items():
             torch.testing.assert_close(reading.scores[probe][layer], scores)
     copies = monitor._observer.gathering.fed()
-    assert copies["dormancy", "a"]._num_samples == copies["grama", "a"]._num_samples == 32
+    assert copies["dormancy", "a"].num_samples("on_forward") == copies["grama", "a"].num_samples("on_backward") == 32
 
 
 def test_gradient_accumulation() -> None:

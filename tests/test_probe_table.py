@@ -205,7 +205,7 @@ def test_planted_dead_neurons_are_found_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", ["mlp", "in-place relu, sequences", "conv", "residual", "transformer", "tanh"])
 def test_the_training_passes_of_a_loop_give_the_same_numbers(name: str) -> None:
     model, inputs, hand = prepare(CASES[name])
-    probes = make_probes(PROBES)
+    probes = make_probes(list(PROBES))
     with Monitor(model, probes, passes="training", strict=True) as monitor:
         with torch.no_grad():
             model(*(3 * x for x in inputs))

@@ -227,11 +227,10 @@ def test_reduced_passes_add_up_to_what_rows_say(rows: int) -> None:
     passes = [torch.randn(rows, 5) * torch.tensor([1, 1e-3, 0, 10, 2]) for _ in range(3)]
     for name in ("dormancy", "grama", "grama_post"):
         fed, summed = PROBES[name](), PROBES[name]()
-        (signal,) = fed.signals
-        assert summed.reduces(signal)
+        ((signal, summand),) = fed.sums().items()
         for x in passes:
             getattr(fed, signal)(x)
-        summed.add(signal, sum(summed.reduce(signal, x).double() for x in passes), 3 * rows)
+        summed.add(signal, sum(summand(x).double() for x in passes), 3 * rows)
         expected = torch.cat(passes).double().abs().mean(0)
         for probe in (fed, summed):
             torch.testing.assert_close(probe.magnitudes(), expected, rtol=1e-6, atol=0)
@@ -242,10 +241,7 @@ def test_a_method_that_a_subclass_overrides_alone_is_called() -> None:
         def on_forward(self, activations: Tensor) -> None:
             super().on_forward(2 * activations)
 
-    assert Dormancy().reduces("on_forward")
-    assert not Doubled().reduces("on_forward")
-    assert GradientActivity("weight").reduces("on_weight_gradient")
-    assert not Rank().reduces("on_forward")
+    assert [probe.takes_rows("on_forward") for probe in (Dormancy(), Doubled(), Rank())] == [False, True, True]
     model, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.randn(8, 2)
     with Monitor(model, {"doubled": Doubled()}) as monitor:
         model(x)

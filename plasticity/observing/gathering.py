@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from plasticity.callback import note
 from plasticity.isolation import map_tensors
 from plasticity.probes import Probe
-from plasticity.probes.probe import FORWARD, POST, WEIGHT
-from plasticity.structure.layers import NORMS, Layer, Wiring
+from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PREACTIVATION, WEIGHT, Summand, num_samples_in
+from plasticity.structure.layers import NORMS, Layer, Wiring, current_weight, precise, weight_rows
 
 from .distributed import combined
 from .hooks import Entry, Seen
@@ -27,26 +27,31 @@ Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
 Values = dict[str, dict[str, float]]
 """Metric -> layer -> value."""
-
-
-Plan = tuple[Entry, ...]
-"""What the tensors of a pass show."""
+Entries = tuple[Entry, ...]
+"""The meaning of each tensor that a pass shows."""
 MANY, MANY_NUMBERS = 64, 1 << 16
-"""After so many passes, or numbers, what they show is added up: many at once cost a fraction."""
+"""Passes, or numbers, after which what they show is added up: many at once cost a fraction."""
 
 
 class Sums:
-    """Sums over passes, in float64, of the tensors of one plan."""
+    """Sums over passes, in float64, of tensors that have the same entries."""
 
     def __init__(self) -> None:
         self.times = 0
         self._totals: list[Tensor] | None = None
         self._waiting: list[list[Tensor]] = []
+        self._shapes: list[torch.Size] = []
         self._many = 0
+
+    def misfits(self, tensors: list[Tensor]) -> list[tuple[int, torch.Size]]:
+        """Return the positions of tensors that cannot be added, with the shape that could."""
+        pairs = zip(tensors, self._shapes, strict=False)  # none before the first
+        return [(i, shape) for i, (tensor, shape) in enumerate(pairs) if tensor.shape != shape]
 
     def add(self, tensors: list[Tensor]) -> None:
         """Add what one pass shows."""
         self.times += 1
+        self._shapes = self._shapes or [tensor.shape for tensor in tensors]
         self._waiting.append(tensors)
         if not self._many:
             self._many = max(1, min(MANY, MANY_NUMBERS // sum(map(Tensor.numel, tensors))))
@@ -69,6 +74,7 @@ class Sums:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.times, self._totals, self._waiting = state["times"], state["totals"], list(state["waiting"])
+        self._shapes = [tensor.shape for tensor in self._totals or self._waiting[0]]
 
 
 class Gathering:
@@ -87,7 +93,9 @@ class Gathering:
         """Forget everything gathered; a probe that failed stays off."""
         self._copies: dict[Key, Probe] = {}
         """The probes that were fed rows."""
-        self._sums: defaultdict[Plan, Sums] = defaultdict(Sums)
+        self._arrived: defaultdict[Key, set[str]] = defaultdict(set)
+        """The signals of these rows."""
+        self._sums: defaultdict[Entries, Sums] = defaultdict(Sums)
         self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
         self._choose()
@@ -105,24 +113,25 @@ class Gathering:
             if name not in self._failed and not (self._spare and probe.last_step_only)
         ]
         """The probes that look at what comes."""
-        self._wanting: defaultdict[str, list[tuple[str, Probe, bool]]] = defaultdict(list)
+        self._wanting: defaultdict[str, list[tuple[str, Summand | None]]] = defaultdict(list)
+        """Signal -> probes that use it, with the function of its rows that is summed; None: they take the rows."""
         for name in self.working:
             probe = self.probes[name]
             for signal in probe.signals:
-                self._wanting[signal].append((name, probe, probe.reduces(signal)))
-        self.signals = frozenset(self._wanting)
-        """What these probes want to see."""
+                self._wanting[signal].append((name, None if probe.takes_rows(signal) else probe.sums()[signal]))
+        self.signals = frozenset(self._wanting) - {WEIGHT}
+        """The signals to observe in passes."""
 
     # -- what passes show ----------------------------------------------------------------------------------------------
 
     def look(self, layer: str, signal: str, rows: Tensor) -> Seen:
-        """Return what every probe that wants ``signal`` takes from the rows of one layer; it may be traced."""
+        """Return what every probe that uses ``signal`` takes from the rows of one layer; it may be traced."""
         seen: Seen = []
-        num_samples = rows.shape[0]
-        for name, probe, reduces in self._wanting.get(signal, ()) if num_samples else ():
+        for name, summand in self._wanting.get(signal, ()) if rows.shape[0] else ():
             try:
-                tensor = probe.reduce(signal, rows) if reduces else rows
-                seen.append((Entry(name, layer, signal, num_samples, reduces), tensor))
+                tensor = rows if summand is None else _summed(summand, rows)
+                entry = Entry(name, layer, signal, num_samples_in(signal, rows), summand is not None)
+                seen.append((entry, tensor))
             except Exception as error:
                 self._disable(name, error)
         return seen
@@ -131,17 +140,17 @@ class Gathering:
         """Take in what a pass shows."""
         for entry, tensor in seen:
             if entry.reduced:
-                self._plan.append(entry)
+                self._entries.append(entry)
                 self._tensors.append(tensor)
             else:
                 self._rows.append((entry, tensor))
         if not self.deferred:
             self.commit()
 
-    def take_passes(self, num_passes: int, plan: Plan, reduced: list[Tensor], rows: Seen) -> None:
+    def take_passes(self, num_passes: int, entries: Entries, reduced: list[Tensor], rows: Seen) -> None:
         """Count passes and take in all that they show."""
         self._pending_passes += num_passes
-        self._whole.append((plan, reduced))
+        self._whole.append((entries, reduced))
         self.take(rows)
 
     def count(self) -> None:
@@ -152,22 +161,31 @@ class Gathering:
 
     def drop(self) -> None:
         """Forget what is pending."""
-        self._plan: list[Entry] = []
+        self._entries: list[Entry] = []
         self._tensors: list[Tensor] = []
-        self._whole: list[tuple[Plan, list[Tensor]]] = []
+        self._whole: list[tuple[Entries, list[Tensor]]] = []
         self._rows: Seen = []
         self._pending_passes = 0
 
     def commit(self) -> None:
         """Give the probes what is pending."""
-        whole, rows = [*self._whole, (tuple(self._plan), self._tensors)], self._rows
+        whole, rows = [*self._whole, (tuple(self._entries), self._tensors)], self._rows
         self.num_passes += self._pending_passes
         self.drop()
-        for plan, tensors in whole:
-            if plan:
-                self._sums[plan].add(tensors)
+        for entries, tensors in whole:
+            if entries:
+                self._sums[entries].add(self._fitting(entries, tensors))
         for entry, tensor in rows:
             self._feed(entry, tensor)
+
+    def _fitting(self, entries: Entries, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the tensors to add; a probe whose sum has another shape than before is off from now on."""
+        for i, shape in self._sums[entries].misfits(tensors):
+            found = tuple(tensors[i].shape)
+            tensors = [*tensors[:i], tensors[i].new_full(shape, torch.nan, dtype=torch.float64), *tensors[i + 1 :]]
+            error = ValueError(f"sums() gave the shape {found} after {tuple(shape)}; it must not depend on the pass")
+            self._disable(entries[i].probe, error)
+        return tensors
 
     def _feed(self, entry: Entry, rows: Tensor) -> None:
         if entry.probe in self._failed:
@@ -178,6 +196,7 @@ class Gathering:
                 probe = self._copies[entry.probe, entry.layer] = self._new(entry.probe)
             with torch.no_grad():
                 getattr(probe, entry.signal)(rows)
+            self._arrived[entry.probe, entry.layer].add(entry.signal)
         except Exception as error:
             self._disable(entry.probe, error)
 
@@ -189,8 +208,8 @@ class Gathering:
     def fed(self) -> dict[Key, Probe]:
         """Return the probes with all they were given, by probe and layer."""
         found: dict[Key, Probe] = {}
-        for plan, sums in self._sums.items():
-            for entry, total in zip(plan, sums.totals(), strict=True):
+        for entries, sums in self._sums.items():
+            for entry, total in zip(entries, sums.totals(), strict=True):
                 if entry.probe in self._failed:
                     continue
                 key = entry.probe, entry.layer
@@ -207,9 +226,11 @@ class Gathering:
         state = {
             "num_passes": self.num_passes,
             "sums": [
-                {"plan": [list(entry) for entry in plan], **sums.state_dict()} for plan, sums in self._sums.items()
+                {"plan": [list(entry) for entry in entries], **sums.state_dict()}
+                for entries, sums in self._sums.items()
             ],
             "probes": [[*key, probe.state_dict()] for key, probe in self._copies.items()],
+            "arrived": [[*key, sorted(signals)] for key, signals in self._arrived.items()],
         }
         return map_tensors(state, torch.clone)
 
@@ -223,6 +244,9 @@ class Gathering:
         for name, layer, saved in state["probes"]:
             self._copies[name, layer] = self._new(name)
             self._copies[name, layer].load_state_dict(saved)
+            self._arrived[name, layer] = {*self.probes[name].signals}  # all, in runs of 0.1.0
+        for name, layer, signals in state.get("arrived", ()):
+            self._arrived[name, layer] = {*signals}
 
     def _disable(self, probe: str, error: Exception) -> None:
         if self.strict:
@@ -236,16 +260,45 @@ class Gathering:
 
     def reading(self, wiring: Wiring, layers: list[Layer], group: Any = None) -> Reading:
         """Return the results on ``layers``; ``group``: the processes that share the batch, all of which must call."""
-        fed = self.fed()
-        results, scores = self._compute(fed if group is None else combined(fed, group))
-        values = self._tabulate(_to_host(results), layers, fed)
+        fed, missing = self.fed(), self._missing(layers)
+        copies = fed if group is None else combined(fed, group)
+        self._weigh(copies, missing, layers)
+        complete = {key: probe for key, probe in copies.items() if not missing[key]}
+        results, scores = self._compute(complete)
+        values = self._tabulate(_to_host(results), layers, complete)
         return Reading(
             values=values,
             scores={name: by_layer for name, by_layer in scores.items() if name not in self._failed},
             num_neurons={layer.name: layer.num_neurons for layer in layers},
-            coverage=self._coverage(wiring, {layer.name for layer in layers}, values, fed),
+            coverage=self._coverage(wiring, {layer.name for layer in layers}, values, missing),
             num_passes=self.num_passes,
         )
+
+    def _missing(self, layers: list[Layer]) -> dict[Key, set[str]]:
+        """Return the signals that have not arrived, by probe and layer."""
+        missing = {(name, la.name): {*probe.signals} for name, probe in self.probes.items() for la in layers}
+        for key, signals in self._arrived.items():
+            missing.setdefault(key, {*self.probes[key[0]].signals}).difference_update(signals)
+        for entries in self._sums:
+            for entry in entries:
+                key = entry.probe, entry.layer
+                missing.setdefault(key, {*self.probes[entry.probe].signals}).discard(entry.signal)
+        return missing
+
+    def _weigh(self, copies: dict[Key, Probe], missing: dict[Key, set[str]], layers: list[Layer]) -> None:
+        """Give weights to the probes that use them, which become copies: a weight counts for one reading only."""
+        for name in [name for name, _ in self._wanting.get(WEIGHT, ())]:
+            for layer in layers:
+                key, weight = (name, layer.name), current_weight(layer.module)
+                if weight is None or name in self._failed:
+                    continue
+                try:
+                    copies[key] = copy.deepcopy(copies[key]) if key in copies else self._new(name)
+                    with torch.no_grad():
+                        copies[key].on_weight(weight_rows(layer.module, precise(weight.detach())))
+                    missing[key].discard(WEIGHT)
+                except Exception as error:
+                    self._disable(name, error)
 
     def _compute(self, copies: Mapping[Key, Probe]) -> tuple[Results, dict[str, dict[str, Tensor]]]:
         results: Results = {}
@@ -257,6 +310,7 @@ class Gathering:
                 with torch.no_grad():
                     value = probe.compute()
                     parts = value if isinstance(value, dict) else {name: value}
+                    _require_numbers(parts)
                     if probe.per_neuron:
                         scores[name][layer] = probe.scores().cpu()
                 self._metrics[name] = tuple(parts)
@@ -278,11 +332,13 @@ class Gathering:
                 values[metric] = {**found, ALL: total / sum(weights.values()) if weights else torch.nan}
         return values
 
-    def _coverage(self, wiring: Wiring, selected: set[str], values: Values, fed: Container[Key]) -> list[Coverage]:
+    def _coverage(
+        self, wiring: Wiring, selected: set[str], values: Values, missing: Mapping[Key, set[str]]
+    ) -> list[Coverage]:
         entries = []
         for layer in wiring.layers.values():
             for name, probe in self.probes.items():
-                reason = self._why_not(layer, name, layer.name in selected, (name, layer.name) in fed)
+                reason = self._why_not(layer, name, layer.name in selected, missing.get((name, layer.name), {FORWARD}))
                 if not reason and any(v != v for v in (values[m][layer.name] for m in self._metrics[name])):
                     reason = probe.nan_reason
                 entries.append(Coverage(layer.name, name, not reason, reason))
@@ -290,25 +346,41 @@ class Gathering:
             entries.extend(Coverage(module, name, False, reason) for name in self.probes)
         return entries
 
-    def _why_not(self, layer: Layer, probe: str, selected: bool, fed: bool) -> str:
-        """Return why a probe has no data for a layer; empty if it has."""
+    def _why_not(self, layer: Layer, probe: str, selected: bool, missing: set[str]) -> str:
+        """Return why a probe has no value for a layer; empty if it has all its signals."""
         if layer.num_calls == 0:
             return "its forward was never called"
         if not selected:
             return OUTPUT_LAYER if layer.is_output else "not selected"
         if probe in self._failed:
             return self._failed[probe]
-        if fed:
+        if not missing:
             return ""
-        signals = self.probes[probe].signals
-        if signals & {FORWARD, POST} and not layer.sites:
+        if missing & {FORWARD, POST} and not layer.sites:
             return "; ".join(layer.unresolved) or "its activations are out of every module's sight"
-        if POST in signals and all(site.replay for site in layer.sites.values()):
+        if POST in missing and all(site.replay for site in layer.sites.values()):
             return "its activation is a tensor that no module sees"
         weight = layer.module._parameters.get("weight")
-        if WEIGHT in signals and (weight is None or not weight.requires_grad):
+        if missing & OF_WEIGHTS and (weight is None or not weight.requires_grad):
             return "its weight is frozen" if weight is not None else "its weight is computed, not a parameter"
-        return "no gradient reached it" if signals - {FORWARD} else "it was not called in the measured passes"
+        in_forward = missing <= {FORWARD, PREACTIVATION}
+        return "it was not called in the measured passes" if in_forward else "no gradient reached it"
+
+
+def _summed(function: Summand, rows: Tensor) -> Tensor:
+    """Return what a function makes of rows, in memory of its own: rows may be overwritten before they are added."""
+    value = function(rows)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"sums() must name functions that return tensors, got {type(value).__name__}")
+    return value.clone() if value.untyped_storage()._cdata == rows.untyped_storage()._cdata else value
+
+
+def _require_numbers(results: Mapping[str, Any]) -> None:
+    """Raise TypeError unless all results are tensors of one number."""
+    for name, value in results.items():
+        if not isinstance(value, Tensor) or value.dim():
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"compute() must return 0-D tensors, got {found} for {name}")
 
 
 def _other_weights(wiring: Wiring) -> Iterator[tuple[str, str]]:

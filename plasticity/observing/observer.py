@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import map_tensors, named_modules
-from plasticity.probes.probe import FORWARD, POST, PRE, WEIGHT
+from plasticity.probes.probe import FORWARD, POST, PRE, PREACTIVATION, WEIGHT_GRADIENT
 from plasticity.structure.labels import tensors_in
-from plasticity.structure.layers import Layer, Site, by_neuron, fits, weight_rows
+from plasticity.structure.layers import Layer, Site, by_neuron, fits, precise, weight_rows
 
 from .gathering import Gathering
 from .hooks import Entry, Hook, Pass, Recording, Seen, backward_pass, in_backward
@@ -124,7 +124,7 @@ class Observer:
                 names.add(site.module)
                 if site.side == "input":
                     self._entered.add(site.module)
-            if self.gathering.signals & {PRE, WEIGHT}:
+            if self.gathering.signals & {PREACTIVATION, PRE, WEIGHT_GRADIENT}:
                 names.add(layer.name)
         self._modules = {name: modules[name] for name in sorted(names)}
         for name in self._modules.keys() - {""}:  # the model's own hooks are on already
@@ -138,7 +138,7 @@ class Observer:
         """Hook the weights that train; once more with every pass, because a loop may freeze a network in between."""
         recording = self._recording  # a traced pass has tensors of its own in the place of the weights
         hooked = self._hooked_weights if recording is None else recording.hooked_weights
-        for layer in self._measured.values() if WEIGHT in self.gathering.signals else ():
+        for layer in self._measured.values() if WEIGHT_GRADIENT in self.gathering.signals else ():
             weight = layer.module._parameters.get("weight")
             if weight is not None and weight.requires_grad and layer.name not in hooked:
                 hooked.add(layer.name)
@@ -246,6 +246,8 @@ class Observer:
             self._follow_output(layer, output)
         if self._pass is None:
             return
+        if layer is not None and PREACTIVATION in self.gathering.signals and isinstance(output, Tensor):
+            self._see_preactivation(layer, output)
         if name not in self._entered:
             self._pass.calls[name] += 1
         for seen, site in self._sites.get((name, "output", self._pass.calls[name] - 1), ()):
@@ -257,18 +259,33 @@ class Observer:
             return
         if POST in self.gathering.signals and not site.replay:
             self._follow(value, lambda gradient: self._feed(layer, POST, gradient, site.axis, site.columns))
-        assert self._pass is not None
-        if FORWARD not in self.gathering.signals or (in_backward() and not self._pass.repeated):
+        if FORWARD not in self.gathering.signals or self._is_repeated():
             return
         if self.mask is not None:
             self._note_mask(value, site.axis)
-        tensor = _precise(value.detach())
+        tensor = precise(value.detach())
         if site.replay:
             with torch.no_grad():
                 rows = site.read(tensor, self.mask)
         else:
             rows = self._rows(tensor, site.axis, site.columns)
-        seen = self.gathering.look(layer.name, FORWARD, rows)
+        self._stage(self.gathering.look(layer.name, FORWARD, rows))
+
+    def _see_preactivation(self, layer: Layer, output: Tensor) -> None:
+        """Take the linear output of a layer."""
+        if not self._is_repeated():
+            if self.mask is not None:
+                self._note_mask(output, layer.axis)
+            rows = self._rows(precise(output.detach()), layer.axis, None)
+            self._stage(self.gathering.look(layer.name, PREACTIVATION, rows))
+
+    def _is_repeated(self) -> bool:
+        """Return whether a forward pass computes again, for its backward pass, what was already seen."""
+        return in_backward() and not (self._pass is not None and self._pass.repeated)
+
+    def _stage(self, seen: Seen) -> None:
+        """Take in what a forward pass shows, now or when it counts."""
+        assert self._pass is not None
         if not self._pass.counted or self.gathering.deferred:
             seen = cloned(seen)  # rows may be overwritten in place before they are looked at
         if self._pass.counted:
@@ -309,7 +326,7 @@ class Observer:
     def _feed(self, layer: Layer, signal: str, gradient: Tensor, axis: int, columns: Tensor | None = None) -> None:
         if self.mask is not None:
             self._note_mask(gradient, axis)
-        rows = self._rows(_precise(gradient.detach()), axis, columns)
+        rows = self._rows(precise(gradient.detach()), axis, columns)
         self._take(self.gathering.look(layer.name, signal, rows))
 
     def _rows(self, tensor: Tensor, axis: int, columns: Tensor | None) -> Tensor:
@@ -328,8 +345,8 @@ class Observer:
         """Look at the gradient of a layer's weight."""
         # Only with the gradient of an output that was followed: other passes are not ours to count.
         if self._backward.get(name) == backward_pass():
-            rows = weight_rows(self._measured[name].module, _precise(gradient.detach()))
-            seen = self.gathering.look(name, WEIGHT, rows)
+            rows = weight_rows(self._measured[name].module, precise(gradient.detach()))
+            seen = self.gathering.look(name, WEIGHT_GRADIENT, rows)
             # What is deferred is a copy: the gradient becomes `.grad`, which may be clipped in place.
             self._take(cloned(seen) if self.gathering.deferred else seen)
 
@@ -362,8 +379,3 @@ def cloned(seen: Seen) -> Seen:
 
 def _item(values: Any, key: int | str) -> Any:
     return values[key] if isinstance(values, (tuple, list)) and isinstance(key, int) and key < len(values) else None
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32 or better: half-precision sums overflow and round."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -1,11 +1,12 @@
-"""Probes: what can be measured, one file per family. ``PROBES`` is the contents page."""
+"""Probes: measurements of single layers, one file per family. ``PROBES`` is the contents page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from .activity import Activity, inactive_fraction, normalised_scores
+from .check import require_probe
 from .dormancy import Dormancy
 from .grama import GradientActivity
 from .probe import Probe
@@ -24,13 +25,20 @@ PROBES: dict[str, Callable[[], Probe]] = {
 DEFAULT_PROBES = ("dormancy", "grama", "rank")
 
 
-def make_probes(names: Iterable[str]) -> dict[str, Probe]:
-    """Return probes with default settings by name; raise ValueError for an unknown one."""
-    names = list(names)
-    unknown = [name for name in names if name not in PROBES]
-    if unknown:
+def make_probes(probes: Mapping[str, Probe] | Iterable[str]) -> dict[str, Probe]:
+    """Return probes by name, those that are given as names with default settings.
+
+    Raises ValueError for an unknown name, and for an object that is no usable probe (see :func:`require_probe`).
+    """
+    if isinstance(probes, Mapping):
+        return {name: require_probe(name, probe) for name, probe in probes.items()}
+    names = [probes] if isinstance(probes, (str, Probe)) else list(probes)
+    if nameless := [probe for probe in names if not isinstance(probe, str)]:
+        found = nameless[0].__name__ if isinstance(nameless[0], type) else type(nameless[0]).__name__
+        raise ValueError(f"probes are names or a mapping from names to probes, {{'mine': {found}()}}; got {probes!r}")
+    if unknown := [name for name in names if name not in PROBES]:
         raise ValueError(f"unknown probe {', '.join(unknown)}; there are {', '.join(PROBES)}")
-    return {name: PROBES[name]() for name in names}
+    return {name: require_probe(name, PROBES[name]()) for name in names}
 
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "inactive_fraction",
     "make_probes",
     "normalised_scores",
+    "require_probe",
     "singular_values",
     "srank",
     "stable_rank",

@@ -1,13 +1,13 @@
-"""How strongly each neuron takes part, relative to its layer: the one formula behind dormancy and GraMa."""
+"""The magnitude of a signal per neuron, relative to its layer: the one formula behind dormancy and GraMa."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from .probe import Probe
+from .probe import Probe, Summand
 
 EXACT_ROWS = 1 << 16
 """Up to so many rows are summed in float32: relative errors of 1e-7 by torch, 1e-6 by a compiled loop, where float64
@@ -40,7 +40,7 @@ def inactive_fraction(scores: Tensor, threshold: float) -> Tensor:
 class Activity(Probe):
     """Fraction of neurons whose mean magnitude of a signal is at most ``threshold`` times the layer's mean.
 
-    The mean is over all samples since :meth:`reset`, each sample counting once; it is normalised once, at the end.
+    The mean is over all samples, each counting once; it is normalised once, at the end.
     """
 
     per_neuron = True
@@ -49,57 +49,14 @@ class Activity(Probe):
         if not threshold >= 0:
             raise ValueError(f"{type(self).__name__} needs a threshold of at least 0, got {threshold}")
         self.signal, self.threshold = signal, float(threshold)
-        self.reset()
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """The one signal that is gathered."""
-        return frozenset([self.signal])
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self._total: Tensor | None = None
-        self._num_samples = 0
-
-    def on_forward(self, activations: Tensor) -> None:
-        """Add samples, (samples, neurons)."""
-        self._add(activations)
-
-    def on_backward(self, gradients: Tensor) -> None:
-        """Add samples, (samples, neurons)."""
-        self._add(gradients)
-
-    def on_activation_gradient(self, gradients: Tensor) -> None:
-        """Add samples, (samples, neurons)."""
-        self._add(gradients)
-
-    def _add(self, rows: Tensor) -> None:
-        if not len(rows):
-            raise ValueError(f"{type(self).__name__} needs at least one sample")
-        self.add(self.signal, self.reduce(self.signal, rows), len(rows))
-
-    def reduce(self, signal: str, rows: Tensor) -> Tensor:
-        """Return the sums of magnitudes, (neurons,)."""
-        return magnitude_sums(rows)
-
-    def add(self, signal: str, total: Tensor, num_samples: int) -> None:
-        """Add sums of magnitudes, (neurons,), over ``num_samples``."""
-        # float64: sums over many passes lose the small ones in float32.
-        total = total.double()
-        self._total = total if self._total is None else self._total + total
-        self._num_samples += num_samples
-
-    def combine(self, add: Callable[[Tensor], Tensor]) -> None:
-        """Add what the other processes have gathered."""
-        if self._total is not None:
-            self._num_samples = int(add(torch.tensor(self._num_samples, device=self._total.device)))
-            self._total = add(self._total)
+    def sums(self) -> Mapping[str, Summand]:
+        """Add up the magnitudes of one signal over samples."""
+        return {self.signal: magnitude_sums}
 
     def magnitudes(self) -> Tensor:
         """Return the mean magnitude of each neuron, (neurons,), before normalisation."""
-        if self._total is None:
-            raise RuntimeError(f"{type(self).__name__} has seen no data")
-        return self._total / self._num_samples
+        return self.total(self.signal) / self.num_samples(self.signal)
 
     def scores(self) -> Tensor:
         """Return each neuron's magnitude relative to its layer, (neurons,); see :func:`normalised_scores`."""

@@ -1,6 +1,7 @@
 """Dormant neurons: those that hardly ever fire (Sokar et al. 2023, *The Dormant Neuron Phenomenon*)."""
 
 from .activity import Activity
+from .probe import FORWARD
 
 
 class Dormancy(Activity):
@@ -14,4 +15,4 @@ class Dormancy(Activity):
     """
 
     def __init__(self, threshold: float = 0.025) -> None:
-        super().__init__("on_forward", threshold)
+        super().__init__(FORWARD, threshold)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from .activity import Activity
-from .probe import WEIGHT
+from .probe import POST, PRE, WEIGHT_GRADIENT, Summand
 
-READINGS = {"pre": "on_backward", "weight": "on_weight_gradient", "post": "on_activation_gradient"}
+READINGS = {"pre": PRE, "weight": WEIGHT_GRADIENT, "post": POST}
 
 
 class GradientActivity(Activity):
@@ -33,16 +36,10 @@ class GradientActivity(Activity):
         self.reading = reading
         super().__init__(READINGS[reading], threshold)
 
-    def on_weight_gradient(self, gradients: Tensor) -> None:
-        """Add the gradient of one backward pass, (neurons, inputs), with its sign, as ``.grad`` accumulates it."""
-        self.add(WEIGHT, self.reduce(WEIGHT, gradients), 0)
-
-    def reduce(self, signal: str, rows: Tensor) -> Tensor:
-        """Return a gradient of weights as it is, copied, and of activations the sums of magnitudes, (neurons,)."""
-        return rows.clone() if signal == WEIGHT else super().reduce(signal, rows)
+    def sums(self) -> Mapping[str, Summand]:
+        """Add up gradients of weights with their signs, as ``.grad`` does, and magnitudes of other gradients."""
+        return {WEIGHT_GRADIENT: torch.clone} if self.reading == "weight" else super().sums()
 
     def magnitudes(self) -> Tensor:
         """Return the mean gradient magnitude of each neuron, (neurons,), before normalisation."""
-        if self.reading == "weight" and self._total is not None:
-            return self._total.abs().mean(1)
-        return super().magnitudes()
+        return self.total(WEIGHT_GRADIENT).abs().mean(1) if self.reading == "weight" else super().magnitudes()

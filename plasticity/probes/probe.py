@@ -1,23 +1,37 @@
-"""The base of all probes: one layer's statistics, gathered signal by signal."""
+"""The base of all probes: statistics of one layer, gathered signal by signal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-SIGNALS = FORWARD, PRE, POST, WEIGHT = "on_forward", "on_backward", "on_activation_gradient", "on_weight_gradient"
-"""Activations; gradients before and after the activation function; gradients of the incoming weights."""
+SIGNALS = FORWARD, PREACTIVATION, PRE, POST, WEIGHT, WEIGHT_GRADIENT = (
+    "on_forward",
+    "on_preactivation",
+    "on_backward",
+    "on_activation_gradient",
+    "on_weight",
+    "on_weight_gradient",
+)
+OF_WEIGHTS = frozenset({WEIGHT, WEIGHT_GRADIENT})
+"""Signals whose rows are neurons, not samples."""
+
+Summand = Callable[[Tensor], Tensor]
+"""A pure function of the rows of one signal in one pass."""
 
 
 class Probe:
-    """Gather statistics of one layer; a monitor keeps a copy for every layer and feeds it.
+    """Gather statistics of one layer. A monitor keeps a copy for every layer and feeds it.
 
-    Override the signals you need (only those get a hook) and :meth:`compute`. Tensors arrive detached, in float32 or
-    better, as (samples, neurons): a convolution's channels are its neurons, and its positions count as samples, as do
-    the time steps of a sequence. They may be the model's own memory: never change them in place, and copy what is kept
-    (results of arithmetic are copies). Never call ``.item()``: a reading brings all results to the host at once.
+    Either name functions whose results are added up, in :meth:`sums`, or override the methods of the signals that you
+    need; then write :meth:`compute`. Only the signals that are used get a hook. A layer has a value once every signal
+    of the probe has arrived. Rows are detached, in float32 or better, (samples, neurons): a convolution's channels are
+    its neurons, and its positions count as samples, as do the time steps of a sequence. Rows may be the model's own
+    memory: never change them in place, and copy what is kept (results of arithmetic are copies). Never call
+    ``.item()``: a reading brings all results to the host at once.
     """
 
     per_neuron = False
@@ -25,48 +39,94 @@ class Probe:
     last_step_only = False
     """Whether a reading over a window of optimizer steps is of the last step alone."""
     nan_reason = "non-finite values"
-    """What a NaN result means."""
+    """The meaning of a NaN result."""
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """The names of the signals this probe wants: those it overrides."""
-        return frozenset(s for s in SIGNALS if getattr(type(self), s) is not getattr(Probe, s))
+    # -- signals -------------------------------------------------------------------------------------------------------
 
-    def reset(self) -> None:
-        """Forget everything gathered so far."""
+    def sums(self) -> Mapping[str, Summand]:
+        """Return signal -> function of its rows; the results, of one shape, are added up over passes in float64.
+
+        The sums are :meth:`total`. Prefer this to the methods: sums are computed inside compiled updates, kept over a
+        window and a resumed run, and added up over processes. For several sums of one signal, stack them.
+        """
+        return {}
 
     def on_forward(self, activations: Tensor) -> None:
         """Take the layer's activations, (samples, neurons)."""
+        self._sum(FORWARD, activations)
+
+    def on_preactivation(self, z: Tensor) -> None:
+        """Take the layer's linear output, before norm and activation function, (samples, neurons)."""
+        self._sum(PREACTIVATION, z)
 
     def on_backward(self, gradients: Tensor) -> None:
         """Take dL/d(pre-activation), (samples, neurons)."""
+        self._sum(PRE, gradients)
 
     def on_activation_gradient(self, gradients: Tensor) -> None:
         """Take dL/d(activation), (samples, neurons)."""
+        self._sum(POST, gradients)
+
+    def on_weight(self, weight: Tensor) -> None:
+        """Take the layer's weight, (neurons, inputs), once for every reading: as it is when the reading is taken."""
+        self._sum(WEIGHT, weight)
 
     def on_weight_gradient(self, gradients: Tensor) -> None:
         """Take dL/dW of one backward pass, (neurons, inputs)."""
+        self._sum(WEIGHT_GRADIENT, gradients)
 
-    def reduce(self, signal: str, rows: Tensor) -> Tensor:
-        """Return what one pass adds to a sum over passes, in place of its rows; a pure function: it is compiled, too.
-
-        Optional, together with :meth:`add`: then the methods of the signals are not called, unless a subclass has
-        overridden them alone. It makes measuring at every update cheap.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no reduce()")
-
-    def add(self, signal: str, total: Tensor, num_samples: int) -> None:
-        """Take the sum over passes of what :meth:`reduce` returned, in float64, and how many samples were in them."""
-        raise NotImplementedError(f"{type(self).__name__} has no add()")
+    @property
+    def signals(self) -> frozenset[str]:
+        """The names of the signals that this probe uses."""
+        return frozenset(s for s in SIGNALS if self.takes_rows(s)) | frozenset(self.sums())
 
     @classmethod
-    def reduces(cls, signal: str) -> bool:
-        """Return whether :meth:`reduce` stands for the method of a signal: whichever was overridden last does."""
+    def takes_rows(cls, signal: str) -> bool:
+        """Return whether the method of a signal is overridden: it gets the rows, also where there is a sum."""
+        return getattr(cls, signal) is not getattr(Probe, signal)
 
-        def depth(name: str) -> int:
-            return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
+    # -- sums over passes ----------------------------------------------------------------------------------------------
 
-        return cls.reduce is not Probe.reduce and depth("reduce") <= depth(signal)
+    def total(self, signal: str) -> Tensor:
+        """Return the sum over passes of what :meth:`sums` names for ``signal``, float64; RuntimeError without data."""
+        return self._gathered(signal)[0]
+
+    def num_samples(self, signal: str) -> int:
+        """Return the number of samples in :meth:`total`; for signals of weights, the number of passes."""
+        return self._gathered(signal)[1]
+
+    def add(self, signal: str, value: Tensor, num_samples: int) -> None:
+        """Add to :meth:`total` and :meth:`num_samples`."""
+        # float64: sums over many passes lose the small ones in float32.
+        total, count = self._sums.get(signal, (None, 0))
+        self._sums[signal] = (value.double() if total is None else total + value.double(), count + num_samples)
+
+    def combine(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Replace what was gathered by what all processes have; ``add`` returns the sum of a tensor over them."""
+        for signal, (total, count) in sorted(self._sums.items()):
+            number = int(add(torch.tensor(count, device=total.device)))
+            self._sums[signal] = add(total), number
+
+    @property
+    def _sums(self) -> dict[str, tuple[Tensor, int]]:
+        return self.__dict__.setdefault("_totals", {})  # subclasses need not call __init__
+
+    def _gathered(self, signal: str) -> tuple[Tensor, int]:
+        if signal not in self._sums:
+            raise RuntimeError(f"{type(self).__name__} has seen no data of {signal}")
+        return self._sums[signal]
+
+    def _sum(self, signal: str, rows: Tensor) -> None:
+        if (function := self.sums().get(signal)) is not None:
+            if not len(rows):
+                raise ValueError(f"{type(self).__name__} needs at least one sample")
+            self.add(signal, function(rows), num_samples_in(signal, rows))
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything gathered so far."""
+        self._sums.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was gathered, to go on from in the middle of a window: here, all attributes."""
@@ -76,11 +136,7 @@ class Probe:
         """Go on from :meth:`state_dict`."""
         vars(self).update(state)
 
-    def combine(self, add: Callable[[Tensor], Tensor]) -> None:
-        """Go over to what the probes of all processes have gathered; ``add`` returns the sum of a tensor over them.
-
-        Without it, each process of data-parallel training has the result of its own share of the batch.
-        """
+    # -- results -------------------------------------------------------------------------------------------------------
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Return the result, 0-D on the model's device; several results that share work come as a dict by name."""
@@ -89,3 +145,8 @@ class Probe:
     def scores(self) -> Tensor:
         """Return a number per neuron, (neurons,), which interventions consume."""
         raise NotImplementedError(f"{type(self).__name__} has no score per neuron")
+
+
+def num_samples_in(signal: str, rows: Tensor) -> int:
+    """Return the number of samples in the rows of a signal; 1 for weights, whose rows are neurons."""
+    return 1 if signal in OF_WEIGHTS else rows.shape[0]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from plasticity.isolation import named_modules
+from plasticity.isolation import named_modules, undisturbed
 
 from .labels import Replay
 
@@ -70,6 +72,19 @@ def weight_rows(module: nn.Module, weight: Tensor) -> Tensor:
         return weight.flatten(1)
     groups: int = module.groups  # type: ignore[assignment]
     return rearrange(weight, "(group inputs) neurons ... -> (group neurons) (inputs ...)", group=groups)
+
+
+def current_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight that a layer computes with, also a parametrised one; None where it is no parameter."""
+    if parametrize.is_parametrized(module, "weight"):
+        with undisturbed(module, module), torch.no_grad():  # a parametrisation may draw numbers and change buffers
+            return module.weight  # type: ignore[return-value]
+    return module._parameters.get("weight")
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 or better: half-precision sums overflow and round."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 @dataclass(frozen=True)

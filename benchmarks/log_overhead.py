@@ -15,9 +15,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from plasticity.dashboard.live import Live
-from plasticity.dashboard.logger import RunLogger
-from plasticity.dashboard.sink import Sink
+from plasticity.dashboard.live import LiveView
+from plasticity.writers import open_writers
 
 ROUNDS, CALLS = 15, 200
 VALUES = {f"plasticity/critic_1/metric_{i % 6}/layer_{i // 6}": i / 7 for i in range(60)}
@@ -36,8 +35,9 @@ def main() -> None:
         warnings.simplefilter("ignore")
         from torch.utils.tensorboard import SummaryWriter
     with tempfile.TemporaryDirectory() as folder:
-        logger = RunLogger(Path(folder) / "logger")
-        sink = Sink(Path(folder) / "sink", Live(1, "benchmark", quiet=True))
+        run = open_writers(Path(folder) / "run")
+        live = open_writers(Path(folder) / "live", also=[LiveView(1, "benchmark", quiet=True)])
+        table = open_writers(Path(folder) / "csv", ["tensorboard", "csv"])
         writer = SummaryWriter(str(Path(folder) / "writer"))
 
         def peer(step: int) -> None:
@@ -45,21 +45,24 @@ def main() -> None:
                 writer.add_scalar(tag, value, step)
 
         ways: dict[str, Callable[[int], None]] = {
-            "RunLogger": lambda step: logger.log(step, VALUES),
-            "Sink, as in a run": lambda step: sink.log(step, VALUES),
+            "open_writers": lambda step: run.log(step, VALUES),
+            "with the live view": lambda step: live.log(step, VALUES),
+            "with csv": lambda step: table.log(step, VALUES),
             "SummaryWriter.add_scalar": peer,
         }
         found: dict[str, list[float]] = {name: [] for name in ways}
         for round_ in range(ROUNDS):
             for name, log in ways.items():
                 found[name].append(milliseconds(log, round_ * CALLS))
-        for close in (logger.close, sink.close, writer.close):
+        for close in (run.close, live.close, table.close, writer.close):
             close()
     for name, times in found.items():
         low, middle, high = min(times), statistics.median(times), max(times)
         print(f"{name:<26} {middle:.3f} ms [{low:.3f}, {high:.3f}] for {len(VALUES)} scalars, {ROUNDS} rounds")
-    ratio = statistics.median(p / o for p, o in zip(found["SummaryWriter.add_scalar"], found["RunLogger"], strict=True))
-    print(f"SummaryWriter / RunLogger: {ratio:.1f}")
+    ratio = statistics.median(
+        p / o for p, o in zip(found["SummaryWriter.add_scalar"], found["open_writers"], strict=True)
+    )
+    print(f"SummaryWriter / open_writers: {ratio:.1f}")
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ import torch
 
 from plasticity.cli import main as plasticity
 from plasticity.commands.train import parse
-from plasticity.dashboard.runs import read_metrics
 from plasticity.envs import make_env
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.nested import flatten
+from plasticity.storage.rows import read_metrics
 
 EVERY = 5
 """Environment steps between two checkpoints."""

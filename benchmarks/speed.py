@@ -31,8 +31,8 @@ from tables import speed
 from plasticity.agents import AGENTS
 from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
-from plasticity.dashboard.logger import RunLogger
 from plasticity.envs import make_env
+from plasticity.writers import open_writers
 
 Learn = Callable[[int], Any]
 
@@ -74,7 +74,7 @@ def ours(task: Task, compile: str, precision: str = "float32") -> Learn:
     env = make_env(task.env, num_envs=1, seed=1)
     agent = kind(env.observation_space, env.action_space, config(**task.settings), compile=compile, precision=precision)
     ctx = context(agent)
-    ctx.writer = RunLogger(Path(tempfile.mkdtemp()) / "run")
+    ctx.writer = open_writers(Path(tempfile.mkdtemp()) / "run")
     callbacks = [Episodes(), Losses()]
     return lambda steps: train(env, agent, ctx.step + steps, callbacks, ctx)
 

@@ -11,9 +11,9 @@ from plasticity import Measure
 from plasticity.agents import SAC, SACConfig
 from plasticity.agents.records import Episodes
 from plasticity.agents.train import context, train
-from plasticity.dashboard.sink import Sink
 from plasticity.envs import make_env
 from plasticity.interventions import ReGraMa, SampleWeightDecay
+from plasticity.writers import open_writers
 
 torch.set_num_threads(1)
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3_000
@@ -25,9 +25,9 @@ agent = SAC(env.observation_space, env.action_space, config, seed=1)
 regrama = ReGraMa(every=max(10, steps // 10), networks=("critic_*",), cap=0.05)
 swd = SampleWeightDecay(horizon=steps // 2)
 measure = Measure(["dormancy", "grama"], every=max(10, steps // 10))
-sink = Sink("runs/two-interventions")
-train(env, agent, steps, [regrama, swd, measure, Episodes()], context(agent, writer=sink))
-sink.close()
+writer = open_writers("runs/two-interventions")
+train(env, agent, steps, [regrama, swd, measure, Episodes()], context(agent, writer=writer))
+writer.close()
 env.close()
 
 print(f"regrama: {regrama.counts}")

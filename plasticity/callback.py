@@ -24,17 +24,33 @@ class Transition(Protocol):
     truncated: Tensor
 
 
-class Writer(Protocol):
-    """The destination of a run's numbers, such as a :class:`~plasticity.dashboard.logger.RunLogger`."""
+class Writer:
+    """The destination of a run's numbers: TensorBoard, a file, a tracking service.
+
+    Every method does nothing until overridden. A writer in ``plasticity.writers.WRITERS`` is chosen with
+    ``plasticity train --log NAME``.
+    """
+
+    def resume(self, step: int) -> None:
+        """Forget what was written at ``step`` and later: the run goes on from a checkpoint before it. Called first."""
+
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the nested settings of the run. Called once, before anything is logged."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars by tag."""
 
     def histogram(self, step: int, tag: str, values: Any) -> None:
-        """Write the distribution of ``values``."""
+        """Write the distribution of ``values``, a sequence or array of numbers."""
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Write a text."""
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """Mark something that was done on the time axis."""
+
+    def close(self, succeeded: bool = True) -> None:
+        """End the run; nothing is written after it."""
 
 
 @dataclass
@@ -66,7 +82,7 @@ class Context:
     set_noise: Callable[[float], None] | None = None
     """Sets the scale of the agent's exploration noise, for agents that add some."""
     writer: Writer | None = None
-    """The destination of logged values; None drops them."""
+    """The destination of logged values, several as :class:`plasticity.writers.Writers`; None drops them."""
     step: int = 0
     """Environment steps so far."""
     interrupted: bool = False

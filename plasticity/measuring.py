@@ -15,6 +15,7 @@ from .monitor import Monitor
 from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
 from .structure.labels import tensors_in
+from .tags import OVERHEAD, network_prefix, score_tag
 from .watching import Watcher
 
 
@@ -136,11 +137,11 @@ class Measure(Callback):
             first = network not in self._told
             self._told.add(network)
             self.last[network] = reading
-            overhead = {"plasticity/overhead": clock.share()} if network == next(iter(chosen)) else {}
-            ctx.log({**reading.flat(f"plasticity/{network}"), **overhead})
+            overhead = {OVERHEAD: clock.share()} if network == next(iter(chosen)) else {}
+            ctx.log({**reading.flat(network_prefix(network)), **overhead})
             for probe, by_layer in reading.scores.items():
                 for layer, scores in by_layer.items():
-                    ctx.histogram(f"scores/{network}/{probe}/{layer}", scores)
+                    ctx.histogram(score_tag(network, probe, layer), scores)
             gaps = [entry for entry in reading.unmeasured if entry.reason != OUTPUT_LAYER]
             if first and gaps:
                 reasons = {f"{entry.layer} ({entry.probe})": entry.reason for entry in gaps}

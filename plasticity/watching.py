@@ -6,15 +6,20 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from .callback import Writer
 from .monitor import Monitor
 from .observing.reading import Reading
 from .probes import DEFAULT_PROBES, Probe
 from .structure.optimizers import trainer
+from .tags import network_prefix, score_tag
+
+if TYPE_CHECKING:
+    from .writers.destinations import OpenLog
 
 
 class Watcher:
@@ -169,25 +174,19 @@ class Session:
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
         self.watcher: Watcher | None = None
-        self._logger: Any = None
-
-    def log_to(self, folder: Path) -> None:
-        """Write readings to ``folder`` from now on."""
-        from .dashboard.sink import Sink
-
-        self._logger = Sink(folder)
+        self._log: OpenLog | None = None
 
     def _take(self, network: str, reading: Reading, step: int) -> None:
         self.last[network] = reading
-        if self._logger is not None:
-            log_reading(self._logger, network, reading, step)
+        if self._log is not None:
+            log_reading(self._log.writer, network, reading, step)
 
     def close(self) -> None:
-        """Take every hook off and close the files; does nothing the second time."""
+        """Take every hook off and close the files of ``log``, not writers that were given; harmless if repeated."""
         if self.watcher is not None:
             self.watcher.close()
-        if self._logger is not None:
-            self._logger.close()
+        if self._log is not None:
+            self._log.close()
 
     def __enter__(self) -> Session:
         return self
@@ -203,7 +202,7 @@ def watch(
     every: int = 500,
     window: int = 1,
     probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
-    log: str | Path | None = "runs/plasticity",
+    log: str | Path | Writer | Sequence[str | Path | Writer] | None = "runs/plasticity",
     layers: Sequence[str] | None = None,
     strict: bool = False,
 ) -> Session:
@@ -212,11 +211,15 @@ def watch(
     Goes before the loop, which stays as it is. The probes see the loop's own forward and backward passes between two
     steps of the optimizer; a pass counts when its gradient arrives. Several networks: pass a mapping by name, and
     every optimizer there is. ``window``: over how many steps a reading is taken (see :class:`Watcher`); with
-    ``window=every`` every step is measured. ``log``: the folder for TensorBoard and JSON lines, a new one; None writes
-    nothing. Costs nothing between windows.
+    ``window=every`` every step is measured. ``log``: the folder for TensorBoard and JSON lines, a new one; a writer of
+    your own, which stays open; or several of these. None writes nothing. Costs nothing between windows.
+
+    Raises ValueError for a folder that holds a run, and TypeError for a ``log`` that is neither folder nor writer.
     """
-    if log is not None and (Path(log) / "metrics.jsonl").exists():
-        raise ValueError(f"{log} holds a run already; pass another folder as log=, or remove it")
+    if log is not None:
+        from .writers.destinations import OpenLog, require_destinations
+
+        require_destinations(log)
     networks = dict(model) if isinstance(model, Mapping) else {"model": model}
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     session = Session()
@@ -224,13 +227,13 @@ def watch(
         networks, optimizers, session._take, every=every, window=window, probes=probes, layers=layers, strict=strict
     )
     if log is not None:  # only now: refused arguments leave no folder behind
-        session.log_to(Path(log))
+        session._log = OpenLog(log)
     return session
 
 
-def log_reading(logger: Any, network: str, reading: Reading, step: int) -> None:
-    """Write a reading's values as scalars and its scores as histograms under ``plasticity/<network>/``."""
-    logger.log(step, reading.flat(f"plasticity/{network}"))
+def log_reading(writer: Writer, network: str, reading: Reading, step: int) -> None:
+    """Write a reading's values as scalars and its scores as histograms."""
+    writer.log(step, reading.flat(network_prefix(network)))
     for probe, by_layer in reading.scores.items():
         for layer, scores in by_layer.items():
-            logger.histogram(step, f"scores/{network}/{probe}/{layer}", scores.tolist())
+            writer.histogram(step, score_tag(network, probe, layer), scores.tolist())

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from plasticity.cli import main
-from plasticity.commands.run import load_state, read_run
+from plasticity.commands.run import load_state
+from plasticity.storage.record import read_record
 
 TINY = [
     *(
@@ -47,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_folder_holds_record_metrics_events_and_model(finished: Path) -> None:
-    record = read_run(finished)
+    record = read_record(finished)
     assert record["status"] == "finished"
     assert record["steps_done"] == 260
     assert record["config"]["seed"] == 5
@@ -73,7 +74,7 @@ def test_the_same_seed_writes_the_same_numbers_and_probes_do_not_matter(finished
         for key, value in network.items():
             assert torch.equal(value, states[1][name][key])
             assert torch.equal(value, states[2][name][key])
-    assert read_run(bare)["eval_returns"] == read_run(finished)["eval_returns"]
+    assert read_record(bare)["eval_returns"] == read_record(finished)["eval_returns"]
     assert rows(train(tmp_path, "other", "--seed", "6")) != rows(finished)
 
 
@@ -88,7 +89,7 @@ def test_eval_plays_the_saved_agent(finished: Path, capsys: pytest.CaptureFixtur
 
 def test_an_intervention_is_switched_on_set_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(tmp_path, "redo", "--redo", "--redo.every", "10", "--redo.threshold", "0.5")
-    assert read_run(folder)["config"]["interventions"]["redo"]["every"] == 10
+    assert read_record(folder)["config"]["interventions"]["redo"]["every"] == 10
     events = [row for row in rows(folder) if row.get("event") == "redo"]
     assert events
     assert any(neurons for event in events for neurons in event["neurons"].values())
@@ -167,11 +168,11 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        read_run(tmp_path)
+        read_record(tmp_path)
 
 
 def test_a_foreign_run_cannot_make_eval_import_a_module(finished: Path, tmp_path: Path) -> None:
-    record = read_run(finished)
+    record = read_record(finished)
     record["config"]["env"] = "antigravity:Env-v0"
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="imports a module; pass --env"):

@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from plasticity.dashboard.layout import layout, pinned_url
-from plasticity.dashboard.logger import RunLogger
 from plasticity.dashboard.serve import Server, free_port, serve
+from plasticity.writers import open_writers
 
 TAGS = [
     "charts/SPS",
@@ -96,10 +96,9 @@ def test_the_link_pins_the_return_and_the_aggregates():
 
 @pytest.fixture
 def runs(tmp_path):
-    with RunLogger(tmp_path / "seed_1") as logger:
+    with open_writers(tmp_path / "seed_1") as logger:
         for step in range(1, len(TAGS) + 1):
             logger.log(step, dict.fromkeys(TAGS[:step], float(step)))
-            logger.layout(layout(TAGS[:step]))  # the last one counts
     return tmp_path
 
 

@@ -33,10 +33,10 @@ from plasticity.agents.rewards import ReturnScaler
 from plasticity.agents.rollout import gae
 from plasticity.agents.train import context, train
 from plasticity.cli import main
-from plasticity.dashboard.runs import read_metrics
 from plasticity.interventions import INTERVENTIONS
 from plasticity.probes import PROBES
 from plasticity.storage.folder import Checkpoints
+from plasticity.storage.rows import read_metrics
 
 NOT_HERE = "compiled updates of the CPU are tested in test_gradient and test_interventions"
 BOX, CONTINUOUS, DISCRETE = (

@@ -23,9 +23,7 @@ from torch import Tensor, nn
 
 from plasticity.callback import Callback, Context, fire
 from plasticity.cli import main
-from plasticity.commands.run import read_run
 from plasticity.commands.saving import Save
-from plasticity.dashboard.runs import read_metrics
 from plasticity.envs import make_env
 from plasticity.interventions import INTERVENTIONS
 from plasticity.interventions.least import LearnToStop
@@ -34,6 +32,8 @@ from plasticity.interventions.reset import Reset
 from plasticity.probes import Dormancy
 from plasticity.storage.files import RunLock
 from plasticity.storage.folder import Checkpoints
+from plasticity.storage.record import read_record
+from plasticity.storage.rows import read_metrics
 
 ROOT = Path(__file__).parents[1]
 FAULTY = "Faulty-v0"
@@ -128,7 +128,7 @@ def test_what_stops_a_run_is_one_line_with_the_step_and_leaves_a_good_checkpoint
     assert re.search(r" \(at step \d+ of Faulty-v0\)$", text.strip())
     assert len(text.strip().splitlines()) == 1
     run = tmp_path / "run"
-    record = read_run(run)
+    record = read_record(run)
     assert record["status"] == "failed"
     assert 49 <= record["steps_done"] <= 80
     step, _ = whole(run)
@@ -140,7 +140,7 @@ def test_what_stops_a_run_is_one_line_with_the_step_and_leaves_a_good_checkpoint
     faulty("")
     assert main(["train", "--resume", str(run)]) == 0
     assert whole(run)[0] == 80
-    assert read_run(run)["status"] == "finished"
+    assert read_record(run)["status"] == "finished"
 
 
 def test_the_error_itself_is_in_the_chain_and_keeps_its_type(tmp_path: Path, faulty: Callable) -> None:
@@ -213,7 +213,7 @@ def test_an_intervention_that_fails_stops_the_run_with_its_name(
     blame = rf"\(raised by {method}, at step \d+ of Faulty-v0\)"
     assert re.fullmatch(rf"plasticity train: ZeroDivisionError: oh {blame}\n", text)
     assert whole(tmp_path / "run")[0] in (20, 40)
-    assert read_run(tmp_path / "run")["status"] == "failed"
+    assert read_record(tmp_path / "run")["status"] == "failed"
 
 
 def test_a_callback_keeps_the_type_of_its_error_and_is_named_once() -> None:
@@ -275,7 +275,7 @@ def test_sigterm_saves_at_the_step_and_the_run_goes_on_from_there(
     faulty("signal")
     assert train(tmp_path) == 143
     run = tmp_path / "run"
-    assert read_run(run)["status"] == "interrupted"
+    assert read_record(run)["status"] == "interrupted"
     assert whole(run)[0] == 50
     faulty("")
     assert main(["train", "--resume", str(run)]) == 0
@@ -316,7 +316,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(tmp
     path.write_bytes(data)
     with pytest.warns(RuntimeWarning, match=rf"{re.escape(str(path))}: it is damaged.*; going back to 000003-step-60"):
         assert main(["train", "--resume", str(tmp_path / "run")]) == 0
-    assert read_run(tmp_path / "run")["steps_done"] == 80
+    assert read_record(tmp_path / "run")["steps_done"] == 80
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_goes_on(
 def test_a_full_disk_drops_rows_and_events_and_training_goes_on(
     tmp_path: Path, faulty: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from plasticity.dashboard.appendfile import AppendFile
+    from plasticity.storage.appendfile import AppendFile
 
     append = AppendFile.append
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from plasticity.commands.run import read_run, write_record
 from plasticity.storage import files
 from plasticity.storage.files import Input, Output, RunLock, write_atomically
+from plasticity.storage.record import read_record, write_record
 
 
 def names(folder: Path) -> list[str]:
@@ -47,7 +47,7 @@ def test_a_full_disk_keeps_the_old_file_and_is_one_error_with_its_name(
     monkeypatch.undo()
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(path)
-    assert read_run(tmp_path)["agent"] == "old"
+    assert read_record(tmp_path)["agent"] == "old"
     assert names(tmp_path) == ["run.json"]
 
 

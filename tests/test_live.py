@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from plasticity.callback import Context
-from plasticity.dashboard.live import Live
-from plasticity.dashboard.panel import History, sparkline
+from plasticity.dashboard.live import LiveView
+from plasticity.dashboard.panel import Course, sparkline
 
 
 def test_sparkline_by_hand() -> None:
@@ -26,8 +26,8 @@ def test_sparkline_averages_what_does_not_fit() -> None:
     assert len(sparkline(list(range(1000)), width=32)) == 32
 
 
-def test_history_halves_itself_and_keeps_the_whole_run() -> None:
-    history = History(capacity=4)
+def test_a_course_halves_itself_and_keeps_the_whole_run() -> None:
+    history = Course(capacity=4)
     for value in range(4):
         history.add(value)
     assert history.course() == [0.5, 2.5]
@@ -40,8 +40,8 @@ def test_history_halves_itself_and_keeps_the_whole_run() -> None:
     assert len(history.course()) <= 4
 
 
-def test_history_keeps_a_gap() -> None:
-    history = History(capacity=4)
+def test_a_course_keeps_a_gap() -> None:
+    history = Course(capacity=4)
     for value in (math.nan, 1.0, math.nan):
         history.add(value)
     first, second, third = history.course()
@@ -50,14 +50,14 @@ def test_history_keeps_a_gap() -> None:
     assert math.isnan(third)
 
 
-def watched(live: Live) -> str:
+def watched(live: LiveView) -> str:
     ctx = Context()
     with live:
         for step in range(1, 41):
-            live.see({"charts/episodic_return": float(step), "plasticity/actor/grama/all": 0.5})
-            live.see({"plasticity/critic/grama/all": 0.25, "plasticity/critic/grama/q.0": 0.9})
+            live.log(step, {"charts/episodic_return": float(step), "plasticity/actor/grama/all": 0.5})
+            live.log(step, {"plasticity/critic/grama/all": 0.25, "plasticity/critic/grama/q.0": 0.9})
             if step % 10 == 0:
-                live.mark(step, "regrama")
+                live.event(step, "regrama", {})
             ctx.step = step
             live.on_step(ctx, None)
     output = live.console.file
@@ -66,7 +66,7 @@ def watched(live: Live) -> str:
 
 
 def test_panel_in_a_terminal() -> None:
-    live = Live(40, "sac Pendulum-v1")
+    live = LiveView(40, "sac Pendulum-v1")
     live.console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     last = watched(live).split("sac Pendulum-v1")[-1]
     assert "40/40" in last
@@ -78,7 +78,7 @@ def test_panel_in_a_terminal() -> None:
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_plain_lines_without_a_terminal(quiet: bool) -> None:
-    live = Live(40, "sac Pendulum-v1", plain_every=1e9, quiet=quiet)
+    live = LiveView(40, "sac Pendulum-v1", plain_every=1e9, quiet=quiet)
     live.console = Console(file=io.StringIO(), force_terminal=False)
     lines = watched(live).splitlines()
     assert len(lines) == (0 if quiet else 2)  # the first step, and the end

@@ -150,7 +150,7 @@ def test_maps_show_the_mean_of_the_seeds_by_layer_with_events(tmp_path: Path) ->
     make_run(tmp_path / "2", [0, 0, 0], seed=2, values=two, events=[{"step": 10, "event": "unmeasured"}])
     runs, _ = load([tmp_path])
     drawing = Pictures(Report(runs).configurations, "Walk-v0", ["dormancy"])
-    shown = drawing._map(drawing.groups[0], "critic", "dormancy", ["q.0", "q.2"])
+    shown = drawing._map(*drawing.groups[0][1:], "critic", "dormancy", ["q.0", "q.2"])
     assert shown is not None
     assert shown.steps.tolist() == [10, 20, 30]
     np.testing.assert_allclose(shown.values, [[0.2, 0.3, np.nan], [0.0, 0.1, 0.7]])
@@ -251,9 +251,9 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     notes = "\n".join(made.notes)
     assert "empty: nothing was logged yet" in notes
     assert "crashed: it has no metrics.jsonl (status: failed)" in notes
-    assert re.search(r"own: settings unknown, so it stands alone; .*there is none", notes)
+    assert re.search(r"own: settings unknown, so it stands alone: there is no run.json", notes)
     assert re.search(r"torn: settings unknown.*damaged", notes)
-    assert "holed: left out 1 damaged line" in notes
+    assert "holed: left out 2 damaged lines" in notes
     assert {c.name: [len(runs) for runs in c.runs.values()] for c in made.configurations} == {
         "sac": [3], str(own): [1], str(torn): [1],
     }  # fmt: skip

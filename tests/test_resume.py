@@ -13,9 +13,9 @@ import torch
 
 from plasticity.agents import AGENTS
 from plasticity.cli import main
-from plasticity.commands.run import read_run
-from plasticity.dashboard.runs import read_metrics
 from plasticity.storage.folder import Checkpoints
+from plasticity.storage.record import read_record
+from plasticity.storage.rows import read_metrics
 
 SMALL = [
     *("--steps", "240", "--seed", "3", "--num-envs", "2", "--checkpoint.every", "120", "--checkpoint.keep", "9"),
@@ -88,7 +88,7 @@ def test_an_environment_that_imports_a_module_must_be_typed_again(
     assert main(["train", "--resume", str(tmp_path / "module"), "--steps", "300"]) == 1
     assert f"pass --env {name}" in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path / "module"), "--steps", "300", "--env", name]) == 0
-    assert read_run(tmp_path / "module")["steps_done"] == 300
+    assert read_record(tmp_path / "module")["steps_done"] == 300
 
 
 CASES = [(agent, method) for agent in AGENT for method in METHOD if not (agent in ON_POLICY and method in NEEDS_REPLAY)]
@@ -127,5 +127,5 @@ def assert_resumes(agent: str, options: list[str], tmp_path: Path) -> dict[str, 
             del state["latest"][tag]
     same(states[1][1], states[0][1], "state")
     assert rows(resumed) == rows(tmp_path / "whole")
-    assert read_run(resumed)["eval_returns"] == read_run(tmp_path / "whole")["eval_returns"]
+    assert read_record(resumed)["eval_returns"] == read_record(tmp_path / "whole")["eval_returns"]
     return begin

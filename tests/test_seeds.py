@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from plasticity.cli import main
-from plasticity.commands.run import read_run
 from plasticity.commands.seeds import Seed
+from plasticity.storage.record import read_record
 
 TINY = [
     *("train", "sac", "--env", "sanity/action-continuous", "--steps", "60", "--learning-starts", "40"),
@@ -37,7 +37,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_seed_has_a_folder_and_the_numbers_of_a_run_of_its_own(group: Path) -> None:
     assert sorted(p.name for p in group.iterdir() if p.is_dir()) == ["seed_4", "seed_5"]
-    assert [read_run(group / f"seed_{n}")["config"]["seed"] for n in (4, 5)] == [4, 5]
+    assert [read_record(group / f"seed_{n}")["config"]["seed"] for n in (4, 5)] == [4, 5]
     assert main([*TINY, "--seed", "5", "--out", str(group.parent), "--name", "alone", "--quiet"]) == 0
     assert rows(group / "seed_5") == rows(group.parent / "alone")
     assert rows(group / "seed_4") != rows(group / "seed_5")
@@ -107,7 +107,7 @@ def test_sigterm_stops_all_seeds(tmp_path: Path) -> None:
     assert process.returncode == 143
     assert b"seed 1: stopped" in out
     for path in metrics:
-        status = read_run(path.parent)["status"]
+        status = read_record(path.parent)["status"]
         assert status in ("interrupted", "stopped")
 
 
@@ -124,4 +124,4 @@ def test_look_takes_whole_lines_only(tmp_path: Path) -> None:
         more.write('p": 12, "plasticity/b/grama/all": 0.25}\nnot json\n')
     seed.look()
     assert seed.step == 12
-    assert seed.mean("grama") == 0.375
+    assert seed.metrics() == {"grama": 0.375}

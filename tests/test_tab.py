@@ -17,13 +17,13 @@ from torch import nn
 from werkzeug.test import Client
 
 import plasticity
-from plasticity.dashboard.logger import RunLogger
-from plasticity.dashboard.neurons import FULL_ROWS, MAX_NEURONS, SCORES, decode, encode, kept, thin
 from plasticity.dashboard.tab.data import Folders, Neurons, RunFolder, curves, payload
 from plasticity.dashboard.tab.groups import group_runs, seed_of, without_seed
 from plasticity.dashboard.tab.plugin import PlasticityPlugin
 from plasticity.dashboard.tab.story import collapses, effects, jumps, tell
 from plasticity.dashboard.tab.tail import Tail
+from plasticity.storage.scores import FULL_ROWS, MAX_NEURONS, SCORES, decode, encode, kept, thin
+from plasticity.writers import open_writers
 
 # -- scores.jsonl ------------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def test_a_wide_layer_is_thinned_evenly():
 
 def test_scores_are_written_read_and_replaced_on_resume(tmp_path):
     tag = "scores/critic/dormancy/q.1"
-    with RunLogger(tmp_path) as logger:
+    with open_writers(tmp_path) as logger:
         logger.histogram(0, "weights/q.1", [1.0, 2.0])
         assert not (tmp_path / SCORES).exists()
         for step in (10, 20, 30):
@@ -68,7 +68,8 @@ def test_scores_are_written_read_and_replaced_on_resume(tmp_path):
     expected = [[0, 1, math.nan, 0.1], [0, 1, math.nan, 0.2], [0, 1, math.nan, 0.3]]
     np.testing.assert_allclose(decode(codes), expected, rtol=0.023)
 
-    with RunLogger(tmp_path, purge_step=20) as logger:
+    with open_writers(tmp_path) as logger:
+        logger.resume(20)
         logger.histogram(25, tag, [1.0, 1.0, 1.0, 1.0])
     neurons.refresh()
     assert neurons.map("critic", "q.1")["steps"] == [10, 25]
@@ -95,13 +96,14 @@ def test_each_line_is_read_once_and_only_when_it_is_whole(tmp_path):
 
 
 def test_events_of_a_resumed_run_are_told_once(tmp_path):
-    with RunLogger(tmp_path) as logger:
+    with open_writers(tmp_path) as logger:
         logger.event(5, "redo", {"neurons": {"q": [1]}})
         logger.log(6, {"an event in a tag": 1.0})
         logger.event(9, "redo", {"neurons": {"q": [2]}})
     folder = RunFolder(tmp_path)
     assert [event["step"] for event in folder.events()] == [5, 9]
-    with RunLogger(tmp_path, purge_step=8) as logger:
+    with open_writers(tmp_path) as logger:
+        logger.resume(8)
         logger.event(8, "reset", {})
     assert [(event["step"], event["event"]) for event in folder.events()] == [(5, "redo"), (8, "reset")]
 
@@ -109,7 +111,7 @@ def test_events_of_a_resumed_run_are_told_once(tmp_path):
 def test_names_do_not_lead_out_of_the_log_directory(tmp_path):
     inside, outside = tmp_path / "logs", tmp_path / "outside"
     for folder in (inside / "good", inside / "linked_file", outside):
-        RunLogger(folder).close()
+        open_writers(folder).close()
     (inside / "link").symlink_to(outside)
     (inside / "linked_file" / "run.json").symlink_to(outside / "metrics.jsonl")
     folders = Folders(str(inside))
@@ -232,7 +234,7 @@ def test_the_return_stands_above_first():
 def test_non_finite_values_are_null_and_numbers_keep_five_digits():
     tag = "plasticity/c/dormancy/q"
     drawn = payload({tag: ([1, 2, 3], [0.123456789, math.nan, math.inf]), "r": ([1], [123456.789])}, None, "r")
-    assert drawn["tags"][tag] == [[1, 2, 3], [0.12346, None, None]]
+    assert [s["points"] for s in drawn["series"]] == [[[1, 2, 3], [0.12346, None, None]]]
     assert drawn["curve"] == [[1], [123460.0]]
     assert drawn["events"] == drawn["collapses"] == []
     json.dumps(drawn, allow_nan=False)
@@ -304,7 +306,8 @@ def test_models_of_ones_own_are_shown_too(tmp_path):
     (run,) = server.get("/runs")["runs"]
     assert (run["group"], run["seed"], run["status"], run["probed"]) == ("mine", "mine", "live", True)
     told = server.get("/series", runs=json.dumps({"mine": ""}))["mine"]
-    assert told["tags"]["plasticity/model/dormancy/0"][0] == [1, 3, 5]
+    (drawn,) = [s for s in told["series"] if (s["metric"], s["layer"]) == ("dormancy", "0")]
+    assert drawn["points"][0] == [1, 3, 5]
     assert (told["curve"], told["widths"]) == (None, {"model/0": 6})
     found = server.get("/neurons", run="mine", network="model", layer="0")
     assert (found["steps"], found["kept"], len(base64.b64decode(found["codes"]))) == ([1, 3, 5], 6, 18)
@@ -317,7 +320,7 @@ def test_what_has_not_changed_is_not_sent_again(planted):
     assert server.get("/series", runs=json.dumps({"one": first["stamp"]}), curve="charts/episodic_return")["one"][
         "curve"
     ]
-    with RunLogger(planted / "one") as logger:
+    with open_writers(planted / "one") as logger:
         logger.event(700, "mine", {"network": "critic"})
     news = server.get("/series", runs=json.dumps({"one": first["stamp"]}), curve="")["one"]
     assert [event["name"] for event in news["events"]] == ["redo", "mine"]
@@ -326,7 +329,7 @@ def test_what_has_not_changed_is_not_sent_again(planted):
 def test_requests_that_make_no_sense_are_answered(planted):
     server = Server(planted)
     assert server.get("/series", runs="[1", curve="") == server.get("/series") == {}
-    assert server.get("/series", runs=json.dumps({"nobody": ""}))["nobody"]["tags"] == {}
+    assert server.get("/series", runs=json.dumps({"nobody": ""}))["nobody"]["series"] == []
     assert "error" in server.get("/neurons", run="../..", network="critic", layer="2")
     assert server.get("/neurons", run="one", network="critic", layer="9")["steps"] == []
     for name in ("index.js", "style.css"):
@@ -347,7 +350,7 @@ def test_the_tab_is_installed():
 def test_twenty_runs_are_answered_quickly(tmp_path, capsys):
     networks, metrics = ("actor", "critic_1", "critic_2"), ("dormancy", "grama", "effective_rank", "srank")
     names = [f"plasticity/{n}/{m}/{la}" for n in networks for m in metrics for la in ("all", "trunk.0", "trunk.2")]
-    with RunLogger(tmp_path / "x_seed0") as logger:
+    with open_writers(tmp_path / "x_seed0") as logger:
         for step in range(100):
             logger.log(step, dict.fromkeys(names, step / 100) | {"charts/episodic_return": float(step)})
         logger.event(50, "redo", {"network": "actor", "neurons": {"trunk.0": [1]}})
@@ -362,5 +365,5 @@ def test_twenty_runs_are_answered_quickly(tmp_path, capsys):
     with capsys.disabled():
         print(f" [20 runs in {took:.2f} s, {cpu:.2f} s of the processor]", end="")
     assert {run["group"] for run in runs} == {"x"}
-    assert all(len(answer[run]["tags"]) == len(names) for run in asked)
+    assert all(len(answer[run]["series"]) == len(names) for run in asked)
     assert cpu < 5  # a bound for any machine; the page's own limit is a second

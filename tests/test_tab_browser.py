@@ -8,8 +8,8 @@ import pytest
 from browser import Browser, find_browser
 from planted import DEAD, EVERY, KILLED, RECYCLED, planted_run
 
-from plasticity.dashboard.logger import RunLogger
 from plasticity.dashboard.serve import Server
+from plasticity.writers import open_writers
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="there is no Chromium on this machine")
 
@@ -124,7 +124,7 @@ def test_the_neurons_of_a_layer_open_by_mouse_and_by_keyboard(page):
 def test_new_data_appear_by_themselves(page, logs):
     page.wait(ROWS)
     shown = page.run(text("tbody tr"))
-    with RunLogger(logs / "redo_seed1") as logger, RunLogger(logs / "redo_seed2") as other:
+    with open_writers(logs / "redo_seed1") as logger, open_writers(logs / "redo_seed2") as other:
         for writer in (logger, other):
             writer.log(900, {"plasticity/critic/dormancy/2": 0.625, "charts/episodic_return": 99.0})
         logger.event(880, "mine", {"network": "critic", "layer": "0", "neurons": 3})
@@ -154,7 +154,7 @@ def test_it_is_a_tab_of_tensorboard_and_follows_its_dark_mode(server):
 
 def test_a_hundred_runs_and_missing_tags(tmp_path):
     for number in range(100):
-        with RunLogger(tmp_path / f"group{number % 25}_seed{number // 25}") as logger:
+        with open_writers(tmp_path / f"group{number % 25}_seed{number // 25}") as logger:
             if number % 25 == 24:
                 logger.log(5, {"something/else": 1.0})  # no probes, no return
             elif number % 25 == 3:

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plasticity.tags import EVAL_RETURN
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -22,7 +24,7 @@ class CompareConfig:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders, or folders that hold some."""
-    metric: str = "charts/eval_return"
+    metric: str = EVAL_RETURN
     """Tag whose value is the score of a run; higher is better."""
     at: Literal["last", "best", "auc"] = "last"
     """Score of a run: its last value, its highest, or the mean over steps."""

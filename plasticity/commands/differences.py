@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-SAFE = frozenset({"steps", "log_every", "eval_*", "quiet", "out", "checkpoint.*"})
+SAFE = frozenset({"steps", "log", "log_every", "eval_*", "quiet", "out", "checkpoint.*"})
 """Settings that a resumed run may change: what it learns from each step stays the same."""
 NOTED = frozenset({"device", "torch_threads", "compile", "precision"})
 """Settings that it may change, too, but with which it no longer continues to the same bits."""

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plasticity.tags import RETURNS
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -22,10 +24,10 @@ class ReportConfig:
     """Folder to write into."""
     formats: tuple[Literal["html", "md", "csv", "svg", "png"], ...] = ("html",)
     """Any of: html (one page with everything in it), md, csv, svg, png."""
-    curves: tuple[str, ...] = ("charts/eval_return", "charts/episodic_return")
+    curves: tuple[str, ...] = tuple(RETURNS)
     """Tags to draw as learning curves."""
     metrics: tuple[str, ...] = ()
-    """Plasticity metrics to show; default: dormancy, grama and effective_rank, as far as they were measured."""
+    """Plasticity metrics to show; default: dormancy, grama, effective_rank and probes of your own, six at most."""
     finished: bool = False
     """Leave out runs that are not finished; curves of a configuration end with its shortest run."""
 

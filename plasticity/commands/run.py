@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -16,11 +15,10 @@ import torch
 
 from plasticity.callback import Callback, listeners, rebuild
 from plasticity.storage.checkpoint import load
-from plasticity.storage.files import write_atomically
 from plasticity.storage.folder import Checkpoints
-from plasticity.storage.upgrade import upgraded
+from plasticity.storage.record import RECORD, read_record
 
-RECORD, MODEL, CHECKPOINTS = "run.json", "model", "checkpoints"
+MODEL, CHECKPOINTS = "model", "checkpoints"
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
 
 
@@ -53,31 +51,12 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write ``run.json`` in one step: a reader sees the old one or the new one, never half of it."""
-    write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Return the contents of ``run.json``; raise ValueError if ``folder`` is no run."""
-    path = folder / RECORD
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a run: it has no {RECORD}")
-    try:
-        record = json.loads(path.read_text())
-        if {"agent", "config"} <= record.keys():
-            return upgraded(record)
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    raise ValueError(f"{path} is damaged: it lacks the agent or its config")
-
-
 def find_run(path: Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the record of the run that ``path`` is, or is a checkpoint of; ValueError if it is none."""
     for folder in (path, *path.parents[:2]):
         if (folder / RECORD).is_file():
-            return folder, read_run(folder)
-    return path, read_run(path)
+            return folder, read_record(folder)
+    return path, read_record(path)
 
 
 def save_model(folder: Path, agent: Any, step: int, callbacks: Mapping[str, Callback]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -19,12 +18,14 @@ from rich.console import Console
 from rich.live import Live as LiveDisplay
 from rich.table import Table
 
-from plasticity.dashboard.live import SHOWN
-from plasticity.dashboard.runs import METRICS
+from plasticity.metrics import find_metric, headlines, shown_first
 from plasticity.storage.folder import Checkpoints
+from plasticity.storage.record import RECORD, read_record
+from plasticity.storage.rows import METRICS, decode_row, number
+from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
 
 from .differences import NOTED, differences
-from .run import CHECKPOINTS, RECORD, read_run
+from .run import CHECKPOINTS
 
 POLL, PLAIN_EVERY = 0.5, 30.0
 """Seconds between two looks at the processes; between two printed states where there is no terminal."""
@@ -63,22 +64,21 @@ class Seed:
         whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
         self.offset += len(whole)
         for line in whole.splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+            if (row := decode_row(line)) is None:
                 continue
-            self.step = max(self.step, int(row.get("step", 0)))
+            self.step = max(self.step, int(row["step"]))
             if "event" in row:
                 self.last_event = f"{row['event']} at {row['step']:,}"
             else:
-                self.values |= {k: v for k, v in row.items() if isinstance(v, (int, float))}
+                self.values |= {tag: v for tag, value in row.items() if (v := number(value)) is not None}
 
-    def mean(self, metric: str) -> float:
-        """Return the latest value of a plasticity metric, averaged over the networks; NaN without one."""
-        found = [
-            v for k, v in self.values.items() if k.startswith("plasticity/") and k.split("/")[2:] == [metric, "all"]
-        ]
-        return sum(found) / len(found) if found else math.nan
+    def metrics(self) -> dict[str, float]:
+        """Return metric -> its latest value, averaged over the networks."""
+        found: dict[str, list[float]] = {}
+        for name, value in self.values.items():
+            if (tag := parse_tag(name)) is not None and tag.layer == ALL:
+                found.setdefault(tag.metric, []).append(value)
+        return {metric: sum(values) / len(values) for metric, values in found.items()}
 
 
 class Seeds:
@@ -118,10 +118,10 @@ class Seeds:
         """Skip a finished run of the same settings; refuse one of other settings."""
         if not (seed.folder / RECORD).is_file():
             return
-        record = read_run(seed.folder)
+        record = read_record(seed.folder)
         now = {**self.expected, "agent_name": self.agent, "seed": seed.number}
         saved = {**record["config"], "agent_name": record["agent"]}
-        if different := differences(saved, now, {"out", "name", "quiet", *NOTED}):
+        if different := differences(saved, now, {"out", "name", "quiet", "log", *NOTED}):
             raise ValueError(
                 f"{seed.folder} was trained with other settings: {'; '.join(different)}; pass another --name"
             )
@@ -209,26 +209,25 @@ class Seeds:
     def table(self) -> Table:
         """Return the state of all seeds, a row each."""
         table = Table(title=f"{self.name}: {self.config.steps:,} steps, {self.config.jobs} at once")
-        for heading in ("seed", "state", "step", "steps/s", "return", "eval", *SHOWN.values(), "last event"):
+        measured = {seed.number: seed.metrics() for seed in self.seeds}
+        shown = shown_first(name for metrics in measured.values() for name in metrics) or headlines()
+        short = [find_metric(name).short for name in shown]
+        for heading in ("seed", "state", "step", "steps/s", "return", "eval", *short, "last event"):
             table.add_column(heading, justify="left" if heading in ("state", "last event") else "right")
         for seed in self.seeds:
             state = f"{seed.state} ({seed.attempts})" if seed.attempts > 1 else seed.state
-            charts = [seed.values.get(f"charts/{key}") for key in ("SPS", "episodic_return", "eval_return")]
-            metrics = [seed.mean(metric) for metric in SHOWN]
-            shown = [
-                "" if math.isnan(v) else f"{v:.1f}" if name == "effective_rank" else f"{v:.1%}"
-                for name, v in zip(SHOWN, metrics, strict=True)
-            ]
+            charts = [seed.values.get(tag) for tag in (SPEED, EPISODIC_RETURN, EVAL_RETURN)]
+            metrics = [find_metric(name).text(measured[seed.number].get(name, math.nan)) for name in shown]
             numbers = ["" if v is None else f"{v:.0f}" if i == 0 else f"{v:.1f}" for i, v in enumerate(charts)]
             last = seed.error if seed.state == "failed" else seed.last_event
-            table.add_row(str(seed.number), state, f"{seed.step:,}", *numbers, *shown, last)
+            table.add_row(str(seed.number), state, f"{seed.step:,}", *numbers, *metrics, last)
         return table
 
     def _summary(self) -> None:
         """Print how each seed ended, and what to do next."""
         for seed in self.seeds:
             if seed.state in ("finished", "skipped"):
-                returns = read_run(seed.folder).get("eval_returns") or []
+                returns = read_record(seed.folder).get("eval_returns") or []
                 end = f"return {sum(returns) / len(returns):.1f}" if returns else "no evaluation"
                 seed_state = "finished before" if seed.state == "skipped" else "finished"
                 print(f"seed {seed.number}: {seed_state}, {end}  {seed.folder}")

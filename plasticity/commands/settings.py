@@ -13,6 +13,7 @@ import tyro
 from plasticity.agents import AGENTS
 from plasticity.interventions import INTERVENTIONS, Intervention
 from plasticity.probes import DEFAULT_PROBES
+from plasticity.writers import DEFAULT_WRITERS
 
 from .run import plain
 
@@ -74,6 +75,8 @@ class TrainConfig:
     """Threads of PyTorch on the CPU; more than one slows small networks down."""
     out: Path = Path("runs")
     """Folder for run folders."""
+    log: tuple[str, ...] = DEFAULT_WRITERS
+    """Writers beside the run's own record (metrics.jsonl): tensorboard, csv, ...; the flag without names for none."""
     name: str | None = None
     """Name of the run folder; default: agent, environment, seed and time."""
     quiet: bool = False

@@ -12,9 +12,11 @@ import tyro
 
 from plasticity.agents import AGENTS
 from plasticity.probes import make_probes
+from plasticity.storage.record import read_record
+from plasticity.writers import require_writers
 
 from .differences import NOTED, SAFE, differences, notes
-from .run import read_run, require_device
+from .run import require_device
 from .seeds import Seeds
 from .settings import config_type, require_switched_on, resolve, settings
 from .training import Run
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def resume(folder: Path, changes: Sequence[str]) -> int:
     """Go on with a run from its latest checkpoint; ValueError lists what was asked for that may not change."""
-    record = read_run(folder)
+    record = read_record(folder)
     agent = record["agent"]
     _require_agent(agent)
     if changes and not changes[0].startswith("-"):
@@ -75,6 +77,7 @@ def parse(agent: str, arguments: Sequence[str], saved: dict[str, Any] | None = N
         if getattr(config, what) < 1:
             raise ValueError(f"{what} must be at least 1, got {getattr(config, what)}")
     make_probes(config.probes)  # an unknown name fails here, before anything is written
+    require_writers(config.log)
     require_device(config.device)
     return resolve(config, saved)
 

@@ -18,16 +18,17 @@ from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback
 from plasticity.commands.stopping import Stopper
-from plasticity.dashboard.live import Live
-from plasticity.dashboard.sink import Sink
+from plasticity.dashboard.live import LiveView
 from plasticity.envs import make_env
 from plasticity.measuring import Measure
 from plasticity.probes import DEFAULT_PROBES
 from plasticity.storage.files import RunLock
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import seed_globally
+from plasticity.storage.record import write_record
+from plasticity.writers import open_writers
 
-from .run import CHECKPOINTS, command_line, describe, save_model, write_record
+from .run import CHECKPOINTS, command_line, describe, save_model
 from .saving import Randomness, Save, restore, snapshot
 from .settings import chosen_interventions, settings
 
@@ -45,7 +46,7 @@ class Run:
         self.seeds = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(config.seed).spawn(4)]
         self.env = self._make_env(config.num_envs, self.seeds[0])
         self.agent = self._make_agent(config.agent)
-        self.live = Live(config.steps, f"{agent} {config.env} seed {config.seed}", quiet=config.quiet)
+        self.live = LiveView(config.steps, f"{agent} {config.env} seed {config.seed}", quiet=config.quiet)
         self.measure = Measure(config.probes, config.probe_every, window=config.probe_window)
         self.evaluate = Evaluate(
             self.agent,
@@ -110,11 +111,11 @@ class Run:
             else:
                 seed_globally(self.seeds[3])
             write_record(folder, record)
-            sink = Sink(folder, self.live, purge_step=ctx.step + 1 if resume else None)
-            ctx.writer = sink
-            if not resume:
-                sink.logger.hparams(flat(record["config"]), ["charts/eval_return", "charts/episodic_return"])
-            sink.logger.text(ctx.step, "run", f"```\n{json.dumps(record, indent=2)}\n```")
+            ctx.writer = writer = open_writers(folder, self.config.log, also=[self.live])
+            if resume:
+                writer.resume(ctx.step + 1)
+            writer.settings(record["config"])
+            writer.text(ctx.step, "run", f"```\n{json.dumps(record, indent=2)}\n```")
             save = Save(checkpoints, self.config.checkpoint.every, self.config.steps, self._state, stopper.stop)
             status = "failed"
             try:
@@ -126,7 +127,7 @@ class Run:
                 save_model(folder, self.agent, ctx.step, self.callbacks)
                 status = "interrupted" if stopper.stop() else "finished"
             finally:
-                sink.close(succeeded=status == "finished")
+                writer.close(succeeded=status == "finished")
                 last = self.evaluate.last
                 returns = last.tolist() if last is not None and status == "finished" else []
                 write_record(folder, {**record, "status": status, "steps_done": ctx.step, "eval_returns": returns})
@@ -169,14 +170,3 @@ class Run:
             if c.probes and name in measure.last:
                 print(f"\n{name}: what the probes measure, on the first update\n{measure.last[name]}")
         return 0
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as ``a.b`` -> scalar, as the HParams tab wants them."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            found[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return found

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
 
-from plasticity.dashboard.appendfile import AppendFile
+from plasticity.storage.appendfile import AppendFile
 
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected; RFC 3720, appendix B.4
 _SEED = struct.pack("<I", 0x641F6454)  # the bytes that take a checksum register of 0 to the usual start, 0xFFFFFFFF
@@ -66,26 +66,27 @@ def frame(data: bytes) -> bytes:
 
 
 class EventFile:
-    """One new event file in ``folder``; OSError if it cannot be created.
+    """One new event file in ``folder``; OSError if it cannot be created."""
 
-    With ``purge_step`` TensorBoard forgets what earlier files of this folder hold from that step on (a resumed run).
-    """
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         now = time.time()
         name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{next(_counter)}"
         self._file = AppendFile(folder / name)
         source = SourceMetadata(writer="plasticity.dashboard")
-        header = [Event(wall_time=now, step=purge_step or 0, file_version="brain.Event:2", source_metadata=source)]
-        if purge_step is not None:
-            header.append(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
         # Written with the first event, so that a disk that is full now does not leave a file without its header.
-        self._header = b"".join(frame(event.SerializeToString()) for event in header)
+        self._header = [Event(wall_time=now, file_version="brain.Event:2", source_metadata=source)]
+
+    def purge(self, step: int) -> None:
+        """Let TensorBoard forget what earlier files of the folder hold from ``step`` on; before the first event."""
+        self._header[0].step = step
+        self._header.append(
+            Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)),
+        )
 
     def append(self, event: Event) -> None:
         """Write one event; raise OSError if it cannot be written whole."""
-        self._file.append(self._header + frame(event.SerializeToString()))
-        self._header = b""
+        self._file.append(b"".join(frame(one.SerializeToString()) for one in (*self._header, event)))
+        self._header = []
 
     def sync(self) -> None:
         """Wait until all events are on the disk itself; OSError if that fails."""

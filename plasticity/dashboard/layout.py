@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
 
-HEADLINE = "charts/episodic_return"
-_FIRST = (HEADLINE, "charts/eval_return", "charts/SPS")
-_FIRST_METRICS = ("dormancy", "grama", "effective_rank")
+from plasticity.metrics import ordered
+from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, network_prefix, plasticity_tag, plasticity_tags
+
+_FIRST = (EPISODIC_RETURN, EVAL_RETURN, SPEED)
 
 
 def layout(tags: Iterable[str]) -> Layout:
@@ -23,9 +24,10 @@ def layout(tags: Iterable[str]) -> Layout:
     """
     tags = sorted(set(tags))
     categories = [Category(title="training", chart=[_chart(tag, re.escape(tag)) for tag in _training(tags)])]
-    for network in sorted({network for network, _, _ in _parse(tags)}):
-        metrics = sorted({metric for owner, metric, _ in _parse(tags) if owner == network}, key=_rank)
-        charts = [_chart(metric, f"{re.escape(f'plasticity/{network}/{metric}')}/[^/]+") for metric in metrics]
+    parts = plasticity_tags(tags)
+    for network in sorted({tag.network for tag in parts}):
+        metrics = ordered(tag.metric for tag in parts if tag.network == network)
+        charts = [_chart(metric, f"{re.escape(f'{network_prefix(network)}/{metric}')}/[^/]+") for metric in metrics]
         categories.append(Category(title=network, chart=charts))
     counters = [tag for tag in tags if tag.startswith("events/")]
     categories.append(Category(title="events", chart=[_chart(tag, re.escape(tag)) for tag in counters]))
@@ -33,15 +35,16 @@ def layout(tags: Iterable[str]) -> Layout:
 
 
 def pinned_url(base_url: str, tags: Iterable[str]) -> str:
-    """Return the link to TensorBoard with the episodic return and each network's ``all`` tags pinned on top.
+    """Return the link to TensorBoard with the episodic return and the values of whole networks pinned on top.
 
     One metric of all networks stands side by side.
     """
     tags = set(tags)
-    wholes = sorted((_rank(metric), network, metric) for network, metric, layer in _parse(tags) if layer == "all")
-    headline = [HEADLINE] if HEADLINE in tags else []
-    headline += [f"plasticity/{network}/{metric}/all" for _, network, metric in wholes]
-    pins = json.dumps([{"plugin": "scalars", "tag": tag} for tag in headline], separators=(",", ":"))
+    wholes = [tag for tag in plasticity_tags(sorted(tags)) if tag.layer == ALL]
+    pinned = [EPISODIC_RETURN] if EPISODIC_RETURN in tags else []
+    for metric in ordered(tag.metric for tag in wholes):
+        pinned += [plasticity_tag(tag.network, metric) for tag in wholes if tag.metric == metric]
+    pins = json.dumps([{"plugin": "scalars", "tag": tag} for tag in pinned], separators=(",", ":"))
     return f"{base_url.rstrip('/')}/?smoothing=0&pinnedCards={quote(pins, safe='')}#timeseries"
 
 
@@ -53,17 +56,6 @@ def tab_url(base_url: str) -> str:
 def layers_url(base_url: str) -> str:
     """Return the link to the Custom Scalars tab, which shows every layer, without its default smoothing."""
     return f"{base_url.rstrip('/')}/#custom_scalars&_smoothingWeight=0"
-
-
-def _parse(tags: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Return (network, metric, layer) of each plasticity tag."""
-    matches = (re.fullmatch(r"plasticity/([^/]+)/(.+)/([^/]+)", tag) for tag in tags)
-    return [(match[1], match[2], match[3]) for match in matches if match]
-
-
-def _rank(metric: str) -> tuple[int, str]:
-    """Return the place of a metric: the ones that most read first, the others by name."""
-    return (_FIRST_METRICS.index(metric) if metric in _FIRST_METRICS else len(_FIRST_METRICS), metric)
 
 
 def _training(tags: list[str]) -> list[str]:

@@ -13,18 +13,22 @@ from rich.console import Console, Group
 from rich.live import Live as Display
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from plasticity.callback import Callback, Context
+from plasticity.callback import Callback, Context, Writer
+from plasticity.metrics import find_metric, shown_first
+from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
 
-from .panel import History, mean, panel
+from .panel import Course, mean, panel
 
-SHOWN = {"dormancy": "dormant", "grama": "GraMa", "effective_rank": "rank"}
-"""Metric -> its short name; the mean over the networks of the run is shown."""
-RETURNS = {"episodic_return": "return", "eval_return": "eval"}
+RETURNS = {EPISODIC_RETURN: "return", EVAL_RETURN: "eval"}
+"""Tag -> its short name."""
 NUM_EVENTS = 3
 
 
-class Live(Callback):
-    """Show how training goes, as ``with`` block and callback; without a terminal, plain lines now and then."""
+class LiveView(Callback, Writer):
+    """Show how training goes: a ``with`` block that is a callback, for the clock, and a writer, for the numbers.
+
+    Of plasticity metrics, the mean over the networks is shown. Without a terminal, plain lines appear now and then.
+    """
 
     def __init__(self, total_steps: int, title: str, *, plain_every: float = 10.0, quiet: bool = False) -> None:
         self.total_steps, self.title, self.plain_every, self.quiet = total_steps, title, plain_every, quiet
@@ -32,13 +36,13 @@ class Live(Callback):
         self.values: dict[str, float] = {}
         self.events: deque[str] = deque(maxlen=NUM_EVENTS)
         self._networks: dict[str, dict[str, float]] = {}
-        self._courses: dict[str, History] = {}
+        self._courses: dict[str, Course] = {}
         self._step = self._first_step = 0
         self._started = time.perf_counter()
         self._last_shown = -math.inf
         self._display: Display | None = None
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> LiveView:
         self._started = time.perf_counter()
         if not self.quiet and self.console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[line]}")]
@@ -57,24 +61,25 @@ class Live(Callback):
         elif not self.quiet and self._step:
             self.console.print(f"{self.title}: {self.line()}", highlight=False, soft_wrap=True)
 
-    def see(self, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Remember new values by tag."""
         measured = set()
         for tag, value in values.items():
-            parts = tag.split("/")
-            if tag.startswith("charts/"):
-                self.values[parts[1]] = value
-                if parts[1] in RETURNS:
-                    self._course(parts[1]).add(value)
-            elif tag.startswith("plasticity/") and parts[-1] == "all" and parts[2] in SHOWN:
-                self._networks.setdefault(parts[2], {})[parts[1]] = value
-                measured.add(parts[2])
+            parts = parse_tag(tag)
+            if parts is not None and parts.layer == ALL:
+                self._networks.setdefault(parts.metric, {})[parts.network] = value
+                measured.add(parts.metric)
+            elif tag in RETURNS:
+                self.values[tag] = value
+                self._course(tag).add(value)
+            elif tag == SPEED:
+                self.values[tag] = value
         for metric in measured:
             self._course(metric).add(self._mean(metric))
 
-    def mark(self, step: int, event: str) -> None:
-        """Remember the latest event."""
-        self.events.append(f"{event} at {step:,}")
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """Remember the latest events."""
+        self.events.append(f"{name} at {step:,}")
 
     def on_train_start(self, ctx: Context) -> None:
         """Count from the step a resumed run starts at."""
@@ -98,29 +103,29 @@ class Live(Callback):
         """Return the state in one line."""
         parts = [self._progress_text()]
         parts += [f"{name} {self.values[key]:.1f}" for key, name in RETURNS.items() if key in self.values]
-        parts += [f"{SHOWN[metric]} {text}" for metric in SHOWN if (text := self._text(metric))]
+        parts += [f"{name} {text}" for name, text, _ in self._metrics() if text]
         return "  ".join([*parts, *list(self.events)[-1:]])
 
     def _progress_text(self) -> str:
         elapsed = max(time.perf_counter() - self._started, 1e-9)
-        speed = self.values.get("SPS") or (self._step - self._first_step) / elapsed
+        speed = self.values.get(SPEED) or (self._step - self._first_step) / elapsed
         return f"{self._step:,}/{self.total_steps:,}  {speed:.0f} steps/s"
 
     def _renderable(self) -> Group:
         self._progress.update(self._task, completed=self._step, line=self._progress_text())
         rows = [(name, f"{self.values[key]:.1f}", self._courses[key].course()) for key, name in RETURNS.items()
                 if key in self._courses]  # fmt: skip
-        rows += [(name, self._text(metric), self._courses[metric].course()) for metric, name in SHOWN.items()
-                 if metric in self._courses]  # fmt: skip
-        return Group(self._progress, panel(rows, self.events))
+        return Group(self._progress, panel([*rows, *self._metrics()], self.events))
 
-    def _text(self, metric: str) -> str:
-        """Return the latest value of a plasticity metric as text; empty where there is none."""
-        value = self._mean(metric)
-        return "" if math.isnan(value) else f"{value:.1f}" if metric == "effective_rank" else f"{value:.1%}"
+    def _metrics(self) -> list[tuple[str, str, list[float]]]:
+        """Return (short name, latest value as text, course) of the metrics that are shown."""
+        return [
+            (find_metric(name).short, find_metric(name).text(self._mean(name)), self._courses[name].course())
+            for name in shown_first(self._networks)
+        ]
 
     def _mean(self, metric: str) -> float:
         return mean(list(self._networks.get(metric, {}).values()))
 
-    def _course(self, key: str) -> History:
-        return self._courses.setdefault(key, History())
+    def _course(self, key: str) -> Course:
+        return self._courses.setdefault(key, Course())

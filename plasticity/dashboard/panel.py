@@ -13,7 +13,7 @@ BARS = "▁▂▃▄▅▆▇█"
 GAP = "·"
 
 
-class History:
+class Course:
     """Keep the course of one value in at most ``capacity`` points: when full, neighbours are averaged in pairs.
 
     So a sparkline always shows the whole run, however long it is, in bounded memory.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plasticity.dashboard.layout import layers_url, pinned_url, tab_url
-from plasticity.dashboard.runs import find_runs, metric_tags, read_metrics
+from plasticity.storage.rows import find_runs, metric_tags, read_metrics
 
 # TensorBoard keeps 1,000 points a curve by default and loses short spikes.
 _FLAGS = ("--samples_per_plugin", "scalars=10000,images=50,histograms=200", "--reload_interval", "5")

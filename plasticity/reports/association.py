@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from plasticity.reports.statistics import spearman
+from plasticity.tags import ALL, plasticity_tag, plasticity_tags
 
 from .groups import Configuration
 from .question import Question
-from .runs import Run
+from .runs import RecordedRun
 from .series import Series, until
 from .tables import Table
-from .tags import ALL, plasticity_tags
 
 OF = ("last", "mean")
 MIN_RUNS = 4
@@ -37,7 +37,7 @@ def associations(configurations: Sequence[Configuration], question: Question, of
     for network, metric, layer in plasticity_tags(tags):
         if layer != ALL:
             continue
-        cells = [_rho(strata, f"plasticity/{network}/{metric}/{ALL}", question, of) for strata in (groups, pools)]
+        cells = [_rho(strata, plasticity_tag(network, metric), question, of) for strata in (groups, pools)]
         if any(n for _, n in cells):
             rows.append([f"{network}: {metric}", cells[0][0], cells[0][1], cells[1][0], cells[1][1]])
     if not rows:
@@ -52,7 +52,7 @@ def associations(configurations: Sequence[Configuration], question: Question, of
     return Table("Association with the score", ["metric", "within configurations", "n", "pooled", "n "], rows, note)
 
 
-def _rho(strata: Sequence[Sequence[Run]], tag: str, question: Question, of: str) -> tuple[Any, int]:
+def _rho(strata: Sequence[Sequence[RecordedRun]], tag: str, question: Question, of: str) -> tuple[Any, int]:
     """Return rho with its interval and the number of runs; (None, 0) where too few have a value."""
     x, y = [], []
     for runs in strata:

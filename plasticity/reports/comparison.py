@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity import statistics
+from plasticity.reports import statistics
 from plasticity.reports.statistics import Interval
 
 from .question import Question, Scores

@@ -6,16 +6,18 @@ import html
 import re
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+
+from plasticity.metrics import METRICS, shown_first
+from plasticity.storage.record import package_version
+from plasticity.tags import RETURNS, plasticity_tags
 
 from . import overview, tables
 from .figures import encoded, svg
 from .groups import Configuration, configurations, doubts
 from .pictures import Picture, Pictures
-from .runs import Run
+from .runs import RecordedRun
 from .tables import Table
-from .tags import HEADLINE, plasticity_tags
 
 FORMATS = ("html", "md", "csv", "svg", "png")
 IMAGES = ("svg", "png")
@@ -47,32 +49,32 @@ code {{ font-size: .9em; overflow-wrap: anywhere; }} .notes {{ border-left: 4px 
 class Report:
     """Everything that is said about ``runs``; ``command`` is what asks for the report, ``notes`` what is wrong.
 
-    ``tags``: series drawn as learning curves. ``metrics``: plasticity metrics; None: dormancy, GraMa and effective
-    rank, as far as they were measured, else all that were.
+    ``tags``: series drawn as learning curves. ``metrics``: plasticity metrics; None: those of
+    :func:`plasticity.metrics.shown_first`; a note names the others.
     """
 
     def __init__(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[RecordedRun],
         notes: Sequence[str] = (),
-        tags: Sequence[str] = ("charts/eval_return", "charts/episodic_return"),
+        tags: Sequence[str] = tuple(RETURNS),
         metrics: Sequence[str] | None = None,
         command: str = "",
     ) -> None:
         self.runs, self.command = list(runs), command
         self.configurations: list[Configuration] = configurations(runs)
-        metrics = _metrics(runs, metrics)
+        chosen = _metrics(runs, metrics)
         self.pictures: dict[str, list[Picture]] = {}
         rows: list[tuple] = []
         missing: list[str] = []
         for env in dict.fromkeys(run.env for run in runs):
-            drawing = Pictures(self.configurations, env, metrics)
+            drawing = Pictures(self.configurations, env, chosen)
             self.pictures[env] = drawing.draw(tags)
             rows += drawing.curves
             missing += drawing.notes
-        self.notes = [*notes, *self._doubts(), *missing]
+        self.notes = [*notes, *self._doubts(), *missing, *(_left_out(runs, chosen) if metrics is None else [])]
         self.curves = Table("Curves", _CURVE_COLUMNS, rows)
-        self.results = overview.results(self.configurations, tags, metrics)
+        self.results = overview.results(self.configurations, tags, chosen)
         self.details = [
             *filter(None, [overview.interventions(self.configurations)]),
             *overview.settings(self.configurations),
@@ -157,7 +159,7 @@ class Report:
         return notes
 
     def _maker(self) -> str:
-        return f"plasticity {version('plasticity-toolkit')}, {time.strftime('%Y-%m-%d')}"
+        return f"plasticity {package_version()}, {time.strftime('%Y-%m-%d')}"
 
     def _all_pictures(self) -> list[Picture]:
         return [picture for pictures in self.pictures.values() for picture in pictures]
@@ -166,14 +168,21 @@ class Report:
 _CURVE_COLUMNS = ("environment", "configuration", "tag", "step", "n", "iqm", "low", "high")
 
 
-def _metrics(runs: Sequence[Run], chosen: Sequence[str] | None) -> list[str]:
+def _metrics(runs: Sequence[RecordedRun], chosen: Sequence[str] | None) -> list[str]:
     present = dict.fromkeys(metric for run in runs for _, metric, _ in plasticity_tags(run.series))
     if chosen is None:
-        return [metric for metric in HEADLINE if metric in present] or list(present)
+        return shown_first(present)
     unknown = [metric for metric in chosen if metric not in present]
     if unknown:
         raise ValueError(f"no run measured {', '.join(unknown)}; measured were {', '.join(present) or 'none'}")
     return list(chosen)
+
+
+def _left_out(runs: Sequence[RecordedRun], shown: Sequence[str]) -> list[str]:
+    """Return a note on measured metrics that are not shown, and that a reader cannot know of."""
+    present = dict.fromkeys(tag.metric for run in runs for tag in plasticity_tags(run.series))
+    names = [metric for metric in present if metric not in shown and metric not in METRICS]
+    return [f"measured, and not shown: {', '.join(names)}; choose with --metrics"] if names else []
 
 
 def _figure(picture: Picture, count: int) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
+
+from plasticity.storage.record import package_version
 
 from . import comparison, tables
 from .association import associations
 from .groups import configurations, doubts
 from .question import Question, complete, normalised, reference_anchors, require_comparable
-from .runs import Run, load
+from .runs import RecordedRun, load
 from .series import Band
 from .tables import Table, number
 
@@ -132,7 +133,7 @@ class Findings:
         return Table("Runs compared", ["configuration", "environment", "n", "score by seed, as logged"], rows)
 
 
-def _in(runs: Sequence[Run], envs: Sequence[str]) -> list[Run]:
+def _in(runs: Sequence[RecordedRun], envs: Sequence[str]) -> list[RecordedRun]:
     present = dict.fromkeys(run.env for run in runs)
     unknown = [env for env in envs if env not in present]
     if unknown:
@@ -153,4 +154,4 @@ def _ends(text: str, item: str, names: Sequence[str]) -> tuple[float, float]:
 
 
 def _maker() -> str:
-    return f"plasticity {version('plasticity-toolkit')}"
+    return f"plasticity {package_version()}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .runs import Run
+from .runs import RecordedRun
 
 PLAIN = "no intervention"
 
@@ -18,24 +18,24 @@ class Configuration:
 
     name: str
     settings: dict[str, Any]
-    runs: dict[str, list[Run]] = field(default_factory=dict)
+    runs: dict[str, list[RecordedRun]] = field(default_factory=dict)
 
 
-def configurations(runs: Sequence[Run]) -> list[Configuration]:
+def configurations(runs: Sequence[RecordedRun]) -> list[Configuration]:
     """Return the configurations of ``runs``, each named by what differs between them, in order of their names.
 
     A setting that differs between environments only (say, the number of steps) belongs to the task and not to the
     configuration: the key is made of what varies within at least one environment.
     """
     varying = _varying(runs)
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RecordedRun]] = {}
     for run in runs:
         key = json.dumps({k: run.settings[k] for k in varying if k in run.settings}, sort_keys=True, default=str)
         groups.setdefault(key, []).append(run)
     firsts = [members[0].settings for members in groups.values()]
     result = []
     for name, members in zip(_names(firsts, varying), groups.values(), strict=True):
-        by_env: dict[str, list[Run]] = {}
+        by_env: dict[str, list[RecordedRun]] = {}
         for run in sorted(members, key=lambda r: (r.env, str(r.seed).zfill(9))):
             by_env.setdefault(run.env, []).append(run)
         result.append(Configuration(name, members[0].settings, by_env))
@@ -65,7 +65,7 @@ def text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _varying(runs: Sequence[Run]) -> list[str]:
+def _varying(runs: Sequence[RecordedRun]) -> list[str]:
     """Return the settings that take two values within one environment.
 
     That a setting is missing does not tell two runs apart: an older version did not have it, or it belongs to an agent

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from plasticity.reports.statistics import Interval, bootstrap, iqm
+from plasticity.tags import ALL, RETURNS, parse_tag, plasticity_tag, plasticity_tags
 
 from .groups import Configuration, text
-from .runs import Run, having
+from .runs import RecordedRun, having
 from .series import INTERVAL, RESAMPLES, aligned
 from .tables import Table
-from .tags import ALL, TITLES, plasticity_tags
 
 ABREAST = 4
 """Configurations side by side in one table; more go into the next one."""
@@ -39,7 +39,7 @@ def _results(
     present = dict.fromkeys(tag for runs in members for run in runs for tag in run.series)
     networks = [(n, m) for n, m, layer in plasticity_tags(present) if layer == ALL]
     shown = [tag for tag in tags if tag in present]
-    shown += [f"plasticity/{n}/{m}/{ALL}" for metric in metrics for n, m in networks if m == metric]
+    shown += [plasticity_tag(n, m) for metric in metrics for n, m in networks if m == metric]
     rows: list[list[Any]] = [
         ["n (seeds)", *(f"{len(runs)} ({_seeds(runs)})" for runs in members)],
         ["step", *(f"{min(run.last_step for run in runs):,}" for runs in members)],
@@ -56,15 +56,14 @@ def _results(
     return Table(title, ["", *(c.name for c in configurations)], rows, note)
 
 
-def _seeds(runs: Sequence[Run]) -> str:
+def _seeds(runs: Sequence[RecordedRun]) -> str:
     return " ".join("?" if run.seed is None else str(run.seed) for run in runs)
 
 
 def _short(tag: str) -> str:
     """Return ``network: metric`` of a plasticity tag, the name of a chart."""
-    for network, metric, _ in plasticity_tags([tag]):
-        return f"{network}: {metric.replace('_', ' ')}"
-    return TITLES.get(tag, tag)
+    parts = parse_tag(tag)
+    return RETURNS.get(tag, tag) if parts is None else f"{parts.network}: {parts.metric.replace('_', ' ')}"
 
 
 def settings(configurations: Sequence[Configuration]) -> list[Table]:
@@ -96,7 +95,7 @@ def interventions(configurations: Sequence[Configuration]) -> Table | None:
     return Table("What interventions did", [*heads, "function change"], rows, note) if rows else None
 
 
-def origins(runs: Sequence[Run]) -> Table:
+def origins(runs: Sequence[RecordedRun]) -> Table:
     """Return where each run came from: folder, state, command."""
     rows = []
     for run in runs:
@@ -107,7 +106,7 @@ def origins(runs: Sequence[Run]) -> Table:
                  note if any(str(row[3]).endswith("*") for row in rows) else "")  # fmt: skip
 
 
-def versions(runs: Sequence[Run]) -> Table:
+def versions(runs: Sequence[RecordedRun]) -> Table:
     """Return the versions and the hardware that the runs were made with."""
     stamps: dict[tuple[str, str], list[str]] = {}
     for run in runs:
@@ -119,7 +118,7 @@ def versions(runs: Sequence[Run]) -> Table:
     return Table("Versions", ["runs", "packages", "hardware"], rows)
 
 
-def _last(runs: Sequence[Run], tag: str) -> Interval | None:
+def _last(runs: Sequence[RecordedRun], tag: str) -> Interval | None:
     """Return the value at the last common step, None if there is none."""
     steps, values, _ = aligned(having(runs, tag))
     if not len(steps):
@@ -129,7 +128,7 @@ def _last(runs: Sequence[Run], tag: str) -> Interval | None:
     return bootstrap(iqm, [values[-1]], resamples=RESAMPLES)
 
 
-def _counts(runs: Sequence[Run], event: str) -> list[str]:
+def _counts(runs: Sequence[RecordedRun], event: str) -> list[str]:
     """Return the names of what an intervention counts, other than how often it acted."""
     prefix = f"interventions/{event}/"
     tags = dict.fromkeys(tag.removeprefix(prefix) for r in runs for tag in r.series if tag.startswith(prefix))
@@ -145,6 +144,6 @@ def _deeds(marks: Sequence[dict[str, Any]], counts: Sequence[str], num_runs: int
     return [len(marks) / num_runs, min(steps), max(steps), totals, float(np.median(changes)) if changes else None]
 
 
-def _commit(run: Run) -> str:
+def _commit(run: RecordedRun) -> str:
     git = run.record.get("git") or {}
     return f"{str(git.get('commit', '-'))[:10]}{'*' if git.get('modified') else ''}"

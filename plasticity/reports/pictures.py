@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plasticity.tags import ALL, RETURNS, Tag, plasticity_tag, plasticity_tags
+
 from .figures import Curve, Map, Panel, Strip, draw_curves, draw_maps
 from .groups import Configuration
-from .runs import Run, having
+from .runs import RecordedRun, having
 from .series import INTERVAL, aligned, band
-from .tags import ALL, TITLES, plasticity_tags
 
 MAPS_ABREAST = 3
 """Configurations side by side in one figure of maps."""
@@ -37,7 +38,7 @@ class Pictures:
         self.env = env
         self.metrics = [m for m in metrics if any(m == metric for _, metric, _ in self._tags())]
         self.where = f" in {env}" if env else ""
-        self.slug = re.sub(r"[^A-Za-z0-9.-]+", "-", env) or "runs"
+        self.slug = _slug(env) or "runs"
         self.xlabel = "environment steps" if env else "steps"
         self.curves: list[tuple[Any, ...]] = []
         """(environment, configuration, tag, step, n, interquartile mean, low, high)."""
@@ -54,7 +55,7 @@ class Pictures:
         for tag in tags:
             curves = self._curves(tag, remarks)
             if curves:
-                panels.append(Panel(TITLES.get(tag, tag), "return", curves, self._strips(None)))
+                panels.append(Panel(RETURNS.get(tag, tag), "return", curves, self._strips(None)))
         if not panels:
             return None
         caption = f"Learning curves{self.where}. {self._band_text(remarks)}{self._strip_text(panels)}"
@@ -68,7 +69,7 @@ class Pictures:
                 Panel(
                     network if metric == self.metrics[0] else "",
                     metric.replace("_", " "),
-                    self._curves(f"plasticity/{network}/{metric}/{ALL}", remarks),
+                    self._curves(plasticity_tag(network, metric), remarks),
                     self._strips(network),
                 )
                 for network in networks
@@ -93,7 +94,7 @@ class Pictures:
         rows: list[list[Map | None]] = []
         for block in blocks:
             for network, own in layers.items():
-                row = [self._map(group, network, metric, own) for group in block]
+                row = [self._map(name, runs, network, metric, own) for _, name, runs in block]
                 rows.append(row + [None] * (width - len(row)))
         rows = [row for row in rows if any(one is not None for one in row)]
         if not rows:
@@ -104,11 +105,10 @@ class Pictures:
             "scale for all maps, white where nothing was measured. A bar above a map: an intervention acted on this "
             "network in one of the runs at that step."
         )
-        return Picture(f"layers-{metric}-{self.slug}", draw_maps(rows, label, self.xlabel), caption)
+        return Picture(f"layers-{_slug(metric)}-{self.slug}", draw_maps(rows, label, self.xlabel), caption)
 
-    def _map(self, group: tuple[int, str, list[Run]], network: str, metric: str, layers: list[str]) -> Map | None:
-        _, name, runs = group
-        found = {layer: having(runs, f"plasticity/{network}/{metric}/{layer}") for layer in layers}
+    def _map(self, name: str, runs: list[RecordedRun], network: str, metric: str, layers: list[str]) -> Map | None:
+        found = {layer: having(runs, plasticity_tag(network, metric, layer)) for layer in layers}
         partial = [layer for layer, series in found.items() if 0 < len(series) < len(runs)]
         if partial:
             layers_text = f"{metric} of {', '.join(partial)} ({network}){self.where}"
@@ -162,8 +162,8 @@ class Pictures:
                 strips.append(Strip(event if event in name else f"{name}: {event}", style, steps))
         return strips
 
-    def _tags(self) -> list[tuple[str, str, str]]:
-        """Return (network, metric, layer) of every plasticity tag, in order of appearance."""
+    def _tags(self) -> list[Tag]:
+        """Return every plasticity tag, in order of appearance."""
         names = dict.fromkeys(tag for _, _, runs in self.groups for run in runs for tag in run.series)
         return plasticity_tags(names)
 
@@ -184,7 +184,12 @@ class Pictures:
         return " Ticks below: steps at which an intervention acted, in any run."
 
 
-def _event_steps(runs: Sequence[Run], network: str | None, event: str | None = None) -> NDArray[Any]:
+def _slug(name: str) -> str:
+    """Return a name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+
+
+def _event_steps(runs: Sequence[RecordedRun], network: str | None, event: str | None = None) -> NDArray[Any]:
     chosen = (
         row["step"]
         for run in runs

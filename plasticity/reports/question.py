@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity import statistics
+from plasticity.reports import statistics
 from plasticity.reports.statistics import Interval
+from plasticity.tags import EVAL_RETURN
 
 from .groups import Configuration
-from .runs import Run
+from .runs import RecordedRun
 from .series import AT, score, until
 from .tables import number
 
@@ -29,7 +30,7 @@ class Question:
     ``nonfinite``: the score of a run without a finite value; None: such a run is an error.
     """
 
-    metric: str = "charts/eval_return"
+    metric: str = EVAL_RETURN
     at: str = "last"
     until: int | None = None
     nonfinite: float | None = None
@@ -37,7 +38,7 @@ class Question:
     level: float = 0.95
     seed: int = 0
 
-    def value(self, run: Run, at: str | None = None) -> float:
+    def value(self, run: RecordedRun, at: str | None = None) -> float:
         """Return the score of one run; ValueError if it has none and nothing stands in for it."""
         if self.metric not in run.series:
             charts = sorted(tag for tag in run.series if tag.startswith("charts/")) or sorted(run.series)
@@ -64,7 +65,7 @@ class Question:
         return f"{what} of {self.metric}" + (f" up to step {self.until:,}" if self.until else "")
 
 
-def complete(runs: Sequence[Run], question: Question) -> tuple[list[Run], list[str]]:
+def complete(runs: Sequence[RecordedRun], question: Question) -> tuple[list[RecordedRun], list[str]]:
     """Return the runs that count and a note on each that does not.
 
     Without ``until``, a run has to be finished; with it, it has to have come that far.

@@ -10,18 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from plasticity.dashboard.runs import METRICS, NO_CONFIGURATION, read_metrics
+from plasticity.storage.record import NO_CONFIGURATION, RECORD, read_record
+from plasticity.storage.rows import METRICS, decode_row, read_metrics
 
 from .series import Series, columns
 
-RECORD = "run.json"
 UNMEASURED = "unmeasured"
 """An event that is no intervention: it says which layers have no value."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run folder. ``record`` is its ``run.json``, empty where it has none (``plasticity.watch`` writes none)."""
+class RecordedRun:
+    """A run as its folder records it.
+
+    ``record`` is its ``run.json``, empty where it has none (``plasticity.watch`` writes none).
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -60,13 +63,13 @@ class Run:
         return {key: value for key, value in flat.items() if key not in NO_CONFIGURATION}
 
 
-def load(paths: Sequence[Path | str]) -> tuple[list[Run], list[str]]:
+def load(paths: Sequence[Path | str]) -> tuple[list[RecordedRun], list[str]]:
     """Return the runs at or below ``paths``, and notes on what was left out or is damaged.
 
     Of several runs with the same settings and seed one stays, the finished or else the longest: they are copies, not
     independent. Raises ValueError for a path without any run.
     """
-    runs: list[Run] = []
+    runs: list[RecordedRun] = []
     notes: list[str] = []
     for folder in _folders(paths):
         run = _load(folder, notes)
@@ -77,7 +80,7 @@ def load(paths: Sequence[Path | str]) -> tuple[list[Run], list[str]]:
     return _without_copies(runs, notes), notes
 
 
-def only_finished(runs: Sequence[Run], notes: Sequence[str]) -> tuple[list[Run], list[str]]:
+def only_finished(runs: Sequence[RecordedRun], notes: Sequence[str]) -> tuple[list[RecordedRun], list[str]]:
     """Return the finished runs, and the notes with those that were left out; ValueError if none is finished."""
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
@@ -86,7 +89,7 @@ def only_finished(runs: Sequence[Run], notes: Sequence[str]) -> tuple[list[Run],
     return finished, [*notes, *(note for run, note in zip(runs, left, strict=True) if run.status != "finished")]
 
 
-def having(runs: Sequence[Run], tag: str) -> list[Series]:
+def having(runs: Sequence[RecordedRun], tag: str) -> list[Series]:
     """Return the series of ``tag`` of the runs that have a finite value of it."""
     return [run.series[tag] for run in runs if tag in run.series and len(run.series[tag].finite().steps)]
 
@@ -103,7 +106,7 @@ def _folders(paths: Sequence[Path | str]) -> list[Path]:
     return list(found.values())
 
 
-def _load(folder: Path, notes: list[str]) -> Run | None:
+def _load(folder: Path, notes: list[str]) -> RecordedRun | None:
     record = _record(folder, notes)
     if not (folder / METRICS).is_file():
         notes.append(f"left out {folder}: it has no {METRICS} (status: {record.get('status', 'unknown')})")
@@ -117,42 +120,33 @@ def _load(folder: Path, notes: list[str]) -> Run | None:
         notes.append(f"left out {folder}: nothing was logged yet (status: {record.get('status', 'unknown')})")
         return None
     events = [row for row in rows if isinstance(row.get("event"), str) and row["event"] != UNMEASURED]
-    run = Run(folder, record, series, events)
+    run = RecordedRun(folder, record, series, events)
     if record and run.status != "finished":
         notes.append(f"{folder}: not finished (status: {run.status}, last step {run.last_step:,})")
     return run
 
 
 def _record(folder: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / RECORD).read_text())
-        if isinstance(record["config"], dict) and isinstance(record["agent"], str):
-            return record
-        reason = "the agent or its config is missing"
-    except FileNotFoundError:
-        reason = "there is none"
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = f"it is damaged: {error or type(error).__name__}"
-    notes.append(f"{folder}: settings unknown, so it stands alone; its {RECORD} cannot be read ({reason})")
+    """Return ``run.json``, empty where it cannot be read; ``notes`` then says why."""
+    if not (folder / RECORD).is_file():
+        reason = f"there is no {RECORD}"
+    else:
+        try:
+            return read_record(folder)
+        except ValueError as error:
+            reason = str(error)
+    notes.append(f"{folder}: settings unknown, so it stands alone: {reason}")
     return {}
 
 
 def _damaged(folder: Path) -> int:
-    """Return the number of lines that are not JSON; what a kill leaves at the end is one."""
+    """Return the number of lines that are no rows; what a kill leaves at the end is one."""
     with (folder / METRICS).open(encoding="utf-8", errors="replace") as lines:
-        return sum(1 for line in lines if line.strip() and not _is_json(line))
+        return sum(1 for line in lines if line.strip() and decode_row(line) is None)
 
 
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _without_copies(runs: list[Run], notes: list[str]) -> list[Run]:
-    kept: dict[str, Run] = {}
+def _without_copies(runs: list[RecordedRun], notes: list[str]) -> list[RecordedRun]:
+    kept: dict[str, RecordedRun] = {}
     for run in runs:
         key = json.dumps([run.settings, run.seed], sort_keys=True, default=str)
         other = kept.get(key)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.dashboard.runs import RESERVED
 from plasticity.reports.statistics import bootstrap, iqm
+from plasticity.storage.rows import RESERVED, is_step, number
 
 AT = ("last", "best", "auc")
 MAX_POINTS = 200
@@ -46,11 +46,11 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
     """Return the series of every tag in ``rows``; of several values at one step the last counts."""
     points: dict[str, dict[float, float]] = {}
     for row in rows:
-        if "event" in row or not _is_number(row.get("step")):
+        if "event" in row or not is_step(row.get("step")):
             continue
         for tag, value in row.items():
-            if tag not in RESERVED and (value is None or _is_number(value)):
-                points.setdefault(tag, {})[row["step"]] = math.nan if value is None else value
+            if tag not in RESERVED and (value := number(value)) is not None:
+                points.setdefault(tag, {})[row["step"]] = value
     return {tag: _series(by_step) for tag, by_step in points.items()}
 
 
@@ -110,7 +110,3 @@ def _series(by_step: Mapping[float, float]) -> Series:
     steps = np.array(sorted(by_step), dtype=np.float64)
     values = np.array([by_step[step] for step in steps], dtype=np.float64)
     return Series(steps, np.where(np.isfinite(values), values, np.nan))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -17,7 +17,9 @@ RENAMED: dict[str, dict[str, tuple[str, dict[Any, Any]]]] = {
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the contents of a ``run.json`` with the present names of settings; what has them already is unchanged."""
     renamed, config = RENAMED.get(record["agent"], {}), dict(record["config"])
-    config["agent"] = _settings(config.get("agent", {}), renamed)
+    if not renamed or not isinstance(config.get("agent"), Mapping):
+        return dict(record)
+    config["agent"] = _settings(config["agent"], renamed)
     found = {**record, "config": config}
     if "arguments" in record:
         found["arguments"] = [new for old in record["arguments"] for new in _flags(old, renamed)]

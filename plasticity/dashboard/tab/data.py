@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import threading
 import zlib
@@ -14,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from plasticity.dashboard.neurons import SCORES, read_row
-from plasticity.dashboard.runs import METRICS
-from plasticity.dashboard.tab.story import Series, collapses, effects, is_probe_tag, tell
+from plasticity.dashboard.tab.story import Series, collapses, effects, tell
 from plasticity.dashboard.tab.tail import Tail
+from plasticity.storage.record import RECORD, read_record
+from plasticity.storage.rows import METRICS, decode_row
+from plasticity.storage.scores import SCORES
+from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, is_chart, parse_tag
 
-RECORD = "run.json"
 MAX_EVENTS = 1000
 """Events of a run that are served, the latest."""
 MAX_COLUMNS = 300
@@ -42,14 +42,16 @@ class RunFolder:
         self._record: tuple[float, dict[str, Any] | None] = (-1.0, None)
 
     def record(self) -> dict[str, Any] | None:
-        """Return what ``run.json`` holds, None where there is none."""
+        """Return what ``run.json`` holds, None where there is none that can be read."""
         try:
             changed = (self.folder / RECORD).stat().st_mtime
             if changed != self._record[0]:
-                found = json.loads((self.folder / RECORD).read_text())
-                self._record = (changed, found if isinstance(found, dict) else None)
-        except (OSError, ValueError):
+                self._record = (changed, None)
+                self._record = (changed, read_record(self.folder))
+        except OSError:
             self._record = (-1.0, None)
+        except ValueError:
+            pass  # damaged, or of a newer version: as good as none until it changes
         return self._record[1]
 
     def status(self, now: float) -> str:
@@ -72,7 +74,7 @@ class RunFolder:
             self._events = []
         for line in lines:
             # Most rows hold numbers: to look for the word is ten times as fast as to parse them.
-            if (b'"event"' in line or b'"purge_step"' in line) and (row := read_row(line)) is not None:
+            if (b'"event"' in line or b'"purge_step"' in line) and (row := decode_row(line)) is not None:
                 if "purge_step" in row:
                     self._events = [e for e in self._events if e["step"] < row["purge_step"]]
                 elif "event" in row:
@@ -84,7 +86,7 @@ class RunFolder:
         size = min(_size(self.folder / SCORES), _HEAD)
         if size != self._head:
             with (self.folder / SCORES).open("rb") as file:
-                rows = [row for line in file.read(size).splitlines() if (row := read_row(line)) is not None]
+                rows = [row for line in file.read(size).splitlines() if (row := decode_row(line)) is not None]
             self._widths = {f"{r['network']}/{r['layer']}": r["neurons"] for r in rows if "neurons" in r}
             self._head = size
         return self._widths
@@ -103,7 +105,7 @@ class Neurons:
         again, lines = self._tail.fresh()
         if again:
             self.layers.clear()
-        for row in filter(None, map(read_row, lines)):
+        for row in filter(None, map(decode_row, lines)):
             if "purge_step" in row:
                 for key, rows in self.layers.items():
                     self.layers[key] = [r for r in rows if r["step"] < row["purge_step"]]
@@ -173,15 +175,19 @@ class Folders:
 
 
 def payload(series: Series, folder: RunFolder | None, curve: str) -> dict[str, Any]:
-    """Return what the tab draws of a run: plasticity tags, the curve above them, events, collapses, widths."""
-    probes = {tag: points for tag, points in series.items() if is_probe_tag(tag)}
+    """Return what the tab draws of a run: plasticity series, the curve above them, events, collapses, widths."""
+    probes = {tag: points for tag, points in series.items() if parse_tag(tag) is not None}
     widths = folder.widths() if folder else {}
     rows = folder.events() if folder else []
     events = [tell(row) for row in rows[-MAX_EVENTS:]]
     for event in events:
         event["effects"] = [] if event["note"] else effects(event, probes)
     return {
-        "tags": {tag: [steps, _json(values)] for tag, (steps, values) in probes.items()},
+        "series": [
+            {"network": tag.network, "metric": tag.metric, "layer": tag.layer, "points": [steps, _json(values)]}
+            for name, (steps, values) in probes.items()
+            if (tag := parse_tag(name)) is not None
+        ],
         "curve": [series[curve][0], _json(series[curve][1])] if curve in series else None,
         "events": events,
         "earlier_events": max(0, len(rows) - MAX_EVENTS),
@@ -198,8 +204,8 @@ def stamp(known: Mapping[str, Any], folder: RunFolder | None, view: str) -> str:
 
 def curves(tags: Iterable[str]) -> list[str]:
     """Return the tags that may stand above the heat maps, the return first."""
-    first = ["charts/episodic_return", "charts/eval_return"]
-    others = {t for t in tags if not t.startswith(("plasticity/", "scores/", "events/")) and t not in first}
+    first = [EPISODIC_RETURN, EVAL_RETURN]
+    others = {tag for tag in tags if is_chart(tag) and tag not in first}
     ranked = sorted(others, key=lambda t: (not t.startswith("charts/"), not t.startswith("losses/"), t))
     there = set(tags)
     return [tag for tag in first if tag in there] + ranked

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from plasticity.dashboard.runs import NO_CONFIGURATION
+from plasticity.storage.record import NO_CONFIGURATION
 
 _SEED = re.compile(r"[_\-. ]?\bseed[_\-=. ]?\d+|[_\-. ]seed[_\-=. ]?\d+", re.IGNORECASE)
 

@@ -18,7 +18,9 @@ from werkzeug import wrappers
 
 from plasticity.dashboard.tab.data import Folders, curves, payload, stamp
 from plasticity.dashboard.tab.groups import group_runs, seed_of
-from plasticity.dashboard.tab.story import Series, is_probe_tag, split_tag, tells_loss
+from plasticity.dashboard.tab.story import Series
+from plasticity.metrics import find_metric, ordered, shown_first
+from plasticity.tags import parse_tag, plasticity_tags
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -39,8 +41,8 @@ class View(NamedTuple):
         """Return how many points of a series the page needs."""
         if tag == self.curve:
             return _CURVE_POINTS
-        metric = split_tag(tag)[2]
-        return _POINTS if metric in self.maps or tells_loss(metric) else _TREND_POINTS
+        metric = parts.metric if (parts := parse_tag(tag)) is not None else ""
+        return _POINTS if metric in self.maps or find_metric(metric).tells_loss else _TREND_POINTS
 
 
 class PlasticityPlugin(base_plugin.TBPlugin):
@@ -82,7 +84,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
         return http_util.Respond(request, (STATIC / name).read_text(), _TYPES[Path(name).suffix])
 
     def _runs(self, request: wrappers.Request) -> wrappers.Response:
-        """Answer every run with its group, seed, status and last step, and the tags that may stand above."""
+        """Answer every run with group, seed, status and last step, the metrics, and the tags that may stand above."""
         listed = self._listed(request)
         with self._folders.lock:
             folders = {run: self._folders.get(run) for run in listed}
@@ -96,12 +98,13 @@ class PlasticityPlugin(base_plugin.TBPlugin):
                     "status": folder.status(now) if (folder := folders[run]) else "",
                     "step": max((info.max_step for info in tags.values()), default=0),
                     "time": max((info.max_wall_time for info in tags.values()), default=0),
-                    "probed": any(map(is_probe_tag, tags)),
+                    "probed": bool(plasticity_tags(tags)),
                 }
                 for run, tags in listed.items()
             ]
-        names = curves({tag for tags in listed.values() for tag in tags})
-        return _json_response(request, json.dumps({"runs": runs, "curves": names}))
+        tags = {tag for tags in listed.values() for tag in tags}
+        metrics = _described({tag.metric for tag in plasticity_tags(tags)})
+        return _json_response(request, json.dumps({"runs": runs, "curves": curves(tags), "metrics": metrics}))
 
     def _series(self, request: wrappers.Request) -> wrappers.Response:
         """Answer ``{run: {stamp, ...}}`` for ``runs``, a JSON object run -> stamp it has; runs without news are null.
@@ -114,7 +117,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
         parts = []
         with self._folders.lock:
             for run in asked:
-                tags = {t: info for t, info in listed.get(run, {}).items() if is_probe_tag(t) or t == curve}
+                tags = {t: info for t, info in listed.get(run, {}).items() if parse_tag(t) is not None or t == curve}
                 now = stamp(tags, self._folders.get(run), repr((view.curve, sorted(view.maps))))
                 body = "null" if asked[run] == now else self._answer(request, run, tags, view, now)
                 parts.append(f"{json.dumps(run)}: {body}")
@@ -168,6 +171,13 @@ class PlasticityPlugin(base_plugin.TBPlugin):
             for tag, data in found.get(run, {}).items():
                 series[tag] = ([datum.step for datum in data], [datum.value for datum in data])
         return series
+
+
+def _described(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return, in the order in which they are shown, what the page must know of each metric."""
+    names = ordered(names)
+    first = shown_first(names)
+    return [{"name": name, "kind": find_metric(name).kind, "shown": name in first} for name in names]
 
 
 def _asked(text: str) -> dict[str, str]:

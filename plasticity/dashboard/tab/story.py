@@ -7,6 +7,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from plasticity.metrics import find_metric, headlines, ordered
+from plasticity.tags import ALL, plasticity_tag, plasticity_tags
+
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Tag -> steps and values, in the order of the steps."""
 
@@ -23,7 +26,7 @@ class Site(NamedTuple):
     """Where an event acted: a layer of a network, or all of it; ``neurons`` is how many, None if not said."""
 
     network: str
-    layer: str = "all"
+    layer: str = ALL
     neurons: int | None = None
 
 
@@ -56,15 +59,16 @@ def tell(row: Mapping[str, Any]) -> dict[str, Any]:
 def collapses(series: Series, widths: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return where a layer lost at least ``COLLAPSE`` of itself within ``WINDOW`` measurements, the worst first.
 
-    Dormancy and GraMa are shares; a rank counts relative to the layer's width (``widths``: ``network/layer`` ->
-    neurons). One entry per layer and stretch of steps: ``network, layer, metric, start, stop, before, after, size``.
+    Metrics that are shares count as they are, the effective rank relative to the layer's width (``widths``:
+    ``network/layer`` -> neurons). One entry per layer and stretch of steps: ``network, layer, metric, start, stop,
+    before, after, size``.
     """
     found: list[dict[str, Any]] = []
-    for tag in sorted(series, key=_priority):
-        _, network, metric, layer = split_tag(tag)
-        steps, values = series[tag]
+    places = {name: place for place, name in enumerate(ordered(tag.metric for tag in plasticity_tags(series)))}
+    for network, metric, layer in sorted(plasticity_tags(series), key=lambda tag: (places[tag.metric], tag)):
+        steps, values = series[plasticity_tag(network, metric, layer)]
         loss = _loss(metric, values, widths.get(f"{network}/{layer}"))
-        if layer == "all" or loss is None:
+        if layer == ALL or loss is None:
             continue
         steepest = sorted(jumps(loss, COLLAPSE, WINDOW), key=lambda jump: loss[jump[0]] - loss[jump[1]])
         for start, stop in steepest[:MOST]:
@@ -107,8 +111,8 @@ def effects(event: Mapping[str, Any], series: Series) -> list[str]:
     """
     lines = []
     for network, layer, _ in event["sites"]:
-        for metric in ("dormancy", "grama"):
-            steps, values = series.get(f"plasticity/{network}/{metric}/{layer}", ((), ()))
+        for metric in (name for name in headlines() if find_metric(name).kind == "share"):
+            steps, values = series.get(plasticity_tag(network, metric, layer), ((), ()))
             after = bisect_right(steps, event["step"])
             if 0 < after < len(steps):
                 change = f"{_short(values[after - 1])} to {_short(values[after])}"
@@ -117,33 +121,14 @@ def effects(event: Mapping[str, Any], series: Series) -> list[str]:
     return lines
 
 
-def split_tag(tag: str) -> tuple[str, str, str, str]:
-    """Return ``plasticity``, network, metric, layer of ``plasticity/<network>/<metric>/<layer>``."""
-    head, network, *metric, layer = tag.split("/")
-    return head, network, "/".join(metric), layer
-
-
-def is_probe_tag(tag: str) -> bool:
-    """Return whether a tag is ``plasticity/<network>/<metric>/<layer>``."""
-    return tag.startswith("plasticity/") and tag.count("/") >= 3
-
-
-def tells_loss(metric: str) -> bool:
-    """Return whether a metric says which share of a layer is lost: dormancy, GraMa, and the effective rank."""
-    return metric.startswith(("dormancy", "grama")) or metric == "effective_rank"
-
-
 def _loss(metric: str, values: Sequence[float], width: int | None) -> list[float] | None:
     """Return the lost share of a layer at each measurement, up to a constant; None for a metric that does not say."""
-    if metric == "effective_rank":
-        return [-value / width for value in values] if width else None
-    return list(values) if tells_loss(metric) else None
-
-
-def _priority(tag: str) -> tuple[int, str]:
-    metric = split_tag(tag)[2]
-    order = ["dormancy", "grama", "effective_rank"]
-    return (order.index(metric) if metric in order else len(order), tag)
+    shown = find_metric(metric)
+    if not shown.tells_loss:
+        return None
+    if shown.kind == "share":
+        return list(values)
+    return [-value / width for value in values] if width else None
 
 
 def _same(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

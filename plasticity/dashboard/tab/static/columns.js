@@ -26,7 +26,7 @@ export const numRows = (maps) => HEADING + maps.length;
 /** The last step that any of `runs` has logged, at least 1. */
 export function lastStep(runs) {
   const ends = runs.flatMap(({ data }) => [
-    data.curve?.[0].at(-1) ?? 0, data.events.at(-1)?.step ?? 0, ...Object.values(data.tags).map(([steps]) => steps.at(-1) ?? 0),
+    data.curve?.[0].at(-1) ?? 0, data.events.at(-1)?.step ?? 0, ...data.series.map(({ points: [steps] }) => steps.at(-1) ?? 0),
   ]);
   return Math.max(1, ...ends);
 }

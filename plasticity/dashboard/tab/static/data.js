@@ -73,19 +73,11 @@ export function latest(row) {
   return NaN;
 }
 
-export function splitTag(tag) {
-  const [, network, ...rest] = tag.split("/");
-  return { network, layer: rest.at(-1), metric: rest.slice(0, -1).join("/") };
-}
-
 /** The layers of some runs, [{network, layer}], network by network, the whole network first. */
 export function layersOf(datas) {
   const found = new Map();
   for (const data of datas) {
-    for (const tag of Object.keys(data.tags)) {
-      const { network, layer } = splitTag(tag);
-      found.set(`${network}/${layer}`, { network, layer });
-    }
+    for (const { network, layer } of data.series) found.set(`${network}/${layer}`, { network, layer });
   }
   const whole = ({ layer }) => (layer === "all" ? 0 : 1);
   return [...found.values()].sort(
@@ -94,7 +86,7 @@ export function layersOf(datas) {
 }
 
 export function metricsOf(datas) {
-  return new Set(datas.flatMap((data) => Object.keys(data.tags).map((tag) => splitTag(tag).metric)));
+  return new Set(datas.flatMap((data) => data.series.map((series) => series.metric)));
 }
 
 /** A layer's width; of a whole network the mean over its layers; undefined if it is not known. */

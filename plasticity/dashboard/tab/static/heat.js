@@ -1,6 +1,6 @@
 // The heat maps, layer by time, one per metric; and the table of the latest values with their trends.
 
-import { binned, latest, layersOf, metricsOf, splitTag, summarised, widthOf } from "./data.js";
+import { binned, latest, layersOf, metricsOf, summarised, widthOf } from "./data.js";
 import { BINS, follow } from "./curve.js";
 import { h, hideTip, number, showTip, step } from "./dom.js";
 import { colour, css, gradient, isRank, ordered, scaleFor } from "./scale.js";
@@ -9,8 +9,8 @@ import { colour, css, gradient, isRank, ordered, scaleFor } from "./scale.js";
 export function ranges(datas) {
   const found = {};
   for (const data of datas) {
-    for (const [tag, [, values]] of Object.entries(data.tags)) {
-      const range = (found[splitTag(tag).metric] ??= [Infinity, -Infinity]);
+    for (const { metric, points: [, values] } of data.series) {
+      const range = (found[metric] ??= [Infinity, -Infinity]);
       for (const value of values) if (value !== null) [range[0], range[1]] = [Math.min(range[0], value), Math.max(range[1], value)];
     }
   }
@@ -22,11 +22,13 @@ export function ranges(datas) {
 export function rowsOf(runs, networks, end, range) {
   const datas = runs.map((run) => run.data);
   const layers = layersOf(datas).filter((at) => !networks.size || networks.has(at.network));
+  const key = (network, metric, layer) => JSON.stringify([network, metric, layer]);
+  const index = datas.map((data) => new Map(data.series.map((s) => [key(s.network, s.metric, s.layer), s.points])));
   const table = {};
   for (const metric of ordered(metricsOf(datas))) {
     const scale = scaleFor(metric, range[metric]);
     table[metric] = layers.flatMap(({ network, layer }) => {
-      const found = datas.map((data) => data.tags[`plasticity/${network}/${metric}/${layer}`]).filter(Boolean);
+      const found = index.map((points) => points.get(key(network, metric, layer))).filter(Boolean);
       if (!found.length) return [];
       const series = summarised(found.map((points) => binned(points, BINS, end)));
       return [{ network, layer, metric, series, scale, width: widthOf(datas, network, layer), seeds: found.length }];

@@ -5,14 +5,13 @@ import { columns, lastStep, message, numRows } from "./columns.js";
 import { getRuns, layersOf, metricsOf, updateSeries } from "./data.js";
 import { cursor, h, hideTip, natural } from "./dom.js";
 import { NeuronPanel } from "./neurons.js";
-import { ordered, seriesColour, setTheme } from "./scale.js";
+import { ordered, seriesColour, setMetrics, setTheme, usualMaps } from "./scale.js";
 import { groupsOf, sidebar } from "./sidebar.js";
 
-const LIVE_MS = 3000, IDLE_MS = 10000, MOST_COLUMNS = 12, AT_FIRST = 2;
-const USUAL_MAPS = ["dormancy", "grama", "effective_rank"];
+const LIVE_MS = 3000, IDLE_MS = 10000, MOST_COLUMNS = 12, AT_FIRST = 2, FEW_MAPS = 3;
 
 const state = {
-  runs: [], curves: [], curve: null,
+  runs: [], curves: [], curve: null, metrics: [],
   shown: null, hidden: new Set(), filter: "",
   maps: null, networks: new Set(), expanded: new Set(),
   layer: null, error: "", updated: null,
@@ -52,17 +51,18 @@ async function refresh() {
   clearTimeout(timer);
   try {
     const found = await getRuns();
-    const before = JSON.stringify([state.runs, state.curves, state.error]);
+    const before = JSON.stringify([state.runs, state.curves, state.metrics, state.error]);
     state.error = "";
-    Object.assign(state, { runs: found.runs, curves: found.curves });
+    setMetrics(found.metrics);
+    Object.assign(state, { runs: found.runs, curves: found.curves, metrics: found.metrics });
     state.shown ??= found.runs.length ? firstShown(found.runs) : null;
     if (!state.curves.includes(state.curve)) state.curve = state.curves[0] ?? null;
     const names = visible().flatMap((group) => group.runs.map((run) => run.name));
     const known = names.map((name) => store.get(name)).filter(Boolean);
-    const maps = known.length ? chosenMaps(ordered(metricsOf(known))) : USUAL_MAPS;
+    const maps = known.length ? chosenMaps(ordered(metricsOf(known))) : usualMaps();
     const news = await updateSeries(store, names, state.curve ?? "", maps);
     state.updated = new Date();
-    if (news || before !== JSON.stringify([state.runs, state.curves, state.error])) draw();
+    if (news || before !== JSON.stringify([state.runs, state.curves, state.metrics, state.error])) draw();
     else drawClock();
     if (news) await panel.refresh();
   } catch (error) {
@@ -135,10 +135,11 @@ function keepingPlace(redraw) {
 
 /** The metrics drawn as maps: those chosen, else the usual ones, else the first. */
 function chosenMaps(metrics) {
-  const chosen = metrics.filter((name) => (state.maps ? state.maps.has(name) : USUAL_MAPS.includes(name)));
+  const usual = usualMaps();
+  const chosen = metrics.filter((name) => (state.maps ? state.maps.has(name) : usual.includes(name)));
   if (chosen.length || state.maps?.size === 0) return chosen;
-  const usual = metrics.filter((name) => USUAL_MAPS.includes(name)); // the choice was made for other runs
-  return usual.length ? usual : metrics.slice(0, USUAL_MAPS.length);
+  const there = metrics.filter((name) => usual.includes(name)); // the choice was made for other runs
+  return there.length ? there : metrics.slice(0, FEW_MAPS);
 }
 
 function drawClock() {

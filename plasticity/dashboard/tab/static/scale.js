@@ -18,8 +18,17 @@ const SERIES = {
 };
 export const seriesColour = (i) => SERIES[theme][i % SERIES[theme].length];
 
-const RANKS = ["effective_rank", "srank", "feature_rank"];
-const FIRST = ["dormancy", "grama", "effective_rank", "srank", "feature_rank", "stable_rank"];
+// What the server knows of each metric: name -> {kind, shown, place}.
+const metrics = new Map();
+
+/** Take over the server's list of metrics, [{name, kind, shown}], in the order in which they are shown. */
+export function setMetrics(list) {
+  metrics.clear();
+  list.forEach((metric, place) => metrics.set(metric.name, { ...metric, place }));
+}
+
+/** The metrics that are drawn as maps if nobody chose any. */
+export const usualMaps = () => [...metrics.values()].filter((metric) => metric.shown).map((metric) => metric.name);
 
 let theme = "light";
 export const setTheme = (name) => (theme = name);
@@ -40,13 +49,13 @@ export function colour(t, kind = "worse") {
 export const css = (t, kind) => `rgb(${colour(t, kind).join(" ")})`;
 export const gradient = (kind) => `linear-gradient(90deg, ${SCALES[theme][kind].join(", ")})`;
 
-export const isShare = (metric) => /^(dormancy|grama|dead)/.test(metric);
-export const isRank = (metric) => RANKS.includes(metric);
+const isShare = (metric) => metrics.get(metric)?.kind === "share";
+export const isRank = (metric) => metrics.get(metric)?.kind === "rank";
 
 /** Metrics in the order in which they are shown. */
-export function ordered(metrics) {
-  const place = (metric) => (FIRST.includes(metric) ? FIRST.indexOf(metric) : FIRST.length);
-  return [...metrics].sort((a, b) => place(a) - place(b) || a.localeCompare(b));
+export function ordered(names) {
+  const place = (name) => metrics.get(name)?.place ?? metrics.size;
+  return [...names].sort((a, b) => place(a) - place(b) || a.localeCompare(b));
 }
 
 /**

@@ -13,9 +13,6 @@ from typing import Any
 METRICS = "metrics.jsonl"
 RESERVED = ("step", "time", "event", "purge_step")  # keys of a row that are not tags
 
-NO_CONFIGURATION = frozenset({"seed", "name", "out", "quiet", "seeds", "jobs", "retries", "dry_run", "checkpoint"})
-"""Settings of a run that do not make another configuration: runs that differ in these only are seeds of one another."""
-
 _logger = logging.getLogger(__name__)
 
 
@@ -34,7 +31,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     unreadable = 0
     with (Path(folder) / METRICS).open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            row = _decode(line)
+            row = decode_row(line)
             if row is None:
                 unreadable += bool(line.strip())
             elif "purge_step" in row:
@@ -42,7 +39,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
             else:
                 rows.append(row)
     if unreadable > 1:  # one is what a kill leaves
-        _logger.warning("%s: left out %d lines that are not JSON", Path(folder) / METRICS, unreadable)
+        _logger.warning("%s: left out %d lines that are no rows", Path(folder) / METRICS, unreadable)
     return rows
 
 
@@ -66,13 +63,30 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
     return text.encode() + b"\n"
 
 
-def _decode(line: str) -> dict[str, Any] | None:
-    """Return the row on ``line``, None where there is none."""
+def decode_row(line: str | bytes) -> dict[str, Any] | None:
+    """Return the row on ``line``, an object with a number as ``step``; None where there is none."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    return row if isinstance(row, dict) and is_step(row.get("step")) and is_step(row.get("purge_step", 0)) else None
+
+
+def number(value: Any) -> float | None:
+    """Return a value of a row as a float, NaN for null and what is too large; None for what is no number."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def is_step(value: Any) -> bool:
+    """Return whether a value can be the step of a row."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _plain(value: Any) -> Any:

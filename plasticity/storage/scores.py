@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.dashboard.appendfile import AppendFile
-from plasticity.dashboard.runs import encode_row
+from plasticity.tags import parse_score_tag, score_tag
+
+from .appendfile import AppendFile
+from .rows import decode_row, encode_row
 
 SCORES = "scores.jsonl"
-PREFIX = "scores/"
-"""Histograms under this prefix, ``scores/<network>/<probe>/<layer>``, are scores of neurons."""
 MAX_NEURONS = 512
 """Neurons kept of a layer; of a wider one, that many at equal distances."""
 FULL_ROWS = 256
@@ -58,22 +58,29 @@ def kept(measurement: int) -> bool:
     return measurement % (1 << (measurement // FULL_ROWS).bit_length()) == 0
 
 
-class NeuronFile:
+class ScoresFile:
     """Append the scores of a run's neurons to ``scores.jsonl`` in ``folder``; the file appears with the first of them.
 
     A row is ``{"step", "network", "probe", "layer", "nth", "neurons", "codes"}``: the measurement's number, the
     layer's width, and the codes of the neurons :func:`thin` keeps, in base64. Methods raise OSError.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / SCORES
         self._seen: Counter[str] = Counter()
         self._file: AppendFile | None = None
-        self._start = self._resume(purge_step) if self.path.exists() else b""
+        self._start = self._recall() if self.path.exists() else b""
+        """Bytes that go before the next row: the end of a torn line, the mark of a resumed run."""
+
+    def resume(self, step: int) -> None:
+        """Mark, before the next row, that readers forget the rows of ``step`` and later ones."""
+        if self.path.exists():
+            mark = {"step": step, "purge_step": step}
+            self._start = self._recall(step) + encode_row(mark)
 
     def append(self, step: int, tag: str, scores: NDArray[np.float64]) -> None:
-        """Write the scores, (neurons,), of a tag that :func:`split` knows, unless this measurement is left out."""
-        nth, names = self._seen[tag], split(tag)
+        """Write the scores, (neurons,), of a tag ``scores/<network>/<probe>/<layer>``, unless this one is left out."""
+        nth, names = self._seen[tag], parse_score_tag(tag)
         if kept(nth) and names is not None:
             network, probe, layer = names
             row = {"step": int(step), "network": network, "probe": probe, "layer": layer, "nth": nth}
@@ -93,29 +100,12 @@ class NeuronFile:
         if self._file is not None:
             self._file.close()
 
-    def _resume(self, purge_step: int | None) -> bytes:
-        """Count what an earlier part of the run left; return what ends its torn line and marks what is repeated."""
+    def _recall(self, purge_step: float = math.inf) -> bytes:
+        """Count the measurements before ``purge_step`` that the file holds; return what ends its torn line."""
+        self._seen.clear()
         content = self.path.read_bytes()
         for line in content.splitlines():
-            row = read_row(line)
-            if row is not None and "nth" in row and (purge_step is None or row["step"] < purge_step):
-                self._seen[f"{PREFIX}{row['network']}/{row['probe']}/{row['layer']}"] = row["nth"] + 1
-        end = b"" if not content or content.endswith(b"\n") else b"\n"
-        return end if purge_step is None else end + encode_row({"step": purge_step, "purge_step": purge_step})
-
-
-def split(tag: str) -> tuple[str, str, str] | None:
-    """Return network, probe, layer of ``scores/<network>/<probe>/<layer>``, None for another tag."""
-    parts = tag.split("/")
-    if not tag.startswith(PREFIX) or len(parts) < 4:
-        return None
-    return parts[1], "/".join(parts[2:-1]), parts[-1]
-
-
-def read_row(line: bytes | str) -> dict[str, Any] | None:
-    """Return the row on ``line``, None where there is none."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+            row = decode_row(line)
+            if row is not None and "nth" in row and row["step"] < purge_step:
+                self._seen[score_tag(row["network"], row["probe"], row["layer"])] = row["nth"] + 1
+        return b"" if not content or content.endswith(b"\n") else b"\n"

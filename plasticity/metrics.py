@@ -1,0 +1,81 @@
+"""How plasticity metrics are shown: their order, short names and scales, and those that are shown first.
+
+A metric that is not listed here is shown too, under its own name, on a scale of its own range. A line in ``METRICS``
+gives it a short name, a scale and a place in the order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one metric is shown."""
+
+    short: str
+    """Name in a terminal."""
+    kind: Literal["share", "rank", "value"] = "value"
+    """``share``: part of a layer's neurons, in [0, 1], higher is worse. ``rank``: at most the layer's width, lower is
+    worse. ``value``: anything else."""
+    headline: bool = False
+    """Whether it is shown before the others."""
+
+    @property
+    def tells_loss(self) -> bool:
+        """Return whether it says which part of a layer is lost: a share does, and of the ranks the headline."""
+        return self.kind == "share" or (self.kind == "rank" and self.headline)
+
+    def text(self, value: float) -> str:
+        """Return a value as text; empty for NaN."""
+        if math.isnan(value):
+            return ""
+        return f"{value:.1%}" if self.kind == "share" else f"{value:.1f}" if self.kind == "rank" else f"{value:.3g}"
+
+
+METRICS: dict[str, Metric] = {
+    "dormancy": Metric("dormant", "share", headline=True),
+    "grama": Metric("GraMa", "share", headline=True),
+    "effective_rank": Metric("rank", "rank", headline=True),
+    "srank": Metric("srank", "rank"),
+    "feature_rank": Metric("feature rank", "rank"),
+    "stable_rank": Metric("stable rank"),
+}
+"""Name -> how it is shown, in the order in which metrics are shown."""
+MOST = 6
+"""Metrics that are shown at first, at most."""
+
+
+def find_metric(name: str) -> Metric:
+    """Return how a metric is shown; ``grama_post`` has the scale of ``grama``, an unknown one is a plain value."""
+    if name in METRICS:
+        return METRICS[name]
+    family = next((known for known in METRICS if name.startswith(f"{known}_")), None)
+    plain = METRICS[family] if family else Metric("")
+    return dataclasses.replace(plain, short=name.replace("_", " "), headline=False)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Return the names of metrics in the order in which they are shown: listed ones first, then by name."""
+    places = {name: place for place, name in enumerate(METRICS)}
+    return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
+
+
+def headlines() -> list[str]:
+    """Return the names of the metrics that are shown before all others."""
+    return [name for name, metric in METRICS.items() if metric.headline]
+
+
+def shown_first(names: Iterable[str]) -> list[str]:
+    """Return which of the metrics are shown where nobody chose any: at most ``MOST``.
+
+    Headline metrics come first, then those that ``METRICS`` does not list, such as a probe of one's own. Where there is
+    neither, all of them count.
+    """
+    there = ordered(names)
+    chosen = [name for name in there if name not in METRICS or METRICS[name].headline]
+    return (chosen or there)[:MOST]

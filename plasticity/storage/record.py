@@ -1,0 +1,58 @@
+"""``run.json``: the settings of a run, how it was started and how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+from .upgrade import upgraded
+
+RECORD = "run.json"
+FORMAT = 2
+"""Format of the records that this version writes; 0.1.0 wrote 1, without saying so."""
+NO_CONFIGURATION = frozenset(
+    {"seed", "name", "out", "quiet", "seeds", "jobs", "retries", "dry_run", "checkpoint", "log"}
+)
+"""Settings that do not make another configuration: runs that differ in these only are seeds of one another."""
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json`` in one step, with format and version; OSError leaves the old one in place."""
+    stamped = {"format": FORMAT, "version": package_version(), **record}
+    write_atomically(folder / RECORD, json.dumps(stamped, indent=2).encode() + b"\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the contents of ``run.json``; ValueError if there is none, if it is damaged, or of a newer format."""
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a run: it has no {RECORD}") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    written = record.get("format", 1)
+    if type(written) is not int:
+        raise ValueError(f"{path} is damaged: its format is {written!r:.40}, no number")
+    if written > FORMAT:
+        raise ValueError(
+            f"{path} has format {written}, written by version {record.get('version', 'unknown')}; this version reads "
+            f"up to {FORMAT}: install the newer one"
+        )
+    if not (isinstance(record.get("agent"), str) and isinstance(record.get("config"), dict)):
+        raise ValueError(f"{path} is damaged: it lacks the agent or its config")
+    return upgraded(record)
+
+
+def package_version() -> str:
+    """Return the version of this package, ``unknown`` where it is not installed."""
+    try:
+        return version("plasticity-toolkit")
+    except PackageNotFoundError:
+        return "unknown"

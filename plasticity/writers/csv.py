@@ -1,0 +1,122 @@
+"""Comma-separated tables for spreadsheets and pandas: ``metrics.csv`` and ``events.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plasticity.storage.appendfile import AppendFile
+from plasticity.storage.files import write_atomically
+from plasticity.storage.rows import encode_row
+
+from .files import FileWriter
+
+METRICS, EVENTS = "metrics.csv", "events.csv"
+
+
+class CsvWriter(FileWriter):
+    """Write one row per call: scalars, a column per tag, into ``metrics.csv``; events into ``events.csv``.
+
+    A cell is empty where the row logs nothing under its tag; numbers that are not finite are ``nan``, ``inf`` and
+    ``-inf``. Histograms and texts are left out. A tag that is new means that the whole table is written again.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__(folder)
+        self._metrics = Table(self.folder / METRICS, ["step", "time"])
+        self._events = Table(self.folder / EVENTS, ["step", "time", "event", "details"])
+
+    def resume(self, step: int) -> None:
+        """Drop the rows of ``step`` and later ones."""
+        self._attempt(METRICS, lambda: self._metrics.purge(step))
+        self._attempt(EVENTS, lambda: self._events.purge(step))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one row of scalars."""
+        row = {"step": int(step), "time": time.time()}
+        row.update((tag, number) for tag, number in self._numbers(values).items() if tag not in row)
+        self._attempt(METRICS, lambda: self._metrics.append(row))
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """Write one row with the details, an object of JSON."""
+        text = encode_row(details).decode().strip()
+        row = {"step": int(step), "time": time.time(), "event": name, "details": text}
+        self._attempt(EVENTS, lambda: self._events.append(row))
+
+    def close(self, succeeded: bool = True) -> None:
+        """Close the files; more than once is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._attempt(METRICS, self._metrics.close)
+        self._attempt(EVENTS, self._events.close)
+        self._tell_dropped()
+
+
+class Table:
+    """A file of comma-separated rows that gains columns; it appears with its first row. Methods raise OSError."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, list(columns)
+        self._file: AppendFile | None = None
+        self._closed = False
+        if path.exists():
+            self._rewrite(*self._read())
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row; keys that are no columns yet become the last ones."""
+        if self._closed:
+            raise OSError(f"{self.path.name} is closed")
+        new = [key for key in row if key not in self.columns]
+        if new or self._file is None:
+            columns, rows = self._read()
+            self._rewrite([*columns, *new], rows)
+        assert self._file is not None
+        self._file.append(encode([[row.get(column, "") for column in self.columns]]))
+
+    def purge(self, step: int) -> None:
+        """Remove the rows of ``step`` and later ones."""
+        if self.path.exists():
+            columns, rows = self._read()
+            self._rewrite(columns, [row for row in rows if _step(row) < step])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._closed = True
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self) -> tuple[list[str], list[list[str]]]:
+        """Return columns and rows of the file, without the torn last line of a killed run."""
+        if not self.path.exists():
+            return self.columns, []
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1].decode(errors="replace")
+        columns, *rows = list(csv.reader(io.StringIO(whole, newline=""))) or [self.columns]
+        return columns, rows
+
+    def _rewrite(self, columns: list[str], rows: list[list[str]]) -> None:
+        """Replace the file in one step and go on behind its last row."""
+        padded = (row + [""] * (len(columns) - len(row)) for row in rows)
+        write_atomically(self.path, encode([columns, *padded]))
+        old, self._file, self.columns = self._file, AppendFile(self.path), columns
+        if old is not None:
+            old.close()
+
+
+def encode(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return rows as comma-separated lines; floats keep every digit."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _step(row: Sequence[str]) -> float:
+    try:
+        return float(row[0])
+    except (ValueError, IndexError):
+        return float("inf")

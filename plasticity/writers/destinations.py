@@ -1,0 +1,48 @@
+"""The argument ``log=`` of ``plasticity.watch``: a folder, a writer, or several of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from plasticity.callback import Writer
+from plasticity.storage.rows import METRICS
+
+from . import open_writers
+from .fanout import Writers
+
+Destination = str | Path | Writer
+
+
+class OpenLog:
+    """One writer into all destinations; :meth:`close` closes the files, and leaves writers that were given open."""
+
+    def __init__(self, log: Destination | Sequence[Destination]) -> None:
+        destinations = destinations_of(log)
+        given = [one for one in destinations if not isinstance(one, (str, Path))]
+        self._opened = [open_writers(one) for one in destinations if isinstance(one, (str, Path))]
+        self.writer = Writers([*self._opened, *given])
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        for writer in self._opened:
+            writer.close()
+
+
+def destinations_of(log: Destination | Sequence[Destination]) -> list[Destination]:
+    """Return the destinations as a list, of one too."""
+    return list(log) if isinstance(log, (list, tuple)) else [log]  # type: ignore[list-item]
+
+
+def require_destinations(log: Destination | Sequence[Destination]) -> None:
+    """Raise ValueError for a folder that holds a run already, TypeError for what is neither folder nor writer."""
+    for one in destinations_of(log):
+        if isinstance(one, (str, Path)):
+            if (Path(one) / METRICS).exists():
+                raise ValueError(f"{one} holds a run already; pass another folder as log=, or remove it")
+        elif not callable(getattr(one, "log", None)):
+            raise TypeError(
+                f"log= takes a folder, a writer (plasticity.callback.Writer), or a list of these; got "
+                f"{type(one).__name__}"
+            )
+    Writers([one for one in destinations_of(log) if not isinstance(one, (str, Path))])  # names methods that are missing

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from plasticity.cli import main as plasticity
-from plasticity.commands.train import parse
+from plasticity.commands.parsing import parse
 from plasticity.envs import make_env
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.nested import flatten

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
+from .commands.contents import nearest
+from .commands.imports import import_modules, take_imports
+
 COMMANDS = {
     "train": ("plasticity.commands.train", "train an agent, with probes and interventions"),
     "eval": ("plasticity.commands.evaluate", "play episodes with the agent of a run"),
     "probe": ("plasticity.commands.probe", "measure the networks of a saved agent"),
-    "list": ("plasticity.commands.listing", "list agents, environments, probes, interventions"),
+    "list": ("plasticity.commands.listing", "list agents, environments, probes, methods and all else, by name"),
+    "help": ("plasticity.commands.help", "describe one of them, with its options, units and source"),
     "report": ("plasticity.commands.report", "write curves, heat maps and tables of runs as one page"),
     "compare": ("plasticity.commands.compare", "compare configurations over seeds, with intervals"),
     "dashboard": ("plasticity.commands.dashboard", "open TensorBoard on a folder of runs"),
 }
 
-EXPECTED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, RuntimeError)
+EXPECTED = (ValueError, OSError, FloatingPointError, ImportError, RuntimeError)
 """Errors whose message is all that a person needs."""
 
 
@@ -26,17 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return 0
-    if arguments[0] == "--version":
-        print(f"plasticity {version('plasticity-toolkit')}")
-        return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        print(f"plasticity: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+    name = ""
     try:
+        modules, arguments = take_imports(arguments)
+        import_modules(modules)
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_usage())
+            return 0
+        if arguments[0] == "--version":
+            print(f"plasticity {version('plasticity-toolkit')}")
+            return 0
+        name, *rest = arguments
+        if name not in COMMANDS:
+            hint = nearest(name, COMMANDS)
+            print(f"plasticity: no command {name!r}; {hint}there are {', '.join(COMMANDS)}", file=sys.stderr)
+            return 2
         return int(import_module(COMMANDS[name][0]).main(rest) or 0)
     except KeyboardInterrupt:
         print(f"plasticity {name}: interrupted", file=sys.stderr)
@@ -44,26 +52,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        notes = getattr(error, "__notes__", [])  # of what happens in training, where anything may be raised
-        if debug or not (notes or isinstance(error, EXPECTED)):
+        if debug or not (getattr(error, "__notes__", []) or isinstance(error, EXPECTED)):
             raise
-        kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
-        where = f" ({', '.join(notes)})" if notes else ""
-        print(f"plasticity {name}: {kind}{error}{where}", file=sys.stderr)
+        print(f"{f'plasticity {name}'.rstrip()}: {_line(error)}", file=sys.stderr)
         return 1
+
+
+def _line(error: Exception) -> str:
+    """Return an error in one line, with the notes of where in training it was raised."""
+    kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
+    notes = getattr(error, "__notes__", [])
+    return f"{kind}{error}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _usage() -> str:
     lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: plasticity <command> [options]",
+            "usage: plasticity [--import MODULE ...] <command> [options]",
             "",
             "See why a deep-RL network stops learning, and apply what helps.",
             "",
             *lines,
             "",
-            "plasticity <command> --help says more; --debug shows where an error came from; --version.",
+            "plasticity <command> --help says more. --import imports a module of yours first, which registers things;",
+            "--debug shows where an error came from; --version.",
         ]
     )
 

@@ -119,7 +119,7 @@ def test_dry_run_shows_settings_wiring_and_probes_and_writes_nothing(
         (["train", "sac", "--env", "Pendulum-v1", "--device", "gpu", "--seeds", "2"], "sees cpu"),
         (["train", "sac", "--env", "Pendulum-v1", "--steps", "0"], "steps must be at least 1, got 0"),
         (["eval", "nowhere"], "nowhere is not a run: it has no run.json"),
-        (["list", "agent"], "cannot list agent; there are agents, envs, probes, interventions"),
+        (["list", "agent"], "cannot list agent; did you mean agents? there are agents, envs, probes, "),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tyro
 
 from plasticity.agents import AGENTS
 from plasticity.agents.evaluate import evaluate
@@ -71,11 +70,11 @@ def learning(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 
 def test_the_commands_of_all_rows_are_understood(learning: dict[str, ModuleType]) -> None:
-    from plasticity.commands.settings import config_type
+    from plasticity.commands.parsing import parse
 
     for name, row in learning["rows"].ROWS.items():
         _, _, agent, *rest = row.command(seed=7)
-        config: Any = tyro.cli(config_type(agent), args=rest)
+        config = parse(agent, rest)
         assert (config.env, config.steps, config.seed, config.eval_episodes) == (row.env, row.steps, 7, 20), name
         assert config.probes == (), name
 

@@ -90,7 +90,7 @@ def parse(arguments):
     from plasticity.agents import AGENTS
     from plasticity.cli import COMMANDS
     from plasticity.commands import compare, dashboard, evaluate, probe, report
-    from plasticity.commands.train import parse as parse_training
+    from plasticity.commands.parsing import parse as parse_training
     from plasticity.envs import ENVS
 
     command, *rest = arguments

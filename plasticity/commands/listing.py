@@ -1,63 +1,42 @@
-"""``plasticity list``: what there is, by name."""
+"""``plasticity list``: all names, by kind, with a line on each."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+
+from .contents import GROUPS, REGISTRIES, contents, grouped, nearest
+from .options import columns, shorten
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the names of one kind, or of every kind."""
-    kinds = {"agents": _agents, "envs": _envs, "probes": _probes, "interventions": _interventions}
+    """Print the names of some kinds, or of every kind; of environments the families, unless they are asked for."""
     if any(a in ("-h", "--help") for a in arguments):
-        print(f"usage: plasticity list [{'|'.join(kinds)}]")
+        print(f"usage: plasticity list [{'|'.join(REGISTRIES)}]")
         return 0
-    unknown = [a for a in arguments if a not in kinds]
-    if unknown:
-        raise ValueError(f"cannot list {', '.join(unknown)}; there are {', '.join(kinds)}")
-    for kind in arguments or kinds:
-        print(f"{kind}:")
-        for line in kinds[kind]():
+    for kind in arguments:
+        if kind not in REGISTRIES:
+            raise ValueError(f"cannot list {kind}; {nearest(kind, REGISTRIES)}there are {', '.join(REGISTRIES)}")
+    for kind in arguments or REGISTRIES:
+        hint = " (plasticity list envs: every name)" if kind == "envs" and not arguments else ""
+        print(f"{kind}:{hint}")
+        for line in _environments() if kind == "envs" and arguments else _entries(kind):
             print(f"  {line}")
     return 0
 
 
-def _agents() -> list[str]:
-    from plasticity.agents import AGENTS
-
-    return _described({name: agent for name, (agent, _) in AGENTS.items()})
-
-
-def _probes() -> list[str]:
-    from plasticity.probes import PROBES
-
-    return _described(PROBES)
-
-
-def _interventions() -> list[str]:
-    from plasticity.interventions import INTERVENTIONS
-
-    return _described(INTERVENTIONS)
-
-
-def _envs() -> list[str]:
+def _environments() -> list[str]:
     from plasticity.envs import ENVS, missing_extras
 
     return [*(name for family in ENVS.values() for name in family.ids()), *missing_extras()]
 
 
-def _described(things: Mapping[str, Callable[..., Any]]) -> list[str]:
-    """Return a line per name: the first line of its docstring, and the arguments that make it a variant."""
-    lines = []
-    width = max(map(len, things), default=0)
-    for name, thing in things.items():
-        settings = ""
-        if isinstance(thing, partial):
-            values = [v for a in thing.args for v in (a if isinstance(a, (list, tuple)) else [a])]
-            settings = f" ({', '.join(map(str, values))})" if values else ""
-            thing = thing.func
-        first = "".join((inspect.getdoc(thing) or "").splitlines()[:1]).replace("``", "")
-        lines.append(f"{name:<{width}}  {first}{settings}")
-    return lines
+def _entries(kind: str) -> Iterator[str]:
+    """Yield a line per entry, in groups where there are some."""
+    width = max(map(len, contents(kind)), default=0)
+    groups = grouped(kind)
+    for group, entries in groups.items():
+        if len(groups) > 1:
+            yield f"{group}: {GROUPS.get(group, '')}".rstrip(": ")
+        for entry in entries:
+            head = f"{'  ' if len(groups) > 1 else ''}{entry.name:<{width}}  "
+            yield (head + shorten(entry.summary, columns() - len(head) - 2)).rstrip()

@@ -18,6 +18,8 @@ from plasticity.storage.checkpoint import load
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
 
+from .imports import IMPORTED, require_imports
+
 MODEL, CHECKPOINTS = "model", "checkpoints"
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
 
@@ -30,6 +32,7 @@ def describe(agent: str, config: Mapping[str, Any], command: list[str], argument
         "config": config,
         "command": command,
         "arguments": arguments,
+        "imports": list(IMPORTED),
         "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := _version(p))}},
         "hardware": {
             "machine": platform.machine(),
@@ -52,10 +55,15 @@ def plain(value: Any) -> Any:
 
 
 def find_run(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder and the record of the run that ``path`` is, or is a checkpoint of; ValueError if it is none."""
+    """Return the folder and the record of the run that ``path`` is, or is a checkpoint of.
+
+    Raises ValueError if it is none, or if it needs a module that was not imported.
+    """
     for folder in (path, *path.parents[:2]):
         if (folder / RECORD).is_file():
-            return folder, read_record(folder)
+            record = read_record(folder)
+            require_imports(record, folder)
+            return folder, record
     return path, read_record(path)
 
 

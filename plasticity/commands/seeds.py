@@ -25,6 +25,7 @@ from plasticity.storage.rows import METRICS, decode_row, number
 from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
 
 from .differences import NOTED, differences
+from .imports import import_flags
 from .run import CHECKPOINTS
 
 POLL, PLAIN_EVERY = 0.5, 30.0
@@ -153,7 +154,7 @@ class Seeds:
             command = [self.agent, *self.arguments, *own]
         seed.log = seed.console.open("ab")
         seed.process = subprocess.Popen(
-            [sys.executable, "-m", "plasticity", "train", *command],
+            [sys.executable, "-m", "plasticity", *import_flags(), "train", *command],
             stdin=subprocess.DEVNULL,
             stdout=seed.log,
             stderr=subprocess.STDOUT,

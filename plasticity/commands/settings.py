@@ -1,17 +1,14 @@
-"""The settings of ``plasticity train``: those of every run, the agent's own, and those of every intervention."""
+"""The settings of ``plasticity train``: those of every run, and all of one run as plain values."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from plasticity.agents import AGENTS
-from plasticity.interventions import INTERVENTIONS, Intervention
+from plasticity.interventions import Intervention
 from plasticity.probes import DEFAULT_PROBES
 from plasticity.writers import DEFAULT_WRITERS
 
@@ -97,39 +94,9 @@ class TrainConfig:
             raise ValueError(f"probe_window must be from 1 to probe_every, {self.probe_every}, got {self.probe_window}")
 
 
-def config_type(agent: str) -> type:
-    """Return the settings of a run of ``agent``: those of training, the agent's own and every intervention's, as flags.
-
-    An intervention is switched on by its bare flag, ``--regrama``; its settings are dotted, ``--regrama.every 500``.
-    """
-    kind = AGENTS[agent][1]
-    fields: list[Any] = [("agent", Annotated[kind, tyro.conf.OmitArgPrefixes], field(default_factory=kind))]
-    for name, method in INTERVENTIONS.items():
-        summary = (method.__doc__ or "").splitlines()[0]
-        switch = tyro.conf.arg(name=name.replace("_", "-"), help=summary)
-        fields.append((f"{name}_on", Annotated[bool, switch, tyro.conf.FlagCreatePairsOff], False))
-        fields.append((name, method, field(default_factory=method)))
-    return dataclasses.make_dataclass(
-        f"Train{agent.upper()}Config",
-        fields,
-        bases=(TrainConfig,),
-        frozen=True,
-        namespace={"__doc__": f"Train {agent.upper()}: {TrainConfig.__doc__}"},
-    )
-
-
-def require_switched_on(arguments: Sequence[str]) -> None:
-    """Raise ValueError for a setting of an intervention that is off: it would have no effect."""
-    for name in INTERVENTIONS:
-        flag = f"--{name.replace('_', '-')}"
-        given = [a for a in arguments if a.replace("_", "-").startswith(f"{flag}.")]
-        if given and flag not in (a.replace("_", "-") for a in arguments):
-            raise ValueError(f"{given[0]} sets an option of {name}, which is off; switch it on with {flag}")
-
-
 def chosen_interventions(config: Any) -> dict[str, Intervention]:
     """Return the interventions that are switched on, by name."""
-    return {name: getattr(config, name) for name in INTERVENTIONS if getattr(config, f"{name}_on")}
+    return {field.name: getattr(config.interventions, field.name) for field in dataclasses.fields(config.interventions)}
 
 
 def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
@@ -142,8 +109,8 @@ def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
 
 def settings(config: Any) -> dict[str, Any]:
     """Return all settings of a run as plain values; of the interventions only those that are on."""
-    methods = {name: plain(method.settings()) for name, method in chosen_interventions(config).items()}
-    skip = {*CONTROL, *INTERVENTIONS, *(f"{name}_on" for name in INTERVENTIONS)}
+    skip = {*CONTROL, "interventions"}
     rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in skip}
     nested = {name: dataclasses.asdict(getattr(config, name)) for name in ("checkpoint", "agent")}
+    methods = {name: plain(method.settings()) for name, method in chosen_interventions(config).items()}
     return {**plain({**rest, **nested}), "interventions": methods}

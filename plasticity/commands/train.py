@@ -2,54 +2,93 @@
 
 from __future__ import annotations
 
-import difflib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import tyro
-
-from plasticity.agents import AGENTS
-from plasticity.probes import make_probes
-from plasticity.storage.record import read_record
-from plasticity.writers import require_writers
-
-from .differences import NOTED, SAFE, differences, notes
-from .run import require_device
-from .seeds import Seeds
-from .settings import config_type, require_switched_on, resolve, settings
-from .training import Run
+from .contents import contents, nearest
+from .imports import require_imports
 
 RESUME = "--resume"
 
-USAGE = f"""usage: plasticity train <agent> --env ENV [options]
-       plasticity train --resume RUN [options that may change: --steps, --eval-every, --log-every, --checkpoint.every]
-agents: {", ".join(AGENTS)}
-plasticity train <agent> --help lists every option."""
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, evaluate, save; return the exit code."""
+    """Train, evaluate, save; return the exit code. The first line comes before anything is imported that takes long."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0
     folder, arguments = _take_resume(list(arguments))
-    if folder is not None:
-        return resume(folder, arguments)
-    agent, *rest = arguments
-    _require_agent(agent)
-    config = parse(agent, rest)
+    agent, *rest = arguments or [""]
+    if folder is None:
+        _require_agent(agent)
+    if {"-h", "--help"} & set(arguments):
+        show_help(None if folder else agent, rest)
+        return 0
+    if "--quiet" not in arguments:
+        print(
+            f"plasticity train {agent if folder is None else folder}: importing PyTorch ...",
+            file=sys.stderr,
+            flush=True,
+        )
+    return start(agent, rest) if folder is None else resume(folder, arguments)
+
+
+def usage() -> str:
+    """Return how the command is called."""
+    return f"""usage: plasticity train <agent> --env ENV [options]
+       plasticity train --resume RUN [options that may change: --steps, --eval-every, --log-every, --checkpoint.every]
+agents: {", ".join(contents("agents"))}
+plasticity train <agent> --help lists all options; plasticity help NAME describes an agent, a method or a probe."""
+
+
+def show_help(agent: str | None, arguments: Sequence[str]) -> None:
+    """Print the options of an agent, or those of the methods that are switched on."""
+    if agent is None:
+        print(usage())
+        return
+    from plasticity.agents import AGENTS
+
+    from . import help
+    from .settings import TrainConfig
+
+    named = [name for a in arguments if a.startswith("--") for name in [a[2:]] if help.is_switch(name)]
+    if named:
+        help.main(named)
+        print(f"\nplasticity train {agent} --help lists the options of the run and of the agent.")
+    else:
+        print("\n".join(help.train_options(agent, TrainConfig, AGENTS[agent][1])))
+
+
+def start(agent: str, arguments: Sequence[str]) -> int:
+    """Train a new run, or several seeds of it, or only show what would be trained."""
+    import torch
+
+    from .parsing import parse
+    from .seeds import Seeds
+    from .settings import settings
+    from .training import Run
+
+    config = parse(agent, arguments)
     if config.seeds > 1 and not config.dry_run:
-        return Seeds(agent, config, rest, settings(config)).train()
+        return Seeds(agent, config, arguments, settings(config)).train()
     torch.set_num_threads(config.torch_threads)
-    run = Run(agent, config, rest)
+    run = Run(agent, config, arguments)
     return run.dry_run() if config.dry_run else run.train(run.new_folder())
 
 
 def resume(folder: Path, changes: Sequence[str]) -> int:
     """Go on with a run from its latest checkpoint; ValueError lists what was asked for that may not change."""
+    import torch
+
+    from plasticity.storage.record import read_record
+
+    from .differences import NOTED, SAFE, differences, notes
+    from .parsing import parse
+    from .settings import settings
+    from .training import Run
+
     record = read_record(folder)
+    require_imports(record, folder)
     agent = record["agent"]
     _require_agent(agent)
     if changes and not changes[0].startswith("-"):
@@ -69,19 +108,6 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
     return Run(agent, config, [*record.get("arguments", []), *changes]).train(folder, resume=True)
 
 
-def parse(agent: str, arguments: Sequence[str], saved: dict[str, Any] | None = None) -> Any:
-    """Return the settings that ``arguments`` say, checked; what depends on others is filled in, or as it was saved."""
-    require_switched_on(arguments)
-    config: Any = tyro.cli(config_type(agent), prog=f"plasticity train {agent}", args=list(arguments))
-    for what in ("steps", "seeds"):
-        if getattr(config, what) < 1:
-            raise ValueError(f"{what} must be at least 1, got {getattr(config, what)}")
-    make_probes(config.probes)  # an unknown name fails here, before anything is written
-    require_writers(config.log)
-    require_device(config.device)
-    return resolve(config, saved)
-
-
 def _take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:
     """Return the folder that ``--resume`` names, None without it, and the other arguments."""
     for index, argument in enumerate(arguments):
@@ -95,7 +121,6 @@ def _take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def _require_agent(agent: str) -> None:
-    if agent not in AGENTS:
-        close = difflib.get_close_matches(agent, AGENTS, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"no agent {agent!r}; {hint}there are {', '.join(AGENTS)}")
+    agents = contents("agents")
+    if agent not in agents:
+        raise ValueError(f"no agent {agent!r}; {nearest(agent, agents)}there are {', '.join(agents)}")

@@ -18,7 +18,10 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "grama_weight": partial(GradientActivity, "weight"),
     "grama_post": partial(GradientActivity, "post"),
     "rank": Rank,
-    **{metric: partial(Rank, [metric]) for metric in RANKS},
+    "effective_rank": partial(Rank, ["effective_rank"]),
+    "srank": partial(Rank, ["srank"]),
+    "stable_rank": partial(Rank, ["stable_rank"]),
+    "feature_rank": partial(Rank, ["feature_rank"]),
 }
 """Name -> a probe with its default settings; ``rank`` gives all four ranks from one decomposition."""
 

@@ -1,0 +1,106 @@
+"""What there is, by kind and name: the registries, as their source says, or as they are once they are imported."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .source import Definition, class_constant, doc_of, page_at, target
+
+REGISTRIES = {
+    "agents": ("plasticity.agents", "AGENTS"),
+    "envs": ("plasticity.envs", "ENVS"),
+    "probes": ("plasticity.probes", "PROBES"),
+    "interventions": ("plasticity.interventions", "INTERVENTIONS"),
+}
+"""Kind -> the module of its contents page, and the name of the dict there."""
+
+GROUPS = {
+    "reset": "fresh weights for neurons, layers or networks",
+    "penalty": "terms added to the loss",
+    "optimizer": "other steps, or what is done to the optimizer",
+    "architecture": "other modules in the networks",
+    "topology": "sparse networks whose connections change",
+    "data": "what is collected, kept and replayed",
+    "other": "",
+}
+"""Group of methods (``KIND``) -> what its methods do, in the order in which they are listed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name in a registry, the first line of what it stands for, and the group of a method."""
+
+    name: str
+    summary: str
+    group: str = ""
+
+
+def registry(kind: str) -> Mapping[str, Any]:
+    """Return a registry, imported."""
+    module, name = REGISTRIES[kind]
+    return getattr(import_module(module), name)
+
+
+def contents(kind: str) -> dict[str, Entry]:
+    """Return the entries of a registry. What is imported already is asked itself, for what was added to it."""
+    entries = written(kind)
+    if REGISTRIES[kind][0] not in sys.modules:
+        return entries
+    found = {key: _described(key, value) for key, value in registry(kind).items()}
+    return {key: entries[key] if key in entries and not entry.summary else entry for key, entry in found.items()}
+
+
+def written(kind: str) -> dict[str, Entry]:
+    """Return the entries that the source of a contents page has; nothing is imported."""
+    module, name = REGISTRIES[kind]
+    spec = find_spec(module)
+    page = page_at(Path(spec.origin).parent) if spec and spec.origin else None
+    return {} if page is None else {key: _read(key, found) for key, found in page.entries(name).items()}
+
+
+def grouped(kind: str) -> dict[str, list[Entry]]:
+    """Return the entries of a registry by group, in the order of ``GROUPS``; groups of somebody else's come last."""
+    groups: dict[str, list[Entry]] = {group: [] for group in GROUPS}
+    for entry in contents(kind).values():
+        groups.setdefault(entry.group or "other", []).append(entry)
+    return {group: entries for group, entries in groups.items() if entries}
+
+
+def find(name: str) -> list[tuple[str, Entry]]:
+    """Return (kind, entry) of everything called ``name``, with hyphens or underscores."""
+    return [(kind, e) for kind in REGISTRIES for e in contents(kind).values() if _key(e.name) == _key(name)]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``"did you mean NAME? "`` for the name that was probably meant; empty if none is near."""
+    keys = {_key(one): one for one in names}
+    close = difflib.get_close_matches(_key(name), keys, 1)
+    return f"did you mean {keys[close[0]]}? " if close else ""
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _read(name: str, definition: Definition) -> Entry:
+    meant = target(definition)
+    return Entry(name, _first(doc_of(meant)), class_constant(meant, "KIND"))
+
+
+def _described(name: str, thing: Any) -> Entry:
+    thing = thing[0] if isinstance(thing, tuple) else thing.func if isinstance(thing, partial) else thing
+    ours = inspect.isclass(thing) or inspect.isroutine(thing)  # an object has the docstring of its class
+    return Entry(name, _first(inspect.getdoc(thing) or "" if ours else ""), getattr(thing, "KIND", ""))
+
+
+def _first(doc: str) -> str:
+    return "".join(doc.splitlines()[:1]).replace("``", "")

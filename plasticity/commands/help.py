@@ -1,0 +1,177 @@
+"""``plasticity help``: the topics, a page on one of them, and the options of ``plasticity train``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from .contents import GROUPS, REGISTRIES, Entry, contents, find, grouped, nearest, registry
+from .options import Option, columns, details, options, parameters, shorten, table
+
+SCREENS = 100
+"""Lines that the options of ``train`` may take; where one line per method takes more, methods are named only."""
+SWITCHES = ("interventions", "meters")
+"""Kinds that ``train`` switches on by a flag, and whose fields are dotted flags."""
+_SOURCE = re.compile(r"\b(arXiv|doi)\b|\b(19|20)\d\d\b", re.IGNORECASE)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the topics, or a page for every topic named."""
+    from plasticity.cli import COMMANDS
+    from plasticity.cli import main as run
+
+    topics = [argument for argument in arguments if argument not in ("-h", "--help")]
+    if not topics:
+        print("\n".join(overview(COMMANDS)))
+    for topic in topics:
+        if topic == "train":
+            from .settings import TrainConfig
+
+            print("\n".join(run_options(TrainConfig)))
+        elif topic in COMMANDS:
+            run([topic, "--help"])
+        if topic in COMMANDS:
+            continue
+        found = find(topic)
+        if not found:
+            names = [*COMMANDS, *(name for kind in REGISTRIES for name in contents(kind))]
+            raise ValueError(f"no topic {topic!r}; {nearest(topic, names)}plasticity help lists all topics")
+        for kind, entry in found:
+            print("\n".join(page(kind, entry, columns())))
+    return 0
+
+
+def is_switch(flag: str) -> bool:
+    """Return whether ``train`` switches something on by this flag, given without its two hyphens."""
+    return any(kind in SWITCHES for kind, _ in find(flag))
+
+
+def overview(commands: Any) -> Iterator[str]:
+    """Yield all topics: the commands, then the names of every kind; methods in groups."""
+    yield "usage: plasticity help TOPIC"
+    yield ""
+    yield from _named("commands", [name for name in commands if name not in ("help",)], 15)
+    for kind in REGISTRIES:
+        groups = grouped(kind)
+        if len(groups) > 1:
+            yield f"{kind}:"
+            for group, entries in groups.items():
+                yield from _named(f"  {group}", [entry.name for entry in entries], 15)
+        elif groups:
+            yield from _named(kind, [entry.name for entries in groups.values() for entry in entries], 15)
+
+
+def train_options(agent: str, run: type, config: type) -> Iterator[str]:
+    """Yield the options of ``plasticity train AGENT``, a line each, then the methods and meters in groups."""
+    width = columns()
+    yield f"usage: plasticity train {agent} --env ENV [options]"
+    yield ""
+    yield "the run (plasticity help train: all of each description)"
+    yield from table(options(run), width)
+    yield ""
+    yield f"the agent (plasticity help {agent})"
+    yield from table(options(config), width)
+    lines = [line for kind in SWITCHES if kind in REGISTRIES for line in _switches(kind, width, _summary)]
+    if len(lines) + len(options(run)) + len(options(config)) > SCREENS - 8:
+        lines = [line for kind in SWITCHES if kind in REGISTRIES for line in _switches(kind, width, None)]
+    yield from lines
+
+
+def run_options(run: type) -> Iterator[str]:
+    """Yield the options that every run has, with their whole descriptions."""
+    yield from details(options(run), columns())
+    yield ""
+    yield "plasticity train AGENT --help lists the options of an agent too, and all methods."
+
+
+def page(kind: str, entry: Entry, width: int) -> Iterator[str]:
+    """Yield the description, the source and the options of one entry of a registry."""
+    thing = registry(kind)[entry.name]
+    yield f"{entry.name}: {_SINGULAR[kind]}{f' ({entry.group})' if entry.group else ''}"
+    yield ""
+    subject = thing[0] if isinstance(thing, tuple) else thing.func if isinstance(thing, partial) else thing
+    described = inspect.isclass(subject) or inspect.isroutine(subject)
+    yield from _wrapped(inspect.getdoc(subject) or "" if described else entry.summary, width)
+    yield from _source(subject, width)
+    rows = _options(kind, entry.name, thing)
+    if rows:
+        yield ""
+        flag = f"switched on by --{entry.name.replace('_', '-')}; " if kind in SWITCHES else ""
+        yield f"{flag}options:" if kind in (*SWITCHES, "agents") else "parameters:"
+        yield from details(rows, width)
+    if kind == "envs":
+        yield ""
+        yield "plasticity list envs prints every name."
+
+
+_SINGULAR = {
+    "agents": "agent",
+    "envs": "environments",
+    "probes": "probe",
+    "meters": "meter",
+    "interventions": "intervention",
+    "optimizers": "optimizer",
+    "writers": "writer",
+}
+
+
+def _options(kind: str, name: str, thing: Any) -> list[Option]:
+    if kind == "agents":
+        return options(thing[1])
+    if kind in SWITCHES:
+        return options(thing, f"--{name.replace('_', '-')}.")
+    return parameters(thing) if callable(thing) else []
+
+
+def _source(subject: Any, width: int) -> Iterator[str]:
+    """Yield the first paragraph of the module's docstring where it names the source and the class does not."""
+    module = sys.modules.get(getattr(subject, "__module__", ""))
+    text = (inspect.getdoc(module) or "") if module else ""
+    if _SOURCE.search(text) and not _SOURCE.search(inspect.getdoc(subject) or ""):
+        yield ""
+        yield from _wrapped(text, width)
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    """Yield a docstring in lines of at most ``width``; what is indented stays as it is."""
+    for index, paragraph in enumerate(text.replace("``", "").split("\n\n")):
+        if index:
+            yield ""
+        indented = any(line.startswith(" ") for line in paragraph.splitlines())
+        yield from paragraph.splitlines() if indented else textwrap.wrap(" ".join(paragraph.split()), width)
+
+
+def _switches(kind: str, width: int, line: Callable[[Entry, int], str] | None) -> Iterator[str]:
+    """Yield the methods of a kind in groups: ``line(entry, width)`` each, or only their names."""
+    groups = grouped(kind)
+    if not groups:
+        return
+    example = next(entry.name for entries in groups.values() for entry in entries)
+    yield ""
+    yield f"{kind} (plasticity help {example}: the options of one, such as --{example}.seed)"
+    for group, entries in groups.items():
+        if line is None:
+            yield from _named(f"  {group}", [f"--{entry.name.replace('_', '-')}" for entry in entries], 15, width)
+        else:
+            if len(groups) > 1:
+                yield f"  {group}{': ' if GROUPS.get(group) else ''}{GROUPS.get(group, '')}"
+            yield from (line(entry, width) for entry in entries)
+
+
+def _summary(entry: Entry, width: int) -> str:
+    head = f"    --{entry.name.replace('_', '-'):<24}  "
+    return head + shorten(entry.summary.rstrip("."), width - len(head))
+
+
+def _named(title: str, names: Sequence[str], indent: int, width: int | None = None) -> list[str]:
+    """Return names behind a title, wrapped."""
+    head = f"{title + ':':<{indent}} "
+    return textwrap.wrap(
+        "  ".join(names), (width or columns()) - 1, initial_indent=head, subsequent_indent=" " * (indent + 1),
+        break_on_hyphens=False,
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""Read what modules define from their source, without importing them: torch alone takes more than a second."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Definition:
+    """An expression or definition, and the page that it stands on."""
+
+    page: Page
+    node: ast.AST
+
+
+class Page:
+    """The source of one module."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+        self.defined: dict[str, ast.AST] = {}
+        """Name at module level -> its class, function, assigned value, or the import that brings it."""
+        for node in self.tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                self.defined[node.name] = node
+            elif isinstance(node, ast.ImportFrom):
+                self.defined |= {alias.asname or alias.name: node for alias in node.names}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                self.defined[node.target.id] = node.value
+            elif isinstance(node, ast.Assign):
+                self.defined |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+
+    def find(self, name: str) -> Definition | None:
+        """Return the definition of a name, through relative imports; None for a name from elsewhere."""
+        node = self.defined.get(name)
+        if not isinstance(node, ast.ImportFrom):
+            return None if node is None else Definition(self, node)
+        alias = next(alias for alias in node.names if name == (alias.asname or alias.name))
+        if node.level == 0:
+            return None
+        folder = self.path.parents[node.level - 1]
+        target = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
+        if node.module is None or (target / f"{alias.name}.py").is_file():  # ``from . import module``
+            page = page_at(target / alias.name)
+            return None if page is None else Definition(page, page.tree)
+        page = page_at(target)
+        return None if page is None else page.find(alias.name)
+
+    def entries(self, name: str) -> dict[str, Definition]:
+        """Return the entries of a dict that is written out, in its order; ValueError for one that is computed."""
+        found = self.find(name)
+        if found is None or not isinstance(found.node, ast.Dict):
+            raise ValueError(f"{self.path}: {name} must be a dict that is written out")
+        entries = {}
+        for key, value in zip(found.node.keys, found.node.values, strict=True):
+            if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+                raise ValueError(f"{found.page.path}: every name in {name} must be written out")
+            entries[key.value] = Definition(found.page, value)
+        return entries
+
+
+@cache
+def page_at(path: Path) -> Page | None:
+    """Return the page of a module or package, given its path without suffix; None if there is none."""
+    for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+        if file.is_file():
+            return Page(file)
+    return None
+
+
+def target(definition: Definition) -> Definition | None:
+    """Return the class, function or module that an entry stands for; None for one that is computed.
+
+    An entry is a name, ``module.NAME``, ``partial(name, ...)``, or a tuple that begins with one of these.
+    """
+    node, page = definition.node, definition.page
+    if isinstance(node, ast.Tuple) and node.elts:
+        return target(Definition(page, node.elts[0]))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "partial" and node.args:
+        return target(Definition(page, node.args[0]))
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return page.find(node.value.id)
+    return page.find(node.id) if isinstance(node, ast.Name) else None
+
+
+def doc_of(definition: Definition | None) -> str:
+    """Return the docstring of a class, function or module; empty without one."""
+    if definition is None or not isinstance(definition.node, (ast.ClassDef, ast.FunctionDef, ast.Module)):
+        return ""
+    return ast.get_docstring(definition.node) or ""
+
+
+def class_constant(definition: Definition | None, name: str) -> str:
+    """Return a string that a class assigns to ``name`` in its body or that of a base; empty without one."""
+    if definition is None or not isinstance(definition.node, ast.ClassDef):
+        return ""
+    for node in definition.node.body:
+        named = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Constant) and any(isinstance(of, ast.Name) and of.id == name for of in named):
+            return str(value.value)
+    bases = [definition.page.find(base.id) for base in definition.node.bases if isinstance(base, ast.Name)]
+    return next((found for base in bases if (found := class_constant(base, name))), "")

@@ -1,0 +1,183 @@
+"""Help and lists: short, complete, without what takes long to import, and true to what is registered."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from typing import Any, ClassVar
+
+import pytest
+
+from plasticity.cli import main
+from plasticity.commands import contents
+from plasticity.commands.help import SWITCHES
+from plasticity.commands.options import field_docs, options
+from plasticity.interventions import INTERVENTIONS, Intervention
+
+
+def run(code: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=check)
+
+
+def text_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("calls", "absent"),
+    [
+        ([[], ["--version"], ["list"], ["list", "probes"], ["help"], ["train"]], {"torch", "numpy"}),
+        ([["train", "sac", "--help"], ["train", "ppo", "--redo", "--help"], ["help", "rank"]], {"tyro", "rich"}),
+    ],
+    ids=["lists", "options"],
+)
+def test_help_imports_little(calls: list[list[str]], absent: set[str]) -> None:
+    code = f"""
+from plasticity.cli import main
+import json, sys
+assert not any(main(call) for call in {calls})
+print(); print(json.dumps(sorted(sys.modules)))"""
+    loaded = {name.split(".")[0] for name in json.loads(run(code).stdout.splitlines()[-1])}
+    assert not loaded & {*absent, "gymnasium", "dm_control", "mujoco", "tensorboard", "matplotlib"}
+
+
+def test_train_says_what_it_waits_for_before_it_imports_anything() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None  # an import fails
+from plasticity.cli import main
+sys.exit(main(sys.argv[1:] or ARGUMENTS))"""
+    command = ["train", "sac", "--env", "Pendulum-v1"]
+    waiting, error = run(code.replace("ARGUMENTS", repr(command)), check=False).stderr.splitlines()
+    assert waiting == "plasticity train sac: importing PyTorch ..."
+    assert error.startswith("plasticity train: ")
+    quiet = run(code.replace("ARGUMENTS", repr([*command, "--quiet"])), check=False).stderr.splitlines()
+    assert quiet == [error]
+
+
+# -- what it shows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+@pytest.mark.parametrize("agent", ["sac", "td3", "ppo", "dqn"])
+def test_options_of_train_fit_on_two_screens(
+    agent: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = text_of(capsys, "train", agent, "--help")
+    lines = text.splitlines()
+    assert len(lines) <= 100
+    assert max(map(len, lines)) <= columns
+    for flag in (
+        "--env",
+        "--steps",
+        "--gamma",
+        "--checkpoint.every",
+        *(f"--{n.replace('_', '-')}" for n in INTERVENTIONS),
+    ):
+        assert re.search(rf"^ +{flag}\b", text, re.MULTILINE), flag
+    assert "--redo.every" not in text
+
+
+def test_a_hundred_methods_fit_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(100):
+        method: Any = type(f"Method{number}", (Method,), {"KIND": ("reset", "penalty", "mine")[number % 3]})
+        monkeypatch.setitem(INTERVENTIONS, f"method_{number}", method)
+    text = text_of(capsys, "train", "dqn", "--help")
+    assert len(text.splitlines()) <= 100
+    assert {f"--method-{number}" for number in range(100)} <= set(text.split())
+    assert re.findall(r"^  (\w+):", text, re.MULTILINE) == [
+        "reset",
+        "penalty",
+        "architecture",
+        "topology",
+        "data",
+        "mine",
+    ]
+
+
+@dataclasses.dataclass
+class Method(Intervention):
+    """Do nothing, at a rate (Nobody 2026, equation 3)."""
+
+    NAME: ClassVar[str] = "method"
+    PRESETS: ClassVar = {"paper": {"rate": 0.25}, "official": {"rate": 2.0}}
+    preset: str = "paper"
+    rate: float | None = None
+    """Applications per gradient step."""
+    networks: tuple[str, ...] = ()
+    """Names of networks."""
+
+
+def test_the_page_of_a_method_shows_types_units_defaults_presets_and_source(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(INTERVENTIONS, "my_method", Method)
+    text = text_of(capsys, "help", "my-method")
+    assert "Nobody 2026, equation 3" in text
+    assert "--my-method.rate FLOAT\n" in text
+    assert "Applications per gradient step. Default: 0.25 (paper), 2 (official)." in text
+    assert "--my-method.networks STR ...\n" in text
+    assert text_of(capsys, "train", "sac", "--my-method", "--help").startswith(text.rstrip("\n"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in contents.REGISTRIES if kind != "envs"])
+def test_everything_has_a_page_and_every_option_a_description(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, thing in contents.registry(kind).items():
+        text = text_of(capsys, "help", name)
+        assert text.startswith(f"{name}: ")
+        if kind in (*SWITCHES, "agents"):
+            cls, prefix = (thing[1], "--") if kind == "agents" else (thing, f"--{name.replace('_', '-')}.")
+            documented = field_docs(cls)
+            assert [f.name for f in dataclasses.fields(cls) if f.init and not documented.get(f.name)] == [], name
+            assert all(f"  {option.flag}" in text for option in options(cls, prefix))
+            assert re.search(r"arXiv|\b20\d\d\b", text), f"{name} names no source"
+
+
+# -- the contents pages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", contents.REGISTRIES)
+def test_lists_read_from_source_are_those_of_the_registries(kind: str) -> None:
+    written = contents.written(kind)
+    assert list(written) == list(contents.registry(kind))
+    assert all(entry.summary for entry in written.values())
+    if kind in SWITCHES:
+        assert {name: entry.group for name, entry in written.items()} == {
+            name: method.KIND for name, method in contents.registry(kind).items()
+        }
+    assert contents.contents(kind) == written or kind == "envs"
+
+
+def test_what_was_added_is_listed_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(INTERVENTIONS, "mine", Method)
+    assert re.search(r"^ +mine +Do nothing, at a rate", text_of(capsys, "list", "interventions"), re.MULTILINE)
+    assert "mine" in text_of(capsys, "help")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("hlep", 2, "no command 'hlep'; did you mean help? "),
+        ("help regram", 1, "no topic 'regram'; did you mean regrama? "),
+        ("list probe", 1, "cannot list probe; did you mean probes? "),
+        ("train sca", 1, "no agent 'sca'; did you mean sac? "),
+        ("train sca --help", 1, "no agent 'sca'; did you mean sac? "),
+        ("train sac --env Pendulum-v1 --leraning-starts 5", 1, "did you mean --learning-starts? "),
+        ("train sac --env Pendulum-v1 --regrma", 1, "no option --regrma; did you mean --regrama? "),
+        ("train sac --env Pendulum-v1 --redo --redo.evry=5", 1, "no option --redo.evry; did you mean --redo.every? "),
+        ("train sac --env Pendulum-v1 --reset.every 5", 1, "--reset.every sets an option of reset, which is off; "),
+    ],
+)
+def test_unknown_names_get_the_nearest_one(
+    command: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == code
+    assert message in capsys.readouterr().err

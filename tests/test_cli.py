@@ -149,7 +149,7 @@ def test_a_folder_that_is_not_empty_is_refused(finished: Path, capsys: pytest.Ca
 
 
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
+    assert main(["list"]) == main(["list", "envs"]) == 0
     text = capsys.readouterr().out
     for name in (
         "sac",

@@ -20,6 +20,7 @@ REGISTRIES = {
     "envs": ("plasticity.envs", "ENVS"),
     "probes": ("plasticity.probes", "PROBES"),
     "interventions": ("plasticity.interventions", "INTERVENTIONS"),
+    "optimizers": ("plasticity.agents.optimizers", "OPTIMIZERS"),
 }
 """Kind -> the module of its contents page, and the name of the dict there."""
 
@@ -55,15 +56,15 @@ def contents(kind: str) -> dict[str, Entry]:
     entries = written(kind)
     if REGISTRIES[kind][0] not in sys.modules:
         return entries
-    found = {key: _described(key, value) for key, value in registry(kind).items()}
-    return {key: entries[key] if key in entries and not entry.summary else entry for key, entry in found.items()}
+    return {key: entries.get(key) or _described(key, value) for key, value in registry(kind).items()}
 
 
 def written(kind: str) -> dict[str, Entry]:
     """Return the entries that the source of a contents page has; nothing is imported."""
     module, name = REGISTRIES[kind]
-    spec = find_spec(module)
-    page = page_at(Path(spec.origin).parent) if spec and spec.origin else None
+    package, below = module.split(".")[:2], module.split(".")[2:]
+    spec = find_spec(".".join(package))  # imports what is above: this package alone, which is light
+    page = page_at(Path(spec.origin).parent.joinpath(*below)) if spec and spec.origin else None
     return {} if page is None else {key: _read(key, found) for key, found in page.entries(name).items()}
 
 
@@ -97,9 +98,18 @@ def _read(name: str, definition: Definition) -> Entry:
 
 
 def _described(name: str, thing: Any) -> Entry:
-    thing = thing[0] if isinstance(thing, tuple) else thing.func if isinstance(thing, partial) else thing
+    thing = subject(thing)
     ours = inspect.isclass(thing) or inspect.isroutine(thing)  # an object has the docstring of its class
     return Entry(name, _first(inspect.getdoc(thing) or "" if ours else ""), getattr(thing, "KIND", ""))
+
+
+def subject(thing: Any) -> Any:
+    """Return the class or function that an entry stands for: the first of a tuple, what a partial calls or is given."""
+    if isinstance(thing, tuple):
+        return subject(thing[0])
+    if isinstance(thing, partial):
+        return subject(thing.args[0] if thing.args and inspect.isclass(thing.args[0]) else thing.func)
+    return thing
 
 
 def _first(doc: str) -> str:

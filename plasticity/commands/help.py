@@ -7,10 +7,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
-from .contents import GROUPS, REGISTRIES, Entry, contents, find, grouped, nearest, registry
+from .contents import GROUPS, REGISTRIES, Entry, contents, find, grouped, nearest, registry, subject
 from .options import Option, columns, details, options, parameters, shorten, table
 
 SCREENS = 100
@@ -94,10 +93,10 @@ def page(kind: str, entry: Entry, width: int) -> Iterator[str]:
     thing = registry(kind)[entry.name]
     yield f"{entry.name}: {_SINGULAR[kind]}{f' ({entry.group})' if entry.group else ''}"
     yield ""
-    subject = thing[0] if isinstance(thing, tuple) else thing.func if isinstance(thing, partial) else thing
-    described = inspect.isclass(subject) or inspect.isroutine(subject)
-    yield from _wrapped(inspect.getdoc(subject) or "" if described else entry.summary, width)
-    yield from _source(subject, width)
+    described = subject(thing)
+    known = inspect.isclass(described) or inspect.isroutine(described)
+    yield from _wrapped(inspect.getdoc(described) or "" if known else entry.summary, width)
+    yield from _source(described, width)
     rows = _options(kind, entry.name, thing)
     if rows:
         yield ""
@@ -128,17 +127,18 @@ def _options(kind: str, name: str, thing: Any) -> list[Option]:
     return parameters(thing) if callable(thing) else []
 
 
-def _source(subject: Any, width: int) -> Iterator[str]:
+def _source(described: Any, width: int) -> Iterator[str]:
     """Yield the first paragraph of the module's docstring where it names the source and the class does not."""
-    module = sys.modules.get(getattr(subject, "__module__", ""))
+    module = sys.modules.get(getattr(described, "__module__", ""))
     text = (inspect.getdoc(module) or "") if module else ""
-    if _SOURCE.search(text) and not _SOURCE.search(inspect.getdoc(subject) or ""):
+    if _SOURCE.search(text) and not _SOURCE.search(inspect.getdoc(described) or ""):
         yield ""
         yield from _wrapped(text, width)
 
 
 def _wrapped(text: str, width: int) -> Iterator[str]:
-    """Yield a docstring in lines of at most ``width``; what is indented stays as it is."""
+    """Yield a docstring in lines of at most ``width``; what is indented stays as it is, Sphinx's directives are cut."""
+    text = text.partition("\n.. ")[0].rstrip()
     for index, paragraph in enumerate(text.replace("``", "").split("\n\n")):
         if index:
             yield ""

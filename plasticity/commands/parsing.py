@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Annotated, Any
 
 import tyro
@@ -48,14 +47,14 @@ def switched_on(arguments: Sequence[str]) -> tuple[dict[str, type], list[str]]:
 
 def config_type(agent: str, methods: Mapping[str, type]) -> type:
     """Return the settings of a run: those of training, the agent's own without a prefix, and those of some methods."""
-    chosen = [(name, method, field(default_factory=method)) for name, method in methods.items()]
-    kind, interventions = AGENTS[agent][1], dataclasses.make_dataclass("Interventions", chosen, frozen=True)
-    fields: list[Any] = [
-        ("agent", Annotated[kind, tyro.conf.arg(name="")], field(default_factory=kind)),
-        ("interventions", Annotated[interventions, tyro.conf.arg(name="")], field(default_factory=interventions)),
+    # No defaults: an instance made beforehand would have the values of its own preset, and hide those of another one.
+    interventions = dataclasses.make_dataclass("Interventions", list(methods.items()), frozen=True)
+    fields = [
+        ("agent", Annotated[AGENTS[agent][1], tyro.conf.arg(name="")]),
+        ("interventions", Annotated[interventions, tyro.conf.arg(name="")]),
     ]
     name = f"Train{agent.upper()}Config"
-    return dataclasses.make_dataclass(name, fields, bases=(TrainConfig,), frozen=True)
+    return dataclasses.make_dataclass(name, fields, bases=(TrainConfig,), frozen=True, kw_only=True)
 
 
 def require_known(arguments: Sequence[str], agent: str, methods: Mapping[str, type]) -> None:

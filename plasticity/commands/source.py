@@ -35,13 +35,13 @@ class Page:
                 self.defined |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
 
     def find(self, name: str) -> Definition | None:
-        """Return the definition of a name, through relative imports; None for a name from elsewhere."""
+        """Return the definition of a name, through relative imports; what comes from elsewhere gives its import."""
         node = self.defined.get(name)
         if not isinstance(node, ast.ImportFrom):
             return None if node is None else Definition(self, node)
         alias = next(alias for alias in node.names if name == (alias.asname or alias.name))
         if node.level == 0:
-            return None
+            return Definition(self, alias)
         folder = self.path.parents[node.level - 1]
         target = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
         if node.module is None or (target / f"{alias.name}.py").is_file():  # ``from . import module``
@@ -49,6 +49,11 @@ class Page:
             return None if page is None else Definition(page, page.tree)
         page = page_at(target)
         return None if page is None else page.find(alias.name)
+
+    def origin(self, alias: ast.alias) -> str:
+        """Return the full name of what an import brings."""
+        node = self.defined[alias.asname or alias.name]
+        return f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
 
     def entries(self, name: str) -> dict[str, Definition]:
         """Return the entries of a dict that is written out, in its order; ValueError for one that is computed."""
@@ -75,20 +80,24 @@ def page_at(path: Path) -> Page | None:
 def target(definition: Definition) -> Definition | None:
     """Return the class, function or module that an entry stands for; None for one that is computed.
 
-    An entry is a name, ``module.NAME``, ``partial(name, ...)``, or a tuple that begins with one of these.
+    An entry is a name, ``module.NAME``, ``partial(name, ...)``, ``partial(function, class)``, or a tuple that begins
+    with one of these.
     """
     node, page = definition.node, definition.page
     if isinstance(node, ast.Tuple) and node.elts:
         return target(Definition(page, node.elts[0]))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "partial" and node.args:
-        return target(Definition(page, node.args[0]))
+        called, given = (target(Definition(page, argument)) for argument in (node.args + node.args)[:2])
+        return given if given is not None and isinstance(given.node, (ast.ClassDef, ast.alias)) else called
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         return page.find(node.value.id)
     return page.find(node.id) if isinstance(node, ast.Name) else None
 
 
 def doc_of(definition: Definition | None) -> str:
-    """Return the docstring of a class, function or module; empty without one."""
+    """Return the docstring of a class, function or module, and the full name of what another package has."""
+    if definition is not None and isinstance(definition.node, ast.alias):
+        return definition.page.origin(definition.node)
     if definition is None or not isinstance(definition.node, (ast.ClassDef, ast.FunctionDef, ast.Module)):
         return ""
     return ast.get_docstring(definition.node) or ""

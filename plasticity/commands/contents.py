@@ -21,6 +21,7 @@ REGISTRIES = {
     "probes": ("plasticity.probes", "PROBES"),
     "interventions": ("plasticity.interventions", "INTERVENTIONS"),
     "optimizers": ("plasticity.agents.optimizers", "OPTIMIZERS"),
+    "writers": ("plasticity.writers", "WRITERS"),
 }
 """Kind -> the module of its contents page, and the name of the dict there."""
 

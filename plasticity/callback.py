@@ -53,6 +53,16 @@ class Writer:
         """End the run; nothing is written after it."""
 
 
+NEEDED = {
+    "targets": "target networks, in Context.targets",
+    "buffer": "a replay buffer",
+    "value": "a value function of (observation, action)",
+    "forward": "a way to run networks on a batch, in Context.forward",
+    "peek": "past transitions to look at, Context.peek",
+}
+"""Attribute of a context -> what it is, for the error where it is missing."""
+
+
 @dataclass
 class Context:
     """The parts of a training run that its loop lends to callbacks; any loop can make one.
@@ -141,7 +151,7 @@ class Context:
         """Return the attribute ``name``; raise ValueError naming ``by`` where this run has none."""
         found = getattr(self, name, None)
         if found is None or found == {}:
-            what = {"buffer": "a replay buffer", "value": "a value function of (observation, action)"}.get(name, name)
+            what = NEEDED.get(name, name)
             raise ValueError(f"{by} needs {what}; {self.name} has none")
         return found
 

@@ -91,11 +91,8 @@ class Meter(Callback):
     def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
         """Measure and log, if it is due."""
         self.updates += 1
-        if self._is_due(ctx, self.updates):
-            values = self._guarded(ctx, self._measured)
-            ctx.log(
-                {f"plasticity/{network}/{metric}/all": value for (network, metric), value in (values or {}).items()}
-            )
+        if self._is_due(ctx, self.updates) and (values := self._guarded(ctx, self._measured)):
+            ctx.log({plasticity_tag(network, metric): value for (network, metric), value in values.items()})
 
     def chosen(self, ctx: Context) -> dict[str, nn.Module]:
         """Return the networks to measure by name; ValueError if ``networks`` matches none."""

@@ -166,7 +166,9 @@ class Callback:
         """Replace modules and optimizers, in ``ctx.networks``, ``ctx.targets`` and ``ctx.optimizers``; only here.
 
         Runs before any callback starts and before saved weights are loaded, also when a checkpoint is evaluated or
-        probed. ``state``: what the own :meth:`state_dict` returned when the checkpoint was written; None in a new run.
+        probed. ``state``: the callback's own :meth:`state_dict` in the checkpoint; None in a new run. A callback that
+        changes structure in the middle of training too has ``restructured_at`` in its state, the ``ctx.step`` of its last
+        change: checkpoints are rebuilt in the order of these steps.
         """
 
     def on_train_start(self, ctx: Context) -> None:
@@ -248,9 +250,10 @@ def rebuild(
 ) -> Tensor | None:
     """Restructure the networks and optimizers of ``ctx`` by callbacks, each with its state; return ``load()``.
 
-    The part of :func:`start` that loading a checkpoint needs, also where nothing is trained.
+    The part of :func:`start` that loading a checkpoint needs, also where nothing is trained. Callbacks that changed
+    structure in the middle of training (``restructured_at`` in their state) follow the others, in that order.
     """
-    for callback, state in callbacks:
+    for callback, state in sorted(callbacks, key=lambda pair: (pair[1] or {}).get("restructured_at", -1)):
         _call(callback, "restructure", ctx, state)
     return None if load is None else load()
 

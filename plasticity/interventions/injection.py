@@ -236,6 +236,8 @@ class PlasticityInjection(Triggered):
         self.origins = Origins()
         self._heads: dict[str, list[Head]] = {}
         self._refused = False
+        self._at = -1
+        """Environment step of the injection, -1 before it."""
 
     def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
         """Give the networks of a saved run its injected heads; a new run begins without."""
@@ -247,7 +249,7 @@ class PlasticityInjection(Triggered):
     def on_train_start(self, ctx: Context) -> None:
         """Find the heads; ValueError where there is none, and for targets that do not match."""
         super().on_train_start(ctx)
-        self._refused = False
+        self._refused, self._at = False, -1
         self.origins = Origins.of(self._networks)
         self._heads = {name: self._find(ctx, name, network) for name, network in self._networks.items()}
         if not any(self._heads.values()):
@@ -298,6 +300,7 @@ class PlasticityInjection(Triggered):
                 ctx.event(f"{self.NAME}_refused", {**self.occasion(), "injected before": done})
             self._refused = True
             return
+        self._at = ctx.step
         details: dict[str, Any] = {}
         for name, network in self._networks.items():
             if heads := self._heads[name]:
@@ -324,14 +327,19 @@ class PlasticityInjection(Triggered):
             name: [key for key in network.state_dict() if any(key.startswith(f"{path}.") for path in _places(network))]
             for name, network in getattr(self, "_networks", {}).items()
         }
-        own = {"origins": self.origins.state_dict(), "injected": names, "refused": self._refused}
+        own = {
+            "origins": self.origins.state_dict(),
+            "injected": names,
+            "restructured_at": self._at,
+            "refused": self._refused,
+        }
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; the injected heads are rebuilt by :meth:`restructure`."""
         super().load_state_dict(state)
         self.origins.load_state_dict(state["origins"])
-        self._refused = state["refused"]
+        self._refused, self._at = state["refused"], state.get("restructured_at", -1)
 
 
 def _places(network: nn.Module) -> list[str]:

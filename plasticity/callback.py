@@ -167,8 +167,8 @@ class Callback:
 
         Runs before any callback starts and before saved weights are loaded, also when a checkpoint is evaluated or
         probed. ``state``: the callback's own :meth:`state_dict` in the checkpoint; None in a new run. A callback that
-        changes structure in the middle of training too has ``restructured_at`` in its state, the ``ctx.step`` of its last
-        change: checkpoints are rebuilt in the order of these steps.
+        also changes structure in the middle of training has ``restructured_at`` in its state, the ``ctx.step`` of its
+        last change: checkpoints are rebuilt in the order of these steps.
         """
 
     def on_train_start(self, ctx: Context) -> None:

@@ -26,7 +26,8 @@ def test_options_of_dqn_became_names(
     old = record("dqn", ["--env", "CartPole-v1", *flags, "--lr", "0.1"], lr=0.1, **settings)
     found = upgraded(old)
     assert found["arguments"] == ["--env", "CartPole-v1", *new_flags, "--lr", "0.1"]
-    assert found["config"]["agent"] == {"lr": 0.1, "head": head, "returns": returns}
+    added = {"optimizer": "adam", "weight_decay": 0.0}
+    assert found["config"]["agent"] == {"lr": 0.1, "head": head, "returns": returns, **added}
     config = AGENTS["dqn"][1](**found["config"]["agent"])
     assert (config.head, config.returns) == (head, returns)
     assert upgraded(found) == found
@@ -34,5 +35,7 @@ def test_options_of_dqn_became_names(
 
 
 def test_other_agents_and_present_records_stay_as_they_are() -> None:
-    for one in (record("sac", ["--dueling"], dueling=True), record("dqn", ["--head", "dueling"], head="dueling")):
+    other = record("mine", ["--dueling"], dueling=True)
+    present = record("dqn", ["--head", "dueling"], head="dueling", optimizer="sgd", weight_decay=0.1)
+    for one in (other, present):
         assert upgraded(one) == one

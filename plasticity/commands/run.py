@@ -17,6 +17,7 @@ from plasticity.callback import Callback, listeners, rebuild
 from plasticity.storage.checkpoint import load
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
+from plasticity.storage.upgrade import upgraded_state
 
 from .imports import IMPORTED, require_imports
 
@@ -82,9 +83,9 @@ def load_state(path: Path) -> Mapping[str, Any]:
     if (path / RECORD).is_file():
         for kind in (MODEL, CHECKPOINTS):
             if (found := Checkpoints(path / kind)).latest() is not None:
-                return found.load_latest()[1]
+                return upgraded_state(found.load_latest()[1])
         raise ValueError(f"{path} has neither a model nor a checkpoint: its training did not get so far")
-    return load(path)
+    return upgraded_state(load(path))
 
 
 def require_device(device: str) -> None:

@@ -26,6 +26,7 @@ from plasticity.storage.files import RunLock
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import seed_globally
 from plasticity.storage.record import write_record
+from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
 from .run import CHECKPOINTS, command_line, describe, save_model
@@ -104,7 +105,7 @@ class Run:
         with RunLock(folder), Stopper() as stopper:
             begin: dict[str, Any] = {}
             if resume:
-                _, state = checkpoints.load_latest()
+                state = upgraded_state(checkpoints.load_latest()[1])
                 ctx.step, ctx.latest = state["step"], dict(state["latest"])
                 begin["saved"] = [*(state["callbacks"][name] for name in self.callbacks), None]
                 begin["load"] = partial(restore, state, self.agent, self.env)

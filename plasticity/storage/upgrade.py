@@ -12,18 +12,49 @@ RENAMED: dict[str, dict[str, tuple[str, dict[Any, Any]]]] = {
     },
 }
 """Agent -> setting of 0.1.0 -> its present name, and its values there."""
+ADDED: dict[str, dict[str, Any]] = {
+    agent: {"optimizer": "adam", "weight_decay": 0.0} for agent in ("dqn", "ppo", "sac", "td3")
+}
+"""Agent -> setting that 0.1.0 did not have -> the value that says what it did."""
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the contents of a ``run.json`` with the present names of settings; what has them already is unchanged."""
     renamed, config = RENAMED.get(record["agent"], {}), dict(record["config"])
-    if not renamed or not isinstance(config.get("agent"), Mapping):
+    if not isinstance(config.get("agent"), Mapping):
         return dict(record)
-    config["agent"] = _settings(config["agent"], renamed)
+    config["agent"] = {**ADDED.get(record["agent"], {}), **_settings(config["agent"], renamed)}
     found = {**record, "config": config}
     if "arguments" in record:
         found["arguments"] = [new for old in record["arguments"] for new in _flags(old, renamed)]
     return found
+
+
+def upgraded_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a checkpoint, or of a model, with the present places of its parts.
+
+    In 0.1.0 the global random states stood beside those of the callbacks, all optimizers were Adam and not named, and a
+    model had no states of callbacks: where a plasticity injection was is read from the names of its parameters.
+    """
+    agent = dict(state["agent"])
+    if "optimizers" in agent:
+        agent.setdefault("optimizer_kinds", dict.fromkeys(agent["optimizers"], "Adam"))
+    callbacks = dict(state["callbacks"]) if "callbacks" in state else _injected(agent)
+    if "random" in state:
+        callbacks["random"] = state["random"]
+    return {**{key: value for key, value in state.items() if key != "random"}, "agent": agent, "callbacks": callbacks}
+
+
+def _injected(agent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of the plasticity injection of a model that was saved without: the parameters of its heads."""
+    names = {name: [n for n in network if ".frozen." in n] for name, network in agent.get("networks", {}).items()}
+    heads = {name: {n.split(".frozen.")[0] for n in frozen} for name, frozen in names.items()}
+    found = {
+        name: [n for n in agent["networks"][name] if any(n.startswith(f"{head}.") for head in places)]
+        for name, places in heads.items()
+        if places
+    }
+    return {"plasticity_injection": {"injected": found}} if found else {}
 
 
 def _settings(settings: Mapping[str, Any], renamed: Mapping[str, tuple[str, dict[Any, Any]]]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from plasticity.cli import main
-from plasticity.dashboard.runs import read_metrics
 from plasticity.storage.folder import Checkpoints
+from plasticity.storage.rows import read_metrics
 
 SHORT = (
     *("--steps", "240", "--seed", "3", "--num-envs", "2", "--checkpoint.every", "120", "--checkpoint.keep", "9"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 
 from .commands.contents import nearest
 from .commands.imports import import_modules, take_imports
@@ -38,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_usage())
             return 0
         if arguments[0] == "--version":
+            from importlib.metadata import version
+
             print(f"plasticity {version('plasticity-toolkit')}")
             return 0
         name, *rest = arguments

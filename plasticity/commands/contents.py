@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,13 +53,14 @@ def registry(kind: str) -> Mapping[str, Any]:
 
 
 def contents(kind: str) -> dict[str, Entry]:
-    """Return the entries of a registry. What is imported already is asked itself, for what was added to it."""
+    """Return the entries of a registry: as its source says, and once it is imported, what was added to it too."""
     entries = written(kind)
     if REGISTRIES[kind][0] not in sys.modules:
         return entries
     return {key: entries.get(key) or _described(key, value) for key, value in registry(kind).items()}
 
 
+@cache
 def written(kind: str) -> dict[str, Entry]:
     """Return the entries that the source of a contents page has; nothing is imported."""
     module, name = REGISTRIES[kind]

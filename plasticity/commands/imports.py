@@ -22,6 +22,10 @@ def take_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if first == IMPORT and not rest:
             raise ValueError(f"{IMPORT} needs the name of a module, such as my_package.my_module")
         modules.append(first.partition("=")[2] if "=" in first else rest.pop(0))
+    for index, argument in enumerate(rest):
+        if argument.partition("=")[0] == IMPORT:
+            module = argument.partition("=")[2] or " ".join(rest[index + 1 : index + 2])
+            raise ValueError(f"{IMPORT} comes before the command: plasticity {IMPORT} {module} {rest[0]} ...")
     return modules, rest
 
 
@@ -32,7 +36,7 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, ModuleNotFoundError) and error.name == module:
                 where = f"neither {os.getcwd()} nor the installed packages have it"
                 raise ImportError(f"{IMPORT} {module}: there is no such module; {where}") from error
@@ -54,10 +58,12 @@ def require_imports(record: Mapping[str, Any], folder: Path) -> None:
     missing = [str(module) for module in record.get("imports", []) if module not in IMPORTED]
     if missing:
         flags = " ".join(f"{IMPORT} {module}" for module in missing)
-        raise ValueError(f"{folder} was trained with {flags}; if you trust it: plasticity {flags} <command> ...")
+        raise ValueError(
+            f"{folder} was trained with {flags}; if you trust that, put it in front: plasticity {flags} ..."
+        )
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """Return the file and line that an error came from."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from plasticity.interventions import Intervention
 from plasticity.probes import DEFAULT_PROBES
 from plasticity.writers import DEFAULT_WRITERS
 
 from .run import plain
+
+if TYPE_CHECKING:  # help needs the settings, and no method
+    from plasticity.interventions import Intervention
 
 CONTROL = ("seeds", "jobs", "retries", "dry_run")
 """Settings that say how the command works; they are no part of a run."""

@@ -19,11 +19,15 @@ REGISTRIES = {
     "agents": ("plasticity.agents", "AGENTS"),
     "envs": ("plasticity.envs", "ENVS"),
     "probes": ("plasticity.probes", "PROBES"),
+    "meters": ("plasticity.meters", "METERS"),
     "interventions": ("plasticity.interventions", "INTERVENTIONS"),
     "optimizers": ("plasticity.agents.optimizers", "OPTIMIZERS"),
     "writers": ("plasticity.writers", "WRITERS"),
 }
 """Kind -> the module of its contents page, and the name of the dict there."""
+
+SWITCHED = ("interventions", "meters")
+"""Kinds that ``plasticity train`` switches on by a bare flag each, and sets by dotted ones."""
 
 GROUPS = {
     "reset": "fresh weights for neurons, layers or networks",

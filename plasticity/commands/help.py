@@ -9,13 +9,11 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .contents import GROUPS, REGISTRIES, Entry, contents, find, grouped, nearest, registry, subject
+from .contents import GROUPS, REGISTRIES, SWITCHED, Entry, contents, find, grouped, nearest, registry, subject
 from .options import Option, columns, details, options, parameters, shorten, table
 
 SCREENS = 100
 """Lines that the options of ``train`` may take; where one line per method takes more, methods are named only."""
-SWITCHES = ("interventions", "meters")
-"""Kinds that ``train`` switches on by a flag, and whose fields are dotted flags."""
 _SOURCE = re.compile(r"\b(arXiv|doi)\b|\b(19|20)\d\d\b", re.IGNORECASE)
 
 
@@ -47,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def is_switch(flag: str) -> bool:
     """Return whether ``train`` switches something on by this flag, given without its two hyphens."""
-    return any(kind in SWITCHES for kind, _ in find(flag))
+    return any(kind in SWITCHED for kind, _ in find(flag))
 
 
 def overview(commands: Any) -> Iterator[str]:
@@ -75,9 +73,9 @@ def train_options(agent: str, run: type, config: type) -> Iterator[str]:
     yield ""
     yield f"the agent (plasticity help {agent})"
     yield from table(options(config), width)
-    lines = [line for kind in SWITCHES if kind in REGISTRIES for line in _switches(kind, width, _summary)]
+    lines = [line for kind in SWITCHED for line in _switches(kind, width, _summary)]
     if len(lines) + len(options(run)) + len(options(config)) > SCREENS - 8:
-        lines = [line for kind in SWITCHES if kind in REGISTRIES for line in _switches(kind, width, None)]
+        lines = [line for kind in SWITCHED for line in _switches(kind, width, None)]
     yield from lines
 
 
@@ -100,8 +98,8 @@ def page(kind: str, entry: Entry, width: int) -> Iterator[str]:
     rows = _options(kind, entry.name, thing)
     if rows:
         yield ""
-        flag = f"switched on by --{entry.name.replace('_', '-')}; " if kind in SWITCHES else ""
-        yield f"{flag}options:" if kind in (*SWITCHES, "agents") else "parameters:"
+        flag = f"switched on by --{entry.name.replace('_', '-')}; " if kind in SWITCHED else ""
+        yield f"{flag}options:" if kind in (*SWITCHED, "agents") else "parameters:"
         yield from details(rows, width)
     if kind == "envs":
         yield ""
@@ -122,7 +120,7 @@ _SINGULAR = {
 def _options(kind: str, name: str, thing: Any) -> list[Option]:
     if kind == "agents":
         return options(thing[1])
-    if kind in SWITCHES:
+    if kind in SWITCHED:
         return options(thing, f"--{name.replace('_', '-')}.")
     return parameters(thing) if callable(thing) else []
 
@@ -156,7 +154,8 @@ def _switches(kind: str, width: int, line: Callable[[Entry, int], str] | None) -
     yield f"{kind} (plasticity help {example}: the options of one, such as --{example}.seed)"
     for group, entries in groups.items():
         if line is None:
-            yield from _named(f"  {group}", [f"--{entry.name.replace('_', '-')}" for entry in entries], 15, width)
+            title = f"  {group}" if len(groups) > 1 else "  all"
+            yield from _named(title, [f"--{entry.name.replace('_', '-')}" for entry in entries], 15, width)
         else:
             if len(groups) > 1:
                 yield f"  {group}{': ' if GROUPS.get(group) else ''}{GROUPS.get(group, '')}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import tyro
 
 from plasticity.agents import AGENTS
-from plasticity.interventions import INTERVENTIONS
 from plasticity.probes import make_probes
 from plasticity.writers import require_writers
 
-from .contents import nearest
-from .options import Option, options
+from .contents import SWITCHED, nearest, registry
+from .options import options
 from .run import require_device
 from .settings import TrainConfig, resolve
 
@@ -22,10 +22,12 @@ from .settings import TrainConfig, resolve
 def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None = None) -> Any:
     """Return the settings that ``arguments`` say, checked; what depends on others is filled in, or as it was saved.
 
-    An intervention is switched on by its bare flag, ``--regrama``; its settings are dotted, ``--regrama.every 500``.
+    An intervention or a meter is switched on by its bare flag, ``--regrama``, and set by dotted ones,
+    ``--regrama.every 500``.
     Raises ValueError for an option that is not known, or that has no effect.
     """
     chosen, rest = switched_on(arguments)
+    require_names(agent)
     require_known(rest, agent, chosen)
     config: Any = tyro.cli(config_type(agent, chosen), prog=f"plasticity train {agent}", args=rest)
     for what in ("steps", "seeds"):
@@ -37,45 +39,68 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     return resolve(config, saved)
 
 
-def switched_on(arguments: Sequence[str]) -> tuple[dict[str, type], list[str]]:
-    """Return the methods whose bare flags are among the arguments, in the order of the registry, and the rest."""
-    flags = {f"--{_hyphens(name)}": name for name in INTERVENTIONS}
-    named = {flags[_hyphens(argument)] for argument in arguments if _hyphens(argument) in flags}
-    rest = [argument for argument in arguments if _hyphens(argument) not in flags]
-    return {name: method for name, method in INTERVENTIONS.items() if name in named}, rest
+def switches() -> dict[str, Mapping[str, type]]:
+    """Return what bare flags switch on: the kind -> its registry of dataclasses, by name."""
+    return {kind: registry(kind) for kind in SWITCHED}
 
 
-def config_type(agent: str, methods: Mapping[str, type]) -> type:
-    """Return the settings of a run: those of training, the agent's own without a prefix, and those of some methods."""
+def switched_on(arguments: Sequence[str]) -> tuple[dict[str, dict[str, type]], list[str]]:
+    """Return what the bare flags among the arguments switch on, in the order of the registries, and the other ones."""
+    given = {_hyphens(argument) for argument in arguments}
+    chosen = {
+        kind: {name: method for name, method in methods.items() if f"--{_hyphens(name)}" in given}
+        for kind, methods in switches().items()
+    }
+    flags = {f"--{_hyphens(name)}" for methods in chosen.values() for name in methods}
+    return chosen, [argument for argument in arguments if _hyphens(argument) not in flags]
+
+
+def config_type(agent: str, chosen: Mapping[str, Mapping[str, type]]) -> type:
+    """Return the settings of a run: those of training, the agent's own without a prefix, and of what is switched on."""
     # No defaults: an instance made beforehand would have the values of its own preset, and hide those of another one.
-    interventions = dataclasses.make_dataclass("Interventions", list(methods.items()), frozen=True)
-    fields = [
-        ("agent", Annotated[AGENTS[agent][1], tyro.conf.arg(name="")]),
-        ("interventions", Annotated[interventions, tyro.conf.arg(name="")]),
-    ]
+    fields = [("agent", Annotated[AGENTS[agent][1], tyro.conf.arg(name="")])]
+    for kind, methods in chosen.items():
+        group = dataclasses.make_dataclass(kind.title(), list(methods.items()), frozen=True)
+        fields.append((kind, Annotated[group, tyro.conf.arg(name="")]))
     name = f"Train{agent.upper()}Config"
     return dataclasses.make_dataclass(name, fields, bases=(TrainConfig,), frozen=True, kw_only=True)
 
 
-def require_known(arguments: Sequence[str], agent: str, methods: Mapping[str, type]) -> None:
+def require_names(agent: str) -> None:
+    """Raise ValueError for an intervention or meter whose name cannot be a flag, or is that of something else."""
+    names = [name for methods in switches().values() for name in methods]
+    if odd := [name for name in names if not name.isidentifier()]:
+        raise ValueError(f"{odd[0]!r} cannot be switched on: a name is letters, digits and underscores; rename it")
+    counts = Counter([*fixed_flags(agent), *(f"--{_hyphens(name)}" for name in names)])
+    if twice := [flag for flag, count in counts.items() if count > 1]:
+        raise ValueError(f"{', '.join(twice)} would mean two things; rename the intervention or meter of that name")
+
+
+def require_known(arguments: Sequence[str], agent: str, chosen: Mapping[str, Mapping[str, type]]) -> None:
     """Raise ValueError, with the nearest one, for an option that neither the run nor agent or methods have."""
-    found = [*options(TrainConfig), *options(AGENTS[agent][1])]
-    found += [option for name, method in methods.items() for option in options(method, f"--{_hyphens(name)}.")]
-    known = [flag for option in found for flag in _spellings(option)]
+    on = {name: method for methods in chosen.values() for name, method in methods.items()}
+    known = [*fixed_flags(agent), *_flags(*((method, f"--{_hyphens(name)}.") for name, method in on.items()))]
+    off = {_hyphens(name): name for methods in switches().values() for name in methods if name not in on}
     for argument in arguments:
         flag = _hyphens(argument.partition("=")[0])
         if not flag.startswith("--") or flag in known:
             continue
         name, dot, _ = flag[2:].partition(".")
-        switches = {_hyphens(method): method for method in INTERVENTIONS}
-        if dot and name in switches and switches[name] not in methods:
-            raise ValueError(f"{argument} sets an option of {switches[name]}, which is off; switch it on with --{name}")
-        hint = nearest(flag, [*known, *(f"--{one}" for one in switches)])
+        if dot and name in off:
+            raise ValueError(f"{argument} sets an option of {off[name]}, which is off; switch it on with --{name}")
+        hint = nearest(flag, [*known, *(f"--{one}" for one in off)])
         raise ValueError(f"no option {argument.partition('=')[0]}; {hint}add --help for all of them")
 
 
-def _spellings(option: Option) -> list[str]:
-    return [option.flag] if option.type else option.usage.split(" | ")
+def fixed_flags(agent: str) -> list[str]:
+    """Return the flags of every run and of the agent."""
+    return _flags((TrainConfig, "--"), (AGENTS[agent][1], "--"))
+
+
+def _flags(*classes: tuple[type, str]) -> list[str]:
+    """Return the flags of dataclasses, each with its prefix; a switch has one that turns it off."""
+    found = [option for cls, prefix in classes for option in options(cls, prefix)]
+    return [flag for option in found for flag in ([option.flag] if option.type else option.usage.split(" | "))]
 
 
 def _hyphens(text: str) -> str:

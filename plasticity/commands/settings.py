@@ -6,15 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from plasticity.probes import DEFAULT_PROBES
 from plasticity.writers import DEFAULT_WRITERS
 
+from .contents import SWITCHED
 from .run import plain
-
-if TYPE_CHECKING:  # help needs the settings, and no method
-    from plasticity.interventions import Intervention
 
 CONTROL = ("seeds", "jobs", "retries", "dry_run")
 """Settings that say how the command works; they are no part of a run."""
@@ -96,9 +94,10 @@ class TrainConfig:
             raise ValueError(f"probe_window must be from 1 to probe_every, {self.probe_every}, got {self.probe_window}")
 
 
-def chosen_interventions(config: Any) -> dict[str, Intervention]:
-    """Return the interventions that are switched on, by name."""
-    return {field.name: getattr(config.interventions, field.name) for field in dataclasses.fields(config.interventions)}
+def chosen(config: Any, kind: str) -> dict[str, Any]:
+    """Return what is switched on, by name; ``kind``: interventions or meters."""
+    group = getattr(config, kind)
+    return {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
 
 
 def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
@@ -110,9 +109,9 @@ def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Return all settings of a run as plain values; of the interventions only those that are on."""
-    skip = {*CONTROL, "interventions"}
+    """Return all settings of a run as plain values; of interventions and meters only those that are on."""
+    skip = {*CONTROL, *SWITCHED}
     rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in skip}
     nested = {name: dataclasses.asdict(getattr(config, name)) for name in ("checkpoint", "agent")}
-    methods = {name: plain(method.settings()) for name, method in chosen_interventions(config).items()}
-    return {**plain({**rest, **nested}), "interventions": methods}
+    switched = {kind: {n: plain(one.settings()) for n, one in chosen(config, kind).items()} for kind in SWITCHED}
+    return {**plain({**rest, **nested}), **switched}

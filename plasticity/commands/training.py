@@ -31,7 +31,7 @@ from plasticity.writers import open_writers
 
 from .run import CHECKPOINTS, command_line, describe, save_model
 from .saving import Randomness, Save, restore, snapshot
-from .settings import chosen_interventions, settings
+from .settings import chosen, settings
 
 DRY_UPDATES = 20
 """Updates after which a dry run ends even if a network has not been measured."""
@@ -59,7 +59,8 @@ class Run:
         measure = {"measure": self.measure} if config.probes else {}
         # Interventions first: one may end an episode, and what follows must see that it ended.
         self.callbacks: dict[str, Callback] = {
-            **chosen_interventions(config), **measure, **watchers, "live": self.live, "random": Randomness(),
+            **chosen(config, "interventions"), **measure, **chosen(config, "meters"), **watchers,
+            "live": self.live, "random": Randomness(),
         }  # fmt: skip
 
     def _make_env(self, num_envs: int, seed: int) -> Any:

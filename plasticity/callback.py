@@ -32,7 +32,7 @@ class Writer:
     """
 
     def resume(self, step: int) -> None:
-        """Forget what was written at ``step`` and later: the run goes on from a checkpoint before it. Called first."""
+        """Drop the records of ``step`` and later: the run goes on from a checkpoint before it. Called first."""
 
     def settings(self, settings: Mapping[str, Any]) -> None:
         """Write the nested settings of the run. Called once, before anything is logged."""

@@ -1,4 +1,4 @@
-"""How plasticity metrics are shown: their order, short names and scales, and those that are shown first.
+"""The display of plasticity metrics: order, short names, scales, and the choice of those shown first.
 
 A metric that is not listed here is shown too, under its own name, on a scale of its own range. A line in ``METRICS``
 gives it a short name, a scale and a place in the order.
@@ -15,7 +15,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """How one metric is shown."""
+    """The display of one metric."""
 
     short: str
     """Name in a terminal."""
@@ -23,7 +23,7 @@ class Metric:
     """``share``: part of a layer's neurons, in [0, 1], higher is worse. ``rank``: at most the layer's width, lower is
     worse. ``value``: anything else."""
     headline: bool = False
-    """Whether it is shown before the others."""
+    """True: shown before the others."""
 
     @property
     def tells_loss(self) -> bool:

@@ -270,6 +270,16 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
     assert [(event.step, event.value) for event in run.Scalars("events/recycle")] == [(3, 1), (6, 2)]
 
 
+def test_a_file_that_goes_on_in_the_same_second_is_read_later(tmp_path):
+    for number in range(3):  # TensorBoard reads files in the order of their names
+        (tmp_path / f"events.out.tfevents.{int(time.time()) + number:010d}.zzz.99999999.0").touch()
+        EventFile(tmp_path).close()
+        (own,) = (path for path in event_files(tmp_path) if "zzz" not in path.name and path.unlink() is None)
+        assert own.name > max(path.name for path in event_files(tmp_path))
+    (tmp_path / "events.out.tfevents.mine").touch()
+    EventFile(tmp_path).close()
+
+
 def test_a_damaged_file_is_read_as_far_as_possible(tmp_path, caplog):
     lines = ['{"step": 1, "a": 1.0}', "3", "{", "", '{"step": 2, "a": 2.0}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))

@@ -29,7 +29,7 @@ class CompareConfig:
     at: Literal["last", "best", "auc"] = "last"
     """Score of a run: its last value, its highest, or the mean over steps."""
     until: int | None = None
-    """Count what was logged up to this step, of all runs that came so far, finished or not."""
+    """Count values up to this step, of all runs that came so far, finished or not."""
     env: tuple[str, ...] = ()
     """Environments to compare in; default: all."""
     normalise: tuple[str, ...] = ()

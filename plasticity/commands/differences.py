@@ -1,4 +1,4 @@
-"""What a resumed run is asked to do otherwise than before, and which of it may change."""
+"""Differences between the settings of a run and those asked for, and the settings that may change."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 SAFE = frozenset({"steps", "log", "log_every", "eval_*", "quiet", "out", "checkpoint.*"})
-"""Settings that a resumed run may change: what it learns from each step stays the same."""
+"""Settings that a resumed run may change: learning from each step stays the same."""
 NOTED = frozenset({"device", "torch_threads", "compile", "precision"})
 """Settings that it may change, too, but with which it no longer continues to the same bits."""
 ADDED = {"probe_window": 1, "compile": "off", "precision": "float32"}
-"""Settings that runs of earlier versions lack, and what they did."""
+"""Settings that runs of earlier versions lack -> the value they acted by."""
 ABSENT = "not there"
 
 

@@ -34,7 +34,7 @@ POLL, PLAIN_EVERY = 0.5, 30.0
 
 @dataclass
 class Seed:
-    """One seed: its folder, its process, and what its files say so far."""
+    """One seed: its folder, its process, and the latest values in its files."""
 
     number: int
     folder: Path
@@ -51,7 +51,7 @@ class Seed:
 
     @property
     def console(self) -> Path:
-        """Return the file that takes what the process prints; beside the folder, which the run makes itself."""
+        """Return the file for the output of the process; it stands beside the folder, which the run makes itself."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def look(self) -> None:
@@ -131,7 +131,7 @@ class Seeds:
             seed.look()
 
     def _advance(self) -> None:
-        """Look at what runs, start what may."""
+        """Look at the running processes, and start those that have a free place."""
         for seed in self.seeds:
             if seed.process is not None:
                 seed.look()
@@ -225,7 +225,7 @@ class Seeds:
         return table
 
     def _summary(self) -> None:
-        """Print how each seed ended, and what to do next."""
+        """Print the end of each seed, and the next command."""
         for seed in self.seeds:
             if seed.state in ("finished", "skipped"):
                 returns = read_record(seed.folder).get("eval_returns") or []
@@ -242,7 +242,7 @@ class Seeds:
 
 
 def _set_aside(folder: Path) -> None:
-    """Rename what an unfinished run left, so that nothing is lost and nothing is mixed."""
+    """Rename the folder of an unfinished run, so that nothing is lost and nothing is mixed."""
     if not folder.exists() or not any(folder.iterdir()):
         return
     number = 1

@@ -32,7 +32,7 @@ class Stopper:
 
     @property
     def exit_code(self) -> int:
-        """What the process should exit with: 128 + the signal's number, 0 without one."""
+        """Exit code of the process: 128 + the signal's number, 0 without one."""
         return 0 if self.signal is None else 128 + self.signal
 
     def __enter__(self) -> Stopper:

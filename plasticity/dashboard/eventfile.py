@@ -25,12 +25,13 @@ _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected; RFC 3720, appendix 
 _SEED = struct.pack("<I", 0x641F6454)  # the bytes that take a checksum register of 0 to the usual start, 0xFFFFFFFF
 _BLOCK = 1024  # bytes per table look-up: the table is 1 MB
 _POSITIONS = np.arange(_BLOCK)
+_PREFIX = "events.out.tfevents"
 _counter = itertools.count()
 
 
 @cache
 def _crc_table() -> NDArray[np.uint32]:
-    """Return what byte value v at position p of a block adds to the checksum: shape (_BLOCK, 256)."""
+    """Return the share in the checksum of byte value v at position p of a block: (_BLOCK, 256)."""
     byte = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         byte = np.where(byte & 1, (byte >> 1) ^ np.uint32(_POLYNOMIAL), byte >> 1).astype(np.uint32)
@@ -70,14 +71,17 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         now = time.time()
-        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{next(_counter)}"
+        # TensorBoard reads files in the order of their names: one that goes on in the same second has to come later.
+        stamps = [part for file in folder.glob(f"{_PREFIX}.*") if (part := file.name.split(".")[3]).isdecimal()]
+        stamp = max(int(now), *(int(part) + 1 for part in stamps), 0)
+        name = f"{_PREFIX}.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{next(_counter)}"
         self._file = AppendFile(folder / name)
         source = SourceMetadata(writer="plasticity.dashboard")
         # Written with the first event, so that a disk that is full now does not leave a file without its header.
         self._header = [Event(wall_time=now, file_version="brain.Event:2", source_metadata=source)]
 
     def purge(self, step: int) -> None:
-        """Let TensorBoard forget what earlier files of the folder hold from ``step`` on; before the first event."""
+        """Make TensorBoard drop the events of earlier files from ``step`` on; call it before the first event."""
         self._header[0].step = step
         self._header.append(
             Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)),

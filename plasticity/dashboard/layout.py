@@ -1,4 +1,4 @@
-"""What TensorBoard shows first: a Custom Scalars layout and a link with the headline tags pinned."""
+"""TensorBoard's Custom Scalars layout, and links that open on the headline tags."""
 
 from __future__ import annotations
 

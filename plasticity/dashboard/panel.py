@@ -36,7 +36,7 @@ class Course:
             self._per_point *= 2
 
     def course(self) -> list[float]:
-        """Return the points, the last one of what has come in since the last full one."""
+        """Return the points; the last one averages the values since the last full point."""
         return [*self.points, *([mean(self._open)] if self._open else [])]
 
 

@@ -59,7 +59,7 @@ def experiment(config: Mapping[str, Any], metrics: Iterable[str]) -> Summary.Val
 
 
 def session_start(config: Mapping[str, Any]) -> Summary.Value:
-    """Return one run's settings for the HParams tab; what is no bool, number or string is shown as its ``str``."""
+    """Return one run's settings for the HParams tab; other types than bool, number and string as their ``str``."""
     info = SessionStartInfo(start_time_secs=time.time())
     for name, value in config.items():
         setting = _setting(value)

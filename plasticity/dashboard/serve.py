@@ -1,4 +1,4 @@
-"""Start TensorBoard on a folder of runs, with a link that opens on what matters."""
+"""Start TensorBoard on a folder of runs and print links into it."""
 
 from __future__ import annotations
 

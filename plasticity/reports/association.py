@@ -1,4 +1,4 @@
-"""How plasticity metrics and the score go together over runs."""
+"""Rank correlations of plasticity metrics and the score over runs."""
 
 from __future__ import annotations
 

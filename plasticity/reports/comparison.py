@@ -1,4 +1,4 @@
-"""The tables of a comparison: aggregate scores, pairs, profiles, and what was resampled."""
+"""The tables of a comparison: aggregate scores, pairs, profiles; and how their intervals were made."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def per_task(scores: Scores, tasks: Sequence[str], question: Question) -> Table:
 
 
 def resampled(question: Question) -> str:
-    """Return what was resampled, in words."""
+    """Return a sentence on the intervals: the resampling, its seed, its limits."""
     return (
         f"In brackets: {question.level:.0%} percentile intervals of a stratified bootstrap: runs are redrawn with "
         f"replacement within each environment and configuration, {question.resamples:,} resamples, seed "
@@ -104,7 +104,7 @@ def resampled(question: Question) -> str:
 
 
 def cautions(scores: Scores) -> list[str]:
-    """Return what a reader has to know of intervals from few runs."""
+    """Return a note where intervals come from few runs."""
     few = [name for name, tasks in scores.items() if sum(map(len, tasks)) < FEW]
     if not few:
         return []

@@ -47,7 +47,7 @@ code {{ font-size: .9em; overflow-wrap: anywhere; }} .notes {{ border-left: 4px 
 
 
 class Report:
-    """Everything that is said about ``runs``; ``command`` is what asks for the report, ``notes`` what is wrong.
+    """The report on ``runs``; ``command``: the command line that made it, ``notes``: faults found so far.
 
     ``tags``: series drawn as learning curves. ``metrics``: plasticity metrics; None: those of
     :func:`plasticity.metrics.shown_first`; a note names the others.
@@ -179,7 +179,7 @@ def _metrics(runs: Sequence[RecordedRun], chosen: Sequence[str] | None) -> list[
 
 
 def _left_out(runs: Sequence[RecordedRun], shown: Sequence[str]) -> list[str]:
-    """Return a note on measured metrics that are not shown, and that a reader cannot know of."""
+    """Return a note on measured metrics, not listed in ``METRICS``, that are not shown."""
     present = dict.fromkeys(tag.metric for run in runs for tag in plasticity_tags(run.series))
     names = [metric for metric in present if metric not in shown and metric not in METRICS]
     return [f"measured, and not shown: {', '.join(names)}; choose with --metrics"] if names else []

@@ -65,7 +65,7 @@ class Findings:
         return "\n".join([*parts, *map(tables.markdown, self.tables), f"Made by `{self.command}`, {_maker()}.\n"])
 
     def latex(self) -> str:
-        """Return the tables as LaTeX, what has to be said with them as comments."""
+        """Return the tables as LaTeX, with summary and notes as comments."""
         said = [f"% {line}" for line in (self._summary(), *self.notes, f"Made by {self.command}, {_maker()}.")]
         return "\n".join([*said, "% needs \\usepackage{booktabs}", "", *map(tables.latex, self.tables)])
 

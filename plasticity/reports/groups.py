@@ -1,4 +1,4 @@
-"""Group runs by configuration: the same settings up to the seed, in every environment; name them by what differs."""
+"""Configurations of runs: groups with the same settings up to the seed, named by their differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Configuration:
 
 
 def configurations(runs: Sequence[RecordedRun]) -> list[Configuration]:
-    """Return the configurations of ``runs``, each named by what differs between them, in order of their names.
+    """Return the configurations of ``runs``, each named by its differences, in order of their names.
 
     A setting that differs between environments only (say, the number of steps) belongs to the task and not to the
     configuration: the key is made of what varies within at least one environment.
@@ -43,7 +43,7 @@ def configurations(runs: Sequence[RecordedRun]) -> list[Configuration]:
 
 
 def doubts(configuration: Configuration) -> list[str]:
-    """Return what else than the seed the runs of a configuration may differ in: versions, settings not recorded."""
+    """Return notes on differences other than the seed in a configuration: versions, settings not recorded."""
     runs = [run for members in configuration.runs.values() for run in members if run.record]
     stamps = [{**run.record.get("versions", {}), "commit": (run.record.get("git") or {}).get("commit")} for run in runs]
     keys = {key for stamp in stamps for key in stamp}

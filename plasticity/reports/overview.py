@@ -1,4 +1,4 @@
-"""The tables of a report: results and settings per configuration, what interventions did, where the runs came from."""
+"""The tables of a report: results and settings per configuration, interventions, origins of the runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def settings(configurations: Sequence[Configuration]) -> list[Table]:
 
 
 def interventions(configurations: Sequence[Configuration]) -> Table | None:
-    """Return how often what was done to which network, from when to when, what it came to; None if nothing was."""
+    """Return number, steps and totals of each kind of event by network; None without events."""
     rows: list[list[Any]] = []
     for c in configurations:
         for env, runs in c.runs.items():
@@ -129,7 +129,7 @@ def _last(runs: Sequence[RecordedRun], tag: str) -> Interval | None:
 
 
 def _counts(runs: Sequence[RecordedRun], event: str) -> list[str]:
-    """Return the names of what an intervention counts, other than how often it acted."""
+    """Return the names of an intervention's counters, without the number of applications."""
     prefix = f"interventions/{event}/"
     tags = dict.fromkeys(tag.removeprefix(prefix) for r in runs for tag in r.series if tag.startswith(prefix))
     return [name for name in tags if "/" not in name and name != "applications"]

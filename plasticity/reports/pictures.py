@@ -1,4 +1,4 @@
-"""Which figures a report has: learning curves, plasticity curves, layers over time; each with its caption."""
+"""The figures of a report: learning curves, plasticity curves, layers over time; each with its caption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAPS_ABREAST = 3
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, the name of its file, and the caption that says what is drawn, n and the interval."""
+    """A figure, the name of its file, and a caption with content, n and interval."""
 
     name: str
     figure: Any
@@ -154,7 +154,7 @@ class Pictures:
             self.curves.append((self.env, name, tag, int(step), drawn.n, float(value), low, high))
 
     def _strips(self, network: str | None) -> list[Strip]:
-        """Return a strip per configuration and kind of event; a network gets what acted on it or on no one network."""
+        """Return a strip per configuration and kind of event: those of the network, and those without one."""
         strips = []
         for style, name, runs in self.groups:
             for event in dict.fromkeys(e["event"] for run in runs for e in run.events):

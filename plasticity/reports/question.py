@@ -1,4 +1,4 @@
-"""What is compared, which runs count for it, and on which scale."""
+"""The score that a comparison compares, the runs that count, and their common scale."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Scores = dict[str, list[NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Question:
-    """What is compared: the value ``at`` ``last``, ``best`` or ``auc`` of ``metric``, up to step ``until``.
+    """The score of a run: the value ``at`` ``last``, ``best`` or ``auc`` of ``metric``, up to step ``until``.
 
     ``nonfinite``: the score of a run without a finite value; None: such a run is an error.
     """
@@ -60,7 +60,7 @@ class Question:
         )
 
     def describe(self) -> str:
-        """Return what a score is, in words."""
+        """Return the definition of the score, in words."""
         what = {"last": "last value", "best": "highest value", "auc": "mean over steps (area under the curve)"}[self.at]
         return f"{what} of {self.metric}" + (f" up to step {self.until:,}" if self.until else "")
 

@@ -1,4 +1,4 @@
-"""Run folders as objects: settings, series, events, and what is wrong with them."""
+"""Run folders as objects: settings, series, events; and notes on damaged ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RecordedRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Return what makes its configuration, flat, by the names of the flags; a run without a record is alone."""
+        """Return the settings of its configuration, flat, by the names of the flags; without a record, its folder."""
         if not self.record:
             return {"run": str(self.folder)}
         config = dict(self.record["config"])
@@ -64,7 +64,7 @@ class RecordedRun:
 
 
 def load(paths: Sequence[Path | str]) -> tuple[list[RecordedRun], list[str]]:
-    """Return the runs at or below ``paths``, and notes on what was left out or is damaged.
+    """Return the runs at or below ``paths``, and notes on those left out or damaged.
 
     Of several runs with the same settings and seed one stays, the finished or else the longest: they are copies, not
     independent. Raises ValueError for a path without any run.
@@ -140,7 +140,7 @@ def _record(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _damaged(folder: Path) -> int:
-    """Return the number of lines that are no rows; what a kill leaves at the end is one."""
+    """Return the number of lines that are no rows, the torn last line of a killed run included."""
     with (folder / METRICS).open(encoding="utf-8", errors="replace") as lines:
         return sum(1 for line in lines if line.strip() and decode_row(line) is None)
 

@@ -27,7 +27,7 @@ class Series(NamedTuple):
     values: NDArray[Any]
 
     def finite(self) -> Series:
-        """Return it without what is not finite."""
+        """Return the series without values that are not finite."""
         keep = np.isfinite(self.values)
         return Series(self.steps[keep], self.values[keep])
 
@@ -72,7 +72,7 @@ def score(series: Series, at: str) -> float:
 
 
 def until(series: Series, step: float | None) -> Series:
-    """Return what was logged up to ``step``; None: everything."""
+    """Return the values up to ``step``; None: all."""
     return series if step is None else Series(*(part[series.steps <= step] for part in series))
 
 

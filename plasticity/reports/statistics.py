@@ -48,7 +48,7 @@ def iqm(scores: Scores) -> NDArray[Any]:
 
 
 def optimality_gap(scores: Scores, target: float = 1.0) -> NDArray[Any]:
-    """Return by how much all runs of all tasks miss ``target`` on average; what is above it does not make up for it.
+    """Return the mean shortfall of all runs of all tasks from ``target``; a surplus does not make up for it.
 
     Only of scores normalised so that ``target`` means the same in every task. 0 is best.
     """

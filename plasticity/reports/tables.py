@@ -21,7 +21,7 @@ LONG = 24
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text, numbers or intervals; None is an empty one. ``note`` says what the numbers are."""
+    """Cells are text, numbers or intervals; None is an empty one. ``note`` explains the numbers."""
 
     title: str
     columns: Sequence[str]

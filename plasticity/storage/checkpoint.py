@@ -25,7 +25,7 @@ from .tensorfile import read_tensors, write_tensors
 FORMAT = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
 MAX_MANIFEST, MAX_STATE = 2**16, 2**26
-"""Bytes; what is longer was not written here."""
+"""Bytes; a longer file was not written by this package."""
 
 
 class CheckpointError(ValueError):
@@ -155,7 +155,7 @@ def _opened(folder: Path, name: str, files: Mapping[str, Any], limit: float = fl
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into a CheckpointError that names it."""
+    """Raise errors of reading a file as a CheckpointError that names it."""
     try:
         yield
     except FileNotFoundError as error:

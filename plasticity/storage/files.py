@@ -38,7 +38,7 @@ class Output:
             rest = rest[os.write(self._fd, rest) :]
 
     def digest(self) -> str:
-        """Return the SHA-256 of what was written, in hexadecimal."""
+        """Return the SHA-256 of the bytes written so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     def __enter__(self) -> Output:
@@ -85,7 +85,7 @@ class Input:
             rest = rest[count:]
 
     def digest(self) -> str:
-        """Return the SHA-256 of what was read, in hexadecimal."""
+        """Return the SHA-256 of the bytes read so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     def __enter__(self) -> Input:

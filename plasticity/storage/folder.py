@@ -18,7 +18,7 @@ class Checkpoints:
     """The folder ``root`` with checkpoints ``<number>-step-<step>``, of which the last ``keep`` and the best stay.
 
     The number counts the saves, so that a run which went back to an older checkpoint never writes over what it left
-    behind. Whoever saves must be the only one: see :class:`plasticity.storage.files.RunLock`.
+    behind. Only one process may save at a time: see :class:`plasticity.storage.files.RunLock`.
     """
 
     def __init__(self, root: Path | str, keep: int = 3) -> None:
@@ -27,7 +27,7 @@ class Checkpoints:
         self.root, self.keep = Path(root), keep
 
     def save(self, step: int, state: Any, score: float | None = None) -> Path:
-        """Save the state at ``step`` and return its folder; then remove what is not to be kept.
+        """Save the state at ``step`` and return its folder; then remove those that are not kept.
 
         ``score``: higher is better; one that is not finite counts as none. Raises what the ``save`` of one checkpoint
         raises, and leaves all older ones as they are then.
@@ -80,7 +80,7 @@ class Checkpoints:
                 _remove(folder)
 
     def _remove_leftovers(self) -> None:
-        """Remove what a crash left half written or half removed."""
+        """Remove checkpoints that a crash left half written or half removed."""
         for folder in self.root.iterdir() if self.root.is_dir() else ():
             if _LEFTOVER.fullmatch(folder.name):
                 _remove(folder)

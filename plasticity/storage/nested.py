@@ -23,11 +23,11 @@ MAX_DEPTH = 60
 MAX_BITS = 4096
 """Of an int: numpy's generators have 128."""
 KEYS = (str, int, float, bool, type(None), bytes, tuple)
-"""What a dict may have as keys."""
+"""Types of keys that a dict may have."""
 
 
 def flatten(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Return ``state`` as what JSON knows, and its tensors by name; nothing is copied.
+    """Return ``state`` as plain JSON values, and its tensors by name; nothing is copied.
 
     Takes dicts, lists, tuples, None, bool, int, float, str, bytes, tensors, and numpy arrays and scalars of a dtype
     that torch has. What appears twice, such as a tied weight, is stored once. An OrderedDict becomes a dict and a
@@ -45,7 +45,7 @@ class _Writer:
         self._known: dict[tuple, str] = {}
 
     def plain(self, value: Any, place: str, depth: int) -> Any:
-        """Return one value as what JSON knows."""
+        """Return one value as plain JSON values."""
         if depth > MAX_DEPTH:
             raise ValueError(f"{place} is nested more than {MAX_DEPTH} levels deep")
         kind = type(value)
@@ -150,7 +150,7 @@ _TYPES = {
     "$array": str,
     "$scalar": str,
 }
-"""Tag -> what must follow it."""
+"""Tag -> the type that must follow it."""
 
 
 def _pairs(content: list, tensors: Mapping[str, Tensor], depth: int) -> Iterator[tuple[Any, Any]]:

@@ -73,7 +73,7 @@ def decode_row(line: str | bytes) -> dict[str, Any] | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a value of a row as a float, NaN for null and what is too large; None for what is no number."""
+    """Return a value of a row as a float, NaN for null and for an integer beyond a float; None for other types."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):

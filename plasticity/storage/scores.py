@@ -1,4 +1,4 @@
-"""``scores.jsonl``: what every neuron scored at each measurement, a byte each; it grows ever more slowly."""
+"""``scores.jsonl``: the score of every neuron at each measurement, a byte each; it grows ever more slowly."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def encode(scores: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def decode(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the score behind each code, NaN for a non-finite one; within 2.3 % of what was encoded."""
+    """Return the score behind each code, NaN for a non-finite one; within 2.3 % of the score encoded."""
     values = np.exp2(LOW + (codes.astype(np.float64) - 1) * ((HIGH - LOW) / 253))
     return np.where(codes == ZERO, 0.0, np.where(codes == BROKEN, np.nan, values))
 
@@ -101,7 +101,7 @@ class ScoresFile:
             self._file.close()
 
     def _recall(self, purge_step: float = math.inf) -> bytes:
-        """Count the measurements before ``purge_step`` that the file holds; return what ends its torn line."""
+        """Count the measurements before ``purge_step`` that the file holds; return the bytes that end its torn line."""
         self._seen.clear()
         content = self.path.read_bytes()
         for line in content.splitlines():

@@ -66,7 +66,7 @@ def write_tensors(file: Output, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(file: Input) -> dict[str, Tensor]:
-    """Return the tensors of a file, on the CPU; ValueError says what is wrong with it.
+    """Return the tensors of a file, on the CPU; ValueError names the fault of a damaged one.
 
     Nothing is allocated before the whole header was found to fit the size of the file.
     """

@@ -1,4 +1,4 @@
-"""Bring what an older version wrote to the names of this one: one table per kind of change."""
+"""Upgrade the records of older versions to the present names of settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADDED: dict[str, dict[str, Any]] = {
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the contents of a ``run.json`` with the present names of settings; what has them already is unchanged."""
+    """Return a record with the present names of settings; one that has them already is unchanged."""
     renamed, config = RENAMED.get(record["agent"], {}), dict(record["config"])
     if not isinstance(config.get("agent"), Mapping):
         return dict(record)

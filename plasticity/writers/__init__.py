@@ -1,4 +1,4 @@
-"""Writers: where a run's numbers go, one file each. ``WRITERS`` is the contents page."""
+"""Writers: the destinations of a run's numbers, one file each. ``WRITERS`` is the contents page."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _csv(folder: Path) -> Writer:
 
 
 WRITERS: dict[str, Callable[[Path], Writer]] = {"jsonl": _jsonl, "tensorboard": _tensorboard, "csv": _csv}
-"""Name -> a function that makes the writer of a run folder; what it needs is imported when it is called."""
+"""Name -> a function that makes the writer of a run folder; its packages are imported when it is called."""
 RECORD_WRITER = "jsonl"
-"""The writer that every run has: the commands read what it writes."""
+"""The writer that every run has: the commands read its files."""
 DEFAULT_WRITERS = ("tensorboard",)
 
 

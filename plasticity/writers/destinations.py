@@ -24,7 +24,7 @@ class OpenLog:
         self.writer = Writers([*self._opened, *given])
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close the writers that were opened here."""
         for writer in self._opened:
             writer.close()
 
@@ -35,7 +35,7 @@ def destinations_of(log: Destination | Sequence[Destination]) -> list[Destinatio
 
 
 def require_destinations(log: Destination | Sequence[Destination]) -> None:
-    """Raise ValueError for a folder that holds a run already, TypeError for what is neither folder nor writer."""
+    """Raise ValueError for a folder that holds a run, TypeError for an object that is neither folder nor writer."""
     for one in destinations_of(log):
         if isinstance(one, (str, Path)):
             if (Path(one) / METRICS).exists():

@@ -33,7 +33,7 @@ class Writers(Writer):
         """Name -> writer, of those that have not failed."""
 
     def resume(self, step: int) -> None:
-        """Let every writer forget what it wrote at ``step`` and later."""
+        """Let every writer drop its records of ``step`` and later ones."""
         self._each("resume", step)
 
     def settings(self, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A writer of files: what cannot be written is dropped and counted, and training goes on."""
+"""The base of writers of files: records that cannot be written are dropped and counted; training goes on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _VALUE = "value"
 class FileWriter(Writer):
     """Write into ``folder``, which is made if missing.
 
-    Only the constructor raises (OSError: the folder cannot be written). Later, what cannot be written, on a full disk
-    for example, is dropped and counted in ``dropped``; the first drop of a kind is reported through ``logging``, the
-    total when the writer is closed. Writing goes on as soon as there is space again.
+    Only the constructor raises (OSError: the folder cannot be written). Later, records that cannot be written, on a
+    full disk for example, are dropped and counted in ``dropped``; the first drop of a kind is reported through
+    ``logging``, the total when the writer is closed. Writing goes on as soon as there is space again.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -42,7 +42,7 @@ class FileWriter(Writer):
         self.close(succeeded=kind is None)
 
     def _numbers(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return what is a number as float; the rest is dropped."""
+        """Return the numbers as floats; other values are dropped."""
         numbers = {}
         for tag, value in values.items():
             try:
@@ -52,7 +52,7 @@ class FileWriter(Writer):
         return numbers
 
     def _array(self, tag: str, values: Any) -> NDArray[np.float64] | None:
-        """Return the values of a histogram, flat; None for what is not numbers, which is dropped."""
+        """Return the values of a histogram, flat; None where they are no numbers, which counts as dropped."""
         try:
             return np.asarray(values, dtype=np.float64).ravel()
         except (TypeError, ValueError, RuntimeError) as error:

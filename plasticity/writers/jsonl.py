@@ -54,7 +54,7 @@ class JsonLinesWriter(FileWriter):
             self.log(step, nonfinite)
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
-        """Write one row with the details of what was done."""
+        """Write one row with the details of an event."""
         self._write(step, time.time(), details, event=name)
 
     def sync(self) -> None:

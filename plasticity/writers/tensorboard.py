@@ -38,7 +38,7 @@ class TensorBoardWriter(FileWriter):
         self._has_session = self._resumed = False
 
     def resume(self, step: int) -> None:
-        """Let TensorBoard forget what earlier files of this folder hold from ``step`` on."""
+        """Make TensorBoard drop the events of earlier files from ``step`` on; take over tags and counts."""
         self._file.purge(step)
         self._last_step, self._resumed = step, True
         if (self.folder / METRICS).exists():
@@ -56,7 +56,7 @@ class TensorBoardWriter(FileWriter):
             self._write(0, [protos.session_start(flat)])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one summary of scalars; a non-finite value stays what it is."""
+        """Write one summary of scalars; non-finite values too."""
         self._write(step, [protos.scalar(tag, number) for tag, number in self._numbers(values).items()])
         self._know(map(str, values))
 
@@ -112,7 +112,7 @@ class TensorBoardWriter(FileWriter):
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as ``a.b`` -> bool, number or string, without what is None."""
+    """Return nested settings as ``a.b`` -> bool, number or string, without those that are None."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):

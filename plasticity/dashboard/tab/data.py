@@ -1,4 +1,4 @@
-"""What the tab shows of each run: scalars from TensorBoard, events and neurons from the run's folder."""
+"""The data of the tab: scalars from TensorBoard, events and neurons from the run's folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunFolder:
         self._record: tuple[float, dict[str, Any] | None] = (-1.0, None)
 
     def record(self) -> dict[str, Any] | None:
-        """Return what ``run.json`` holds, None where there is none that can be read."""
+        """Return the contents of ``run.json``, None where it is missing or cannot be read."""
         try:
             changed = (self.folder / RECORD).stat().st_mtime
             if changed != self._record[0]:
@@ -101,7 +101,7 @@ class Neurons:
         """(network, probe, layer) -> rows of ``scores.jsonl``."""
 
     def refresh(self) -> None:
-        """Read what is new."""
+        """Read the rows that were added since the last call."""
         again, lines = self._tail.fresh()
         if again:
             self.layers.clear()
@@ -175,7 +175,7 @@ class Folders:
 
 
 def payload(series: Series, folder: RunFolder | None, curve: str) -> dict[str, Any]:
-    """Return what the tab draws of a run: plasticity series, the curve above them, events, collapses, widths."""
+    """Return the data of one run: plasticity series, the curve above them, events, collapses, widths."""
     probes = {tag: points for tag, points in series.items() if parse_tag(tag) is not None}
     widths = folder.widths() if folder else {}
     rows = folder.events() if folder else []

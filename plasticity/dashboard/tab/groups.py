@@ -1,4 +1,4 @@
-"""Which runs are seeds of one configuration, and what to call them."""
+"""Group runs into configurations, whose runs differ in their seed only, and name them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _KEPT = 256  # runs whose answer is kept
 
 
 class View(NamedTuple):
-    """What a page shows: the curve above, the metrics drawn as maps."""
+    """The choice of a page: the curve above, the metrics drawn as maps."""
 
     curve: str
     maps: frozenset[str]
@@ -46,7 +46,7 @@ class View(NamedTuple):
 
 
 class PlasticityPlugin(base_plugin.TBPlugin):
-    """Serve the page and, as JSON, the runs (``/runs``), what to draw of them (``/series``), neurons (``/neurons``)."""
+    """Serve the page and, as JSON, runs (``/runs``), their series (``/series``), neurons (``/neurons``)."""
 
     plugin_name = "plasticity"
 
@@ -135,7 +135,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def _listed(self, request: wrappers.Request, runs: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Return run -> tag -> what TensorBoard knows of the series, for all runs or some."""
+        """Return run -> tag -> TensorBoard's summary of the series, for all runs or some."""
         found = self._provider.list_scalars(
             contexts.from_environ(request.environ),
             experiment_id=request.environ.get(experiment_id.WSGI_ENVIRON_KEY, ""),
@@ -174,7 +174,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
 
 
 def _described(names: Iterable[str]) -> list[dict[str, Any]]:
-    """Return, in the order in which they are shown, what the page must know of each metric."""
+    """Return name, kind and ``shown`` of each metric, in the order in which they are shown."""
     names = ordered(names)
     first = shown_first(names)
     return [{"name": name, "kind": find_metric(name).kind, "shown": name in first} for name in names]

@@ -1,4 +1,4 @@
-"""Say in words what happened in a run: what an event did, where a layer collapsed, what followed an intervention."""
+"""Events in words, collapses of layers, and the change of a layer after an intervention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WINDOW = 8
 
 
 class Site(NamedTuple):
-    """Where an event acted: a layer of a network, or all of it; ``neurons`` is how many, None if not said."""
+    """The site of an event: a layer of a network, or all of it; ``neurons`` is their number, None if not said."""
 
     network: str
     layer: str = ALL
@@ -105,7 +105,7 @@ def jumps(values: Sequence[float], size: float, window: int) -> list[tuple[int, 
 
 
 def effects(event: Mapping[str, Any], series: Series) -> list[str]:
-    """Return what became of the layers an event acted on: ``critic/trunk.0 dormancy 0.75 to 0.03``.
+    """Return the change of the layers an event acted on: ``critic/trunk.0 dormancy 0.75 to 0.03``.
 
     Before is the last measurement at or before the event's step, after is the first one behind it.
     """
@@ -161,7 +161,7 @@ def _parts(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _deed(row: Mapping[str, Any], sites: Sequence[Site]) -> str:
-    """Return what was done and where, from the counts that the row holds."""
+    """Return the action and its place in words, from the counts in the row."""
     where = ", ".join(_place(site, len(sites) > 1) for site in sites[:4]) + (
         f" and {len(sites) - 4} more" if len(sites) > 4 else ""
     )

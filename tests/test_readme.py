@@ -51,10 +51,24 @@ def namespace():
     }
 
 
+@pytest.fixture
+def registries():
+    """Take out again what a snippet adds to a registry."""
+    from plasticity.commands.contents import REGISTRIES, registry
+    from plasticity.metrics import METRICS
+
+    kept = [(known, dict(known)) for known in [METRICS, *map(registry, REGISTRIES)]]
+    yield
+    for known, before in kept:
+        known.clear()
+        known.update(before)
+
+
 # The pages of interventions show fragments of a run, which their own tests make whole.
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "python") and p.parent.name != "interventions"], ids=name_of
 )
+@pytest.mark.usefixtures("registries")
 def test_python_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "first"
@@ -90,6 +104,7 @@ def parse(arguments):
     from plasticity.agents import AGENTS
     from plasticity.cli import COMMANDS
     from plasticity.commands import compare, dashboard, evaluate, probe, report
+    from plasticity.commands.contents import REGISTRIES
     from plasticity.commands.parsing import parse as parse_training
     from plasticity.envs import ENVS
 
@@ -109,7 +124,7 @@ def parse(arguments):
         assert agent in AGENTS
         assert parse_training(agent, flags).env in {name for family in ENVS.values() for name in family.ids()}
     elif command == "list":
-        assert set(rest) <= {"agents", "envs", "probes", "interventions"}
+        assert set(rest) <= set(REGISTRIES)
     else:
         tyro.cli(configs[command], args=rest)
 

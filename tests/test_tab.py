@@ -22,7 +22,9 @@ from plasticity.dashboard.tab.groups import group_runs, seed_of, without_seed
 from plasticity.dashboard.tab.plugin import PlasticityPlugin
 from plasticity.dashboard.tab.story import collapses, effects, jumps, tell
 from plasticity.dashboard.tab.tail import Tail
+from plasticity.metrics import METRICS, Metric
 from plasticity.storage.scores import FULL_ROWS, MAX_NEURONS, SCORES, decode, encode, kept, thin
+from plasticity.tags import plasticity_tag
 from plasticity.writers import open_writers
 
 # -- scores.jsonl ------------------------------------------------------------------------------------------------------
@@ -324,6 +326,23 @@ def test_what_has_not_changed_is_not_sent_again(planted):
         logger.event(700, "mine", {"network": "critic"})
     news = server.get("/series", runs=json.dumps({"one": first["stamp"]}), curve="")["one"]
     assert [event["name"] for event in news["events"]] == ["redo", "mine"]
+
+
+def test_the_page_learns_of_metrics_from_the_server(tmp_path, monkeypatch):
+    names = ("saturation", "churn", "srank", "grama", "effective_rank", "dormancy")
+    with open_writers(tmp_path / "two") as writer:
+        writer.log(10, {plasticity_tag("critic", name): 0.5 for name in names})
+    server = Server(tmp_path)
+    known = {metric["name"]: (metric["kind"], metric["shown"]) for metric in server.get("/runs")["metrics"]}
+    assert list(known)[:3] == ["dormancy", "grama", "effective_rank"]
+    assert known["grama"] == ("share", True)
+    assert known["srank"] == ("rank", False)
+    assert known["churn"] == known["saturation"] == ("value", True)
+    monkeypatch.setitem(METRICS, "saturation", Metric("saturated", "share", headline=True))
+    listed = server.get("/runs")["metrics"]
+    assert {"name": "saturation", "kind": "share", "shown": True} in listed
+    asked = server.get("/series", runs=json.dumps({"two": ""}), maps="churn")["two"]["series"]
+    assert {(s["network"], s["metric"], s["layer"]) for s in asked} == {("critic", name, "all") for name in names}
 
 
 def test_requests_that_make_no_sense_are_answered(planted):

@@ -152,6 +152,22 @@ def test_it_is_a_tab_of_tensorboard_and_follows_its_dark_mode(server):
         assert browser.run(back) == "rgb(18, 22, 28)"
 
 
+def test_a_metric_that_nobody_listed_has_a_map_a_column_and_a_button(tmp_path):
+    with open_writers(tmp_path / "mine") as writer:
+        for step in range(1, 21):
+            writer.log(step, {f"plasticity/critic/churn/{layer}": step / 20 for layer in ("all", "q.0")})
+            writer.log(step, {"plasticity/critic/srank/all": 3.0, "charts/episodic_return": float(step)})
+    with Server(tmp_path, port=0) as server, Browser() as page:
+        server.wait_ready()
+        wait_for_runs(server, 1)
+        page.open(f"{server.url}/data/plugin_entry.html?name=plasticity")
+        page.wait(f"{ROWS} > 0")
+        assert page.run(labels("section.map")) == ["churn by layer and time"]
+        pressed = "[...document.querySelectorAll('.chip')].map((e) => `${e.textContent} ${e.ariaPressed}`)"
+        assert page.run(pressed) == ["srank false", "churn true"]
+        assert page.run(text("thead th")) == "layer | srank | churn"
+
+
 def test_a_hundred_runs_and_missing_tags(tmp_path):
     for number in range(100):
         with open_writers(tmp_path / f"group{number % 25}_seed{number // 25}") as logger:

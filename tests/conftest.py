@@ -85,3 +85,10 @@ def everywhere(device: str) -> Iterator[str]:
         return
     with torch.device(device):
         yield device
+
+
+@pytest.fixture
+def as_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run graphs as they were traced, which saves compiling them, unless the test is marked `inductor`."""
+    if request.node.get_closest_marker("inductor") is None:
+        monkeypatch.setattr(torch._inductor, "compile", elsewhere.leave_as_traced)

@@ -11,6 +11,7 @@ import elsewhere
 import models
 import pytest
 import torch
+from inductor import some_compiled
 from test_gradient import AGENTS, Quadratic, is_eager
 from test_monitor import hooks_of
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy, Probe, Rank
 from plasticity.watching import Watcher
 
-pytestmark = pytest.mark.usefixtures("everywhere")
+pytestmark = pytest.mark.usefixtures("everywhere", "as_traced")
 
 ALL = ("dormancy", "grama", "grama_weight", "grama_post", "rank")
 Readings = list[tuple[str, int, Reading]]
@@ -57,7 +58,7 @@ def assert_same_readings(found: Readings, expected: Readings) -> None:
                 assert a.values[metric][layer] == pytest.approx(value, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "dqn", "ppo"])
+@pytest.mark.parametrize("name", some_compiled(["sac", "td3", "dqn", "ppo"], quick=["dqn", "ppo"]))
 def test_the_same_bits_are_learned_and_read_is_what_hooks_see(name: str) -> None:
     plain, _, _ = learn(name, "on")
     measured, found, agent = learn(name, "on", ALL, every=5, window=3)

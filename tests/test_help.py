@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from plasticity.cli import main
 from plasticity.commands import contents
 from plasticity.commands.options import field_docs, options
+from plasticity.commands.settings import TrainConfig
 from plasticity.interventions import INTERVENTIONS, Intervention
 
 
@@ -134,6 +136,12 @@ def test_everything_has_a_page_and_every_option_a_description(kind: str, capsys:
             assert all(f"  {option.flag}" in text for option in options(cls, prefix))
         if kind in ("interventions", "agents"):
             assert re.search(r"arXiv|\b20\d\d\b", text), f"{name} names no source"
+
+
+def test_the_table_of_the_documentation_has_every_option_and_default() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    rows = re.findall(r"^\| `(--[\w.-]+)` \| (.*?) \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted((option.flag, option.default) for option in options(TrainConfig))
 
 
 # -- the contents pages ------------------------------------------------------------------------------------------------

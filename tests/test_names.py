@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,24 @@ def test_unknown_names_are_refused() -> None:
         plasticity.Monitr  # noqa: B018
     with pytest.raises(ImportError, match="Monitr"):
         exec("from plasticity import Monitr")
+
+
+def test_the_changelog_says_where_modules_of_the_first_version_are() -> None:
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    moves = re.findall(r"^\| `(plasticity\.[\w.]+)` \| `(plasticity\.[\w.]+)` \|$", text, re.MULTILINE)
+    assert len(moves) > 30
+    for old, new in moves:
+        assert exists(new), new
+        assert not is_module(old), old
+
+
+def is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def exists(name: str) -> bool:
+    home, _, attribute = name.rpartition(".")
+    return is_module(name) or hasattr(import_module(home), attribute)

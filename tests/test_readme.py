@@ -104,12 +104,15 @@ def parse(arguments):
     from plasticity.agents import AGENTS
     from plasticity.cli import COMMANDS
     from plasticity.commands import compare, dashboard, evaluate, probe, report
-    from plasticity.commands.contents import REGISTRIES
+    from plasticity.commands.contents import REGISTRIES, find
+    from plasticity.commands.imports import take_imports
     from plasticity.commands.parsing import parse as parse_training
     from plasticity.envs import ENVS
 
-    command, *rest = arguments
+    modules, (command, *rest) = take_imports(arguments)
     assert command in COMMANDS
+    if modules or "--help" in rest:  # things of the reader's own
+        return
     configs = {
         "eval": evaluate.EvalConfig,
         "probe": probe.ProbeConfig,
@@ -125,6 +128,8 @@ def parse(arguments):
         assert parse_training(agent, flags).env in {name for family in ENVS.values() for name in family.ids()}
     elif command == "list":
         assert set(rest) <= set(REGISTRIES)
+    elif command == "help":
+        assert all(topic in COMMANDS or find(topic) for topic in rest)
     else:
         tyro.cli(configs[command], args=rest)
 

@@ -42,7 +42,7 @@ Step = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
 
 
 class Acting:
-    """What `networks[name](obs)` returns, without gradients; by numpy where that can be done, else by the module.
+    """Return `networks[name](obs)` without gradients: by numpy where that can be done, else by the module.
 
     It cannot where a network is none of NETWORKS, has an encoder, layers other than Linear and ACTIVATIONS, or a
     `forward` put on an instance, or is not float32 on the CPU; nor where there are more than MAX_ROWS rows. What

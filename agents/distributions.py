@@ -1,4 +1,4 @@
-"""What stochastic policies answer with: a diagonal Gaussian or a categorical distribution, as tuples of tensors.
+"""Distributions of actions: a diagonal Gaussian or a categorical one, as tuples of tensors.
 
 Smaller than those of torch.distributions, to which a test holds them equal: they draw from a generator that is given,
 and leave validation, with its host synchronisation, to the check of the losses.

@@ -1,4 +1,4 @@
-"""What an agent asks of its spaces, and the errors that say what to use instead."""
+"""Requirements of an agent on its spaces, and the errors that say what to use instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the updates of several agents are made of."""
+"""Parts that the updates of several agents have in common."""
 
 import math
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """What is installed, what importing it costs, and which part may know which."""
 
 import ast
+import graphlib
 import json
 import re
 import shutil
@@ -94,6 +95,86 @@ def test_imports_inside_are_relative(folder):
 def allowed_names(folder):
     """Modules of others that share a name with one of ours."""
     return {f"{file.relative_to(ROOT)}: {name}" for file in sources(folder) for name in imports(file) & {"gymnasium"}}
+
+
+# -- the parts of the package ------------------------------------------------------------------------------------------
+
+LAYERS = [
+    {"isolation", "metrics", "tags"},
+    {"probes", "storage", "structure"},
+    {"callback", "surgery"},
+    {"observing"},
+    {"monitor"},
+    {"watching"},
+    {"dashboard", "interventions", "measuring", "meters", "reports"},
+    {"writers", "agents", "envs"},
+    {"commands"},
+    {"cli"},
+    {"testing", "__main__"},
+]
+"""The folders and modules of `plasticity`. Loading one loads none but those of the layers before its own."""
+
+
+def part_of(path):
+    """The folder or module of `plasticity` to which a file belongs."""
+    first, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return rest[0] if first == "plasticity" else first
+
+
+def statements(body):
+    """Those that run when a module is loaded: not in functions, and not for type checkers alone."""
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from statements(node.orelse)
+        elif not isinstance(node, ast.FunctionDef):
+            yield node
+            for block in ("body", "orelse", "handlers", "finalbody"):
+                yield from statements(getattr(node, block, []))
+
+
+def loads(path):
+    """The parts of `plasticity` that are loaded with a file, beside its own."""
+    inside = path.is_relative_to(ROOT / "plasticity")
+    package = ("plasticity", *path.relative_to(ROOT / "plasticity" if inside else ROOT).parts[:-1])
+    names = set()
+    for node in statements(ast.parse(path.read_text()).body):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    parts = {name.split(".")[1] for name in names if name.startswith("plasticity.")}
+    return {part for part in parts if part != part_of(path) and any(part in layer for layer in LAYERS)}
+
+
+def graph():
+    found = {}
+    for path in [*sources("plasticity"), *sources("agents"), *sources("envs")]:
+        if path != ROOT / "plasticity" / "__init__.py":  # loads what it is asked for
+            found.setdefault(part_of(path), set()).update(loads(path))
+    return found
+
+
+def test_every_part_has_a_layer():
+    assert set(graph()) == set().union(*LAYERS)
+
+
+def test_parts_load_those_of_earlier_layers_only():
+    layer = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+    wrong = {
+        f"{part} -> {other}" for part, others in graph().items() for other in others if layer[other] >= layer[part]
+    }
+    assert wrong == set()
+
+
+def test_a_circle_would_be_found():
+    """The two tests above see what they are about: relative and absolute imports, at any depth but in functions."""
+    edges = graph()
+    assert {"callback", "monitor"} <= edges["watching"]
+    assert edges["cli"] >= {"commands"}
+    assert "agents" in edges["commands"]
+    list(graphlib.TopologicalSorter(edges).static_order())
 
 
 # -- the wheel ---------------------------------------------------------------------------------------------------------

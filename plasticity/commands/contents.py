@@ -1,4 +1,4 @@
-"""What there is, by kind and name: the registries, as their source says, or as they are once they are imported."""
+"""Names and summaries of what can be chosen, by kind: read from the registries' source, or from them once imported."""
 
 from __future__ import annotations
 

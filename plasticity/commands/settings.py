@@ -34,7 +34,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train on, for how long, and what to watch; the options of the agent come below."""
+    """Environment, length and measurements of a run; the options of the agent come below."""
 
     env: str
     """Environment: a Gymnasium id, or a name such as dmc/cartpole-swingup, minatar/breakout; plasticity list envs."""

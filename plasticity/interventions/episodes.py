@@ -1,4 +1,4 @@
-"""What LEAST knows of episodes, step by step: of the last ones, and of those under way. All of it is on the CPU."""
+"""Records of episodes for LEAST, step by step: of the last ones and of those under way, all on the CPU."""
 
 from __future__ import annotations
 

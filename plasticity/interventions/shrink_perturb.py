@@ -75,9 +75,9 @@ class ShrinkPerturb(Triggered):
     preset: Literal["hard", "soft"] = "hard"
     """Defaults of the options that are None: seldom and strong, or a little after every gradient step."""
     shrink: float | None = None
-    """What the weights are multiplied with, in [0, 1]; 0.5 to 0.8 if hard, just below 1 if soft."""
+    """Factor of the weights, in [0, 1]; 0.5 to 0.8 if hard, just below 1 if soft."""
     perturb: float | None = None
-    """What the fresh weights are multiplied with; None: 1 - shrink."""
+    """Factor of the fresh weights; None: 1 - shrink."""
     norms: bool = True
     """Whether gains and biases of norms are pulled to their first values (1 and 0) by 1 - shrink; if not, they stay."""
     clear: bool | None = None

@@ -1,4 +1,4 @@
-"""What a monitor measured: values per layer and network, scores per neuron, and what could not be measured and why."""
+"""Measurements of a monitor: values per layer and network, scores per neuron, and reasons for missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What optimizers know of single entries of a parameter: found, cleared, or refused where it is not kept by entry."""
+"""Optimizer state of single entries of a parameter: found, cleared, or refused where it is not kept by entry."""
 
 from __future__ import annotations
 

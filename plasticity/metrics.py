@@ -46,7 +46,7 @@ METRICS: dict[str, Metric] = {
     "stable_rank": Metric("stable rank"),
 }
 """Name -> how it is shown, in the order in which metrics are shown."""
-MOST = 6
+MOST_SHOWN = 6
 """Metrics that are shown at first, at most."""
 
 
@@ -71,11 +71,11 @@ def headlines() -> list[str]:
 
 
 def shown_first(names: Iterable[str]) -> list[str]:
-    """Return which of the metrics are shown where nobody chose any: at most ``MOST``.
+    """Return which of the metrics are shown where nobody chose any: at most ``MOST_SHOWN``.
 
     Headline metrics come first, then those that ``METRICS`` does not list, such as a probe of one's own. Where there is
     neither, all of them count.
     """
     there = ordered(names)
     chosen = [name for name in there if name not in METRICS or METRICS[name].headline]
-    return (chosen or there)[:MOST]
+    return (chosen or there)[:MOST_SHOWN]

@@ -10,7 +10,7 @@ import pytest
 from runfolders import make_run
 
 from plasticity.cli import main
-from plasticity.dashboard.tab.data import RunFolder
+from plasticity.dashboard.tab.folders import RunFolder
 from plasticity.reports.runs import load
 from plasticity.storage.record import FORMAT, package_version, read_record, write_record
 
@@ -53,7 +53,8 @@ def test_a_damaged_or_newer_record_is_one_line_everywhere(
     assert str(bad) in str(caught.value)
     for command in (["eval", str(bad)], ["train", "--resume", str(bad)], ["probe", str(bad)]):
         assert main(command) == 1
-        (line,) = capsys.readouterr().err.splitlines()
+        *_, line = capsys.readouterr().err.splitlines()  # training says first what it waits for
+        assert line.startswith(f"plasticity {command[0]}: ")
         assert str(bad) in line
     runs, notes = load([tmp_path])  # the other runs are read all the same
     assert len(runs) == 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from plasticity.cli import main
-from plasticity.commands.seeds import Seed
+from plasticity.commands.seed import Seed
 from plasticity.storage.record import read_record
 
 TINY = [

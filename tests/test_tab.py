@@ -17,13 +17,14 @@ from torch import nn
 from werkzeug.test import Client
 
 import plasticity
-from plasticity.dashboard.tab.data import Folders, Neurons, RunFolder, curves, payload
+from plasticity.dashboard.tab.data import curves, payload
+from plasticity.dashboard.tab.folders import Folders, Neurons, RunFolder
 from plasticity.dashboard.tab.groups import group_runs, seed_of, without_seed
 from plasticity.dashboard.tab.plugin import PlasticityPlugin
 from plasticity.dashboard.tab.story import collapses, effects, jumps, tell
 from plasticity.dashboard.tab.tail import Tail
 from plasticity.metrics import METRICS, Metric
-from plasticity.storage.scores import FULL_ROWS, MAX_NEURONS, SCORES, decode, encode, kept, thin
+from plasticity.storage.scores import FULL_ROWS, MAX_NEURONS, SCORES_FILE, decode, encode, kept, thin
 from plasticity.tags import plasticity_tag
 from plasticity.writers import open_writers
 
@@ -57,10 +58,10 @@ def test_scores_are_written_read_and_replaced_on_resume(tmp_path):
     tag = "scores/critic/dormancy/q.1"
     with open_writers(tmp_path) as logger:
         logger.histogram(0, "weights/q.1", [1.0, 2.0])
-        assert not (tmp_path / SCORES).exists()
+        assert not (tmp_path / SCORES_FILE).exists()
         for step in (10, 20, 30):
             logger.histogram(step, tag, [0.0, 1.0, math.nan, step / 100])
-    with open(tmp_path / SCORES, "a") as torn:
+    with open(tmp_path / SCORES_FILE, "a") as torn:
         torn.write('{"step": 40, "net')
     neurons = Neurons(tmp_path)
     neurons.refresh()
@@ -75,7 +76,7 @@ def test_scores_are_written_read_and_replaced_on_resume(tmp_path):
         logger.histogram(25, tag, [1.0, 1.0, 1.0, 1.0])
     neurons.refresh()
     assert neurons.map("critic", "q.1")["steps"] == [10, 25]
-    last = json.loads((tmp_path / SCORES).read_text().splitlines()[-1])
+    last = json.loads((tmp_path / SCORES_FILE).read_text().splitlines()[-1])
     assert last["nth"] == 1
     assert (neurons.map("critic", "q.2")["steps"], neurons.map("critic", "q.2")["codes"]) == ([], "")
 

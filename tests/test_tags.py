@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from runfolders import make_run
 
-from plasticity.commands.seeds import Seed
+from plasticity.commands.seed import Seed
 from plasticity.dashboard.layout import layout
 from plasticity.dashboard.live import LiveView
-from plasticity.metrics import METRICS, MOST, Metric, find_metric, headlines, ordered, shown_first
+from plasticity.metrics import METRICS, MOST_SHOWN, Metric, find_metric, headlines, ordered, shown_first
 from plasticity.reports.document import Report
 from plasticity.reports.runs import load
 from plasticity.tags import Tag, parse_score_tag, parse_tag, plasticity_tag, plasticity_tags, score_tag
@@ -50,7 +50,7 @@ def test_order_and_choice() -> None:
     assert shown_first(["srank", "grama", "churn"]) == ["grama", "churn"]
     assert shown_first(["stable_rank", "srank"]) == ["srank", "stable_rank"]
     assert shown_first([]) == []
-    assert len(shown_first([*METRICS, *"abcdefgh"])) == MOST
+    assert len(shown_first([*METRICS, *"abcdefgh"])) == MOST_SHOWN
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tensorboard.util import tensor_util
 
 from plasticity.callback import Writer
 from plasticity.dashboard.eventfile import EventFile, masked_crc32c
-from plasticity.dashboard.tab.data import Neurons
+from plasticity.dashboard.tab.folders import Neurons
 from plasticity.storage.appendfile import AppendFile
 from plasticity.storage.rows import find_runs, metric_tags, read_metrics
 from plasticity.writers import WRITERS, Writers, open_writers
@@ -366,13 +366,7 @@ def test_new_columns_on_a_full_disk_lose_the_row_and_nothing_else(tmp_path, monk
 
 KILLED = """
 import os, signal, sys
-from plasticity.callback import Writer
-from plasticity.dashboard.tab.data import Neurons
-from plasticity.writers import WRITERS, Writers, open_writers
-from plasticity.writers.csv import CsvWriter
-from plasticity.writers.fanout import METHODS
-from plasticity.writers.jsonl import JsonLinesWriter
-from plasticity.writers.tensorboard import TensorBoardWriter
+from plasticity.writers import open_writers
 writer = open_writers(sys.argv[1], ["tensorboard", "csv"])
 for step in range(50):
     writer.log(step, {"a": float(step), f"late_{step // 20}": 1.0})

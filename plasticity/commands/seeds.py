@@ -10,9 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live as LiveDisplay
@@ -21,65 +19,15 @@ from rich.table import Table
 from plasticity.metrics import find_metric, headlines, shown_first
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
-from plasticity.storage.rows import METRICS, decode_row, number
-from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
+from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
 from .differences import NOTED, differences
 from .imports import import_flags
 from .run import CHECKPOINTS
+from .seed import Seed, set_aside
 
 POLL, PLAIN_EVERY = 0.5, 30.0
 """Seconds between two looks at the processes; between two printed states where there is no terminal."""
-
-
-@dataclass
-class Seed:
-    """One seed: its folder, its process, and the latest values in its files."""
-
-    number: int
-    folder: Path
-    state: str = "waiting"
-    """waiting, running, finished, skipped, failed or stopped."""
-    attempts: int = 0
-    error: str = ""
-    step: int = 0
-    values: dict[str, float] = field(default_factory=dict)
-    last_event: str = ""
-    process: subprocess.Popen[bytes] | None = None
-    log: BinaryIO | None = None
-    offset: int = 0
-
-    @property
-    def console(self) -> Path:
-        """Return the file for the output of the process; it stands beside the folder, which the run makes itself."""
-        return self.folder.with_name(f"{self.folder.name}.log")
-
-    def look(self) -> None:
-        """Take in the rows that were written since the last look."""
-        try:
-            with (self.folder / METRICS).open("rb") as file:
-                file.seek(self.offset)
-                new = file.read()
-        except OSError:
-            return
-        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
-        self.offset += len(whole)
-        for line in whole.splitlines():
-            if (row := decode_row(line)) is None:
-                continue
-            self.step = max(self.step, int(row["step"]))
-            if "event" in row:
-                self.last_event = f"{row['event']} at {row['step']:,}"
-            else:
-                self.values |= {tag: v for tag, value in row.items() if (v := number(value)) is not None}
-
-    def metrics(self) -> dict[str, float]:
-        """Return metric -> its latest value, averaged over the networks."""
-        found: dict[str, list[float]] = {}
-        for name, value in self.values.items():
-            if (tag := parse_tag(name)) is not None and tag.layer == ALL:
-                found.setdefault(tag.metric, []).append(value)
-        return {metric: sum(values) / len(values) for metric, values in found.items()}
 
 
 class Seeds:
@@ -149,7 +97,7 @@ class Seeds:
         if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
             command = ["--resume", str(seed.folder), "--env", self.config.env]  # typed by whoever started this
         else:
-            _set_aside(seed.folder)
+            set_aside(seed.folder)
             own = ["--seeds", "1", "--seed", str(seed.number), "--out", str(self.group), "--name", seed.folder.name]
             command = [self.agent, *self.arguments, *own]
         seed.log = seed.console.open("ab")
@@ -239,16 +187,6 @@ class Seeds:
             print(f"compare with: plasticity compare {self.config.out}")
         else:
             print(f"{finished} of {len(self.seeds)} finished; the same command goes on with the rest")
-
-
-def _set_aside(folder: Path) -> None:
-    """Rename the folder of an unfinished run, so that nothing is lost and nothing is mixed."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.unfinished_{number}")).exists():
-        number += 1
-    folder.rename(aside)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plasticity.storage.record import NO_CONFIGURATION, RECORD, read_record
-from plasticity.storage.rows import METRICS, decode_row, read_metrics
+from plasticity.storage.rows import METRICS_FILE, decode_row, read_metrics
 
 from .series import Series, columns
 
@@ -99,22 +99,22 @@ def _folders(paths: Sequence[Path | str]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ValueError(f"{path} is no folder; pass run folders, or a folder that holds some")
-        below = sorted(Path(f) for f, _, files in os.walk(path) if {METRICS, RECORD} & set(files))
+        below = sorted(Path(f) for f, _, files in os.walk(path) if {METRICS_FILE, RECORD} & set(files))
         if not below:
-            raise ValueError(f"no run in {path}: no folder in it has a {METRICS}")
+            raise ValueError(f"no run in {path}: no folder in it has a {METRICS_FILE}")
         found.update((folder.resolve(), folder) for folder in below)
     return list(found.values())
 
 
 def _load(folder: Path, notes: list[str]) -> RecordedRun | None:
     record = _record(folder, notes)
-    if not (folder / METRICS).is_file():
-        notes.append(f"left out {folder}: it has no {METRICS} (status: {record.get('status', 'unknown')})")
+    if not (folder / METRICS_FILE).is_file():
+        notes.append(f"left out {folder}: it has no {METRICS_FILE} (status: {record.get('status', 'unknown')})")
         return None
     rows = read_metrics(folder)
     damaged = _damaged(folder)
     if damaged:
-        notes.append(f"{folder}: left out {damaged} damaged line{'s' * (damaged > 1)} of {METRICS}")
+        notes.append(f"{folder}: left out {damaged} damaged line{'s' * (damaged > 1)} of {METRICS_FILE}")
     series = columns(rows)
     if not series:
         notes.append(f"left out {folder}: nothing was logged yet (status: {record.get('status', 'unknown')})")
@@ -141,7 +141,7 @@ def _record(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 def _damaged(folder: Path) -> int:
     """Return the number of lines that are no rows, the torn last line of a killed run included."""
-    with (folder / METRICS).open(encoding="utf-8", errors="replace") as lines:
+    with (folder / METRICS_FILE).open(encoding="utf-8", errors="replace") as lines:
         return sum(1 for line in lines if line.strip() and decode_row(line) is None)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plasticity.reports.statistics import bootstrap, iqm
-from plasticity.storage.rows import RESERVED, is_step, number
+from plasticity.storage.rows import RESERVED, as_float, is_step
 
 AT = ("last", "best", "auc")
 MAX_POINTS = 200
@@ -49,7 +49,7 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
         if "event" in row or not is_step(row.get("step")):
             continue
         for tag, value in row.items():
-            if tag not in RESERVED and (value := number(value)) is not None:
+            if tag not in RESERVED and (value := as_float(value)) is not None:
                 points.setdefault(tag, {})[row["step"]] = value
     return {tag: _series(by_step) for tag, by_step in points.items()}
 

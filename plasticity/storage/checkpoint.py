@@ -14,12 +14,12 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .files import Input, Output, sync_folder
 from .nested import flatten, restore
+from .record import package_version
 from .tensorfile import read_tensors, write_tensors
 
 FORMAT = 1
@@ -111,7 +111,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
 
 def encode_manifest(files: Mapping[str, Mapping[str, Any]], notes: Mapping[str, Any]) -> bytes:
     """Return the text of a manifest, checksum included."""
-    return _sealed({"format": FORMAT, "version": _version(), "notes": dict(notes), "files": dict(files)})
+    return _sealed({"format": FORMAT, "version": package_version(), "notes": dict(notes), "files": dict(files)})
 
 
 def partial_of(folder: Path) -> Path:
@@ -167,10 +167,3 @@ def _reading(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: it is nested too deeply") from error
     except (ValueError, EOFError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _version() -> str:
-    try:
-        return version("plasticity-toolkit")
-    except PackageNotFoundError:
-        return "unknown"

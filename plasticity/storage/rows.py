@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 RESERVED = ("step", "time", "event", "purge_step")  # keys of a row that are not tags
 
 _logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 def find_runs(root: Path | str) -> list[Path]:
     """Return every folder at or below ``root`` that holds a ``metrics.jsonl``, sorted."""
-    return sorted(Path(folder) for folder, _, files in os.walk(root) if METRICS in files)
+    return sorted(Path(folder) for folder, _, files in os.walk(root) if METRICS_FILE in files)
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     unreadable = 0
-    with (Path(folder) / METRICS).open(encoding="utf-8", errors="replace") as lines:
+    with (Path(folder) / METRICS_FILE).open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             row = decode_row(line)
             if row is None:
@@ -39,7 +39,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
             else:
                 rows.append(row)
     if unreadable > 1:  # one is what a kill leaves
-        _logger.warning("%s: left out %d lines that are no rows", Path(folder) / METRICS, unreadable)
+        _logger.warning("%s: left out %d lines that are no rows", Path(folder) / METRICS_FILE, unreadable)
     return rows
 
 
@@ -72,7 +72,7 @@ def decode_row(line: str | bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and is_step(row.get("step")) and is_step(row.get("purge_step", 0)) else None
 
 
-def number(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
     """Return a value of a row as a float, NaN for null and for an integer beyond a float; None for other types."""
     if value is None:
         return math.nan

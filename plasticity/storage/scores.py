@@ -16,7 +16,7 @@ from plasticity.tags import parse_score_tag, score_tag
 from .appendfile import AppendFile
 from .rows import decode_row, encode_row
 
-SCORES = "scores.jsonl"
+SCORES_FILE = "scores.jsonl"
 MAX_NEURONS = 512
 """Neurons kept of a layer; of a wider one, that many at equal distances."""
 FULL_ROWS = 256
@@ -66,7 +66,7 @@ class ScoresFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / SCORES
+        self.path = folder / SCORES_FILE
         self._seen: Counter[str] = Counter()
         self._file: AppendFile | None = None
         self._start = self._recall() if self.path.exists() else b""

@@ -15,7 +15,7 @@ from plasticity.storage.rows import encode_row
 
 from .files import FileWriter
 
-METRICS, EVENTS = "metrics.csv", "events.csv"
+METRICS_TABLE, EVENTS_TABLE = "metrics.csv", "events.csv"
 
 
 class CsvWriter(FileWriter):
@@ -27,33 +27,33 @@ class CsvWriter(FileWriter):
 
     def __init__(self, folder: Path | str) -> None:
         super().__init__(folder)
-        self._metrics = Table(self.folder / METRICS, ["step", "time"])
-        self._events = Table(self.folder / EVENTS, ["step", "time", "event", "details"])
+        self._metrics = Table(self.folder / METRICS_TABLE, ["step", "time"])
+        self._events = Table(self.folder / EVENTS_TABLE, ["step", "time", "event", "details"])
 
     def resume(self, step: int) -> None:
         """Drop the rows of ``step`` and later ones."""
-        self._attempt(METRICS, lambda: self._metrics.purge(step))
-        self._attempt(EVENTS, lambda: self._events.purge(step))
+        self._attempt(METRICS_TABLE, lambda: self._metrics.purge(step))
+        self._attempt(EVENTS_TABLE, lambda: self._events.purge(step))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row of scalars."""
         row = {"step": int(step), "time": time.time()}
         row.update((tag, number) for tag, number in self._numbers(values).items() if tag not in row)
-        self._attempt(METRICS, lambda: self._metrics.append(row))
+        self._attempt(METRICS_TABLE, lambda: self._metrics.append(row))
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """Write one row with the details, an object of JSON."""
         text = encode_row(details).decode().strip()
         row = {"step": int(step), "time": time.time(), "event": name, "details": text}
-        self._attempt(EVENTS, lambda: self._events.append(row))
+        self._attempt(EVENTS_TABLE, lambda: self._events.append(row))
 
     def close(self, succeeded: bool = True) -> None:
         """Close the files; more than once is fine."""
         if self._closed:
             return
         self._closed = True
-        self._attempt(METRICS, self._metrics.close)
-        self._attempt(EVENTS, self._events.close)
+        self._attempt(METRICS_TABLE, self._metrics.close)
+        self._attempt(EVENTS_TABLE, self._events.close)
         self._tell_dropped()
 
 

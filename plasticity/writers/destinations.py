@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plasticity.callback import Writer
-from plasticity.storage.rows import METRICS
+from plasticity.storage.rows import METRICS_FILE
 
 from . import open_writers
 from .fanout import Writers
@@ -38,7 +38,7 @@ def require_destinations(log: Destination | Sequence[Destination]) -> None:
     """Raise ValueError for a folder that holds a run, TypeError for an object that is neither folder nor writer."""
     for one in destinations_of(log):
         if isinstance(one, (str, Path)):
-            if (Path(one) / METRICS).exists():
+            if (Path(one) / METRICS_FILE).exists():
                 raise ValueError(f"{one} holds a run already; pass another folder as log=, or remove it")
         elif not callable(getattr(one, "log", None)):
             raise TypeError(

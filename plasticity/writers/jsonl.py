@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from plasticity.storage.appendfile import AppendFile
-from plasticity.storage.rows import METRICS, RESERVED, encode_row
-from plasticity.storage.scores import SCORES, ScoresFile
+from plasticity.storage.rows import METRICS_FILE, RESERVED, encode_row
+from plasticity.storage.scores import SCORES_FILE, ScoresFile
 from plasticity.tags import parse_score_tag
 
 from .files import FileWriter, count_nonfinite
@@ -23,7 +23,7 @@ class JsonLinesWriter(FileWriter):
 
     def __init__(self, folder: Path | str) -> None:
         super().__init__(folder)
-        path = self.folder / METRICS
+        path = self.folder / METRICS_FILE
         self._rows = AppendFile(path)
         try:
             self._scores = ScoresFile(self.folder)
@@ -31,11 +31,11 @@ class JsonLinesWriter(FileWriter):
             self._rows.close()
             raise
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):  # the torn line of a killed run
-            self._attempt(METRICS, lambda: self._rows.append(b"\n"))
+            self._attempt(METRICS_FILE, lambda: self._rows.append(b"\n"))
 
     def resume(self, step: int) -> None:
         """Mark that readers forget the rows of ``step`` and later ones that stand before the mark."""
-        if (self.folder / METRICS).stat().st_size:
+        if (self.folder / METRICS_FILE).stat().st_size:
             self._write(step, time.time(), {}, purge_step=step)
         self._scores.resume(step)
 
@@ -49,7 +49,7 @@ class JsonLinesWriter(FileWriter):
         if numbers is None:
             return
         if numbers.size and parse_score_tag(tag) is not None:
-            self._attempt(SCORES, lambda: self._scores.append(step, tag, numbers))
+            self._attempt(SCORES_FILE, lambda: self._scores.append(step, tag, numbers))
         if nonfinite := count_nonfinite(tag, numbers):
             self.log(step, nonfinite)
 
@@ -59,21 +59,21 @@ class JsonLinesWriter(FileWriter):
 
     def sync(self) -> None:
         """Wait until all rows are on the disk itself."""
-        self._attempt(METRICS, self._rows.sync)
-        self._attempt(SCORES, self._scores.sync)
+        self._attempt(METRICS_FILE, self._rows.sync)
+        self._attempt(SCORES_FILE, self._scores.sync)
 
     def close(self, succeeded: bool = True) -> None:
         """Close the files; more than once is fine."""
         if self._closed:
             return
         self._closed = True
-        self._attempt(METRICS, self._rows.close)
-        self._attempt(SCORES, self._scores.close)
+        self._attempt(METRICS_FILE, self._rows.close)
+        self._attempt(SCORES_FILE, self._scores.close)
         self._tell_dropped()
 
     def _write(self, step: int, now: float, values: Mapping[str, Any], **marks: Any) -> None:
         row = {"step": int(step), "time": now, **marks}
         row.update((key, value) for key, value in values.items() if key not in RESERVED)
         for key in values.keys() & set(RESERVED):
-            self._drop("value", f"the name {key!r} is taken by every row of {METRICS}")
-        self._attempt(METRICS, lambda: self._rows.append(encode_row(row)))
+            self._drop("value", f"the name {key!r} is taken by every row of {METRICS_FILE}")
+        self._attempt(METRICS_FILE, lambda: self._rows.append(encode_row(row)))

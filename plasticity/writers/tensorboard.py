@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from plasticity.dashboard import protos
 from plasticity.dashboard.eventfile import EventFile
 from plasticity.dashboard.layout import layout
-from plasticity.storage.rows import METRICS, metric_tags, read_metrics
+from plasticity.storage.rows import METRICS_FILE, metric_tags, read_metrics
 from plasticity.tags import RETURNS
 
 from .files import FileWriter, count_nonfinite
@@ -41,7 +41,7 @@ class TensorBoardWriter(FileWriter):
         """Make TensorBoard drop the events of earlier files from ``step`` on; take over tags and counts."""
         self._file.purge(step)
         self._last_step, self._resumed = step, True
-        if (self.folder / METRICS).exists():
+        if (self.folder / METRICS_FILE).exists():
             rows = [row for row in read_metrics(self.folder) if row["step"] < step]
             # TensorBoard shows the last layout: that of a resumed run must have all tags from its start on.
             self._tags = set(metric_tags(rows))

@@ -16,7 +16,8 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.scalar import metadata as scalars
 from werkzeug import wrappers
 
-from plasticity.dashboard.tab.data import Folders, curves, payload, stamp
+from plasticity.dashboard.tab.data import curves, payload, stamp
+from plasticity.dashboard.tab.folders import Folders
 from plasticity.dashboard.tab.groups import group_runs, seed_of
 from plasticity.dashboard.tab.story import Series
 from plasticity.metrics import find_metric, ordered, shown_first
@@ -81,7 +82,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
         name = request.path.rsplit("/", 1)[-1]
         if name not in {file.name for file in STATIC.iterdir() if file.suffix in _TYPES}:
             return http_util.Respond(request, "no such file", "text/plain", code=404)
-        return http_util.Respond(request, (STATIC / name).read_text(), _TYPES[Path(name).suffix])
+        return http_util.Respond(request, (STATIC / name).read_text(encoding="utf-8"), _TYPES[Path(name).suffix])
 
     def _runs(self, request: wrappers.Request) -> wrappers.Response:
         """Answer every run with group, seed, status and last step, the metrics, and the tags that may stand above."""

@@ -1,0 +1,71 @@
+"""One seed of several: its folder, its process, and the latest values in its files."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from plasticity.storage.rows import METRICS_FILE, as_float, decode_row
+from plasticity.tags import ALL, parse_tag
+
+
+@dataclass
+class Seed:
+    """One seed: its folder, its process, and the latest values in its files."""
+
+    number: int
+    folder: Path
+    state: str = "waiting"
+    """waiting, running, finished, skipped, failed or stopped."""
+    attempts: int = 0
+    error: str = ""
+    step: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    last_event: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    log: BinaryIO | None = None
+    offset: int = 0
+
+    @property
+    def console(self) -> Path:
+        """Return the file for the output of the process; it stands beside the folder, which the run makes itself."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def look(self) -> None:
+        """Take in the rows that were written since the last look."""
+        try:
+            with (self.folder / METRICS_FILE).open("rb") as file:
+                file.seek(self.offset)
+                new = file.read()
+        except OSError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
+        self.offset += len(whole)
+        for line in whole.splitlines():
+            if (row := decode_row(line)) is None:
+                continue
+            self.step = max(self.step, int(row["step"]))
+            if "event" in row:
+                self.last_event = f"{row['event']} at {row['step']:,}"
+            else:
+                self.values |= {tag: v for tag, value in row.items() if (v := as_float(value)) is not None}
+
+    def metrics(self) -> dict[str, float]:
+        """Return metric -> its latest value, averaged over the networks."""
+        found: dict[str, list[float]] = {}
+        for name, value in self.values.items():
+            if (tag := parse_tag(name)) is not None and tag.layer == ALL:
+                found.setdefault(tag.metric, []).append(value)
+        return {metric: sum(values) / len(values) for metric, values in found.items()}
+
+
+def set_aside(folder: Path) -> None:
+    """Rename the folder of an unfinished run, so that nothing is lost and nothing is mixed."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.unfinished_{number}")).exists():
+        number += 1
+    folder.rename(aside)

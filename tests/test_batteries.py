@@ -1,0 +1,157 @@
+"""The batteries for agents and methods: what keeps to the contract passes, and what breaks it is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from online_q import OnlineQ, OnlineQConfig
+from structural import LearnedSlopes
+from test_interventions import FREQUENT, NEVER
+from torch import Tensor
+
+from plasticity.callback import Context
+from plasticity.interventions import INTERVENTIONS, Intervention
+from plasticity.testing import check_agent, check_method
+from plasticity.testing.runs import AGENTS as OPTIONS
+
+CARTPOLE = ("--env", "CartPole-v1")
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_every_method_passes(name: str) -> None:
+    check_method(INTERVENTIONS[name], FREQUENT[name], NEVER[name])
+
+
+def test_an_agent_from_the_protocol_alone_passes() -> None:
+    check_agent(OnlineQ, OnlineQConfig, CARTPOLE)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_agent_passes(name: str) -> None:
+    from plasticity.agents import AGENTS
+
+    check_agent(*AGENTS[name], OPTIONS[name])
+
+
+class ForgetsItsGenerator(OnlineQ):
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "generator": torch.Generator().manual_seed(0).get_state()}
+
+
+class ForgetsItsUpdates(OnlineQ):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "updates": 0})
+
+
+class DrawsGlobally(OnlineQ):
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        return torch.randint(self.num_actions, (len(obs),)) if not explore else super().act(obs, explore)
+
+
+class NeverLearns(OnlineQ):
+    def ready(self) -> bool:
+        return False
+
+
+class HasNoUpdates(OnlineQ):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "updates":
+            super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ForgetsItsGenerator, "resumed run"),
+        (ForgetsItsUpdates, "resumed run"),
+        (DrawsGlobally, "eval: the model gives"),
+        (NeverLearns, "made no update"),
+        (HasNoUpdates, "updates"),
+    ],
+)
+def test_an_agent_that_breaks_the_contract_is_named(kind: type, message: str) -> None:
+    with pytest.raises((AssertionError, AttributeError), match=message):
+        check_agent(kind, OnlineQConfig, CARTPOLE)
+
+
+@dataclass
+class Noise(Intervention):
+    """Add noise to every weight after every update, and break one clause of the contract by choice."""
+
+    NAME: ClassVar[str] = "noise"
+    PRESETS: ClassVar = {"small": {"scale": 1e-3}}
+
+    preset: str = "small"
+    """Defaults of the options that are None."""
+    scale: float | None = None
+    """Standard deviation of the noise."""
+    fault: str = ""
+    """Clause to break."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.updates = 0
+
+    def on_update_end(self, ctx: Context, metrics: Mapping[str, Tensor]) -> None:
+        self.updates += 1
+        generator = None if self.fault == "global" else self.generator
+        for network in self.choose(ctx).values():
+            for parameter in network.parameters():
+                scale = (self.scale or 0.0) * (self.updates if self.fault == "clock" else 1)
+                parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+        ctx.edited()
+        if self.fault != "silent":
+            self.report(ctx, {}, applications=1)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.fault == "generator":
+            self.counts = dict(state["counts"])
+        else:
+            super().load_state_dict(state)
+
+
+def test_a_method_from_outside_passes() -> None:
+    check_method(Noise, {}, {"scale": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("clock", "resumed run"),
+        ("generator", "resumed run"),
+        ("silent", "has logged nothing"),
+        ("global", "random streams of a run in which the method does nothing"),
+    ],
+)
+def test_a_method_that_breaks_the_contract_is_named(fault: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_method(Noise, {"fault": fault}, {"fault": fault, "scale": 0.0})
+
+
+class Forgetful(LearnedSlopes):
+    """Put the new modules in place when training starts, where a checkpoint is not rebuilt."""
+
+    def on_train_start(self, ctx: Context) -> None:
+        super().restructure(ctx, None)
+
+    def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
+        pass
+
+
+def test_a_structure_that_is_not_restored_is_named() -> None:
+    with pytest.raises(AssertionError, match="train --resume .* failed"):
+        check_method(Forgetful, {})
+
+
+def test_presets_must_be_refused() -> None:
+    class Lenient(Noise):
+        def __post_init__(self) -> None:
+            self.preset = "small"
+            super().__post_init__()
+
+    with pytest.raises(AssertionError, match="takes an unknown preset"):
+        check_method(Lenient, {})

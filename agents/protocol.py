@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 class Agent(Protocol):
     """Something that acts and learns.
 
-    An agent may also have the following, which the loop lends to callbacks: ``targets``, network name -> slowly following
-    copy; ``buffer``, a replay memory with ``state_dict`` and ``load_state_dict``, which checkpoints keep;
+    An agent may also have the following, which the loop lends to callbacks: ``targets``, network name -> slowly
+    following copy; ``buffer``, a replay memory with ``state_dict`` and ``load_state_dict``, which checkpoints keep;
     ``value(obs, action)``, ``state_value(obs)`` and ``td_error(transition)``, each (batch,) without gradients;
     ``set_noise(scale)``; ``steps``, ``forward`` and ``peek`` as in :class:`plasticity.Context`.
 
@@ -41,9 +41,9 @@ class Agent(Protocol):
     ) -> None:
         """Make the agent for the spaces of an environment; ``AGENTS[name] = (agent class, config class)`` registers it.
 
-        ``config``: a frozen dataclass; its fields become options of ``plasticity train``. ``seed``: of all random numbers
-        that the agent draws. ``compile``: auto, on or off, and ``precision``: float32 or bf16, of compiled updates; an
-        agent that compiles nothing leaves both alone.
+        ``config``: a frozen dataclass; its fields become options of ``plasticity train``. ``seed``: of all random
+        numbers that the agent draws. ``compile``: auto, on or off, and ``precision``: float32 or bf16, of compiled
+        updates; an agent that compiles nothing leaves both alone.
         """
 
     def act(self, obs: Tensor, explore: bool) -> Tensor:
@@ -59,7 +59,7 @@ class Agent(Protocol):
         """Learn once; return metrics, 0-D tensors still on the device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of all that acting and going on need, without the buffer: nested dicts of tensors and numbers."""
+        """Return a copy of all that going on needs, without the buffer: nested dicts of tensors and numbers."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""

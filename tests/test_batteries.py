@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -13,10 +14,13 @@ from structural import LearnedSlopes
 from test_interventions import FREQUENT, NEVER
 from torch import Tensor
 
+from plasticity.agents import AGENTS
 from plasticity.callback import Context
+from plasticity.commands import run, training
 from plasticity.interventions import INTERVENTIONS, Intervention
 from plasticity.testing import check_agent, check_method
 from plasticity.testing.runs import AGENTS as OPTIONS
+from plasticity.testing.runs import SHORT, attempt, command, registered
 
 CARTPOLE = ("--env", "CartPole-v1")
 
@@ -32,8 +36,6 @@ def test_an_agent_from_the_protocol_alone_passes() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_agent_passes(name: str) -> None:
-    from plasticity.agents import AGENTS
-
     check_agent(*AGENTS[name], OPTIONS[name])
 
 
@@ -143,8 +145,23 @@ class Forgetful(LearnedSlopes):
 
 
 def test_a_structure_that_is_not_restored_is_named() -> None:
-    with pytest.raises(AssertionError, match="train --resume .* failed"):
+    with pytest.raises(AssertionError, match=r"train --resume .* failed"):
         check_method(Forgetful, {})
+
+
+def test_an_agent_that_never_learns_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in (run, training):
+        monkeypatch.setattr(module, "MAX_STEPS", 200)
+    with registered(AGENTS, "idle", (NeverLearns, OnlineQConfig)):
+        command("train", "idle", *CARTPOLE, *SHORT, "--out", tmp_path, "--name", "run")
+        dry_run, probe = (
+            ["train", "idle", *CARTPOLE, *SHORT, "--dry-run"],
+            ["probe", "--samples", "64", tmp_path / "run"],
+        )
+        for words in (dry_run, probe):
+            code, _, errors = attempt(*words)
+            assert code == 1
+            assert "idle made no update in 200 environment steps" in errors
 
 
 def test_presets_must_be_refused() -> None:

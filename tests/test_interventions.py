@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -21,7 +20,7 @@ from torch import Tensor, nn, optim
 from plasticity import Measure
 from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.train import context, train
-from plasticity.callback import Callback, Context, end, start
+from plasticity.callback import Callback, Context
 from plasticity.commands.train import main
 from plasticity.interventions import INTERVENTIONS, Intervention, NeuroplasticExpansion, ReDo
 from plasticity.interventions.scheduled import Triggered
@@ -225,20 +224,6 @@ def test_compiled_updates_end_where_eager_ones_do(name: str) -> None:
 
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", INTERVENTIONS)
-def test_a_run_in_which_nothing_is_done_is_the_same_bits(name: str) -> None:
-    results = []
-    for callbacks in ([], [INTERVENTIONS[name](**NEVER[name])]):
-        torch.manual_seed(7)
-        agent, _, writer = run_sac(callbacks, steps=50)
-        results.append((weights(agent), torch.get_rng_state(), agent.buffer.generator.get_state()))
-        assert not [e for e in writer.named(name) if e.get("stops") != 0 and "note" not in e]
-    (one, *states), (other, *other_states) = results
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    assert all(map(torch.equal, states, other_states))
-
-
-@pytest.mark.on_real_devices
-@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_no_hook_is_left_and_training_may_go_on(name: str) -> None:
     method = INTERVENTIONS[name](**FREQUENT[name])
     agent, ctx, _ = run_sac([method], steps=40)
@@ -250,32 +235,6 @@ def test_no_hook_is_left_and_training_may_go_on(name: str) -> None:
     assert not ctx.on_edit
     train(Walk(), agent, 20, [method], context(agent))
     assert_sound(ctx)
-
-
-@pytest.mark.on_real_devices
-@pytest.mark.parametrize("name", INTERVENTIONS)
-def test_the_state_is_plain_and_continues(name: str) -> None:
-    method = INTERVENTIONS[name](**FREQUENT[name])
-    agent = small_sac()
-    states: list[dict[str, Any]] = []
-    run_sac([method, Check(lambda ctx: states.append(method.state_dict()))], steps=50, agent=agent)
-    file = io.BytesIO()
-    torch.save(states[-1], file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    twin, ctx = INTERVENTIONS[name](**FREQUENT[name]), context(agent)
-    start([twin], ctx, [loaded])
-    assert repr(twin.state_dict()) == repr(loaded)
-    end([twin], ctx)
-    assert repr(twin.state_dict()) == repr(loaded)
-
-
-@pytest.mark.on_real_devices
-@pytest.mark.parametrize("name", INTERVENTIONS)
-def test_same_seed_same_run(name: str) -> None:
-    agents = [run_sac([INTERVENTIONS[name](**FREQUENT[name])], steps=40)[0] for _ in range(2)]
-    one, other = map(weights, agents)
-    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 NEEDS = {

@@ -42,17 +42,17 @@ def main(arguments: Sequence[str]) -> int:
     from plasticity.agents.train import context, train
     from plasticity.measuring import Measure
 
-    from .run import find_run, load_agent, make_run_env
+    from .run import MAX_STEPS, find_run, load_agent, make_run_env, require_update
 
     folder, record = find_run(config.run)
     env = make_run_env(record, name=config.env, seed=config.seed, device=config.device)
     measure = Measure(config.probes, every=1, strict=True)
     try:
         agent = load_agent(config.run, record, env, config.device, _one_batch(record, config.samples))
-        start = agent.updates
+        start, ctx = agent.updates, context(agent)
         # The update changes this copy of the agent only, which is thrown away.
-        ctx = context(agent)
-        train(env, agent, 2**62, [measure], ctx, stop=lambda: agent.updates > start)
+        train(env, agent, max(MAX_STEPS, 2 * config.samples), [measure], ctx, stop=lambda: agent.updates > start)
+        require_update(agent, start, ctx.step)
     finally:
         env.close()
     where = f"{record['agent']} of {folder}, {ctx.step:,} fresh transitions of {config.env or record['config']['env']}"

@@ -22,6 +22,8 @@ from plasticity.storage.upgrade import upgraded_state
 from .imports import IMPORTED, require_imports
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
+MAX_STEPS = 100_000
+"""Environment steps within which a dry run or a probe must see an update."""
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
 
 
@@ -141,7 +143,8 @@ def load_agent(
     small = {"buffer_size": 2 * env.num_envs, "learning_starts": 0, "batch_size": 1} if overrides is None else overrides
     settings |= {key: value for key, value in small.items() if key in settings}
     config = config_kind(**settings)
-    agent = kind(env.observation_space, env.action_space, config, num_envs=env.num_envs, device=device)
+    spaces = env.observation_space, env.action_space
+    agent = kind(*spaces, config, num_envs=env.num_envs, device=device, name=record["agent"])
     methods = saved_methods(record)
     states = state.get("callbacks", {})
     try:
@@ -150,6 +153,15 @@ def load_agent(
     except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not fit the agent that run.json describes: {error}") from error
     return agent
+
+
+def require_update(agent: Any, start: int, steps: int) -> None:
+    """Raise RuntimeError if the agent has made no update since ``start``, in so many environment steps."""
+    if agent.updates <= start:
+        raise RuntimeError(
+            f"{agent.name} made no update in {steps:,} environment steps, so there is no pass to measure; look at "
+            f"ready() of the agent, and at settings that delay its first update"
+        )
 
 
 def saved_methods(record: Mapping[str, Any]) -> dict[str, Callback]:

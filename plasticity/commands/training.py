@@ -16,7 +16,7 @@ from plasticity.agents import AGENTS
 from plasticity.agents.evaluate import Evaluate
 from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
-from plasticity.callback import Callback
+from plasticity.callback import Callback, rebuild
 from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import LiveView
 from plasticity.envs import make_env
@@ -29,7 +29,7 @@ from plasticity.storage.record import write_record
 from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
-from .run import CHECKPOINTS, command_line, describe, save_model
+from .run import CHECKPOINTS, MAX_STEPS, command_line, describe, require_update, save_model
 from .saving import Randomness, Save, restore, snapshot
 from .settings import chosen, settings
 
@@ -163,8 +163,13 @@ class Run:
         def shown() -> bool:  # a delayed policy is not trained by the first update
             return measure.last.keys() == self.agent.networks.keys() or self.agent.updates >= DRY_UPDATES
 
-        train(self.env, self.agent, 10**9, [measure], context(self.agent), stop=shown)
-        self.env.close()
+        ctx = context(self.agent)
+        rebuild([(callback, None) for callback in self.callbacks.values()], ctx)
+        try:
+            train(self.env, self.agent, MAX_STEPS, [measure], ctx, stop=shown)
+        finally:
+            self.env.close()
+        require_update(self.agent, 0, ctx.step)
         print(json.dumps(settings(c), indent=2))
         assert measure.watcher is not None
         for name, monitor in measure.watcher.monitors.items():

@@ -100,6 +100,8 @@ def check_run(agent: str, options: Sequence[str], folder: Path) -> Path:
     """Train with these options, stop and resume to the same bits, evaluate and probe; return the run's folder."""
     whole = folder / "whole"
     command("train", agent, *options, *SHORT, "--out", folder, "--name", whole.name)
+    updates = last_state(whole)["callbacks"]["losses"]["count"]
+    assert updates > 0, f"{agent} made no update in {SHORT[1]} steps; pass options with which it learns"
     resumed = stopped(whole, folder / "resumed")
     command("train", "--resume", resumed)
     require_same(last_state(resumed), last_state(whole), "state of the resumed run")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from .isolation import is_compiled, named_modules, unwrap
-from .observing.distributed import process_group
+from .observing.distributed import Processes, ProcessesError, process_group
 from .observing.gathering import Gathering
 from .observing.observer import Observer
 from .observing.reading import Coverage, Reading
@@ -35,8 +35,9 @@ class Monitor:
     instead of warning once and going on without it. ``deferred``: what passes show counts from :meth:`commit` on.
     ``owner``: whose private passes count too (see ``isolation``).
 
-    A model in ``DistributedDataParallel`` is read by all processes together: activity and gradient scores are those of
-    the whole batch (ranks are of each process's own share). Give ``model.module`` to measure in one process alone.
+    ``processes``: of a model in ``DistributedDataParallel``. ``"own"`` measures this process's share of the batch.
+    ``"all"``, to be given in all processes, adds up their sums: activity and gradient scores are then those of the
+    whole batch (ranks are of each process's own share).
 
     Raises ValueError for a compiled model, whose hooks would silently never fire (one wrapped by ``torch.compile`` may
     be given with ``passes="all"``: then it is the eager module inside that has to be called), and for globs that match
@@ -55,10 +56,14 @@ class Monitor:
         strict: bool = False,
         deferred: bool = False,
         owner: object | None = None,
+        processes: Literal["own", "all"] = "own",
     ) -> None:
+        if processes not in ("own", "all"):
+            raise ValueError(f"processes is 'own' or 'all', got {processes!r}")
         if passes not in ("all", "training"):
             raise ValueError(f"passes is 'all' or 'training', got {passes!r}")
-        self.model, self.group = unwrap(model), process_group(model)
+        self.model, group = unwrap(model), process_group(model)
+        self._processes = Processes(group) if group is not None and processes == "all" else None
         self.probes = make_probes(probes)
         self.layers, self.passes, self.strict, self.wiring = layers, passes, strict, wiring
         self._compiled = is_compiled(model)
@@ -194,7 +199,11 @@ class Monitor:
                 f"the mask of shape {tuple(self.mask.shape)} does not have the leading shape of any layer's output"
             )
         layers = self.selected(self.wiring)
-        return self._observer.gathering.reading(self.wiring, layers, self.group)
+        try:
+            return self._observer.gathering.reading(self.wiring, layers, self._processes)
+        except ProcessesError:
+            self._processes = None  # the others are not there: waiting for them again would cost minutes
+            raise
 
     def coverage(self) -> list[Coverage]:
         """Return, for every weight layer and probe, whether there is a value and if not, why."""

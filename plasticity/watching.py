@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -50,6 +50,7 @@ class Watcher:
         probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
         layers: Sequence[str] | None = None,
         strict: bool = False,
+        processes: Literal["own", "all"] = "own",
     ) -> None:
         if every < 1:
             raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
@@ -60,7 +61,9 @@ class Watcher:
         self.every, self.window = every, window
         self.due = due or (lambda network, step: (step - 1) % every == 0)
         self.monitors = {
-            name: Monitor(network, probes, layers=layers, passes="training", strict=strict, deferred=True)
+            name: Monitor(
+                network, probes, layers=layers, passes="training", strict=strict, deferred=True, processes=processes
+            )
             for name, network in networks.items()
         }
         self._seconds = 0.0
@@ -205,6 +208,7 @@ def watch(
     log: str | Path | Writer | Sequence[str | Path | Writer] | None = "runs/plasticity",
     layers: Sequence[str] | None = None,
     strict: bool = False,
+    processes: Literal["own", "all"] = "own",
 ) -> Session:
     """Measure ``model`` in your own training loop, once in ``every`` optimizer steps, and write what is seen.
 
@@ -212,7 +216,9 @@ def watch(
     steps of the optimizer; a pass counts when its gradient arrives. Several networks: pass a mapping by name, and
     every optimizer there is. ``window``: over how many steps a reading is taken (see :class:`Watcher`); with
     ``window=every`` every step is measured. ``log``: the folder for TensorBoard and JSON lines, a new one; a writer of
-    your own, which stays open; or several of these. None writes nothing. Costs nothing between windows.
+    your own, which stays open; or several of these. None writes nothing. ``processes``: under
+    ``DistributedDataParallel``, ``"own"`` measures this process's share, in one process or in several with a ``log``
+    each; ``"all"``, given in every process, the whole batch. Costs nothing between windows.
 
     Raises ValueError for a folder that holds a run, and TypeError for a ``log`` that is neither folder nor writer.
     """
@@ -224,7 +230,15 @@ def watch(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     session = Session()
     session.watcher = Watcher(
-        networks, optimizers, session._take, every=every, window=window, probes=probes, layers=layers, strict=strict
+        networks,
+        optimizers,
+        session._take,
+        every=every,
+        window=window,
+        probes=probes,
+        layers=layers,
+        strict=strict,
+        processes=processes,
     )
     if log is not None:  # only now: refused arguments leave no folder behind
         session._log = OpenLog(log)

@@ -51,9 +51,10 @@ def network():
 x = torch.randn(7, 64, 4, generator=torch.Generator().manual_seed(1)).cumsum(1)  # shares that are not alike
 share = x[:, 32 * rank : 32 * (rank + 1)]
 found = {}
-for name, wrap in (("whole", lambda m: m), ("own", lambda m: m.module)):
+for name, processes in (("whole", "all"), ("own", "own")):
     ddp = nn.parallel.DistributedDataParallel(network())
-    with Monitor(wrap(ddp), ["dormancy", "grama", "grama_weight"], passes="training") as monitor:
+    probes = ["dormancy", "grama", "grama_weight"]
+    with Monitor(ddp, probes, passes="training", processes=processes) as monitor:
         for part in share[0].split(16):
             ddp(part).square().mean().backward()
     for read in range(2):  # reading changes nothing
@@ -116,6 +117,83 @@ def test_two_processes_score_the_whole_batch_and_stay_equal(tmp_path: Path) -> N
         assert ranks[0][name]["parameters"] == ranks[1][name]["parameters"], name
         assert ranks[0][name]["events"] == ranks[1][name]["events"] != [], name
     assert any(neurons for _, by_layer in ranks[0]["redo"]["events"] for neurons in by_layer.values())
+
+
+WATCHED = """
+import json, os, sys, warnings
+import torch
+import torch.distributed as dist
+from torch import nn
+import plasticity
+from plasticity.observing import distributed
+
+folder, other = sys.argv[1], os.fork()
+rank = 1 if other else 0
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+data = torch.randn(5, 64, 4, generator=torch.Generator().manual_seed(1)).cumsum(1)[:, 32 * rank : 32 * (rank + 1)]
+
+def train(watched, patience=40.0, **options):
+    distributed.PATIENCE = patience
+    torch.manual_seed(0)
+    ddp = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-2)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        session = plasticity.watch(ddp, optimizer, every=2, log=None, **options) if rank in watched else None
+        for batch in data:
+            optimizer.zero_grad()
+            ddp(batch).square().mean().backward()
+            optimizer.step()
+    readings = {} if session is None else session.last
+    return {
+        "scores": {n: r.scores["dormancy"]["0"].tolist() for n, r in readings.items()},
+        "warnings": [str(w.message) for w in seen],
+        "parameters": [p.tolist() for p in ddp.parameters()],
+    }
+
+probes = ["dormancy"]
+found = {
+    "none": train([]),
+    "one": train([0], probes=probes),
+    "both": train([0, 1], probes=probes),
+    "together": train([0, 1], probes=probes, processes="all"),
+    "one of all": train([0], 1.0, probes=probes, processes="all"),
+    "together again": train([0, 1], probes=probes, processes="all"),
+    "others": train([0, 1], 1.0, probes=["dormancy", "grama"] if rank else probes, processes="all"),
+}
+with open(f"{folder}/{rank}.json", "w") as file:
+    json.dump(found, file)
+dist.destroy_process_group()
+if other:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+"""
+
+
+@pytest.mark.on_cpu
+def test_a_model_is_watched_in_one_process_or_in_all_and_nothing_hangs(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    for found in (zero, one):
+        assert all(result["parameters"] == zero["none"]["parameters"] for result in found.values())
+    assert zero["one"]["scores"] == zero["both"]["scores"] != {}
+    assert one["one"]["scores"] == {}
+    assert zero["both"]["scores"] != one["both"]["scores"] != {}
+    assert zero["together"]["scores"] == one["together"]["scores"] == zero["together again"]["scores"]
+    mean = (torch.tensor(zero["both"]["scores"]["model"]) + torch.tensor(one["both"]["scores"]["model"])) / 2
+    assert not torch.equal(torch.tensor(zero["together"]["scores"]["model"]), mean), "magnitudes are added, not scores"
+    for name in ("one", "both", "together", "together again"):
+        assert zero[name]["warnings"] == one[name]["warnings"] == [], name
+    (warning,) = zero["one of all"]["warnings"]
+    assert (
+        "process 1 did not ask for a reading of all processes, of the same probes and layers, within 1 s; measure"
+        in warning
+    )
+    assert zero["one of all"]["scores"] == zero["one"]["scores"]  # later readings are of its own share
+    for found, other in ((zero, 1), (one, 0)):
+        (warning,) = found["others"]["warnings"]
+        assert f"process {other} did not ask for a reading of all processes, of the same probes and layers" in warning
 
 
 # -- threads -----------------------------------------------------------------------------------------------------------

@@ -174,7 +174,13 @@ class NeuroplasticExpansion(Intervention):
                 self.hook(FirstPass(unwrap(module), partial(self._first_pass, name)))
         probes = {"dormancy": Dormancy(0.0), "active": ActiveFraction()}
         self._watcher = Watcher(
-            networks, self._optimizers, self.named(self._event), due=self._due, probes=probes, strict=True
+            networks,
+            self._optimizers,
+            self.named(self._event),
+            due=self._due,
+            probes=probes,
+            strict=True,
+            processes="all",
         )
         ctx.on_edit.append(self._restore_masks)
 

@@ -148,6 +148,7 @@ class Recycling(Intervention):
             due=self._due,
             probes={self.NAME: self.probe()},
             strict=True,
+            processes="all",  # data-parallel replicas recycle the same neurons
         )
 
     def on_train_end(self, ctx: Context) -> None:

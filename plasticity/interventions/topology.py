@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from plasticity.isolation import foreign_pass
 from plasticity.observing.hooks import get_inert, inert
 from plasticity.probes import Probe
+from plasticity.probes.probe import FORWARD, Summand
 from plasticity.structure.layers import Layer, Wiring
 from plasticity.surgery.initialisers import weight_of
 from plasticity.surgery.origin import Replacement
@@ -139,24 +140,17 @@ def review_gate(active: float, awaken: float = 0.4, amplitude: float = 0.9) -> f
 class ActiveFraction(Probe):
     """Fraction of (sample, neuron) entries above 0, in [0, 1]; higher is better.
 
-    What NE's code gates its review by and calls FAU: not the fraction of neurons that are ever active.
+    NE's code gates its review by it and calls it FAU. It is not the fraction of neurons that are ever active.
     """
 
-    def reset(self) -> None:
-        """Forget all samples."""
-        self._active: Tensor | None = None
-        self._entries = 0
-
-    def on_forward(self, activations: Tensor) -> None:
-        """Add samples, (samples, neurons)."""
-        active = (activations > 0).sum()
-        self._active = active if self._active is None else self._active + active
-        self._entries += activations.numel()
+    def sums(self) -> Mapping[str, Summand]:
+        """Count positive activations, (neurons,)."""
+        return {FORWARD: lambda activations: (activations > 0).sum(0)}
 
     def compute(self) -> Tensor:
         """Return the fraction."""
-        assert self._active is not None
-        return self._active.double() / self._entries
+        counts = self.total(FORWARD)
+        return counts.sum() / (len(counts) * self.num_samples(FORWARD))
 
 
 @dataclass(frozen=True)

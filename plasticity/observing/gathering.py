@@ -17,7 +17,7 @@ from plasticity.probes import Probe
 from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PREACTIVATION, WEIGHT, Summand, num_samples_in
 from plasticity.structure.layers import NORMS, Layer, Wiring, current_weight, precise, weight_rows
 
-from .distributed import combined
+from .distributed import Processes
 from .hooks import Entry, Seen
 from .reading import ALL, OUTPUT_LAYER, Coverage, Reading
 
@@ -258,10 +258,10 @@ class Gathering:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def reading(self, wiring: Wiring, layers: list[Layer], group: Any = None) -> Reading:
-        """Return the results on ``layers``; ``group``: the processes that share the batch, all of which must call."""
+    def reading(self, wiring: Wiring, layers: list[Layer], processes: Processes | None = None) -> Reading:
+        """Return the results on ``layers``, of all ``processes``, each of which must call."""
         fed, missing = self.fed(), self._missing(layers)
-        copies = fed if group is None else combined(fed, group)
+        copies = fed if processes is None else processes.combined(fed)
         self._weigh(copies, missing, layers)
         complete = {key: probe for key, probe in copies.items() if not missing[key]}
         results, scores = self._compute(complete)

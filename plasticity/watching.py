@@ -95,19 +95,26 @@ class Watcher:
             return self._closed
         armed = {name: monitor for name, monitor in self.monitors.items() if monitor.attached}
         gathered = {name: monitor.state_dict() for name, monitor in armed.items() if monitor.num_passes}
-        return {"steps": self.steps(), "armed": list(armed), "gathered": gathered}
+        return {"steps": self.steps(), "armed": list(armed), "gathered": gathered, "settings": self._settings()}
+
+    def _settings(self) -> list[Any]:
+        """Return the settings that another run has to share to go on with what was gathered."""
+        return [self.every, self.window, {name: list(monitor.probes) for name, monitor in self.monitors.items()}]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`; with other probes, or other steps to measure, from its clocks alone."""
         self._steps = dict(zip(self._steps, state["steps"], strict=True))
+        same = state.get("settings", self._settings()) == self._settings()  # 0.1.0 did not save them
         for name, monitor in self.monitors.items():
             monitor.detach()
             monitor.reset()
-            if name in state["armed"]:
+            if not same:
+                self._arm(name, monitor, self._steps[id(self._trained_by[name])] + 1)
+            elif name in state["armed"]:
                 monitor.attach()
                 step = self._steps[id(self._trained_by[name])] + 1
                 monitor.leave_out(self.window > 1 and not self.due(name, step))
-            if gathered := state.get("gathered", {}).get(name):  # runs of earlier versions gathered one step
+            if same and (gathered := state.get("gathered", {}).get(name)):  # runs of earlier versions gathered one step
                 monitor.load_state_dict(gathered)
 
     def close(self) -> None:

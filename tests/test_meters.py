@@ -16,6 +16,9 @@ from plasticity.callback import Context, fire, start
 from plasticity.meters import METERS, Churn, Meter, TargetDistance
 from plasticity.meters.churn import output_churn, policy_churn
 from plasticity.meters.target_distance import rms_distance
+from plasticity.storage.folder import Checkpoints
+from plasticity.testing import check_meter
+from plasticity.testing.runs import AGENTS, SHORT, command, require_same, rows, stopped
 
 # -- golden values -----------------------------------------------------------------------------------------------------
 
@@ -210,3 +213,52 @@ def test_values_that_are_no_numbers_are_logged_as_such() -> None:
         loop.target[0].weight.fill_(math.nan)
     loop.run([TargetDistance(every=1)], 2)
     assert math.isnan(loop.written[0][1]["plasticity/q/target_distance/all"])
+
+
+# -- in runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", ["sac", "dqn", pytest.param("td3", marks=pytest.mark.slow)])
+def test_the_distance_of_targets_passes_its_battery(agent: str) -> None:
+    check_meter(TargetDistance, agent=agent)
+
+
+class Meddling(TargetDistance):
+    """Edits what it measures."""
+
+    NAME = "meddling"
+
+    def measure(self, ctx: Context) -> Any:
+        next(ctx.networks["actor"].parameters()).data.mul_(1.5)
+        return super().measure(ctx)
+
+
+class Drawing(TargetDistance):
+    """Draws for each update, and forgets about it in its state."""
+
+    NAME = "drawing"
+
+    def before(self, ctx: Context) -> None:
+        self.drawn = getattr(self, "drawn", 0) + 1
+
+    def measure(self, ctx: Context) -> Any:
+        return {"actor": {"drawn": torch.tensor(float(self.drawn))}}
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Meddling, "agent"), (Drawing, "resumed run")])
+def test_the_battery_finds_a_fault(kind: type[Meter], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_meter(kind)
+
+
+def test_measuring_may_change_when_a_run_goes_on(tmp_path: Any) -> None:
+    options = [*AGENTS["sac"], *SHORT, "--probes", "dormancy", "--probe-every", "9", "--probe-window", "4"]
+    command("train", "sac", *options, "--out", tmp_path, "--name", "whole")
+    resumed = stopped(tmp_path / "whole", tmp_path / "resumed")
+    changes = ["--probes", "rank", "grama", "--probe-every", "6", "--probe-window", "6", "--target-distance"]
+    command("train", "--resume", resumed, *changes, "--target-distance.every", "5")
+    states = [Checkpoints(folder / "checkpoints").load_latest()[1] for folder in (tmp_path / "whole", resumed)]
+    require_same(states[0]["agent"], states[1]["agent"], "agents")
+    tags = {tag for row in rows(resumed) if row["step"] > 120 for tag in row}
+    assert {"plasticity/critic_1/grama/all", "plasticity/critic_1/target_distance/all"} <= tags
+    assert "plasticity/critic_1/dormancy/all" not in tags

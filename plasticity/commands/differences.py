@@ -7,7 +7,21 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-SAFE = frozenset({"steps", "log", "log_every", "eval_*", "quiet", "out", "checkpoint.*"})
+SAFE = frozenset(
+    {
+        "steps",
+        "log",
+        "log_every",
+        "eval_*",
+        "quiet",
+        "out",
+        "checkpoint.*",
+        "probes",
+        "probe_every",
+        "probe_window",
+        "meters.*",
+    }
+)
 """Settings that a resumed run may change: learning from each step stays the same."""
 NOTED = frozenset({"device", "torch_threads", "compile", "precision"})
 """Settings that it may change, too, but with which it no longer continues to the same bits."""

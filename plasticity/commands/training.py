@@ -108,7 +108,7 @@ class Run:
             if resume:
                 state = upgraded_state(checkpoints.load_latest()[1])
                 ctx.step, ctx.latest = state["step"], dict(state["latest"])
-                begin["saved"] = [*(state["callbacks"][name] for name in self.callbacks), None]
+                begin["saved"] = [*(state["callbacks"].get(name) for name in self.callbacks), None]
                 begin["load"] = partial(restore, state, self.agent, self.env)
             else:
                 seed_globally(self.seeds[3])

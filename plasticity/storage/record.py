@@ -15,7 +15,10 @@ RECORD = "run.json"
 FORMAT = 2
 """Format of the records that this version writes; 0.1.0 wrote 1, without saying so."""
 NO_CONFIGURATION = frozenset(
-    {"seed", "name", "out", "quiet", "seeds", "jobs", "retries", "dry_run", "checkpoint", "log", "meters"}
+    {
+        *("seed", "name", "out", "quiet", "seeds", "jobs", "retries", "dry_run", "checkpoint", "log"),
+        *("probes", "probe_every", "probe_window", "meters"),  # measuring changes nothing that is learned
+    }
 )
 """Settings that do not make another configuration: runs that differ in these only are seeds of one another."""
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Takes tensors, returns a loss of one number and metrics to log; reads parameters, changes nothing."""
@@ -72,6 +71,8 @@ def compile_gradients(
         return [t.detach() for t in (*found, *metrics.values(), *seen())]
 
     tensors = [tensor.detach() for tensor in named.values()]
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings all of sympy, which takes half a second
+
     # Constants, such as C51's support, are real tensors. Inductor keeps graphs on disk only where there is a ShapeEnv.
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True) as mode:
         graph = make_fx(gradients)(*map(mode.from_tensor, [*tensors, *inputs]))

@@ -35,7 +35,10 @@ def text_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("calls", "absent"),
     [
         ([[], ["--version"], ["list"], ["list", "probes"], ["help"], ["train"]], {"torch", "numpy"}),
-        ([["train", "sac", "--help"], ["train", "ppo", "--redo", "--help"], ["help", "rank"]], {"tyro", "rich"}),
+        (
+            [["train", "sac", "--help"], ["train", "ppo", "--redo", "--help"], ["help", "rank"]],
+            {"tyro", "rich", "sympy"},
+        ),
     ],
     ids=["lists", "options"],
 )

@@ -59,7 +59,7 @@ def registry(kind: str) -> Mapping[str, Any]:
 def contents(kind: str) -> dict[str, Entry]:
     """Return the entries of a registry: as its source says, and once it is imported, what was added to it too."""
     entries = written(kind)
-    if REGISTRIES[kind][0] not in sys.modules:
+    if entries and REGISTRIES[kind][0] not in sys.modules:  # none: installed without its source
         return entries
     return {key: entries.get(key) or _described(key, value) for key, value in registry(kind).items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ class Evaluate(Callback):
 
     Call :meth:`run` after training for a last evaluation, which is left out where the last step had one anyway.
     ``make_env``: makes the evaluation environment anew each time, so that every evaluation plays the same starts and
-    training is never disturbed.
+    training is never disturbed. Where it has tasks, it plays those of training (``ctx.task``), if it has ``set_task``.
     """
 
     def __init__(self, agent: Agent, make_env: Callable[[], Env], every: int = 10_000, episodes: int = 10) -> None:
@@ -52,6 +53,7 @@ class Evaluate(Callback):
         self.last: Tensor | None = None
         self._next = every
         self._step = -1
+        self._warned = False
 
     def on_step(self, ctx: Context, transition: object) -> None:
         """Evaluate when it is due."""
@@ -64,6 +66,7 @@ class Evaluate(Callback):
         if ctx.step == self._step:
             return
         env = self.make_env()
+        self._choose_task(env, ctx.task)
         try:
             self.last = evaluate(self.agent, env, self.episodes)
         finally:
@@ -71,6 +74,21 @@ class Evaluate(Callback):
         self._step = ctx.step
         spread = float(self.last.std()) if len(self.last) > 1 else 0.0
         ctx.log({"charts/eval_return": float(self.last.mean()), "charts/eval_return_std": spread})
+
+    def _choose_task(self, env: Env, task: Tensor | None) -> None:
+        """Let the evaluation play the tasks of training; warn once where its environments cannot be set."""
+        if task is None:
+            return
+        tasks = task.repeat(-(-env.num_envs // len(task)))[: env.num_envs]  # each of several in turn
+        set_task = getattr(env, "set_task", None)
+        if not (set_task is not None and set_task(tasks)) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{env.name} has tasks but no set_task(task): every evaluation plays its first tasks, whichever is "
+                "being trained",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def score_at(self, step: int) -> float | None:
         """Return the mean return of the evaluation at ``step``; None if there was none."""

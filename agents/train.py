@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plasticity.callback import Callback, Context, end, fire, listeners, note, start
+from plasticity.callback import Callback, Context, end, fire, listeners, note, start, start_task
 
 from .protocol import Agent, Env
 from .rows import any_true
@@ -58,11 +58,11 @@ def train(
 def _loop(
     env: Env, agent: Agent, steps: int, callbacks: Sequence[Callback], ctx: Context, stop: Callable[[], bool]
 ) -> None:
-    step, update_start, update_end, step_end = (
-        listeners(callbacks, event) for event in ("on_step", "on_update_start", "on_update_end", "on_step_end")
-    )
+    events = ("on_task_start", "on_step", "on_update_start", "on_update_end", "on_step_end")
+    task_start, step, update_start, update_end, step_end = (listeners(callbacks, event) for event in events)
     obs = env.obs if ctx.step else env.reset()  # a resumed run goes on in the middle of its episodes
     while ctx.step < steps and not stop():
+        start_task(task_start, ctx, getattr(env, "task", None))
         transition = env.step(agent.act(obs, explore=True))
         ctx.step += env.num_envs
         fire(step, "on_step", ctx, transition)

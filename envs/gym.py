@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -19,6 +20,7 @@ from . import extras
 from .family import Family
 from .floats import FLOAT32, ordinary, to_float32
 from .journal import Journal
+from .tasks import Tasks
 from .transition import Transition
 
 # Its ids stand for single frames of the screen; `atari.py` makes the games as agents are trained on them.
@@ -52,6 +54,8 @@ class GymEnv:
         self._images = self.observation_space.dtype == np.uint8
         on_cpu = self.device.type == "cpu"
         self._tensor = torch.from_numpy if on_cpu else partial(torch.as_tensor, device=self.device)
+        self._tasks = Tasks(getattr(self._vector, "envs", ()), self.device)
+        self.task: Tensor | None = None
         self._obs: Tensor | None = None
         self._over = np.ones(num_envs, dtype=bool)
         self._steps = 0
@@ -76,6 +80,9 @@ class GymEnv:
         self._over = self._over & ~mask
         if not (self._images or ordinary(obs)):
             self._check_finite("observation", obs)
+        if self._obs is None:
+            self._tasks.find()
+        self.task = self._tasks.present()
         self._obs = self._tensor(obs)
         return self._obs
 
@@ -99,6 +106,7 @@ class GymEnv:
         else:
             self._check_finite("reward", reward := to_float32(reward))
         before, self._obs = self._obs, self._tensor(obs)
+        task, self.task = self.task, self._tasks.present()
         return Transition(
             obs=before,
             action=self._tensor(command),
@@ -107,7 +115,15 @@ class GymEnv:
             terminated=self._tensor(terminated),
             # Both flags can be true on one step; the end of the task wins, for its value is known.
             truncated=self._tensor(truncated > terminated),
+            task=task,
         )
+
+    def set_task(self, task: Tensor | int) -> bool:
+        """Let every environment play its task, of (N,) ids or one for all, from the next reset on, and no other.
+
+        Returns False, and changes nothing, where the environments have no method `set_task(task)`.
+        """
+        return self._tasks.set(task)
 
     @property
     def obs(self) -> Tensor:
@@ -117,7 +133,8 @@ class GymEnv:
         return self._obs
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the running episodes go on from: how each came about, and the random state of the actions."""
+        """Return the start and the course of the running episodes, the states of the environments that have one, and
+        the random state of the actions."""
         journals = self._journals()
         return {
             "episodes": None if journals is None else [journal.state_dict() for journal in journals],
@@ -126,7 +143,11 @@ class GymEnv:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> Tensor:
-        """Go on from `state_dict()`; return a bool mask (N,) of the episodes that had to be given up for new ones."""
+        """Go on from `state_dict()`; return a bool mask (N,) of the episodes that had to be given up for new ones.
+
+        Warns, by name, of attributes that are no longer what they were: the environment keeps them from one episode to
+        the next and has no `state_dict`.
+        """
         journals = self._journals()
         lost = np.ones(self.num_envs, dtype=bool)
         if journals is None:
@@ -138,11 +159,25 @@ class GymEnv:
                 journal.resume(saved)
             obs, _ = self._vector.reset()
             lost = np.array([not journal.replayed for journal in journals])
+            self._warn_of_unrestored(journals)
         self.action_space.np_random.bit_generator.state = state["action_space"]
         self._steps = state["steps"]
         self._over[:] = False
+        self._tasks.find()
+        self.task = self._tasks.present()
         self._obs = self._tensor(obs)
         return self._tensor(lost)
+
+    def _warn_of_unrestored(self, journals: list[Journal]) -> None:
+        differing = {name: values for journal in journals for name, values in journal.unrestored.items()}
+        if differing:
+            found = ", ".join(f"{name} ({old} when saved, {new} now)" for name, (old, new) in differing.items())
+            warnings.warn(
+                f"{self.name} keeps state beyond its episodes that was not saved: {found}; give the environment or "
+                "wrapper state_dict() and load_state_dict(), which are saved and restored",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _journals(self) -> list[Journal] | None:
         """Return the journals of all environments; None where they are stepped as one, as Atari games are."""

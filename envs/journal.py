@@ -1,8 +1,9 @@
 """Go on in the middle of an episode after a restart: play it again from its start.
 
-A simulator cannot be saved in general, but an episode is determined by the random state it began with and by its
-actions. Both are noted; on resuming, the actions are played again, and the observation that they lead to must be the
-saved one, bit for bit. Where it is not, the episode is given up.
+A simulator cannot be saved in general, but an episode is determined by the state it began with and by its actions. Both
+are noted: the random state, and the state of every layer that has `state_dict` and `load_state_dict`. On resuming, the
+actions are played again. Observation, rewards and states must then be the saved ones, bit for bit; where they are not,
+the episode is given up for a new one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+
+from . import layers
 
 MAX_STEPS = 200_000
 """Of one episode; a longer one is not noted, and given up on resuming."""
@@ -22,17 +24,22 @@ class Journal(gymnasium.Wrapper):
     """Note how the running episode came about; goes around everything else.
 
     The random state is that of `env.unwrapped`: its methods `random_state()` and `set_random_state(state)` if it has
-    them, else Gymnasium's `np_random`. An environment that keeps other secrets from one episode to the next does not
-    play the same again, and is found out.
+    them, else Gymnasium's `np_random`. State that outlives an episode belongs into the `state_dict` of its layer, which
+    is saved and restored. An environment that keeps some without having one is found out as far as its observations,
+    its rewards or its plain attributes show it.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         self.replayed = True
-        """Whether the last `resume` led to the observation that was saved."""
+        """Whether the last `resume` led to what was saved."""
+        self.unrestored: dict[str, tuple[Any, Any]] = {}
+        """Attribute -> its value when saved and after the last `resume`, where the episode was replayed and they differ."""
         self._seed: int | None = None
         self._random: dict[str, Any] | None = None  # at the start of the running episode; None: right after seeding
+        self._start: list[Any] = []  # states of the layers, before the running episode
         self._actions: list[np.ndarray] = []
+        self._rewards: list[float] = []
         self._obs: np.ndarray | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -45,28 +52,35 @@ class Journal(gymnasium.Wrapper):
             self._seed, self._random = seed, None
         else:
             self._random = random_state(self.env.unwrapped)
+        self._start = layers.states(self.env)
         self._actions.clear()
+        self._rewards.clear()
         self._obs, info = self.env.reset(seed=seed, options=options)
         return self._obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Note the action and play it."""
-        if len(self._actions) <= MAX_STEPS:
-            self._actions.append(np.array(action))
+        """Note the action, play it, and note the reward."""
         result = self.env.step(action)
+        if len(self._rewards) <= MAX_STEPS:
+            self._actions.append(np.array(action))
+            self._rewards.append(result[1])
         self._obs = result[0]
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the start, the actions and the present observation of the running episode."""
+        """Return the start, the actions, the rewards and the present observation and states of the running episode."""
         if self._seed is None or self._obs is None:
             raise RuntimeError("an environment has a state to save once it was reset with a seed")
         return {
             "seed": self._seed,
             "random": self._random,
+            "start": self._start,
             "actions": torch.from_numpy(np.stack(self._actions)) if self._actions else None,
+            "rewards": torch.tensor(list(map(float, self._rewards)), dtype=torch.float64, device="cpu"),
             "obs": torch.from_numpy(np.array(self._obs)),
             "after": random_state(self.env.unwrapped),
+            "states": layers.states(self.env),
+            "attributes": layers.attributes(self.env),
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -74,24 +88,51 @@ class Journal(gymnasium.Wrapper):
         self._saved = state
 
     def _replay(self, saved: dict[str, Any]) -> Any:
-        actions: Tensor | None = saved["actions"]
+        obs = self._begin_again(saved)
+        self.replayed = self._play_again(saved, obs) and self._has_states(saved)
+        self.unrestored = {}
+        if self.replayed:
+            now = layers.attributes(self.env)
+            before = saved.get("attributes", now)  # version 0.1.0 did not save them
+            differing = [name for name in now if name in before and not layers.same(before[name], now[name])]
+            self.unrestored = {name: (before[name], now[name]) for name in differing}
+        else:
+            set_random_state(self.env.unwrapped, saved["after"])  # not the random numbers of this episode once more
+            layers.load_states(self.env, saved.get("states", layers.states(self.env)))
+            self.reset()
+        return self._obs
+
+    def _begin_again(self, saved: dict[str, Any]) -> Any:
+        """Start the saved episode from the state in which it began; return its first observation."""
+        start = saved.get("start", layers.states(self.env))
+        layers.load_states(self.env, start)
         obs, _ = self.reset(seed=saved["seed"])
         if saved["random"] is not None:
             set_random_state(self.env.unwrapped, saved["random"])
-            obs, _ = self.reset()
-        steps = 0 if actions is None else len(actions)
-        ended = False
-        for index in range(min(steps, MAX_STEPS)):
-            assert actions is not None
-            action = actions[index].numpy()
-            obs, _, terminated, truncated, _ = self.step(action if action.ndim else action[()])
-            if ended := terminated or truncated:
-                break
-        self.replayed = steps <= MAX_STEPS and not ended and np.array_equal(obs, saved["obs"].numpy())
-        if not self.replayed:
-            set_random_state(self.env.unwrapped, saved["after"])  # not the random numbers of this episode once more
+            layers.load_states(self.env, start)
             obs, _ = self.reset()
         return obs
+
+    def _play_again(self, saved: dict[str, Any], obs: Any) -> bool:
+        """Play the saved actions; return whether rewards and last observation are the saved ones."""
+        actions, rewards = saved["actions"], saved.get("rewards")
+        steps = 0 if actions is None else len(actions)
+        if steps > MAX_STEPS:
+            return False
+        for index in range(steps):
+            action = actions[index].numpy()
+            obs, reward, terminated, truncated, _ = self.step(action if action.ndim else action[()])
+            if terminated or truncated or (rewards is not None and float(reward) != float(rewards[index])):
+                return False
+        return np.array_equal(obs, saved["obs"].numpy())
+
+    def _has_states(self, saved: dict[str, Any]) -> bool:
+        """Return whether the layers' states are the saved ones; load these first where they are not."""
+        states = saved.get("states", layers.states(self.env))
+        if layers.same(layers.states(self.env), states):
+            return True
+        layers.load_states(self.env, states)
+        return layers.same(layers.states(self.env), states)
 
 
 def random_state(env: Any) -> dict[str, Any]:

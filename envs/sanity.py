@@ -21,6 +21,8 @@ from .family import Family
 
 PREFIX = "sanity/"
 CONTINUOUS = "-continuous"
+PERIOD = 500
+"""Steps of one environment in a task of "sanity/drift"."""
 # The actions at which `values` states Q; the best continuous ones, -0.5 and 0.5, are among them.
 GRID = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
@@ -128,6 +130,45 @@ class Both(Sanity):
         return self.payoff(command, state)
 
 
+class Drift(Sanity):
+    """Pay for the action, whose target flips in every task: +1 in even ones, -1 in odd ones. V = 1.
+
+    A task lasts PERIOD steps of the environment. Fails: an agent that has learned one task and cannot learn the next.
+    """
+
+    def __init__(self, continuous: bool = False) -> None:
+        super().__init__(continuous)
+        self.steps = 0
+        self.chosen: int | None = None
+
+    @property
+    def task(self) -> int:
+        """The task of the next action: how often the target has flipped."""
+        return self.steps // PERIOD if self.chosen is None else self.chosen
+
+    def set_task(self, task: int) -> None:
+        """Play one task only."""
+        self.chosen = task
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Count the step."""
+        result = super().step(action)
+        self.steps += 1
+        return result
+
+    def reward(self, state: float, command: float) -> float:
+        """Return the payoff for the target of the present task."""
+        return self.payoff(command, 1.0 - 2.0 * (self.task % 2))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps so far, and the task that was set."""
+        return {"steps": self.steps, "task": self.chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.steps, self.chosen = state["steps"], state["task"]
+
+
 class Clock(Sanity):
     """Pay 1 forever in one state, cut by the clock after `limit` steps. V = Q = 1 / (1 - gamma).
 
@@ -161,6 +202,7 @@ SANITY: dict[str, type[Sanity]] = {
     "discount": Discount,
     "action": Action,
     "both": Both,
+    "drift": Drift,
     "clock": Clock,
 }
 

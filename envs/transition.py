@@ -1,4 +1,4 @@
-"""What crosses the seam between environments and everything else."""
+"""A step of a batch of environments, and the protocol of such a batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Transition:
     """Hold one step of all N environments; no row crosses an episode boundary."""
 
     obs: Tensor
-    """(N, *obs_shape) what the agent saw; float32, or uint8 for images."""
+    """(N, *obs_shape) observations that the agent acted on; float32, or uint8 for images."""
     action: Tensor
-    """(N, action_dim) float32 in [-1, 1], or (N,) int64; what the agent sent, before rescaling."""
+    """(N, action_dim) float32 in [-1, 1], or (N,) int64; as the agent sent them, before rescaling."""
     reward: Tensor
     """(N,) float32, summed over the action repeat."""
     next_obs: Tensor
@@ -25,6 +25,8 @@ class Transition:
     """(N,) bool: the task ended; the value of next_obs is 0."""
     truncated: Tensor
     """(N,) bool: the clock (or a callback) ended it; the value of next_obs is bootstrapped. Never with terminated."""
+    task: Tensor | None = None
+    """(N,) int64: the task in which the action was taken; None for environments without tasks."""
 
 
 @runtime_checkable
@@ -38,6 +40,9 @@ class Env(Protocol):
     """Of one environment, after adaptation."""
     action_space: spaces.Box | spaces.Discrete
     """Of one environment, after adaptation: Box(-1, 1) in one dimension, or Discrete from 0."""
+    task: Tensor | None
+    """(N,) int64: the task of the next action, the same tensor until one changes; None before the first reset, and for
+    environments without tasks."""
 
     def reset(self, done: Tensor | None = None) -> Tensor:
         """Start new episodes: of all, or of those where the bool mask (N,) is true; return all observations (N, ...).
@@ -55,8 +60,15 @@ class Env(Protocol):
         """The present observations (N, ...), from which a resumed loop goes on."""
         ...
 
+    def set_task(self, task: Tensor | int) -> bool:
+        """Let every environment play its task, of (N,) ids or one for all, from the next reset on, and no other.
+
+        Returns False, and changes nothing, where the environments have no method `set_task(task)`.
+        """
+        ...
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what the running episodes go on from."""
+        """Return the state from which the running episodes go on."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Tensor:
@@ -64,5 +76,5 @@ class Env(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the environments hold; may be called twice."""
+        """Free the environments' resources; may be called twice."""
         ...

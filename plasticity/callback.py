@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,7 +15,10 @@ from .structure.optimizers import num_hooks, trainer
 
 
 class Transition(Protocol):
-    """One call of ``env.step``, batched over environments; any object with these tensors will do."""
+    """One call of ``env.step``, batched over environments; any object with these tensors will do.
+
+    Where environments have tasks, it also has ``task``, (environments,) int64: the one in which the action was taken.
+    """
 
     obs: Tensor
     action: Tensor
@@ -95,6 +99,10 @@ class Context:
     """The destination of logged values, several as :class:`plasticity.writers.Writers`; None drops them."""
     step: int = 0
     """Environment steps so far."""
+    task: Tensor | None = None
+    """The task of each environment, (environments,) int64; None where there are none. :func:`start_task` sets it."""
+    num_tasks: int = 0
+    """Tasks begun so far, the first one included."""
     interrupted: bool = False
     """Whether training ends before its last step and may go on from a checkpoint: final summaries are left out then."""
     name: str = "this run"
@@ -175,6 +183,13 @@ class Callback:
         """Begin a run, before the first step; check here that all is there that the callback needs.
 
         Raise ValueError with what was needed, what was found and what to pass.
+        """
+
+    def on_task_start(self, ctx: Context, task: Tensor) -> None:
+        """Run before the first action of a task, the first task included; ``task``: (environments,) int64, all present.
+
+        A task starts when an environment enters it and none was in it before, so that environments which switch one
+        after another make one start. ``ctx.num_tasks`` counts it already.
         """
 
     def on_step(self, ctx: Context, transition: Any) -> None:
@@ -297,6 +312,24 @@ def fire(callbacks: Iterable[Callback], event: str, ctx: Context, *args: Any) ->
         ctx.require_optimizers()
     for callback in callbacks:
         _call(callback, event, ctx, *args)
+
+
+def start_task(callbacks: Iterable[Callback], ctx: Context, task: Tensor | int | None) -> None:
+    """Note the present tasks, (environments,) ids or one; fire :meth:`Callback.on_task_start` where one starts.
+
+    For every loop, before each action or batch; cheap where ``task`` is None or the object of the last call. A start is
+    an event ``task`` of the run.
+    """
+    if task is None or task is ctx.task:
+        return
+    present = torch.as_tensor(task).reshape(-1)
+    before, ctx.task = ctx.task, present
+    if before is not None and bool(torch.isin(present, before.to(present.device)).all()):
+        return
+    ctx.num_tasks += 1
+    ids = present.unique().tolist()
+    ctx.event("task", {"task": ids[0] if len(ids) == 1 else ids, "number": ctx.num_tasks})
+    fire(callbacks, "on_task_start", ctx, present)
 
 
 def listeners(callbacks: Iterable[Callback], event: str) -> list[Callback]:

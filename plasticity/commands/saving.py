@@ -18,6 +18,8 @@ def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callbac
     buffer = getattr(agent, "buffer", None)
     return {
         "step": ctx.step,
+        "task": ctx.task,
+        "num_tasks": ctx.num_tasks,
         "latest": dict(ctx.latest),
         "agent": agent.state_dict(),
         "buffer": None if buffer is None else buffer.state_dict(),
@@ -39,7 +41,8 @@ def restore(state: Mapping[str, Any], agent: Any, env: Any) -> Tensor:
         number = int(lost.sum())
         warnings.warn(
             f"{env.name} does not play the same again: {number} of {len(lost)} running episodes were given up, and "
-            "training goes on with new ones",
+            "training goes on with new ones; an environment that keeps state beyond its episodes needs state_dict() "
+            "and load_state_dict() to go on from it",
             RuntimeWarning,
             stacklevel=2,
         )

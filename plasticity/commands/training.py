@@ -108,6 +108,7 @@ class Run:
             if resume:
                 state = upgraded_state(checkpoints.load_latest()[1])
                 ctx.step, ctx.latest = state["step"], dict(state["latest"])
+                ctx.task, ctx.num_tasks = state.get("task"), state.get("num_tasks", 0)
                 begin["saved"] = [*(state["callbacks"].get(name) for name in self.callbacks), None]
                 begin["load"] = partial(restore, state, self.agent, self.env)
             else:

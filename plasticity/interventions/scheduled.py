@@ -39,9 +39,10 @@ class Triggered(Intervention):
     """Apply when a logged value crosses a bound, such as "plasticity/critic_1/grama/all > 0.3"."""
     stalled: str | None = None
     """Apply when a logged value stands still, such as "plasticity/critic_1/effective_rank/all < 0.01 over 20000"."""
-    clock: Literal["env_steps", "updates", "gradient_steps"] | None = None
-    """What is counted; None: the preset's, or gradient steps (of the optimizer of the first network chosen) if you set
-    every, at, when or stalled."""
+    clock: Literal["env_steps", "updates", "gradient_steps", "tasks"] | None = None
+    """The unit of every, at, start, stop and cooldown. tasks: tasks that are over, so that every=1 applies at the start
+    of each task but the first. None: the preset's, or gradient steps (of the optimizer of the first network chosen) if
+    you set every, at, when or stalled."""
     margin: float = 0.0
     """How far back over its bound the value of when must go before it can apply again."""
     cooldown: int = 0
@@ -80,7 +81,7 @@ class Triggered(Intervention):
         self._pending = self._updating = False
         self.ticks = {"updates": 0, "gradient_steps": 0}
         self.trigger = self._new_trigger()
-        self.trigger.begin(ctx.step if self.clock == "env_steps" else 0)
+        self.trigger.begin(self._now())
         self.hook(optimizers[0].register_step_post_hook(self.named(self._after_step)))
         for name, network in self._networks.items():
             self._inputs[name] = FirstInputs(network)
@@ -113,6 +114,11 @@ class Triggered(Intervention):
         """Return the arguments of the network's first training pass, None before it."""
         return self._inputs[network].found
 
+    def on_task_start(self, ctx: Context, task: Any) -> None:
+        """Look at the clock of tasks."""
+        if self.clock == "tasks":
+            self._consider()
+
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Look at the clock of environment steps."""
         if self.clock == "env_steps":
@@ -130,15 +136,21 @@ class Triggered(Intervention):
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self.ticks["gradient_steps"] += 1
-        stands = self._now() == 0 and not self._updating
+        stands = not self._ctx.num_tasks if self.clock == "tasks" else self._now() == 0 and not self._updating
         if stands and self.ticks["gradient_steps"] >= 100:
+            where = {
+                "tasks": "train in an environment with tasks, or call start_task",
+                "env_steps": "count Context.step",
+            }
             raise ValueError(
                 f"{type(self).__name__} counts {self.clock}, and after 100 gradient steps there was none: "
-                f"count them in Context.step, fire the events, or pass clock='gradient_steps'"
+                f"{where.get(str(self.clock), 'fire the events')}, or pass clock='gradient_steps'"
             )
         self._consider(self.clock != "updates")
 
     def _now(self) -> int:
+        if self.clock == "tasks":
+            return max(self._ctx.num_tasks - 1, 0)
         return self._ctx.step if self.clock == "env_steps" else self.ticks[self.clock or "gradient_steps"]
 
     def _consider(self, look: bool = True) -> None:

@@ -106,7 +106,8 @@ class GymEnv:
         else:
             self._check_finite("reward", reward := to_float32(reward))
         before, self._obs = self._obs, self._tensor(obs)
-        task, self.task = self.task, self._tasks.present()
+        if (task := self.task) is not None:
+            self.task = self._tasks.present()
         return Transition(
             obs=before,
             action=self._tensor(command),

@@ -34,12 +34,12 @@ class Journal(gymnasium.Wrapper):
         self.replayed = True
         """Whether the last `resume` led to what was saved."""
         self.unrestored: dict[str, tuple[Any, Any]] = {}
-        """Attribute -> its value when saved and after the last `resume`, where the episode was replayed and they differ."""
+        """Attribute -> its value when saved and after the last `resume`, in a replayed episode, where they differ."""
+        self._stateful = layers.stateful(env)
         self._seed: int | None = None
         self._random: dict[str, Any] | None = None  # at the start of the running episode; None: right after seeding
         self._start: list[Any] = []  # states of the layers, before the running episode
-        self._actions: list[np.ndarray] = []
-        self._rewards: list[float] = []
+        self._played: list[tuple[np.ndarray, Any]] = []  # actions and their rewards
         self._obs: np.ndarray | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -52,18 +52,17 @@ class Journal(gymnasium.Wrapper):
             self._seed, self._random = seed, None
         else:
             self._random = random_state(self.env.unwrapped)
-        self._start = layers.states(self.env)
-        self._actions.clear()
-        self._rewards.clear()
+        self._start = layers.states(self._stateful)
+        self._played.clear()
         self._obs, info = self.env.reset(seed=seed, options=options)
         return self._obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Note the action, play it, and note the reward."""
+        noted = np.array(action)
         result = self.env.step(action)
-        if len(self._rewards) <= MAX_STEPS:
-            self._actions.append(np.array(action))
-            self._rewards.append(result[1])
+        if len(self._played) <= MAX_STEPS:
+            self._played.append((noted, result[1]))
         self._obs = result[0]
         return result
 
@@ -75,11 +74,11 @@ class Journal(gymnasium.Wrapper):
             "seed": self._seed,
             "random": self._random,
             "start": self._start,
-            "actions": torch.from_numpy(np.stack(self._actions)) if self._actions else None,
-            "rewards": torch.tensor(list(map(float, self._rewards)), dtype=torch.float64, device="cpu"),
+            "actions": torch.from_numpy(np.stack([action for action, _ in self._played])) if self._played else None,
+            "rewards": torch.tensor([float(reward) for _, reward in self._played], dtype=torch.float64, device="cpu"),
             "obs": torch.from_numpy(np.array(self._obs)),
             "after": random_state(self.env.unwrapped),
-            "states": layers.states(self.env),
+            "states": layers.states(self._stateful),
             "attributes": layers.attributes(self.env),
         }
 
@@ -98,18 +97,18 @@ class Journal(gymnasium.Wrapper):
             self.unrestored = {name: (before[name], now[name]) for name in differing}
         else:
             set_random_state(self.env.unwrapped, saved["after"])  # not the random numbers of this episode once more
-            layers.load_states(self.env, saved.get("states", layers.states(self.env)))
+            layers.load_states(self._stateful, saved.get("states", layers.states(self._stateful)))
             self.reset()
         return self._obs
 
     def _begin_again(self, saved: dict[str, Any]) -> Any:
         """Start the saved episode from the state in which it began; return its first observation."""
-        start = saved.get("start", layers.states(self.env))
-        layers.load_states(self.env, start)
+        start = saved.get("start", layers.states(self._stateful))
+        layers.load_states(self._stateful, start)
         obs, _ = self.reset(seed=saved["seed"])
         if saved["random"] is not None:
             set_random_state(self.env.unwrapped, saved["random"])
-            layers.load_states(self.env, start)
+            layers.load_states(self._stateful, start)
             obs, _ = self.reset()
         return obs
 
@@ -128,11 +127,11 @@ class Journal(gymnasium.Wrapper):
 
     def _has_states(self, saved: dict[str, Any]) -> bool:
         """Return whether the layers' states are the saved ones; load these first where they are not."""
-        states = saved.get("states", layers.states(self.env))
-        if layers.same(layers.states(self.env), states):
+        states = saved.get("states", layers.states(self._stateful))
+        if layers.same(layers.states(self._stateful), states):
             return True
-        layers.load_states(self.env, states)
-        return layers.same(layers.states(self.env), states)
+        layers.load_states(self._stateful, states)
+        return layers.same(layers.states(self._stateful), states)
 
 
 def random_state(env: Any) -> dict[str, Any]:

@@ -39,23 +39,23 @@ def task_setter(env: gymnasium.Env) -> Any | None:
     return next((layer.set_task for layer in layers(env) if hasattr(layer, "set_task")), None)
 
 
-def states(env: gymnasium.Env) -> list[Any]:
-    """Return copies of the states of all layers that have `state_dict` and `load_state_dict`, the outermost first."""
-    return [copy.deepcopy(layer.state_dict()) for layer in _stateful(env)]
+def stateful(env: gymnasium.Env) -> list[Any]:
+    """Return the layers that have `state_dict` and `load_state_dict`, the outermost first."""
+    return [layer for layer in layers(env) if hasattr(layer, "state_dict") and hasattr(layer, "load_state_dict")]
 
 
-def load_states(env: gymnasium.Env, saved: Sequence[Any]) -> None:
+def states(found: Sequence[Any]) -> list[Any]:
+    """Return copies of the states of stateful layers."""
+    return [copy.deepcopy(layer.state_dict()) for layer in found]
+
+
+def load_states(found: Sequence[Any], saved: Sequence[Any]) -> None:
     """Load what `states` returned; raise ValueError where other layers have a state now."""
-    found = _stateful(env)
     if len(found) != len(saved):
         names = ", ".join(type(layer).__name__ for layer in found) or "no layer"
         raise ValueError(f"{len(saved)} layers of the environment were saved with a state, and now {names} has one")
     for layer, state in zip(found, saved, strict=True):
         layer.load_state_dict(copy.deepcopy(state))
-
-
-def _stateful(env: gymnasium.Env) -> list[Any]:
-    return [layer for layer in layers(env) if hasattr(layer, "state_dict") and hasattr(layer, "load_state_dict")]
 
 
 def attributes(env: gymnasium.Env) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def attributes(env: gymnasium.Env) -> dict[str, Any]:
     outlives an episode shows here.
     """
     found: dict[str, Any] = {}
-    stateful = _stateful(env)
+    with_state = stateful(env)
     for layer in layers(env):
-        if type(layer).__module__.startswith(OWN) or any(layer is one for one in stateful):
+        if type(layer).__module__.startswith(OWN) or any(layer is one for one in with_state):
             continue
         for name, value in vars(layer).items():
             if name.startswith("_np_random") or (value_ := _plain(value)) is Ellipsis:

@@ -1,4 +1,4 @@
-"""Adapt one Gymnasium environment: flat or image observations, actions in [-1, 1], action repeat, frame stack."""
+"""Wrappers of one Gymnasium environment: the project's form, action repeat, frame stack."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation, TransformAction, TransformObservation
+from gymnasium.wrappers import FrameStackObservation, TransformObservation
 
-from .floats import to_float32
-
-OBSERVATIONS = (
-    "supported observation spaces are Box, Discrete, and Dict of these; images are uint8 with three dimensions"
-)
-ACTIONS = "supported action spaces are Box of floats with finite bounds, and Discrete"
+from .forms import action_form, image_form, observation_form
 
 
 def adapt(env: gymnasium.Env, name: str) -> gymnasium.Env:
@@ -23,110 +18,39 @@ def adapt(env: gymnasium.Env, name: str) -> gymnasium.Env:
     Raises ValueError, naming `name` and the space, for a space that has no such form; `env` is closed then.
     """
     try:
-        return rescale_actions(flatten_observations(env, name), name)
+        return Adapted(env, name)
     except ValueError:
         env.close()
         raise
 
 
-def flatten_observations(env: gymnasium.Env, name: str) -> gymnasium.Env:
-    """Turn Box, Discrete (one-hot) and Dict observations into one float32 vector; uint8 images into (C, H, W)."""
-    space = getattr(env, "observation_space", None)
-    if is_image(space):
-        return channels_first(env, name)
-    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 3:
-        raise ValueError(f"{name}: images of shape {space.shape} have too many dimensions; {OBSERVATIONS}")
-    low, high = _flat_bounds(space, name)
-    is_box, dtype = isinstance(space, spaces.Box), space.dtype
+class Adapted(gymnasium.Wrapper):
+    """Give observations and take actions in the project's form; one wrapper for both, as it runs at every step."""
 
-    def flatten(obs: Any) -> np.ndarray:
-        if is_box and isinstance(obs, np.ndarray) and obs.dtype == dtype:
-            return to_float32(obs.ravel())  # what spaces.flatten does, without the detour
-        with np.errstate(over="ignore"):
-            return to_float32(np.asarray(spaces.flatten(space, obs)))
+    def __init__(self, env: gymnasium.Env, name: str) -> None:
+        super().__init__(env)
+        self.observation_space, self._observe = observation_form(getattr(env, "observation_space", None), name)
+        self.action_space, self._act = action_form(getattr(env, "action_space", None), name)
 
-    with np.errstate(over="ignore"):
-        box = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
-    return TransformObservation(env, flatten, box)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Return the first observation, in the project's form."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._observe(obs), info
 
-
-def is_image(space: spaces.Space | None) -> bool:
-    """Return whether `space` is a uint8 Box with three dimensions."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-
-
-def channels_first(env: gymnasium.Env, name: str) -> gymnasium.Env:
-    """Turn images (height, width, channels) into (channels, height, width); leave those that have that form alone.
-
-    Raises ValueError where the shape does not tell which dimension is the channels'.
-    """
-    space = cast("spaces.Box", env.observation_space)
-    if not has_channels_last(space.shape, name):
-        return env
-    box = spaces.Box(space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1), dtype=np.uint8)
-    return TransformObservation(env, lambda image: np.asarray(image).transpose(2, 0, 1), box)
-
-
-def has_channels_last(shape: tuple[int, ...], name: str) -> bool:
-    """Return whether an image (a, b, c) has its channels last: two equal sides are height and width, else the smallest
-    dimension is the channels. Cubes count as channels first. Raises ValueError where that is the middle one."""
-    first, middle, last = shape
-    if first == middle == last:
-        return False
-    if first == middle or middle == last:
-        return first == middle
-    if first == last or middle < min(first, last):
-        raise ValueError(
-            f"{name}: cannot tell the channels of images of shape {shape}; give (height, width, channels) or "
-            "(channels, height, width)"
-        )
-    return last < first
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Play an action, and return the observation, both in the project's form."""
+        obs, reward, terminated, truncated, info = self.env.step(self._act(action))
+        return self._observe(obs), reward, terminated, truncated, info
 
 
 def stack_frames(env: gymnasium.Env, num_frames: int, name: str) -> gymnasium.Env:
     """Observe the last `num_frames` images as the channels of one, oldest first; the first image repeats at a reset."""
-    env = FrameStackObservation(channels_first(env, name), num_frames)
+    box, channels_first = image_form(cast("spaces.Box", env.observation_space), name)
+    env = FrameStackObservation(TransformObservation(env, channels_first, box), num_frames)
     space = cast("spaces.Box", env.observation_space)
     shape = (space.shape[0] * space.shape[1], *space.shape[2:])
-    box = spaces.Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
-    return TransformObservation(env, lambda frames: frames.reshape(shape), box)
-
-
-def _flat_bounds(space: spaces.Space | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bounds of the flattened `space`, each (n,) float64, in the order of `spaces.flatten`."""
-    if isinstance(space, spaces.Box) and np.prod(space.shape) and space.dtype.kind in "fiub":
-        return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
-    if isinstance(space, spaces.Discrete):
-        return np.zeros(int(space.n)), np.ones(int(space.n))
-    if isinstance(space, spaces.Dict) and space.spaces:
-        lows, highs = zip(*(_flat_bounds(part, name) for part in space.spaces.values()), strict=True)
-        return np.concatenate(lows), np.concatenate(highs)
-    raise ValueError(f"{name}: cannot use the observation space {space}; {OBSERVATIONS}")
-
-
-def rescale_actions(env: gymnasium.Env, name: str) -> gymnasium.Env:
-    """Let `env` take actions in [-1, 1] (n,) for a Box of any shape and bounds, and 0..n-1 for a Discrete."""
-    space = getattr(env, "action_space", None)
-    if isinstance(space, spaces.Discrete):
-        start, integer = space.start, space.dtype.type
-        return TransformAction(env, lambda action: integer(action + start), spaces.Discrete(space.n))
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating) or not np.prod(space.shape):
-        raise ValueError(f"{name}: cannot use the action space {space}; {ACTIONS}")
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ValueError(f"{name}: the action space {space} has infinite bounds, so [-1, 1] cannot be mapped to it")
-    centre, half = (low + high) / 2, (high - low) / 2
-    unit = bool((low == -1).all() and (high == 1).all())
-
-    def rescale(action: np.ndarray) -> np.ndarray:
-        # Bounds of exactly -1 and 1 leave the action untouched, bit for bit. An action beyond [-1, 1] (a Gaussian
-        # policy's) is clipped, and so is what rounding pushed over a bound; np.clip takes longer.
-        scaled = action.astype(np.float64).reshape(space.shape)
-        if not unit:
-            scaled = centre + half * scaled
-        return np.minimum(np.maximum(scaled, low), high).astype(space.dtype)
-
-    return TransformAction(env, rescale, spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32))
+    stacked = spaces.Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
+    return TransformObservation(env, lambda frames: frames.reshape(shape), stacked)
 
 
 def repeat_actions(env: gymnasium.Env, times: int) -> gymnasium.Env:

@@ -47,11 +47,12 @@ def compile_gradients(
     max_norm: float | None,
     precision: Precision,
     seen: Callable[[], list],
-) -> tuple[Callable[..., Sequence[Tensor]], list[Tensor], list[str]]:
-    """Return a compiled graph, the tensors that it takes before `inputs`, and the names of the metrics it gives.
+) -> tuple[Callable[..., Sequence[Tensor]], list[Tensor], list[Tensor], list[str]]:
+    """Return a compiled graph, the tensors that it takes before and after `inputs`, and the names of its metrics.
 
-    Its outputs: the gradients of `trained` (clipped to `max_norm` together), the metrics, then what `seen()` returns at
-    the end of the trace. Raises what torch raises where tracing or compiling is not possible.
+    Before: parameters and buffers; after: tensors that the loss closes over. Its outputs: the gradients of `trained`
+    (clipped to `max_norm` together), the metrics, then the tensors that `seen()` returns at the end of the trace.
+    Raises what torch raises where tracing or compiling is not possible.
     """
     named: dict[str, Tensor] = {**dict(reads.named_parameters()), **dict(reads.named_buffers())}
     positions = {id(tensor): i for i, tensor in enumerate(named.values())}
@@ -76,22 +77,46 @@ def compile_gradients(
     # Constants, such as C51's support, are real tensors. Inductor keeps graphs on disk only where there is a ShapeEnv.
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True) as mode:
         graph = make_fx(gradients)(*map(mode.from_tensor, [*tensors, *inputs]))
-    require_constants(graph)
     graph.graph.eliminate_dead_code()
+    captured = lift(graph, tensors[0].device)
     if precision == "bf16":
         use_bf16(graph)
     elif inputs[0].device.type == "cpu" and onednn_is_faster():
         use_onednn(graph)
     graph.recompile()
     with torch.no_grad():
-        return torch._inductor.compile(graph, [*tensors, *inputs], options=options(inputs[0].device)), tensors, names
+        call = torch._inductor.compile(graph, [*tensors, *inputs, *captured], options=options(inputs[0].device))
+    return call, tensors, captured, names
 
 
-def require_constants(graph: GraphModule) -> None:
-    """Raise ValueError for a parameter that would be frozen into the graph: its network was not among those read."""
+def lift(graph: GraphModule, device: torch.device) -> list[Tensor]:
+    """Make inputs, behind the others, of the tensors on `device` that a trace closes over, and return them in order.
+
+    So their contents are read anew in every call. Raises ValueError for a parameter that would be frozen: its network
+    was not among those read, or it was closed over in place of being taken from them.
+    """
+    places = graph.graph.find_nodes(op="placeholder")
+    found: dict[int, tuple[Tensor, Node]] = {}
     for node in graph.graph.find_nodes(op="get_attr"):
-        if isinstance(found := getattr(graph, str(node.target)), Tensor) and found.requires_grad:
-            raise ValueError(f"the loss reads a parameter of shape {tuple(found.shape)} of a network it was not given")
+        tensor = getattr(graph, str(node.target))
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.requires_grad:
+            raise ValueError(
+                f"the loss or a term reads a parameter of shape {tuple(tensor.shape)} of a network it was not given: "
+                "take it from the networks that it gets, or give its network to the step (add(..., reads=...))"
+            )
+        if tensor.device != device:  # a number of the code, such as torch.tensor(2.0)
+            continue
+        if id(tensor) not in found:
+            with graph.graph.inserting_after(places[-1]):
+                place = graph.graph.placeholder(f"captured_{len(found)}")
+            place.meta = dict(node.meta)
+            places.append(place)
+            found[id(tensor)] = tensor, place
+        node.replace_all_uses_with(found[id(tensor)][1])
+        graph.graph.erase_node(node)
+    return [tensor for tensor, _ in found.values()]
 
 
 def options(device: torch.device) -> dict[str, Any]:

@@ -18,36 +18,33 @@ counts is gradient steps, not environment steps: `target_every` is in updates. T
 cuts the return; n-step returns stop at either.
 """
 
-import copy
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from .acting import Acting
 from .bodies import make_body, widths
 from .choices import OneOf, pick
 from .compiled import Precision
-from .gradient import Compile, GradientStep
+from .forward import of_obs
+from .gradient import Compile
 from .networks import HEADS
-from .normalise import running_norms, update_norms
+from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .priorities import Priorities
-from .replay import Batch, ReplayBuffer
+from .replay import Batch
 from .returns import LOSSES, RETURNS
 from .seeding import drawn_on_the_cpu, split_seed
-from .spaces import num_actions, obs_dtype, obs_shape
-from .state import load_shared_state, shared_state
-from .updates import Finite, as_batch, polyak_
+from .spaces import num_actions
+from .updates import as_batch, polyak_
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
     from gymnasium import spaces
-
-COUNTERS = ("steps", "updates", "updates_owed", "steps_waiting", "epsilon_end")
-"""What changes during training apart from tensors: part of the state."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +120,17 @@ class DQNConfig(AgentConfig):
             raise ValueError(f"DQNConfig needs {', '.join(broken)}; got {self}")
 
 
-class DQN:
+class DQN(OffPolicy):
     """Deep Q-learning for vector or image observations and Discrete actions."""
+
+    COUNTERS: ClassVar[dict[str, str]] = {
+        **OffPolicy.COUNTERS, "steps_waiting": "steps_waiting", "epsilon_end": "epsilon_end",
+    }  # fmt: skip
 
     def __init__(
         self,
-        observation_space: "spaces.Space",
-        action_space: "spaces.Space",
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
         config: DQNConfig | None = None,
         *,
         num_envs: int = 1,
@@ -139,63 +140,39 @@ class DQN:
         compile: Compile = "auto",
         precision: Precision = "float32",
     ) -> None:
-        self.config = config = config or DQNConfig()
-        self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
-        shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
+        config, how = config or DQNConfig(), {"device": device, "compile": compile, "precision": precision}
+        super().__init__(observation_space, config, name=name, num_envs=num_envs, **how)
         self.num_actions = num_actions(action_space, name)
         self.values = RETURNS[config.returns](config, self.device)
         self.epsilon_end = config.epsilon_end  # set_noise moves it
-        self.steps = 0  # environment steps observed
-        self.updates = 0
-        self.finite = Finite(name)
         self.updates_owed = 0
-        self.steps_waiting = 0  # learnable environment steps since the last round of updates
+        self.steps_waiting = 0
+        """Environment steps that can be learned from, since the last round of updates."""
 
-        seeds = split_seed(seed, 3)
-        self.generators = {"act": torch.Generator(self.device).manual_seed(seeds[0])}
-        self.buffer = self._make_buffer(shape, seeds[1])
-        if config.learning_starts > self.buffer.capacity - num_envs:  # the memory would never be learnable
-            raise ValueError(f"{name}: learning_starts {config.learning_starts} does not fit into {self.buffer}")
-
-        with drawn_on_the_cpu(seeds[2]):
-            network = make_network(config, shape, self.num_actions, self.values.num_atoms).to(self.device)
-        self.networks: dict[str, nn.Module] = {"q": network}
-        self.output = Acting(self.networks, "q")
-        self.targets = {"q": copy.deepcopy(network).requires_grad_(False)}
-        self.norms = running_norms([*self.networks.values(), *self.targets.values()])
-        self.optimizers: dict[str, Optimizer] = {"q": config.make_optimizer(network.parameters(), config.lr)}
-        self.q_step = GradientStep(
-            self.q_loss, [self.networks, self.targets], self.optimizers, "q",
-            max_norm=config.max_grad_norm, compile=compile, precision=precision,
-        )  # fmt: skip
-
-    def _make_buffer(self, shape: tuple[int, ...], seed: int) -> ReplayBuffer:
-        config, capacity = self.config, self.config.buffer_size // self.num_envs * self.num_envs
+        act, replay, weights = split_seed(seed, 3)
+        self.add_generator("act", act)
+        capacity = config.buffer_size // num_envs * num_envs
         priorities = Priorities(capacity, config.priority_alpha, device=self.device) if config.prioritised else None
-        return ReplayBuffer(
-            config.buffer_size,
-            shape,
-            (),
-            num_envs=self.num_envs,
-            device=self.device,
-            seed=seed,
-            obs_dtype=self.obs_dtype,
-            action_dtype=torch.int64,
-            n_step=config.n_step,
-            gamma=config.gamma,
-            priorities=priorities,
-        )
+        n_steps = {"n_step": config.n_step, "gamma": config.gamma}
+        self.buffer = self.make_buffer((), replay, action_dtype=torch.int64, priorities=priorities, **n_steps)
+        with drawn_on_the_cpu(weights):
+            network = make_network(config, self.obs_shape, self.num_actions, self.values.num_atoms)
+        self.add_networks({"q": network}, targets=["q"])
+        self.output = Acting(self.networks, "q")
+        self.forward = {"q": of_obs}
+        self.add_step("q", self.q_loss, ["q"], config.lr, targets=True, max_norm=config.max_grad_norm)
 
     @property
     def epsilon(self) -> float:
         """Probability of a random action at this step."""
-        passed = 1.0 if self.steps >= self.config.exploration_steps else self.steps / self.config.exploration_steps
+        length = self.config.exploration_steps
+        passed = 1.0 if self.env_steps >= length else self.env_steps / length
         return self.config.epsilon_start + passed * (self.epsilon_end - self.config.epsilon_start)
 
     @property
     def beta(self) -> float:
         """Exponent of the importance weights at this step."""
-        passed = min(1.0, self.steps / self.config.priority_steps)
+        passed = min(1.0, self.env_steps / self.config.priority_steps)
         return self.config.priority_beta + passed * (1.0 - self.config.priority_beta)
 
     def set_noise(self, scale: float) -> None:
@@ -205,7 +182,7 @@ class DQN:
         self.epsilon_end = float(scale)
 
     def act(self, obs: Tensor, explore: bool) -> Tensor:
-        """Actions (N,) int64 of the largest Q; with explore each is random with probability epsilon."""
+        """Return actions (N,) int64 of the largest Q; with explore each is random with probability epsilon."""
         obs, generator = obs.to(self.device, self.obs_dtype), self.generators["act"]
         if not explore:
             return self.q(obs).argmax(-1)
@@ -217,44 +194,40 @@ class DQN:
         chosen = chance < self.epsilon
         return random if chosen.all() else torch.where(chosen, random, self.q(obs).argmax(-1))
 
-    def observe(self, transition: Any) -> None:
-        """Store one step of every environment, and owe the updates that it brings."""
-        self.buffer.add(transition)
-        if self.norms:
-            update_norms(self.norms, transition.obs)
-        self.steps += self.num_envs
-        # Judged by the memory, not by steps: after resuming without it, learning waits until it is filled again.
-        learnable = min(self.num_envs, len(self.buffer) - self.config.learning_starts)
-        rounds, self.steps_waiting = divmod(self.steps_waiting + max(0, learnable), self.config.train_every)
+    def owe(self, num_steps: int) -> None:
+        """Owe a round of updates for every `train_every` steps."""
+        rounds, self.steps_waiting = divmod(self.steps_waiting + num_steps, self.config.train_every)
         self.updates_owed += rounds * self.config.updates_per_train
 
     def ready(self) -> bool:
-        """Whether an update is owed."""
+        """Return whether an update is owed."""
         return self.updates_owed > 0
 
     def update(self) -> dict[str, Tensor]:
-        """One update on a replayed batch. Metrics are tensors on the agent's device."""
-        batch = self.buffer.sample(self.config.batch_size)
-        if self.buffer.priorities is not None:
-            batch.weight = self.buffer.priorities.importance(batch.index, self.beta)
-        metrics = self.learn(batch)
-        self.updates += 1
-        self.updates_owed -= 1
+        """Take one update on a replayed batch, and move the target. Metrics are tensors on the agent's device."""
+        metrics = super().update()
         if self.updates % self.config.target_every == 0:
             polyak_(self.targets["q"], self.networks["q"], self.config.target_tau)
         return metrics
 
+    def sample(self) -> Batch:
+        """Draw the batch of an update, with importance weights where replay is prioritised."""
+        batch = super().sample()
+        if self.buffer.priorities is not None:
+            batch.weight = self.buffer.priorities.importance(batch.index, self.beta)
+        return batch
+
     def learn(self, batch: Batch) -> dict[str, Tensor]:
-        """The gradient step, and the new priorities of its batch; `update` moves the target network."""
-        metrics = self.q_step(batch, updates=self.updates)
+        """Take the gradient step, and set the new priorities of its batch; `update` moves the target network."""
+        metrics = self.steps["q"](batch, updates=self.updates)
         errors = metrics.pop("errors", None)
-        self.finite.check({"q_loss": metrics["q_loss"]}, self.updates + 1)
+        self.check(metrics, "q_loss")
         if self.buffer.priorities is not None and errors is not None:
             self.buffer.priorities.update(batch.index, errors)
         return {**metrics, "epsilon": torch.full((), self.epsilon, device=self.device)}
 
     def q_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the network on a batch; with prioritised replay the errors (batch,) are among the metrics."""
+        """Return the loss on a batch, and metrics; with prioritised replay the errors (batch,) are among these."""
         output = take(self.networks["q"](batch.obs), batch.action)
         losses, errors = self.values.losses(output, self.target_value(batch))
         loss = (losses if batch.weight is None else batch.weight * losses).mean()
@@ -263,48 +236,37 @@ class DQN:
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:
-        """y (batch,), or with C51 the probabilities (batch, num_atoms) that the network is moved towards."""
+        """Return y (batch,), or with C51 the probabilities (batch, num_atoms) that the network is moved towards."""
         following, best = self._following(batch.next_obs)
         discount = self.config.gamma if batch.discount is None else batch.discount
         return self.values.target(batch.reward, discount * ~batch.terminated, take(following, best))
 
     def _following(self, next_obs: Tensor) -> tuple[Tensor, Tensor]:
-        """What the target network says of the next observations, and the action chosen there."""
+        """Return the target network's outputs at the next observations, and the actions chosen there."""
         following = self.targets["q"](next_obs)
         judged = self.networks["q"](next_obs) if self.config.double else following
         return following, self.values.q(judged).argmax(-1)
 
     @torch.no_grad()
     def q(self, obs: Tensor) -> Tensor:
-        """Q(s, a) of all actions, (N, num_actions)."""
+        """Return Q(s, a) of all actions, (N, num_actions)."""
         return self.values.q(self.output(obs.to(self.device, self.obs_dtype)))
 
+    def state_value(self, obs: Tensor) -> Tensor:
+        """Return max_a Q(s, a), (N,)."""
+        return self.q(obs).amax(-1)
+
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Q(s, a), (N,), of int64 actions (N,)."""
+        """Return Q(s, a), (N,), of int64 actions (N,)."""
         return take(self.q(obs), action.to(self.device))
 
     @torch.no_grad()
     def td_error(self, transition: Any) -> Tensor:
-        """|Q(s, a) - y|, (N,), for steps just taken; y is the target of one step, and with C51 both are means."""
+        """Return |Q(s, a) - y|, (N,), for steps just taken; y is the target of one step; C51: both are means."""
         batch = as_batch(transition, self.device, self.obs_dtype)
         following, best = self._following(batch.next_obs)
         y = batch.reward + self.config.gamma * ~batch.terminated * take(self.values.q(following), best)
         return (self.value(batch.obs, batch.action) - y).abs()
-
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of all that is needed to act and to go on, except the replay memory (`buffer.state_dict()`)."""
-        return copy.deepcopy(
-            {
-                **shared_state(self),
-                "counters": {name: getattr(self, name) for name in COUNTERS},
-            }
-        )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`; the learning rate and where epsilon ends come from there, too."""
-        load_shared_state(self, state)
-        for name in COUNTERS:
-            setattr(self, name, state["counters"][name])
 
 
 def make_network(config: DQNConfig, shape: tuple[int, ...], num_actions: int, num_atoms: int = 1) -> nn.Module:
@@ -316,5 +278,5 @@ def make_network(config: DQNConfig, shape: tuple[int, ...], num_actions: int, nu
 
 
 def take(output: Tensor, action: Tensor) -> Tensor:
-    """The part of output (batch, num_actions, ...) that belongs to each action (batch,) int64."""
+    """Return the part of output (batch, num_actions, ...) that belongs to each action (batch,) int64."""
     return output[torch.arange(len(action), device=output.device), action]

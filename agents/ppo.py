@@ -18,30 +18,33 @@ stored as they were acted upon, normalised by the statistics of that moment: nor
 the ratio would not be 1 before the first update. So statistics inside the networks (simba) move between rollouts only.
 """
 
+from __future__ import annotations
+
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from .acting import Acting
 from .bodies import NETWORKS, make_body, widths
 from .choices import OneOf
 from .compiled import Precision
-from .gradient import Compile, GradientStep
+from .forward import of_obs
+from .gradient import Compile
+from .learner import Learner
 from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
-from .normalise import RunningNorm, running_norms, update_norms
+from .normalise import RunningNorm, update_norms
 from .optimizers import AgentConfig
 from .parts import ACTIVATIONS
+from .replay import Batch
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
 from .seeding import drawn_on_the_cpu, split_seed
-from .spaces import box_dim, is_discrete, num_actions, obs_dtype, obs_shape
-from .state import load_shared_state, shared_state
-from .updates import Finite
+from .spaces import box_dim, is_discrete, num_actions
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
     from gymnasium import spaces
@@ -117,20 +120,20 @@ class PPOConfig(AgentConfig):
         if broken := [rule for rule, holds in checks.items() if not holds]:
             raise ValueError(f"PPOConfig needs {', '.join(broken)}; got {self}")
 
-    def filled(self, continuous: bool) -> "PPOConfig":
-        """The same with every None replaced by what is usual, save for target_kl, where None means none."""
+    def filled(self, continuous: bool) -> PPOConfig:
+        """Return the same with every None replaced by what is usual, save for target_kl, where None means none."""
         usual = {name: choices[0 if continuous else 1] for name, choices in USUAL.items()}
         usual |= {"activation": "tanh" if self.network == "mlp" else "relu", "anneal_steps": 0}
         return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
 
 
-class PPO:
+class PPO(Learner):
     """Proximal Policy Optimization for vectors or uint8 images, and for one-dimensional Box or Discrete actions."""
 
     def __init__(
         self,
-        observation_space: "spaces.Space",
-        action_space: "spaces.Space",
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
         config: PPOConfig | None = None,
         *,
         num_envs: int = 1,
@@ -140,36 +143,23 @@ class PPO:
         compile: Compile = "auto",
         precision: Precision = "float32",
     ) -> None:
-        self.name, self.num_envs, self.device = name, num_envs, torch.device(device)
-        shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
-        self.continuous = not is_discrete(action_space)
+        how: dict[str, Any] = {"device": device, "compile": compile, "precision": precision}
+        super().__init__(observation_space, config, name=name, num_envs=num_envs, **how)
+        shape, self.continuous = self.obs_shape, not is_discrete(action_space)
         if self.continuous:
             action_dim = box_dim(action_space, name, "action", "it takes a Box of one dimension, or Discrete")
         else:
             action_dim = num_actions(action_space, name)
-        # Any, because its optional fields are filled in.
-        self.config: Any = (config or PPOConfig()).filled(self.continuous and len(shape) == 1)
+        self.config = (config or PPOConfig()).filled(self.continuous and len(shape) == 1)
         self.minibatch_size = self._split(self.config)
-        self.steps = 0  # environment steps observed
-        self.updates = 0
-        self.finite = Finite(name)
 
-        seeds = split_seed(seed, 3)
-        self.generators = {
-            "act": torch.Generator(self.device).manual_seed(seeds[0]),
-            "update": torch.Generator(self.device).manual_seed(seeds[1]),
-        }
-        self.networks: dict[str, nn.Module] = self._make_networks(shape, action_dim, seeds[2])
+        act, update, weights = split_seed(seed, 3)
+        self.add_generator("act", act)
+        self.add_generator("update", update)
+        self.add_networks(self._make_networks(shape, action_dim, weights))
         self.policy = Acting(self.networks, "actor")
-        self.norms = running_norms(self.networks.values())
-        parameters = [p for network in self.networks.values() for p in network.parameters()]
-        self.optimizers: dict[str, Optimizer] = {
-            "ppo": self.config.make_optimizer(parameters, self.config.lr, eps=1e-5)
-        }
-        self.ppo_step = GradientStep(
-            self.loss, [self.networks], self.optimizers, "ppo",
-            max_norm=self.config.max_grad_norm, compile=compile, precision=precision,
-        )  # fmt: skip
+        self.forward = {"actor": of_obs, "critic": of_obs}
+        self.add_step("ppo", self.loss, self.networks, self.config.lr, max_norm=self.config.max_grad_norm, eps=1e-5)
         self.normalisers = self._make_normalisers(shape)
 
         actions = ((action_dim,), torch.float32) if self.continuous else ((), torch.int64)
@@ -182,7 +172,7 @@ class PPO:
         self._reset_learning()
 
     def _split(self, config: Any) -> int:
-        """Steps per minibatch; ValueError where the rollout cannot be divided evenly."""
+        """Return the steps per minibatch; ValueError where the rollout cannot be divided evenly."""
         size, rest = divmod(config.num_steps * self.num_envs, config.num_minibatches)
         if rest or size < 2:
             raise ValueError(
@@ -192,7 +182,7 @@ class PPO:
         return size
 
     def _make_networks(self, shape: tuple[int, ...], action_dim: int, seed: int) -> dict[str, nn.Module]:
-        """Actor and critic."""
+        """Return actor and critic."""
         config, policy = self.config, GaussianPolicy if self.continuous else CategoricalPolicy
         with drawn_on_the_cpu(seed):
             actor = policy(make_body(config, shape, widths(config, "policy", (64, 64))), action_dim)
@@ -204,10 +194,10 @@ class PPO:
                 nn.init.constant_(actor.log_std, config.init_log_std)
             orthogonal_(actor.pi[-1], 0.01)  # all actions alike at first, whatever is observed
             orthogonal_(critic.v[-1], 1.0)
-        return {"actor": actor.to(self.device), "critic": critic.to(self.device)}
+        return {"actor": actor, "critic": critic}
 
     def _make_normalisers(self, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-        """Those that are switched on, by name; they belong to the agent and are no network of it."""
+        """Return the normalisers that are switched on, by name; they belong to the agent and are no network of it."""
         normalisers: dict[str, nn.Module] = {}
         if self.config.normalize_observations:
             if len(shape) != 1:
@@ -218,7 +208,7 @@ class PPO:
         return normalisers
 
     def act(self, obs: Tensor, explore: bool) -> Tensor:
-        """Actions, (N, action_dim) in [-1, 1] or (N,) int64: sampled; without explore the most likely ones.
+        """Return actions, (N, action_dim) in [-1, 1] or (N,) int64: sampled; without explore the most likely ones.
 
         Sampled ones are remembered for the `observe` that follows; those without explore leave no trace.
         """
@@ -249,14 +239,14 @@ class PPO:
         self.rollout.add(
             obs=obs, action=sample, reward=reward, next_obs=next_obs, terminated=terminated, truncated=truncated
         )
-        self.steps += self.num_envs
+        self.env_steps += self.num_envs
 
     def ready(self) -> bool:
-        """Whether the rollout is full, and its minibatches are not used up."""
+        """Return whether the rollout is full, and its minibatches are not used up."""
         return self.rollout.full
 
     def update(self) -> dict[str, Tensor]:
-        """One gradient step on the next minibatch; the first one of a rollout judges its steps. Metrics are tensors."""
+        """Take a gradient step on the next minibatch; the first one of a rollout judges it. Metrics are tensors."""
         if self.experience is None:
             self._judge()
         assert self.experience is not None
@@ -276,19 +266,18 @@ class PPO:
 
     @torch.no_grad()
     def state_value(self, obs: Tensor) -> Tensor:
-        """V(s), (N,), in the units of the normalised rewards where these are on."""
+        """Return V(s), (N,), in the units of the normalised rewards where these are on."""
         return self.networks["critic"](self._normalise(obs))
 
     def learn(self, batch: Experience) -> dict[str, Tensor]:
-        """The update itself: one step of the optimizer on both losses and the entropy."""
-        metrics = self.ppo_step(batch, updates=self.updates)
-        losses = {name: metrics[name] for name in ("policy_loss", "value_loss", "entropy")}
-        self.finite.check(losses, self.updates + 1)
+        """Take the update itself: one step of the optimizer on both losses and the entropy."""
+        metrics = self.steps["ppo"](batch, updates=self.updates)
+        self.check(metrics, "policy_loss", "value_loss", "entropy")
         rate = torch.full((), self.optimizers["ppo"].param_groups[0]["lr"], device=self.device)
         return {**metrics, "learning_rate": rate}
 
     def loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both losses and the entropy of a minibatch as one."""
+        """Return both losses and the entropy of a minibatch as one, and metrics."""
         c = self.config
         distribution, value = self.networks["actor"](batch.obs), self.networks["critic"](batch.obs)
         log_ratio = distribution.log_prob(batch.action) - batch.log_prob
@@ -309,7 +298,7 @@ class PPO:
 
     @torch.no_grad()
     def _judge(self) -> None:
-        """Compute what the old policy and critic say of the rollout's steps, all at once, and anneal."""
+        """Compute log-densities, values and advantages of the rollout's steps by the old networks, and anneal."""
         obs, action, critic = self.rollout.flat("obs"), self.rollout.flat("action"), self.networks["critic"]
         pairs = zip(obs.split(CHUNK), action.split(CHUNK), strict=True)
         log_prob = torch.cat([self.networks["actor"](o).log_prob(a) for o, a in pairs])
@@ -325,12 +314,12 @@ class PPO:
         self.experience = Experience(obs, action, log_prob, value, advantage.flatten())
         self.explained_variance = explained_variance(value, self.experience.target)
         if self.config.anneal_steps:
-            progress = (self.steps - len(self.rollout)) / self.config.anneal_steps
+            progress = (self.env_steps - len(self.rollout)) / self.config.anneal_steps
             for group in self.optimizers["ppo"].param_groups:
                 group["lr"] = self.config.lr * max(0.0, 1.0 - progress)
 
     def _done(self, kl: Tensor) -> bool:
-        """Whether the rollout is used up: after the last epoch, or one that has moved the policy too far."""
+        """Return whether the rollout is used up: after the last epoch, or one that has moved the policy too far."""
         epoch, part = divmod(self.minibatch, self.config.num_minibatches)
         limit = self.config.target_kl
         return epoch == self.config.num_epochs or (limit is not None and part == 0 and bool(kl > limit))
@@ -342,7 +331,7 @@ class PPO:
         self.minibatch = 0
 
     def _normalise(self, obs: Tensor) -> Tensor:
-        """Observations as the networks want them."""
+        """Return observations as the networks take them."""
         if obs is self._next[0]:
             return self._next[1]
         obs = obs.to(self.device, self.obs_dtype)
@@ -352,7 +341,7 @@ class PPO:
         return action.clamp(-1, 1) if self.continuous else action
 
     def _take_sampled(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last act(explore=True) saw and drew; ValueError if `action` is not what it handed out."""
+        """Return observation and sample of the last act(explore=True); ValueError if it returned another `action`."""
         if self._sampled is None:
             raise ValueError(f"{self.name} learns from its own actions only: call act(obs, explore=True) first")
         obs, sample, given = self._sampled
@@ -365,33 +354,31 @@ class PPO:
         self._sampled = None
         return obs, sample
 
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of all that is needed to act and to go on, between two steps, the rollout in progress included."""
+    def own_state(self) -> dict[str, Any]:
+        """Return normalisers, the rollout in progress, and how far it is learned from; valid between two steps."""
         learning: dict[str, Any] = {}
         if self.experience is not None:
             names = ("log_prob", "value", "advantage")
             learning = {name: getattr(self.experience, name) for name in names}
             learning |= {name: getattr(self, name) for name in ("order", "minibatch", "explained_variance")}
-        return copy.deepcopy(
-            {
-                **shared_state(self),
-                "normalisers": {key: dict(one.state_dict()) for key, one in self.normalisers.items()},
-                "counters": {"steps": self.steps, "updates": self.updates},
-                "rollout": self.rollout.state_dict(),
-                "learning": learning,
-            }
-        )
+        return {
+            "normalisers": {key: dict(one.state_dict()) for key, one in self.normalisers.items()},
+            "rollout": self.rollout.state_dict(),
+            "learning": learning,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`; the learning rate comes from the saved optimizer.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; ValueError for a saved agent that normalises something else.
 
         The rollout in progress is left out, and a new one begun, where its number of steps or environments differs.
         """
         if state["normalisers"].keys() != self.normalisers.keys():
             saved, here = (sorted(names) or "nothing" for names in (state["normalisers"], self.normalisers))
             raise ValueError(f"{self.name}: saved with normalised {saved}, this agent normalises {here}")
-        load_shared_state(self, state)
-        self.steps, self.updates = (state["counters"][key] for key in ("steps", "updates"))
+        super().load_state_dict(state)
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Restore normalisers and the rollout in progress."""
         self._load_normalisers(state["normalisers"])
         self._sampled, self._next = None, (None, torch.empty(0))
         self.rollout.clear()
@@ -399,6 +386,14 @@ class PPO:
         if self.rollout.fits(state["rollout"]):
             self.rollout.load_state_dict(state["rollout"])
             self._load_learning(copy.deepcopy(state["learning"]))
+
+    def peek(self, num: int, generator: torch.Generator) -> Batch:
+        """Return `num` steps of the rollout, or of the one before where it has been overwritten in part only.
+
+        Drawn evenly with replacement; nothing that is learned changes. Observations and rewards are normalised as they
+        were stored. Raises ValueError before the first step.
+        """
+        return self.rollout.peek(num, generator)
 
     def _load_normalisers(self, state: dict[str, Any]) -> None:
         for key, normaliser in self.normalisers.items():
@@ -416,15 +411,15 @@ class PPO:
 
 
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """-mean min(ratio A, clip(ratio) A); log_ratio = log pi - log pi_old and advantage (batch,). Equation 7."""
+    """Return -mean min(ratio A, clip(ratio) A); log_ratio = log pi - log pi_old and advantage (batch,). Equation 7."""
     ratio = log_ratio.exp()
     return -torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
 
 
 def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip_range: float | None) -> Tensor:
-    """1/2 mean (V - target)^2; with clip_range the error of V moved by at most so much counts where it is the larger.
+    """Return 1/2 mean (V - target)^2; all tensors (batch,).
 
-    All tensors (batch,).
+    With clip_range the error of V moved by at most so much counts where it is the larger one.
     """
     error = (value - target).square()
     if clip_range is not None:
@@ -434,22 +429,22 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip_range: flo
 
 
 def standardised(x: Tensor) -> Tensor:
-    """(x - mean) / std of a batch (batch,), at least two; the 1e-8 is CleanRL's and stable-baselines3's."""
+    """Return (x - mean) / std of a batch (batch,), at least two; the 1e-8 is CleanRL's and stable-baselines3's."""
     return (x - x.mean()) / (x.std() + 1e-8)
 
 
 def approx_kl(log_ratio: Tensor) -> Tensor:
-    """mean(ratio - 1 - log ratio), >= 0: KL(old || new) in nats estimated on actions of old (Schulman's k3)."""
+    """Return mean(ratio - 1 - log ratio), >= 0: KL(old || new) in nats estimated on actions of old (Schulman's k3)."""
     return (log_ratio.expm1() - log_ratio).mean()
 
 
 def clip_fraction(log_ratio: Tensor, clip_range: float) -> Tensor:
-    """Share of steps whose ratio is further than clip_range from 1."""
+    """Return the share of steps whose ratio is further than clip_range from 1."""
     return ((log_ratio.exp() - 1).abs() > clip_range).to(log_ratio.dtype).mean()
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:
-    """1 - var(target - value) / var(target): 1 is perfect, 0 no better than a constant, below 0 worse.
+    """Return 1 - var(target - value) / var(target): 1 is perfect, 0 no better than a constant, below 0 worse.
 
     Where all targets are equal, so that nothing is to be explained: 1 if the error is constant too, else 0.
     """

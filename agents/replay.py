@@ -139,12 +139,12 @@ class ReplayBuffer:
         self.clock += 1
 
     def _row(self, time: int) -> slice:
-        """Slots of the row written at `time`."""
+        """Return the slots of the row written at `time`."""
         start = time % self.ring_length * self.num_envs
         return slice(start, start + self.num_envs)
 
     def _continues(self, previous: slice, obs: Tensor) -> Tensor:
-        """Whether the new observations (N, ...) go on where the previous row ended; if not, that row is truncated."""
+        """Return whether observations (N, ...) go on where the previous row ended; if not, that row is truncated."""
         if self.num_rows == 0 or self.ring_length == 1:
             return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         ended = self.storage["terminated"][previous] | self.storage["truncated"][previous]
@@ -154,12 +154,22 @@ class ReplayBuffer:
         return same & ~ended
 
     def sample(self, batch_size: int) -> Batch:
-        """`batch_size` transitions, drawn with replacement."""
+        """Return `batch_size` transitions, drawn with replacement."""
         index, age = self._draw(batch_size)
         return self._read(index, self.age(index) if age is None else age)
 
+    def peek(self, num: int, generator: torch.Generator) -> Batch:
+        """Return `num` transitions, drawn evenly with replacement from `generator`; nothing here changes.
+
+        Raises ValueError while the memory is empty.
+        """
+        if self.clock == 0:
+            raise ValueError("ReplayBuffer: nothing to look at, the memory is empty: wait for the first step")
+        index = torch.randint(len(self), (num,), generator=generator, device=generator.device)
+        return self.read(index.to(self.device))
+
     def read(self, index: Tensor) -> Batch:
-        """The transitions in these slots (batch,), each with the n - 1 steps that followed it."""
+        """Return the transitions in these slots (batch,), each with the n - 1 steps that followed it."""
         return self._read(index, self.age(index))
 
     def _read(self, index: Tensor, age: Tensor) -> Batch:
@@ -182,11 +192,11 @@ class ReplayBuffer:
         return self.storage["next_obs"].index_select(0, index)
 
     def draw(self, batch_size: int) -> Tensor:
-        """Slots (batch,) to replay: by priority, or else first an age, then one of the environments of that row."""
+        """Return slots (batch,) to replay: by priority, or else an age, then one of the environments of that row."""
         return self._draw(batch_size)[0]
 
     def _draw(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
-        """Slots, and their ages where these were drawn."""
+        """Return slots, and their ages where these were drawn."""
         if self.clock == 0:
             raise ValueError("ReplayBuffer: nothing to sample, the memory is empty")
         if self.priorities is not None:
@@ -200,7 +210,7 @@ class ReplayBuffer:
         return multiply(self.weights, self.age(index).double())
 
     def draw_ages(self, batch_size: int) -> Tensor:
-        """Ages (batch,) in 1..num_rows, with probability proportional to the product of all weights of age."""
+        """Return ages (batch,) in 1..num_rows, with probability proportional to the product of all weights of age."""
         return draw_ages(self.weights, self.num_rows, batch_size, self.generator)
 
     def weigh(self, name: str, weight: AgeWeight) -> None:
@@ -219,7 +229,7 @@ class ReplayBuffer:
         self.weights.pop(name, None)
 
     def age_probabilities(self) -> Tensor:
-        """Probability (num_rows,) float64 with which each age 1, 2, ... is replayed. O(num_rows)."""
+        """Return the probability (num_rows,) float64 with which each age 1, 2, ... is replayed. O(num_rows)."""
         if self.priorities is None:
             return probabilities(self.weights, self.num_rows, self.device)
         by_slot = self.priorities.probabilities(self._weight_of_slot if self.weights else None)
@@ -227,7 +237,7 @@ class ReplayBuffer:
         return by_slot.view(self.ring_length, self.num_envs).sum(1)[(self.clock - age) % self.ring_length]
 
     def slot(self, age: Tensor, column: Tensor) -> Tensor:
-        """Slot of the transition that environment `column` wrote `age` calls of add ago."""
+        """Return the slot of the transition that environment `column` wrote `age` calls of add ago."""
         if self._on_cpu:  # numpy divides integers three times as fast
             row = torch.from_numpy((self.clock - age.numpy()) % self.ring_length)
         else:
@@ -235,12 +245,12 @@ class ReplayBuffer:
         return row if self.num_envs == 1 else row * self.num_envs + column
 
     def age(self, index: Tensor) -> Tensor:
-        """Age of a filled slot: the inverse of `slot`."""
+        """Return the age of a filled slot: the inverse of `slot`."""
         row = index // self.num_envs
         return (self.clock - 1 - row) % self.ring_length + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the filled part, the clock and the generator."""
+        """Return a copy of the filled part, the clock and the generator."""
         storage = {name: values[: len(self)].clone() for name, values in self.storage.items()}
         layout = {"capacity": self.capacity, "num_envs": self.num_envs}
         state = {**layout, "clock": self.clock, "storage": storage, "generator": self.generator.get_state()}

@@ -1,4 +1,4 @@
-"""The memory of an on-policy agent: the steps since the last update, in order, and what is learned from them."""
+"""The memory of an on-policy agent: its last steps, in order, and the quantities learned from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .replay import Batch
 from .rows import as_row, writable
 
 
@@ -53,7 +54,9 @@ class Rollout:
             raise ValueError(f"Rollout needs num_steps >= 1 and num_envs >= 1; got {num_steps} and {num_envs}")
         self.num_steps, self.num_envs = num_steps, num_envs
         self.num_rows = 0
-        """Rows filled so far."""
+        """Rows filled since the last `clear`."""
+        self.num_known = 0
+        """Rows that hold a step: `clear` leaves them to `peek`, until they are overwritten."""
         layout = {
             "obs": (obs_shape, obs_dtype),
             "action": (action_shape, action_dtype),
@@ -66,6 +69,7 @@ class Rollout:
             name: torch.zeros((num_steps, num_envs, *shape), dtype=dtype, device=device)
             for name, (shape, dtype) in layout.items()
         }
+        self._device = torch.device(device)
         self._rows = writable(self.storage)
         self._shapes = {name: tuple(values.shape[1:]) for name, values in self.storage.items()}
 
@@ -94,17 +98,18 @@ class Rollout:
         for name, rows in self._rows.items():
             rows[self.num_rows] = as_row(row[name], rows)
         self.num_rows += 1
+        self.num_known = max(self.num_known, self.num_rows)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin anew; the steps so far are known until they are overwritten."""
         self.num_rows = 0
 
     def flat(self, name: str) -> Tensor:
-        """All of one field, (num_steps * num_envs, ...): step by step, the environments of a step side by side."""
+        """Return all of one field, (num_steps * num_envs, ...): the environments of a step side by side."""
         return self.storage[name].flatten(0, 1)
 
     def cut(self) -> Tensor:
-        """Where the next row does not go on from a step that did not terminate: (num_steps, num_envs) bool.
+        """Return where the next row does not go on from a step that did not terminate: (num_steps, num_envs) bool.
 
         That is at a truncation, in the last row, and where an environment was reset without having ended its episode.
         """
@@ -114,28 +119,43 @@ class Rollout:
         cut[-1] = True
         return cut & ~self.storage["terminated"]
 
+    def peek(self, num: int, generator: torch.Generator) -> Batch:
+        """Return `num` of the known steps, drawn evenly with replacement from `generator`; nothing changes.
+
+        Ages count rows, the newest is 1. Raises ValueError before the first step.
+        """
+        if self.num_known == 0:
+            raise ValueError(f"{self}: nothing to look at yet: wait for the first step")
+        count = self.num_known * self.num_envs
+        index = torch.randint(count, (num,), generator=generator, device=generator.device).to(self._device)
+        fields = ("obs", "action", "reward", "next_obs", "terminated")
+        obs, action, reward, next_obs, terminated = (self.flat(name)[index] for name in fields)
+        age = (self.num_rows - 1 - index // self.num_envs) % self.num_known + 1
+        return Batch(obs, action, reward, next_obs, terminated, age=age, index=index)
+
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the rows filled so far."""
-        rows = {name: values[: self.num_rows].clone() for name, values in self.storage.items()}
-        return {"num_steps": self.num_steps, "num_envs": self.num_envs, "rows": rows}
+        """Return a copy of the rows that hold a step."""
+        rows = {name: values[: self.num_known].clone() for name, values in self.storage.items()}
+        return {"num_steps": self.num_steps, "num_envs": self.num_envs, "num_rows": self.num_rows, "rows": rows}
 
     def fits(self, state: dict[str, Any]) -> bool:
-        """Whether `state_dict()` came from a rollout of as many steps and environments."""
+        """Return whether `state_dict()` came from a rollout of as many steps and environments."""
         return (state["num_steps"], state["num_envs"]) == (self.num_steps, self.num_envs)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()` of a rollout of the same layout; ValueError for another one."""
         if not self.fits(state):
             raise ValueError(f"Rollout: saved with {state['num_steps']} steps of {state['num_envs']}, this is {self}")
-        self.num_rows = len(state["rows"]["reward"])
+        self.num_known = len(state["rows"]["reward"])
+        self.num_rows = state.get("num_rows", self.num_known)  # 0.1.0 saved the filled rows only
         for name, values in self.storage.items():
-            values[: self.num_rows].copy_(state["rows"][name])
+            values[: self.num_known].copy_(state["rows"][name])
 
 
 def gae(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, cut: Tensor, gamma: float, lam: float
 ) -> Tensor:
-    """Generalised advantage estimates, (num_steps, num_envs) like all arguments (Schulman et al. 2016, eq. 16).
+    """Return generalised advantage estimates, (num_steps, num_envs) like all arguments (Schulman et al. 2016, eq. 16).
 
         delta_t = reward_t + gamma * next_value_t * (1 - terminated_t) - value_t
         A_t     = delta_t + gamma * lam * A_{t+1}, without the second term after a step that terminated or was cut

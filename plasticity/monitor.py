@@ -104,6 +104,15 @@ class Monitor:
         return self._observer.seconds
 
     @property
+    def share(self) -> float:
+        """Share of the training steps, in [0, 1], that are measured; high ones get a compiled graph of their own."""
+        return self._observer.share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._observer.share = share
+
+    @property
     def inputs(self) -> tuple[tuple, dict] | None:
         """The positional and named arguments of the last pass that counted, detached."""
         return self._observer.inputs

@@ -58,7 +58,7 @@ class Watcher:
             longest = f"every, which is {every}" if due is None else "1, because the steps are not known in advance"
             raise ValueError(f"window is a number of optimizer steps, from 1 to {longest}; got {window}")
         self.on_reading, self.strict = on_reading, strict
-        self.every, self.window = every, window
+        self.every, self.window, self._known = every, window, due is None
         self.due = due or (lambda network, step: (step - 1) % every == 0)
         self.monitors = {
             name: Monitor(
@@ -113,7 +113,9 @@ class Watcher:
             elif name in state["armed"]:
                 monitor.attach()
                 step = self._steps[id(self._trained_by[name])] + 1
-                monitor.leave_out(self.window > 1 and not self.due(name, step))
+                last = self.window == 1 or self.due(name, step)
+                monitor.leave_out(not last)
+                monitor.share = self._share(monitor, last)
             if same and (gathered := state.get("gathered", {}).get(name)):  # runs of earlier versions gathered one step
                 monitor.load_state_dict(gathered)
 
@@ -155,6 +157,14 @@ class Watcher:
             monitor.attach()
         elif gathers and last:
             monitor.leave_out(False)
+        monitor.share = self._share(monitor, last)
+
+    def _share(self, monitor: Monitor, last: bool) -> float:
+        """Return the share of steps that are measured as this one is; 0 where ``due`` decides, which is not known."""
+        if not self._known:
+            return 0.0
+        alone = last and any(probe.last_step_only for probe in monitor.probes.values())
+        return (1 if alone else self.window) / self.every
 
     def _collect(self, name: str, monitor: Monitor, step: int) -> None:
         monitor.detach()

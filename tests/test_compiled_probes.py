@@ -12,11 +12,11 @@ import models
 import pytest
 import torch
 from inductor import some_compiled
-from test_gradient import AGENTS, Quadratic, is_eager
+from test_gradient import AGENTS, Quadratic, assert_same_bits, is_eager
 from test_monitor import hooks_of
 from torch import Tensor, nn
 
-from plasticity.agents import gradient
+from plasticity.agents import gradient, graph
 from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy, Probe, Rank
@@ -68,7 +68,7 @@ def test_the_same_bits_are_learned_and_read_is_what_hooks_see(name: str) -> None
     last = found[-1][2]
     assert last.num_passes == 3
     # A graph without probes, one with, and one with the rank, which the last step of a window alone shows.
-    steps = [step for step in vars(agent).values() if isinstance(step, gradient.GradientStep)]
+    steps = list(agent.steps.values())
     assert [len(step._graphs) for step in steps] == [3] * len(steps)
 
 
@@ -206,7 +206,7 @@ def test_replaced_modules_are_traced_and_wired_anew() -> None:
 
 
 def test_a_trace_that_fails_makes_measured_steps_eager_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_gradients = gradient.compile_gradients
+    compile_gradients = graph.compile_gradients
 
     def fail_with_riders(*arguments: Any) -> Any:
         result = compile_gradients(*arguments)
@@ -214,7 +214,7 @@ def test_a_trace_that_fails_makes_measured_steps_eager_with_one_warning(monkeypa
             raise RuntimeError("a probe that cannot be traced")
         return result
 
-    monkeypatch.setattr(gradient, "compile_gradients", fail_with_riders)
+    monkeypatch.setattr(graph, "compile_gradients", fail_with_riders)
     learner, readings, watcher = watched()
     with pytest.warns(RuntimeWarning, match="going on without compiling the updates that are measured: a probe that"):
         learner.learn(0)
@@ -241,3 +241,65 @@ def test_a_probe_that_raises_is_off_and_training_goes_on() -> None:
     learner.learn(1)
     assert all(r.values["effective_rank"]["0"] > 1 for r in readings)
     assert "the probe failed: ZeroDivisionError: oh" in {entry.reason for entry in readings[1].unmeasured}
+
+
+# -- riding only where it pays -----------------------------------------------------------------------------------------
+
+
+def test_a_graph_with_probes_is_compiled_once_the_measured_updates_pay_for_it() -> None:
+    """One step in 4 is measured: until 4 COMPILE_AFTER updates, those are shown eagerly beside the plain graph."""
+    learner, readings, _ = watched(every=4, options={"compile": "auto"})
+    plain = Quadratic(compile="auto")
+    before, after = gradient.COMPILE_AFTER, 4 * gradient.COMPILE_AFTER
+    for seed in range(8):
+        for one in (learner, plain):
+            one.learn(seed, updates=before if seed < 6 else after - 1)
+    assert len(learner.step._graphs) == 1
+    assert len(readings) == 2
+    assert_same_bits(learner, plain)  # what is shown eagerly is not what is stepped on
+    for seed in range(8, 12):
+        for one in (learner, plain):
+            one.learn(seed, updates=after)
+    assert len(learner.step._graphs) == 2
+    assert len(readings) == 3
+    assert_same_bits(learner, plain)
+
+
+def test_what_is_shown_is_what_rides() -> None:
+    (shown, eager, _), (ridden, riding, _) = (
+        watched(["dormancy", "grama_weight"], every=2, options={"compile": compile}) for compile in ("auto", "on")
+    )
+    for seed in range(5):
+        for learner in (shown, ridden):
+            learner.learn(seed, updates=gradient.COMPILE_AFTER)
+    assert [len(learner.step._graphs) for learner in (shown, ridden)] == [1, 2]
+    assert_same_bits(shown, ridden)
+    for one, other in zip(eager, riding, strict=True):
+        assert one.num_passes == other.num_passes == 1
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_showing_leaves_random_numbers_as_they_were() -> None:
+    learners = [watched(every=every, options={"compile": "auto"})[0] for every in (2, 1000)]
+    for learner in learners:
+        torch.manual_seed(1)
+        learner.networks["net"][1] = nn.Dropout(0.5)
+        for seed in range(3):
+            learner.learn(seed, updates=gradient.COMPILE_AFTER - (seed == 0))
+    assert_same_bits(*learners)
+
+
+@pytest.mark.filterwarnings("ignore:Rank")
+def test_the_share_of_a_window_counts_its_steps_and_its_last_step_alone() -> None:
+    """With the rank, which the last step of a window alone shows, that step has a graph of its own."""
+    learner, _, watcher = watched(["dormancy", "rank"], every=10, window=4, options={"compile": "off"})
+    (monitor,) = watcher.monitors.values()
+    shares = []
+    for seed in range(11):
+        shares.append(monitor.share if monitor.attached else None)
+        learner.learn(seed)
+    assert shares == [0.1, *[None] * 6, 0.4, 0.4, 0.4, 0.1]
+    _, _, watcher = watched(["dormancy"], every=10, window=4)
+    assert next(iter(watcher.monitors.values())).share == 0.4
+    _, _, watcher = watched(["dormancy"], due=lambda network, step: True, every=1)
+    assert next(iter(watcher.monitors.values())).share == 0.0

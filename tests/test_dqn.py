@@ -333,12 +333,12 @@ def test_learns_the_known_values(name: str, option: str) -> None:
 def test_epsilon_falls_linearly_and_set_noise_moves_its_end() -> None:
     agent = small_agent(epsilon_start=0.9, epsilon_end=0.1, exploration_steps=100)
     found = []
-    for agent.steps in (0, 25, 50, 100, 1000):
+    for agent.env_steps in (0, 25, 50, 100, 1000):
         found.append(agent.epsilon)
     assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1])
     agent.set_noise(0.3)
     assert agent.epsilon == pytest.approx(0.3)
-    agent.steps = 50
+    agent.env_steps = 50
     assert agent.epsilon == pytest.approx(0.6)
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"dqn: exploration noise is a probability in \[0, 1\]"):
@@ -349,7 +349,7 @@ def test_epsilon_falls_linearly_and_set_noise_moves_its_end() -> None:
 def test_beta_rises_to_one() -> None:
     agent = small_agent(priority_beta=0.4, priority_steps=10)
     found = []
-    for agent.steps in (0, 5, 10, 50):
+    for agent.env_steps in (0, 5, 10, 50):
         found.append(agent.beta)
     assert found == pytest.approx([0.4, 0.7, 1.0, 1.0])
 
@@ -380,7 +380,7 @@ def test_rounds_of_updates(num_envs: int, train_every: int, updates_per_train: i
     agent = small_agent(num_envs=num_envs, train_every=train_every, updates_per_train=updates_per_train)
     assert len(run(agent, 30, models.generator())) == expected
     assert agent.updates == expected
-    assert agent.steps == 30 * num_envs
+    assert agent.env_steps == 30 * num_envs
 
 
 @pytest.mark.parametrize(("tau", "expected"), [(1.0, 1.0), (0.25, 0.25)])

@@ -208,12 +208,12 @@ def test_compiled_updates_end_where_eager_ones_do(name: str) -> None:
     results = []
     for compile in ("off", "on"):
         agent, method = small_sac(), INTERVENTIONS[name](**FREQUENT[name])
-        agent.critic_step.compile = agent.actor_step.compile = compile
+        agent.steps["critic"].compile = agent.steps["actor"].compile = compile
         torch.manual_seed(7)
         agent, ctx, writer = run_sac([method], agent=agent)
         assert acted(name, method, writer)
         assert_sound(ctx)
-        results.append((weights(agent), method.counts, agent.critic_step._graphs))
+        results.append((weights(agent), method.counts, agent.steps["critic"]._graphs))
     (eager, counts, none), (compiled, other_counts, graphs) = results
     assert counts == other_counts
     assert not none

@@ -480,7 +480,7 @@ def test_steps_with_actions_of_others_are_refused() -> None:
     agent.observe(stream.step(action))
     with pytest.raises(ValueError, match="own actions only"):
         agent.observe(stream.step(action))  # a second step of the same action
-    assert agent.steps == 2
+    assert agent.env_steps == 2
 
 
 def test_weights_are_orthogonal_and_the_first_policy_almost_uniform() -> None:

@@ -262,14 +262,14 @@ def test_sac_critics_are_scored_on_their_own_loss_of_the_very_step(method: Recyc
         for name in ("critic_1", "critic_2"):
             with Monitor(twin.networks[name], {"p": method.probe()}, passes="training") as monitor:
                 target = twin.target_value(batch, twin.log_alpha.detach().exp(), noise)
-                critic_loss(twin._q(batch.obs, batch.action), target).backward()
+                critic_loss(twin.q(batch.obs, batch.action), target).backward()
             expected[name] = monitor.read().scores["p"]
         twin.load_state_dict(state)
         twin.buffer.load_state_dict(buffer)
         for name in ("critic_1", "critic_2"):
             with Monitor(twin.networks[name], {"p": method.probe()}, passes="training") as monitor:
-                critic_loss(twin._q(batch.obs, batch.action), target).backward()
-                twin._q(batch.obs, -batch.action).mean().backward()  # as an actor's loss does
+                critic_loss(twin.q(batch.obs, batch.action), target).backward()
+                twin.q(batch.obs, -batch.action).mean().backward()  # as an actor's loss does
             polluted[name] = monitor.read().scores["p"]
             twin.load_state_dict(state)
             twin.buffer.load_state_dict(buffer)

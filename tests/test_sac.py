@@ -17,7 +17,8 @@ from torch import Tensor
 
 from plasticity.agents import AGENTS
 from plasticity.agents.replay import Batch
-from plasticity.agents.sac import SAC, SACConfig, actor_loss, alpha_loss, critic_loss, polyak_
+from plasticity.agents.sac import SAC, SACConfig, actor_loss, alpha_loss, critic_loss
+from plasticity.agents.updates import polyak_
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -455,7 +456,7 @@ def test_warm_up_then_policy_then_deterministic() -> None:
     assert random.var().item() == pytest.approx(1 / 3, abs=0.02)  # uniform on [-1, 1]
     mean, log_std = agent.networks["actor"](obs)
     assert torch.equal(agent.act(obs, explore=False), torch.tanh(mean))
-    agent.steps = agent.config.learning_starts
+    agent.env_steps = agent.config.learning_starts
     sampled = torch.atanh(agent.act(obs, explore=True).double())
     torch.testing.assert_close(sampled.mean(0), mean[0].double(), rtol=0, atol=0.1)
     torch.testing.assert_close(sampled.std(0), log_std[0].exp().double(), rtol=0.1, atol=0)
@@ -470,7 +471,7 @@ def test_updates_owed(num_envs: int, updates_per_step: float, expected: int) -> 
     agent = small_agent(num_envs=num_envs, updates_per_step=updates_per_step)
     assert len(run(agent, 30, models.generator())) == expected
     assert agent.updates == expected
-    assert agent.steps == 30 * num_envs
+    assert agent.env_steps == 30 * num_envs
 
 
 def test_ten_tenths_of_an_update_are_one() -> None:

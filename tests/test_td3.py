@@ -312,7 +312,7 @@ def test_warm_up_then_noise_then_deterministic() -> None:
     random = agent.act(obs, explore=True)
     assert (random.shape, random.dtype) == ((4000, ACTION), torch.float32)
     assert random.var().item() == pytest.approx(1 / 3, abs=0.02)  # uniform on [-1, 1]
-    agent.steps = agent.config.learning_starts
+    agent.env_steps = agent.config.learning_starts
     quiet = agent.act(obs, explore=False)
     assert torch.equal(quiet, agent.networks["actor"](obs))
     noise = agent.act(obs, explore=True) - quiet

@@ -48,6 +48,8 @@ class Observer:
         self.stale = False
         """Whether the next pass that counts replaces what is pending, or was gathered."""
         self.is_paused = False
+        self.share = 1.0
+        """Share of the steps, in [0, 1], that are observed: decides whether a compiled graph of their own pays."""
         self.seconds = 0.0
         """Wall-clock time spent here."""
         self._prepare = prepare

@@ -1,0 +1,165 @@
+"""The parts that SAC and TD3 share: one actor, two critics, and updates in proportion to environment steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .acting import Acting
+from .bodies import Body, make_body, widths
+from .forward import of_obs, of_obs_and_action
+from .networks import Critic
+from .off_policy import OffPolicy
+from .optimizers import AgentConfig
+from .replay import Batch
+from .seeding import drawn_on_the_cpu, split_seed
+from .spaces import box_dim
+from .updates import as_batch, polyak_
+
+if TYPE_CHECKING:  # importing it takes long, and help needs none of it
+    from gymnasium import spaces
+
+CRITICS = ("critic_1", "critic_2")
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig(AgentConfig):
+    """The options of SAC and TD3."""
+
+    gamma: float = 0.99
+    """Discount factor, per environment step."""
+    target_tau: float = 0.005
+    """Share by which the targets move towards their networks whenever they move."""
+    batch_size: int = 256
+    """Transitions per update."""
+    actor_lr: float = 1e-3
+    """Learning rate of the actor."""
+    critic_lr: float = 1e-3
+    """Learning rate of both critics."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Widths of the critics' hidden layers; None: `hidden`, or what is usual for a critic of the network."""
+    learning_starts: int = 5_000
+    """Environment steps with uniformly random actions before the first update."""
+    buffer_size: int = 1_000_000
+    """Transitions kept for replay."""
+    updates_per_step: float = 1.0
+    """Updates per environment step (each of num_envs parallel environments counts); may be a fraction."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if broken := [rule for rule, holds in self.checks().items() if not holds]:
+            raise ValueError(f"{type(self).__name__} needs {', '.join(broken)}; got {self}")
+
+    def checks(self) -> dict[str, bool]:
+        """Return the rules, and whether they hold; a subclass adds its own."""
+        return {
+            "gamma in [0, 1]": 0 <= self.gamma <= 1,
+            "target_tau in (0, 1]": 0 < self.target_tau <= 1,
+            "batch_size >= 1": self.batch_size >= 1,
+            "updates_per_step > 0": self.updates_per_step > 0,
+            "0 <= learning_starts < buffer_size": 0 <= self.learning_starts < self.buffer_size,
+        }
+
+
+class ActorCritic(OffPolicy):
+    """Base of SAC and TD3, for vectors or uint8 images (channels, height, width) and one-dimensional Box actions.
+
+    With images every network has convolutions of its own: nothing is shared, and the actor's are trained by its loss.
+    """
+
+    ACTOR: ClassVar[Callable[[Body, int], nn.Module]]
+    """Class of the actor."""
+    TARGETS: ClassVar[tuple[str, ...]]
+    """Networks that have targets."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        config: Any,
+        *,
+        name: str,
+        seed: int = 0,
+        **how: Any,
+    ) -> None:
+        super().__init__(observation_space, config, name=name, **how)
+        self.action_dim = box_dim(action_space, name, "action", "its policy is continuous")
+        self.updates_owed = 0.0
+        act, update, replay, weights = split_seed(seed, 4)
+        self.add_generator("act", act)
+        self.add_generator("update", update)
+        self.buffer = self.make_buffer((self.action_dim,), replay)
+        self.add_networks(self._make_networks(weights), self.TARGETS)
+        self.actor = Acting(self.networks, "actor")
+        self.forward = {"actor": of_obs, **dict.fromkeys(CRITICS, of_obs_and_action)}
+        self.add_step("actor", self.actor_loss, ["actor"], config.actor_lr)
+        self.add_step("critic", self.critic_loss, CRITICS, config.critic_lr, targets=True)
+
+    def _make_networks(self, seed: int) -> dict[str, nn.Module]:
+        config, shape = self.config, self.obs_shape
+        with drawn_on_the_cpu(seed):
+            actor = type(self).ACTOR(make_body(config, shape, widths(config, "policy")), self.action_dim)
+            hidden = widths(config, "value") if config.critic_hidden is None else config.critic_hidden
+            critics = {key: Critic(make_body(config, shape, hidden, extra_dim=self.action_dim)) for key in CRITICS}
+        return {"actor": actor, **critics}
+
+    def owe(self, num_steps: int) -> None:
+        """Owe `updates_per_step` for every step."""
+        self.updates_owed += num_steps * self.config.updates_per_step
+
+    def ready(self) -> bool:
+        """Return whether an update is owed."""
+        return self.updates_owed >= 1 - 1e-9  # ten times 0.1 is below 1 in floating point
+
+    def random_action(self, num: int) -> Tensor:
+        """Draw actions (num, action_dim) evenly from [-1, 1]."""
+        shape = num, self.action_dim
+        return 2 * torch.rand(shape, generator=self.generators["act"], device=self.device) - 1
+
+    @torch.no_grad()
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return min_i Q_i(s, a), shape (N,)."""
+        return self.q(obs.to(self.device, self.obs_dtype), action.to(self.device, torch.float32)).amin(0)
+
+    def state_value(self, obs: Tensor) -> Tensor:
+        """Return min_i Q_i(s, a) of the action taken without exploration, shape (N,)."""
+        return self.value(obs, self.act(obs, explore=False))
+
+    @torch.no_grad()
+    def td_error(self, transition: Any) -> Tensor:
+        """Return the root mean square over both critics of Q_i(s, a) - y, (N,), for steps just taken.
+
+        y is the target of `learn` with noise of 0, so that no random number is drawn.
+        """
+        batch = as_batch(transition, self.device, self.obs_dtype)
+        y = self.quiet_target(batch)
+        return (self.q(batch.obs, batch.action) - y).square().mean(0).sqrt()
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the values of both critics, (2, batch)."""
+        return torch.stack([self.networks[key](obs, action) for key in CRITICS])
+
+    def move_targets(self) -> None:
+        """Move every target towards its network by the share `target_tau`."""
+        for key, target in self.targets.items():
+            polyak_(target, self.networks[key], self.config.target_tau)
+
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        """Return actions (N, action_dim) in [-1, 1]."""
+        raise NotImplementedError
+
+    def critic_loss(self, batch: Batch, *more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of both critics on a batch, and metrics."""
+        raise NotImplementedError
+
+    def actor_loss(self, batch: Batch, *more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the actor at the observations of a batch, and metrics."""
+        raise NotImplementedError
+
+    def quiet_target(self, batch: Batch) -> Tensor:
+        """Return y (batch,), the target of both critics, without random numbers."""
+        raise NotImplementedError

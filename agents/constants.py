@@ -1,0 +1,98 @@
+"""The numbers and objects that a function would bake into a compiled graph, as a key that changes when they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import lru_cache, partial
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+NUMBERS = (int, float, complex, str, bytes, type(None))
+FUNCTIONS = (FunctionType, MethodType, partial)
+DEPTH = 2  # functions that functions close over; bounds what refers to itself
+
+
+class Same:
+    """One object as a key, equal to itself alone; it holds the object, so that no other one can take its place."""
+
+    __slots__ = ("it",)
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
+def constants_of(function: Callable[..., Any], depth: int = DEPTH) -> Hashable:
+    """Return a key of the function, its defaults and partial arguments, and of what its code reads.
+
+    That is the variables it closes over, and the attributes of its object, or of objects that it closes over, whose
+    names are in its code or in the methods that this calls. Numbers and strings count by value, also in tuples, lists
+    and dicts; everything else, such as a tensor, by identity: its contents are an input of a graph, not a constant.
+    Not seen: globals, attributes of modules, and what functions read that are more than `depth` closures away.
+    """
+    if isinstance(function, partial):
+        return constants_of(function.func, depth), _key(function.args, depth), _key(function.keywords, depth)
+    plain, owner = getattr(function, "__func__", function), getattr(function, "__self__", None)
+    if not hasattr(plain, "__code__"):  # an object that can be called, or a function of C
+        plain, owner = type(function).__call__, function
+    if depth < 0 or not hasattr(plain, "__code__"):
+        return Same(function)
+    closed_over = [value for cell in plain.__closure__ or () for value in _contents(cell)]
+    found = [Same(plain), Same(owner), _key(plain.__defaults__, depth), _key(plain.__kwdefaults__, depth)]
+    found += [_key(value, depth - 1) for value in closed_over]
+    for it in (owner, *closed_over):
+        if hasattr(it, "__dict__") and not isinstance(it, (nn.Module, *FUNCTIONS)):
+            names = names_read(plain, type(it))
+            found += [_key(it.__dict__[name], depth - 1) for name in names if name in it.__dict__]
+    return tuple(found)
+
+
+def objects_read(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """Return the function, its object, and the attributes of that object whose names are in its code; cheap."""
+    plain, owner = getattr(function, "__func__", function), getattr(function, "__self__", None)
+    own = getattr(owner, "__dict__", None)
+    if own is None or not isinstance(plain, FunctionType):
+        return plain, owner
+    return plain, owner, *[own[name] for name in names_read(plain, type(owner)) if name in own]
+
+
+def _key(value: Any, depth: int) -> Hashable:
+    """Return a number with its type, the keys of what a container has, or the object itself."""
+    if isinstance(value, NUMBERS):
+        return type(value), value
+    if isinstance(value, (tuple, list)):
+        return type(value), *(_key(item, depth) for item in value)
+    if isinstance(value, Mapping):
+        return Same(value), *((name, _key(item, depth)) for name, item in value.items())
+    return constants_of(value, depth) if isinstance(value, FUNCTIONS) else Same(value)
+
+
+def _contents(cell: CellType) -> Iterator[Any]:
+    try:
+        yield cell.cell_contents
+    except ValueError:  # not assigned yet
+        return
+
+
+@lru_cache(maxsize=1024)
+def names_read(function: FunctionType, kind: type) -> tuple[str, ...]:
+    """Return the names in a function's code, and in the code of the methods of `kind` that it names, and so on."""
+    names: set[str] = set()
+    waiting = [function.__code__]
+    while waiting:
+        one = waiting.pop()
+        waiting += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
+        for name in set(one.co_names) - names:
+            names.add(name)
+            method = getattr(kind, name, None)
+            method = method.fget if isinstance(method, property) else getattr(method, "__wrapped__", method)
+            if (inner := getattr(method, "__code__", None)) is not None:
+                waiting.append(inner)
+    return tuple(sorted(names))

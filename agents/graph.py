@@ -1,0 +1,78 @@
+"""A compiled loss with its gradients, as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import adam
+from .compiled import Loss, Precision, Reads, compile_gradients
+from .inputs import filled, tensors_of
+from .layout import Layout, Rides
+
+
+class Graph:
+    """A compiled loss with its gradients, for one layout, one set of shapes and of observers aboard."""
+
+    def __init__(
+        self,
+        loss: Loss,
+        layout: Layout,
+        inputs: Sequence[Any],
+        max_norm: float | None,
+        precision: Precision,
+        rides: Rides,
+    ) -> None:
+        self.trained = layout.trained
+        given: list[Tensor] = []
+
+        def traced(*tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            given[:] = tensors
+            return loss(*filled(inputs, tensors))
+
+        reads = Reads(traced, layout.networks)
+        with ExitStack() as stack:
+            for ride in rides.others:
+                stack.enter_context(ride.paused())
+            recordings = [(ride, *stack.enter_context(ride.recording())) for ride in rides.aboard]
+
+            def seen() -> list[Tensor]:
+                known = set(map(id, given))  # an input need not be an output
+                return [t for _, tensors, _ in recordings for t in tensors if id(t) not in known]
+
+            self.call, self.tensors, self.captured, self.names = compile_gradients(
+                reads, self.trained, tensors_of(inputs), max_norm, precision, seen
+            )
+        first = len(self.trained) + len(self.names)
+        outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
+        places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
+        self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
+        self.on_cpu = tensors_of(inputs)[0].device.type == "cpu"
+        # A graph changes nothing: what fails, fails here, where going on eagerly is still possible.
+        self.run(tensors_of(inputs))
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return gradients, metrics and the observers' tensors, for these inputs and the present weights."""
+        with torch.no_grad():
+            outputs = self.call(*self.tensors, *inputs, *self.captured)
+            # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
+            return list(outputs) if self.on_cpu else [output.clone() for output in outputs]
+
+    def step(self, optimizer: Optimizer, inputs: Sequence[Any]) -> dict[str, Tensor]:
+        """Compute the gradients, let the optimizer step, and return the metrics."""
+        tensors = tensors_of(inputs)
+        outputs = self.run(tensors)
+        for parameter, gradient in zip(self.trained, outputs, strict=False):
+            parameter.grad = gradient
+        metrics = dict(zip(self.names, outputs[len(self.trained) :], strict=False))
+        if self.aboard:
+            outputs += tensors
+            for ride, plan, places in self.aboard:
+                ride.deliver(plan, [outputs[i] for i in places])
+        adam.step(optimizer, self.trained)
+        return metrics

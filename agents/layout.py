@@ -1,0 +1,126 @@
+"""The state of modules that compiled graphs are made for, and the observers that ride on them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Ride(Protocol):
+    """An observer of a network that works through hooks, or on a compiled graph: found as `hook.ride`.
+
+    It sees the loss that trains its network. While another loss runs through the network, as an actor's does through
+    critics, it is paused.
+    """
+
+    model: nn.Module | None
+    share: float
+    """Share of the steps, in [0, 1], that it observes: decides whether a graph of its own pays."""
+
+    def key(self) -> Hashable | None:
+        """Return a key of what is observed, valid while hooks and modules stay; None before an eager pass."""
+
+    def recording(self) -> AbstractContextManager[tuple[list[Tensor], Any]]:
+        """Within, record the tensors that hooks see in a traced pass, and a plan of what they show."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Within, ignore all passes."""
+
+    def deliver(self, plan: Any, tensors: Sequence[Tensor]) -> None:
+        """Take in the tensors that a graph computed for the plan."""
+
+
+class Layout:
+    """The modules and tensors that graphs are made for, the trained ones among them, and the places of hooks."""
+
+    def __init__(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> None:
+        self.networks = list(networks)
+        modules = [module for network in networks for module in network.modules()]
+        self.slots = [
+            (slots, len(slots), list(slots.values()))
+            for module in modules
+            for slots in (module._modules, module._parameters, module._buffers)
+            if slots
+        ]
+        self.ways = [(vars(module), way_of(vars(module))) for module in modules]
+        self.trained = trained_by(optimizer)
+        owned = {id(p) for p in self.trained}
+        self._owned, self._hooks, self._rides = owned, list[Any](), Rides([], [], True)
+        hooks = (module.__dict__[name] for module in modules for name in MODULE_HOOKS)
+        self.hooks = list({id(one): one for one in hooks}.values())
+        self.all_parameters = list({id(p): p for network in networks for p in network.parameters()}.values())
+
+    def holds(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> bool:
+        """Whether nothing has changed since."""
+        return (
+            len(networks) == len(self.networks)
+            and all(a is b for a, b in zip(networks, self.networks, strict=True))
+            and all(len(now) == n and all(map(is_same, now.values(), then)) for now, n, then in self.slots)
+            and all(way_of(module) == then for module, then in self.ways)
+            and len(trained := trained_by(optimizer)) == len(self.trained)
+            and all(map(is_same, trained, self.trained))
+        )
+
+    def rides(self) -> Rides:
+        """Return the observers behind the hooks of all modules and weights."""
+        hooks = [hook for hooks in self.hooks if hooks for hook in hooks.values()]
+        for p in self.all_parameters:
+            if p._backward_hooks:
+                hooks += p._backward_hooks.values()
+            if p._post_accumulate_grad_hooks:
+                hooks += p._post_accumulate_grad_hooks.values()
+        if hooks != self._hooks or self._rides.key is None:
+            self._hooks, self._rides = hooks, self._find(hooks)
+        return self._rides
+
+    def _find(self, hooks: Sequence[Any]) -> Rides:
+        found = {id(ride): ride for hook in hooks if (ride := getattr(hook, "ride", None)) is not None}
+        aboard, others = [], []
+        for ride in found.values():
+            parameters = () if ride.model is None else ride.model.parameters()
+            (aboard if any(id(p) in self._owned for p in parameters) else others).append(ride)
+        return Rides(aboard, others, all(getattr(hook, "ride", None) is not None for hook in hooks))
+
+
+class Rides:
+    """The observers behind the hooks of all modules and weights, in order.
+
+    `aboard`: those of networks that the step trains. `others`: of networks that it only reads; they are paused.
+    `all_ride`: whether there are no hooks besides.
+    """
+
+    def __init__(self, aboard: list[Ride], others: list[Ride], all_ride: bool) -> None:
+        self.aboard, self.others, self.all_ride = aboard, others, all_ride
+        self.share = min((ride.share for ride in aboard), default=1.0)
+        """Bound of the share of steps in which all of them observe."""
+        keys = [(id(ride), ride.key()) for ride in aboard]
+        self.key = None if any(key is None for _, key in keys) else tuple(keys)
+
+    def without(self) -> Rides:
+        """Return the same with nobody aboard: all are paused."""
+        return Rides([], [*self.aboard, *self.others], self.all_ride)
+
+
+MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def way_of(module: Mapping[str, Any]) -> tuple[bool, Any]:
+    """Return the mode of a module and a `forward` of its own, from its `vars`: both decide how it computes.
+
+    Other attributes, such as a slope, are constants of a graph: whoever changes one puts a new module in place.
+    """
+    return module["training"], module.get("forward")
+
+
+def trained_by(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters that a step moves: those that nobody froze."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Return whether both are one object."""
+    return a is b

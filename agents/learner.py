@@ -1,0 +1,150 @@
+"""The parts that all agents share: networks, optimizers and gradient steps by name, counters, and state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .compiled import Precision
+from .gradient import Compile, GradientStep
+from .normalise import RunningNorm, running_norms
+from .replay import Batch, restore_generator
+from .spaces import obs_dtype, obs_shape
+from .updates import Finite
+
+if TYPE_CHECKING:  # importing it takes long, and help needs none of it
+    from gymnasium import spaces
+
+
+class Learner:
+    """Base of an agent.
+
+    A subclass makes its networks with `add_network`, its optimizers with `add_step`, and calls `finish` last. It has
+    `act`, `observe`, `ready`, `update` and `peek`; `docs/extending.md` shows one.
+    """
+
+    COUNTERS: ClassVar[dict[str, str]] = {"steps": "env_steps", "updates": "updates"}
+    """Name in the saved state -> attribute: what changes in training apart from tensors."""
+
+    forward: Mapping[str, Callable[[nn.Module, Any], Tensor]]
+    """Network -> `(module, batch) -> output`, one tensor: how to run it, or a target or copy of it (`forward.py`)."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        config: Any,
+        *,
+        name: str,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        compile: Compile = "auto",
+        precision: Precision = "float32",
+    ) -> None:
+        self.config, self.name, self.num_envs, self.device = config, name, num_envs, torch.device(device)
+        self.obs_shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
+        self.env_steps = 0
+        """Environment steps observed."""
+        self.updates = 0
+        self.finite = Finite(name)
+        self.generators: dict[str, torch.Generator] = {}
+        self.networks: dict[str, nn.Module] = {}
+        self.targets: dict[str, nn.Module] = {}
+        """Network -> its slowly following copy, where it has one."""
+        self.optimizers: dict[str, Optimizer] = {}
+        self.steps: dict[str, GradientStep] = {}
+        """Optimizer -> the gradient step that uses it."""
+        self.norms: list[RunningNorm] = []
+        """Running norms inside the networks and targets."""
+        self._how: dict[str, Any] = {"compile": compile, "precision": precision}
+
+    def add_generator(self, name: str, seed: int) -> None:
+        """Add a generator on the agent's device."""
+        self.generators[name] = torch.Generator(self.device).manual_seed(seed)
+
+    def add_networks(self, networks: Mapping[str, nn.Module], targets: Iterable[str] = ()) -> None:
+        """Add networks, moved to the agent's device, and frozen copies of those named in `targets`."""
+        self.networks |= {name: network.to(self.device) for name, network in networks.items()}
+        self.targets |= {name: copy.deepcopy(self.networks[name]).requires_grad_(False) for name in targets}
+        self.norms = running_norms([*self.networks.values(), *self.targets.values()])
+
+    def add_step(
+        self,
+        name: str,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        trains: Iterable[str],
+        lr: float,
+        *,
+        targets: bool = False,
+        max_norm: float | None = None,
+        **defaults: Any,
+    ) -> None:
+        """Add an optimizer of the networks in `trains` and the step that it takes on `loss(batch, *more)`.
+
+        `targets`: whether the loss reads those too. `defaults`: the agent's own settings of the optimizer, such as eps.
+        """
+        parameters = [p for network in trains for p in self.networks[network].parameters()]
+        self.optimizers[name] = self.config.make_optimizer(parameters, lr, **defaults)
+        reads = [self.networks, self.targets] if targets else [self.networks]
+        self.steps[name] = GradientStep(loss, reads, self.optimizers, name, max_norm=max_norm, **self._how)
+
+    def check(self, metrics: Mapping[str, Tensor], *losses: str) -> None:
+        """Raise FloatingPointError if a loss or a term is not finite; on a device perhaps some updates later."""
+        terms = [name for step in self.steps.values() for name in step.terms if name in metrics]
+        self.finite.check({name: metrics[name] for name in (*losses, *terms)}, self.updates + 1)
+
+    def peek(self, num: int, generator: torch.Generator) -> Batch:
+        """Return `num` past transitions, drawn evenly with replacement; nothing that is learned changes."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all that is needed to act and to go on, except a replay memory (`buffer.state_dict()`).
+
+        Raises FloatingPointError where a loss was not finite: such a state must not replace a good one.
+        """
+        self.finite.verify()
+        return copy.deepcopy(
+            {
+                "networks": {name: dict(network.state_dict()) for name, network in self.networks.items()},
+                "targets": {name: dict(target.state_dict()) for name, target in self.targets.items()},
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+                "optimizer_kinds": {name: type(optimizer).__name__ for name, optimizer in self.optimizers.items()},
+                "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+                "counters": {name: getattr(self, attribute) for name, attribute in self.COUNTERS.items()},
+                **self.own_state(),
+            }
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; learning rates come from the saved optimizers.
+
+        Raises ValueError, with nothing changed, for an optimizer of another kind than was saved.
+        """
+        for name, optimizer in self.optimizers.items():
+            saved, here = state["optimizer_kinds"].get(name), type(optimizer).__name__
+            if saved != here:
+                raise ValueError(
+                    f"{self.name}: its optimizer {name} was saved as {saved}, and is {here} now; a callback that "
+                    f"replaces an optimizer must do so in restructure, and be given again when the run goes on"
+                )
+        for kind, modules in (("networks", self.networks), ("targets", self.targets)):
+            for name, module in modules.items():
+                module.load_state_dict(state[kind][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+        for name, generator in self.generators.items():
+            restore_generator(generator, state["generators"][name])
+        for name, attribute in self.COUNTERS.items():
+            setattr(self, attribute, state["counters"][name])
+        self.load_own_state(state)
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what a subclass adds to the state; it need not be a copy."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `own_state` returned, from the whole state."""

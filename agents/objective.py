@@ -1,0 +1,58 @@
+"""The function that a gradient step differentiates: a loss and its terms."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from .compiled import Loss
+from .constants import constants_of
+from .terms import LossTerm, Networks
+
+
+class Objective:
+    """The loss of one step with its terms, as one function of its inputs: those of the loss, then the draws."""
+
+    def __init__(
+        self, loss: Loss, terms: Mapping[str, LossTerm], networks: Networks, step: str, num_inputs: int
+    ) -> None:
+        self.loss, self.terms, self.networks, self.step = loss, terms, networks, step
+        self.num_inputs = num_inputs
+
+    def __call__(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = self.loss(*inputs[: self.num_inputs])
+        drawn = iter(inputs[self.num_inputs :])
+        for name, term in self.terms.items():
+            with self._blamed(name):
+                if name in metrics:
+                    raise ValueError("the loss has a metric of that name: choose another one")
+                value = term.value(self.networks, inputs[0], () if term.draw is None else (next(drawn),))
+            loss, metrics = loss + value, {**metrics, name: value}
+        return loss, metrics
+
+    def draw(self) -> list[Any]:
+        """Return the fresh draws of the terms that have any."""
+        found: list[Any] = []
+        for name, term in self.terms.items():
+            with self._blamed(name):
+                found += term.drawn()
+        return found
+
+    def key(self) -> Hashable:
+        """Return a key of the terms."""
+        return tuple((name, constants_of(term.term), tuple(term.reads)) for name, term in self.terms.items())
+
+    def _blamed(self, term: str) -> Any:
+        return blamed(f"the term {term!r} of the step {self.step!r}")
+
+
+@contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Within, raise an error as RuntimeError that says what failed."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{what} failed: {type(error).__name__}: {error}") from error

@@ -18,7 +18,7 @@ from plasticity.agents import DQN, PPO, SAC, TD3, DQNConfig, PPOConfig, SACConfi
 from plasticity.agents.train import context, train
 from plasticity.envs import make_env
 
-pytestmark = pytest.mark.usefixtures("everywhere")
+pytestmark = pytest.mark.usefixtures("everywhere", "as_traced")
 
 REPLAY: dict[str, Any] = {"hidden": (8, 8), "learning_starts": 10, "batch_size": 8, "buffer_size": 200}
 AGENTS: dict[str, tuple[type, Any, str]] = {

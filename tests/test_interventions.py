@@ -202,7 +202,7 @@ def test_every_parameter_is_trained_after_a_method_has_acted(name: str, kind: st
 
 @pytest.mark.on_real_devices
 @pytest.mark.usefixtures("as_traced")
-@pytest.mark.parametrize("name", some_compiled(INTERVENTIONS, quick=["plasticity_injection"]))
+@pytest.mark.parametrize("name", some_compiled(INTERVENTIONS, quick=[]))
 def test_compiled_updates_end_where_eager_ones_do(name: str) -> None:
     """Whatever a method edits, masks, replaces or hooks, it does on compiled updates what it does on eager ones."""
     results = []

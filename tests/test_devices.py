@@ -162,6 +162,7 @@ def moved(weights: dict[str, dict[str, Tensor]], fresh: Any) -> list[tuple[Tenso
     return [(w, dict(fresh.networks[key].named_parameters())[n]) for key, ws in weights.items() for n, w in ws.items()]
 
 
+@pytest.mark.each("n_step", "image")
 @pytest.mark.parametrize(("n_step", "image"), [(1, False), (3, False), (1, True)])
 def test_replay_is_that_of_the_cpu(n_step: int, image: bool, device: str) -> None:
     shape, dtype = ((1, 3, 3), torch.uint8) if image else ((2,), torch.float32)
@@ -194,6 +195,7 @@ def test_replay_is_that_of_the_cpu(n_step: int, image: bool, device: str) -> Non
     assert drawn.index.max() < 20
 
 
+@pytest.mark.each("num_envs")
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_advantages_and_statistics_are_those_of_the_cpu(num_envs: int, device: str) -> None:
     g = torch.Generator().manual_seed(1)
@@ -242,6 +244,7 @@ def test_methods_act_and_stay_on_the_device(method: str, compile: str, device: s
     assert all(tensor.device.type == device and tensor.isfinite().all() for tensor in [*states, *parameters])
 
 
+@pytest.mark.each("method")
 @pytest.mark.parametrize("method", INTERVENTIONS)
 def test_a_default_device_moves_nothing(method: str, device: str) -> None:
     """An agent of the CPU is trained as ever where `torch.set_default_device` names another device."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .monitor import Monitor
     from .observing.reading import Reading
     from .probes import PROBES, Probe
-    from .structure.trace import Wiring, wiring
+    from .structure.trace import wiring
+    from .structure.wirings import Wiring
     from .watching import watch
 
 __version__ = "0.2.0"

@@ -21,10 +21,10 @@ def foreign_pass(observer: object) -> bool:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, owner: object) -> Iterator[None]:
+def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Iterator[None]:
     """Restore on exit all that running ``model`` could have moved, and keep other observers from counting the passes.
 
-    Inside, every module is in evaluation mode, compiled modules run eagerly and fused
+    Inside, every module is in evaluation mode (unless ``evaluate`` is False), compiled modules run eagerly and fused
     attention, which skips the modules it consists of, is off. Plain Python attributes that a ``forward`` changes cannot
     be restored.
     """
@@ -47,8 +47,8 @@ def undisturbed(model: nn.Module, owner: object) -> Iterator[None]:
             for module, _ in compiled:
                 module._compiled_call_impl = None
             torch.backends.mha.set_fastpath_enabled(False)
-            for module, _ in flags:
-                module.training = False
+            for module, flag in flags:
+                module.training = flag and not evaluate
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

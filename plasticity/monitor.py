@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from .isolation import is_compiled, named_modules, unwrap
 from .observing.distributed import Processes, ProcessesError, process_group
 from .observing.gathering import Gathering
+from .observing.guide import Guide
 from .observing.observer import Observer
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
-from .structure.layers import Layer, Wiring, neuron_axis
-from .structure.trace import wiring as trace_wiring
+from .structure.layers import Layer, neuron_axis
+from .structure.wirings import Wiring
 
 COMPILED = (
     "Monitor cannot see inside a compiled model: hooks added after compilation never run. Call the eager module for "
@@ -30,10 +30,11 @@ class Monitor:
     ``probes``: name -> probe, or names from ``PROBES``; each layer gets its own copies. ``layers``: globs of layer
     names (default: every hidden layer; output layers only when named). ``passes``: ``"all"`` counts every forward pass;
     ``"training"`` counts a pass once its gradient arrives, so acting, target and evaluation passes are left out.
-    ``wiring``: of the model, if known; otherwise the first pass is traced. ``mask``: bool tensor of the leading shape
-    of the layers' outputs, False for padded tokens; may be set between passes. ``strict``: raise when a probe fails
-    instead of warning once and going on without it. ``deferred``: what passes show counts from :meth:`commit` on.
-    ``owner``: whose private passes count too (see ``isolation``).
+    A pass that raises does not count. ``wiring``: of the model, if known; otherwise the first pass is traced, and each
+    that goes another way. ``mask``: bool tensor of the leading shape of the layers' outputs, False for padded tokens;
+    may be set between passes. ``strict``: raise when a probe fails instead of warning once and going on without it.
+    ``deferred``: what passes show counts from :meth:`commit` on. ``owner``: whose private passes count too (see
+    ``isolation``).
 
     ``processes``: of a model in ``DistributedDataParallel``. ``"own"`` measures this process's share of the batch.
     ``"all"``, to be given in all processes, adds up their sums: activity and gradient scores are then those of the
@@ -65,14 +66,13 @@ class Monitor:
         self.model, group = unwrap(model), process_group(model)
         self._processes = Processes(group) if group is not None and processes == "all" else None
         self.probes = make_probes(probes)
-        self.layers, self.passes, self.strict, self.wiring = layers, passes, strict, wiring
+        self.layers, self.passes, self.strict = layers, passes, strict
         self._compiled = is_compiled(model)
         if owner is None and (is_compiled(self.model) or (self._compiled and passes == "training")):
             raise ValueError(COMPILED)
         self._check_globs()
-        self._error: str | None = None
-        gathering = Gathering(self.probes, strict, deferred)
-        self._observer = Observer(self.model, gathering, passes, owner, self._prepare)
+        self._guide = Guide(self.model, wiring, self.selected, strict)
+        self._observer = Observer(self.model, Gathering(self.probes, strict, deferred), passes, owner, self._guide)
         self.mask = mask
 
     def _check_globs(self) -> None:
@@ -89,6 +89,11 @@ class Monitor:
         self.detach()
 
     @property
+    def wiring(self) -> Wiring | None:
+        """The wiring of the model, as far as the passes of the block showed it; None before the first."""
+        return self._guide.wiring
+
+    @property
     def attached(self) -> bool:
         """Whether hooks are on the model."""
         return self._observer.attached
@@ -101,7 +106,7 @@ class Monitor:
     @property
     def seconds(self) -> float:
         """Wall-clock time spent in hooks and on taking in what they, or compiled graphs, saw."""
-        return self._observer.seconds
+        return self._observer.seconds + self._observer.intake.seconds
 
     @property
     def share(self) -> float:
@@ -115,7 +120,7 @@ class Monitor:
     @property
     def inputs(self) -> tuple[tuple, dict] | None:
         """The positional and named arguments of the last pass that counted, detached."""
-        return self._observer.inputs
+        return self._observer.intake.inputs
 
     @property
     def mask(self) -> Tensor | None:
@@ -125,7 +130,7 @@ class Monitor:
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
         rode = self._observer.can_ride
-        self._observer.mask, self._observer.mask_fitted = mask, False
+        self._observer.mask, self._observer.intake.mask_fitted = mask, False
         if self.attached and self._observer.can_ride != rode:  # hooks are looked at anew only when they are new
             self.detach()
             self.attach()
@@ -133,10 +138,8 @@ class Monitor:
     def attach(self) -> Monitor:
         """Put the hooks on; does nothing if they are. What was gathered before stays."""
         if not self.attached:
-            self._error = None
+            self._guide.error = None
             self._observer.attach()
-            if self.wiring is not None and self.wiring.modules and self.wiring.fits(self.model):
-                self._observer.attach_layers(self.selected(self.wiring))
         return self
 
     def detach(self) -> None:
@@ -145,14 +148,15 @@ class Monitor:
 
     def reset(self) -> None:
         """Forget everything gathered."""
-        self._observer.reset()
+        self._observer.intake.reset()
 
     def mark_stale(self) -> None:
         """Let the next pass that counts replace what is pending, or was gathered: it belongs to another loss."""
-        self._observer.stale = True
+        self._observer.intake.stale = True
 
     def commit(self) -> None:
         """Take in what passes showed since the last time, if ``deferred``."""
+        self._observer.intake.flush()
         self._observer.gathering.commit()
 
     def leave_out(self, last_step_only: bool) -> None:
@@ -165,28 +169,13 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was gathered."""
+        self._observer.intake.flush()
         return self._observer.gathering.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         device = next((p.device for p in self.model.parameters()), None)
         self._observer.gathering.load_state_dict(state, device)
-
-    def _prepare(self, args: tuple, kwargs: dict) -> Wiring | None:
-        """Trace the model on its first pass and hook its layers; return None if that is impossible."""
-        if self._error:
-            return None
-        try:
-            if self.wiring is None or not self.wiring.fits(self.model):
-                self.wiring = trace_wiring(self.model, *args, **kwargs)
-            self._observer.attach_layers(self.selected(self.wiring))
-        except Exception as error:
-            if self.strict:
-                raise
-            self._error = f"the model could not be traced: {type(error).__name__}: {error}"
-            warnings.warn(f"nothing is measured: {self._error}", RuntimeWarning, stacklevel=3)
-            return None
-        return self.wiring
 
     # -- results -------------------------------------------------------------------------------------------------------
 
@@ -201,9 +190,10 @@ class Monitor:
 
     def read(self) -> Reading:
         """Return what was measured since the last :meth:`reset`; raise RuntimeError if nothing was."""
-        if self._error or self.wiring is None or not self.num_passes:
-            raise RuntimeError(f"no data: {self._error or self._why_nothing()}")
-        if self.mask is not None and not self._observer.mask_fitted:
+        self._observer.intake.flush()
+        if self._guide.error or self.wiring is None or not self.num_passes:
+            raise RuntimeError(f"no data: {self._guide.error or self._why_nothing()}")
+        if self.mask is not None and not self._observer.intake.mask_fitted:
             raise ValueError(
                 f"the mask of shape {tuple(self.mask.shape)} does not have the leading shape of any layer's output"
             )

@@ -488,7 +488,7 @@ def test_a_failing_probe_is_switched_off(where: str) -> None:
 
 def test_a_model_that_cannot_be_traced_trains_on() -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
-        if not s.training:
+        if not torch.is_grad_enabled():
             raise NotImplementedError("no evaluation")
         return s.a(x)
 
@@ -696,8 +696,7 @@ def test_only_the_signals_wanted_are_hooked() -> None:
     with Monitor(model, {"d": Dormancy()}):
         model(x)
         assert not any(p._backward_hooks for p in model.parameters())
-        assert hooks_of(model[0]) == 0
-        assert hooks_of(model[1]) == 1
+        assert [hooks_of(part) for part in model] == [1] * 5  # layers tell the ways through a model apart
     with Monitor(model, ["grama_weight"]):
         model(x)
         assert [bool(m.weight._backward_hooks) for m in (model[0], model[2], model[4])] == [True, True, False]

@@ -32,6 +32,8 @@ class ByHand:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.hidden = model, {}
+        self.inputs: dict[str, Tensor] = {}
+        """The input of the activation of a layer, where that is not its output."""
 
     def __call__(self, name: str, x: Tensor, activation: Callable[[Tensor], Tensor] = lambda z: z.clone()) -> Tensor:
         """Apply one layer and its activation."""
@@ -39,8 +41,14 @@ class ByHand:
         h = activation(z)
         z.retain_grad()
         h.retain_grad()
-        self.hidden[name] = z, h
+        self.hidden[name] = self.inputs.get(name, z), h
         return h
+
+    def normed(self, name: str, y: Tensor) -> Tensor:
+        """Keep what a norm makes of a layer's output, and return it."""
+        y.retain_grad()
+        self.inputs[name] = y
+        return y
 
 
 def perceptron(*names: str, activation: Callable[[Tensor], Tensor] = F.relu) -> Callable[..., Tensor]:
@@ -68,7 +76,8 @@ def run_residual(hand: ByHand, x: Tensor) -> Tensor:
 
 
 def run_norm_before(hand: ByHand, x: Tensor) -> Tensor:
-    return hand.model[3](hand("0", x, lambda z: F.relu(hand.model[1](z))))
+    h = hand("0", x, lambda z: F.relu(hand.normed("0", hand.model[1](z))))
+    return hand.model[3](h)
 
 
 def run_norm_after(hand: ByHand, x: Tensor) -> Tensor:
@@ -314,7 +323,7 @@ def test_layers_without_a_value_say_why() -> None:
     reading = measure(net, (torch.randn(64, 4), None), loss_of, probes=list(PROBES))
     assert reasons(reading, "a")["dormancy"] == "no module sees its neurons after relu"
     assert math.isnan(reading.values["dormancy"]["a"])
-    assert not math.isnan(reading.values["grama"]["a"])
+    assert reasons(reading, "a")["grama"] == "no module sees the input of its activation, behind a norm"
 
 
 def test_an_activation_out_of_sight_is_computed_again() -> None:

@@ -15,8 +15,8 @@ from models import Net
 from torch import Tensor, nn, optim
 
 from plasticity.structure.labels import tensors_in
-from plasticity.structure.layers import Wiring
 from plasticity.structure.trace import wiring
+from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import incoming_entries, outgoing_entries
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import default_initialiser, record_initialisers

@@ -216,7 +216,7 @@ def test_a_norm_written_by_hand_is_a_norm(after: bool) -> None:
     assert (consumer.summed, consumer.product) == (False, False)
     assert consumer.columns.tolist() == list(range(6))
     assert layer.activation == "relu"
-    assert [site.module for site in layer.sites.values()] == (["a"] if after else ["b"])
+    assert [site.module for site in layer.sites] == (["a"] if after else ["b"])
     assert bool(layer.sites[0].replay) == after  # behind the norm a dead neuron no longer shows
 
 
@@ -224,7 +224,7 @@ def test_a_square_is_an_activation() -> None:
     net = models.Net(lambda s, x: s.b((h := s.a(x)) * h), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
     layer = wiring(net, models.vectors()).layers["a"]
     assert layer.activation == "mul"
-    assert [site.module for site in layer.sites.values()] == ["b"]
+    assert [site.module for site in layer.sites] == ["b"]
 
 
 @pytest.mark.parametrize("atoms", ["product", "matmul"])
@@ -260,7 +260,7 @@ def test_a_layer_that_feeds_a_weight_of_no_known_layer_is_hidden_and_says_so() -
 
     layer = wiring(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Noisy()), models.vectors()).layers["0"]
     assert layer.is_hidden
-    assert layer.unresolved == ["feeds mm with a parameter of no Linear or Conv layer"]
+    assert layer.unresolved == ["feeds mm with weights of no Linear or Conv layer"]
 
 
 def test_what_attention_and_recurrence_mix_is_named() -> None:
@@ -272,7 +272,7 @@ def test_what_attention_and_recurrence_mix_is_named() -> None:
 
 
 def test_every_call_of_a_layer_has_a_site() -> None:
-    assert {n: (s.module, s.call) for n, s in wired("unused").layers["b"].sites.items()} == {0: ("b", 1), 1: ("c", 0)}
+    assert [s.event for s in wired("unused").layers["b"].sites] == [("b", "input"), ("c", "input")]
 
 
 @pytest.mark.parametrize("inside", ["no_grad", "inference", "autocast", "frozen", "float64"])

@@ -20,7 +20,8 @@ from plasticity.isolation import named_modules, unwrap
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy
 from plasticity.structure.optimizers import all_parameters
-from plasticity.structure.trace import Wiring, wiring
+from plasticity.structure.trace import wiring
+from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import incoming_entries
 from plasticity.surgery.initialisers import weight_of
 from plasticity.surgery.masks import Masks

@@ -14,7 +14,7 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
-from plasticity.structure.layers import Wiring
+from plasticity.structure.wirings import Wiring
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, fans, weight_layers, weight_of
 from plasticity.surgery.laws import TRUNCATED_STD, Law
@@ -181,7 +181,8 @@ class Recycling(Intervention):
             self._skip(network, "", reason)
             return
         assert monitor.wiring is not None
-        masks, norms = self._permitted(network, monitor.wiring, reading.scores[self.NAME]), self.flagged_norms(module)
+        masks = self._permitted(network, monitor.wiring, reading.scores[self.NAME])
+        norms = self._with_their_neurons(monitor.wiring, masks, self.flagged_norms(module))
         recycled: dict[str, list[int]] = {}
         moved = 0.0
 
@@ -195,6 +196,21 @@ class Recycling(Intervention):
             args, kwargs = monitor.inputs or ((), {})
             recycled, moved = function_change(module, args, kwargs, change)
         self._tell(network, step, reading, recycled, norms, moved)
+
+    def _with_their_neurons(
+        self, wired: Wiring, masks: Mapping[str, Tensor], entries: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the entries of norms to reset, without those that would revive a neuron whose outgoing weights stay.
+
+        These are entries of norms before an activation, of neurons that are not recycled.
+        """
+        kept = {name: mask.clone() for name, mask in entries.items()}
+        for layer in wired.layers.values() if self.outgoing != "keep" else ():
+            stays = ~masks.get(layer.name, torch.zeros(layer.num_neurons, dtype=torch.bool, device="cpu"))
+            for norm in (norm for norm in layer.norms if norm.before and norm.module in kept):
+                revived = (norm.entries >= 0) & stays[norm.entries.clamp(min=0)]
+                kept[norm.module] &= ~revived.view_as(kept[norm.module]).to(kept[norm.module].device)
+        return {name: mask for name, mask in kept.items() if mask.any()}
 
     def _permitted(self, network: str, wired: Wiring, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return layer -> neurons that score too low and can be recycled; the reason of a refusal is an event, once."""

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
-from plasticity.structure.layers import NORMS, Wiring
+from plasticity.structure.layers import NORMS
 from plasticity.structure.optimizers import all_parameters
 from plasticity.structure.trace import wiring
+from plasticity.structure.wirings import Wiring
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values, named_parameters
 

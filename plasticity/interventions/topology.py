@@ -14,7 +14,8 @@ from plasticity.isolation import foreign_pass
 from plasticity.observing.hooks import get_inert, inert
 from plasticity.probes import Probe
 from plasticity.probes.probe import FORWARD, Summand
-from plasticity.structure.layers import Layer, Wiring
+from plasticity.structure.layers import Layer
+from plasticity.structure.wirings import Wiring
 from plasticity.surgery.initialisers import weight_of
 from plasticity.surgery.origin import Replacement
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from plasticity.callback import note
 from plasticity.isolation import map_tensors
 from plasticity.probes import Probe
-from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PREACTIVATION, WEIGHT, Summand, num_samples_in
-from plasticity.structure.layers import NORMS, Layer, Wiring, current_weight, precise, weight_rows
+from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PRE, PREACTIVATION, WEIGHT, Summand, num_samples_in
+from plasticity.structure.layers import NORMS, Layer, current_weight, precise, weight_rows
+from plasticity.structure.wirings import Wiring
 
 from .distributed import Processes
 from .hooks import Entry, Seen
@@ -358,11 +359,13 @@ class Gathering:
             return ""
         if missing & {FORWARD, POST} and not layer.sites:
             return "; ".join(layer.unresolved) or "its activations are out of every module's sight"
-        if POST in missing and all(site.replay for site in layer.sites.values()):
+        if POST in missing and all(site.replay for site in layer.sites):
             return "its activation is a tensor that no module sees"
         weight = layer.module._parameters.get("weight")
         if missing & OF_WEIGHTS and (weight is None or not weight.requires_grad):
             return "its weight is frozen" if weight is not None else "its weight is computed, not a parameter"
+        if PRE in missing and layer.num_calls and not layer.inputs:
+            return "no module sees the input of its activation, behind a norm"
         in_forward = missing <= {FORWARD, PREACTIVATION}
         return "it was not called in the measured passes" if in_forward else "no gradient reached it"
 

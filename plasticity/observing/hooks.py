@@ -1,12 +1,10 @@
-"""What hooks are made of: callables that stay with their model, and the passes they are called in."""
+"""Hooks that stay with their model, and the recording of what they see while a pass is compiled."""
 
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
@@ -31,20 +29,8 @@ Seen = list[tuple[Entry, Tensor]]
 """What one or more signals show all probes."""
 
 
-@dataclass
-class Pass:
-    """One forward pass of the model: in training mode its activations wait here until its gradient arrives."""
-
-    inputs: tuple[tuple, dict]
-    repeated: bool = False
-    """Whether it runs inside a backward pass, where the pass it repeats was not seen: whole-model checkpointing."""
-    calls: Counter[str] = field(default_factory=Counter)
-    staged: Seen = field(default_factory=list)
-    counted: bool = False
-
-
 class Recording:
-    """What the hooks see of a pass that is traced: where in a compiled graph it is found, and which probes want it."""
+    """The tensors that hooks see of a pass that is compiled: their places in its graph, and what they show."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -55,10 +41,10 @@ class Recording:
         self.num_passes = 0
         self.hooked_weights: set[str] = set()
 
-    def count(self, owner: Pass) -> None:
+    def count(self, inputs: tuple[tuple, dict]) -> None:
         """Note a pass that counts."""
         self.num_passes += 1
-        self.inputs = map_tensors(owner.inputs, lambda tensor: cast(Any, _Position(self._keep(tensor))))
+        self.inputs = map_tensors(inputs, lambda tensor: cast(Any, _Position(self._keep(tensor))))
 
     def take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
         """Note what a pass shows."""
@@ -96,8 +82,8 @@ def _filled(value: Any, tensors: Sequence[Tensor]) -> Any:
     return value
 
 
-class Nobody:
-    """Who rides on hooks that see nothing: those of a copied model, or whose observer is gone."""
+class NoRide:
+    """The observer behind a hook that sees nothing: the hook of a copied model, or one whose observer is gone."""
 
     model = None
 
@@ -126,9 +112,9 @@ class Hook:
 
     @property
     def ride(self) -> Any | None:
-        """Who can have this hook's share of a compiled graph; None if nobody can: the step has to be eager."""
+        """The observer that a compiled graph can serve in this hook's place; None if the step has to be eager."""
         observer = self._observer()
-        return NOBODY if observer is None else observer if observer.can_ride else None
+        return NO_RIDE if observer is None else observer if observer.can_ride else None
 
     def __deepcopy__(self, memo: dict) -> Callable[..., None]:
         return inert
@@ -137,14 +123,14 @@ class Hook:
         return get_inert, ()
 
 
-NOBODY = Nobody()
+NO_RIDE = NoRide()
 
 
 def inert(*args: Any) -> None:
     """Do nothing: what a hook becomes in a copy of the model."""
 
 
-inert.ride = NOBODY  # type: ignore[attr-defined]
+inert.ride = NO_RIDE  # type: ignore[attr-defined]
 
 
 def get_inert() -> Callable[..., None]:

@@ -1,9 +1,10 @@
 """See activations and gradients of a running model; the only file that puts hooks on modules and tensors to measure.
 
-A layer's activations are read where the wiring found them (the output of an activation module, or the input of whatever
-module receives them), so ``F.relu``, a shared ``nn.ReLU`` and in-place activations are all seen. Gradients come from
-tensor hooks, because full backward hooks break on in-place operations. Hooks return nothing and reduce what they see at
-once, so outputs, gradients and random states are the same bits with and without them.
+A layer's neurons are read where the wiring found them (the output of an activation module, or the input of whatever
+module receives them), so ``F.relu``, a shared ``nn.ReLU`` and in-place activations are all seen. A site holds where the
+modules that run between the layer and it are those of a traced pass; a pass that goes another way is traced once more.
+Gradients come from tensor hooks, because full backward hooks break on in-place operations. Hooks return nothing and
+reduce what they see at once, so outputs, gradients and random states are the same bits with and without them.
 
 A compiled gradient step runs the hooks once, while it traces the passes (:meth:`Observer.recording`); its graph then
 computes what they saw along with the gradients, and hands it over (:meth:`Observer.deliver`).
@@ -11,9 +12,10 @@ computes what they saw along with the gradients, and hands it over (:meth:`Obser
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal
 
@@ -21,12 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import map_tensors, named_modules
-from plasticity.probes.probe import FORWARD, POST, PRE, PREACTIVATION, WEIGHT_GRADIENT
+from plasticity.probes.probe import FORWARD, WEIGHT_GRADIENT
+from plasticity.storage.randomness import random_state
 from plasticity.structure.labels import tensors_in
-from plasticity.structure.layers import Layer, Site, by_neuron, fits, precise, weight_rows
+from plasticity.structure.layers import Layer
+from plasticity.structure.sites import Event
+from plasticity.structure.trace import is_empty
+from plasticity.structure.wirings import Wiring
 
 from .gathering import Gathering
-from .hooks import Entry, Hook, Pass, Recording, Seen, backward_pass, in_backward
+from .guide import Guide
+from .hooks import Hook, Recording, in_backward
+from .intake import Intake, undivided
+from .passes import Kept, Pass
+from .sights import ACTIVATION, Sights, modules_at
 
 
 class Observer:
@@ -38,35 +48,28 @@ class Observer:
         gathering: Gathering,
         passes: Literal["all", "training"],
         owner: object | None,
-        prepare: Callable[[tuple, dict], object | None],
+        guide: Guide,
     ) -> None:
-        self.model, self.gathering, self.passes = model, gathering, passes
+        self.model, self.gathering, self.passes, self.guide = model, gathering, passes, guide
+        self.intake = Intake(gathering)
         self.owner = owner or self
         self.mask: Tensor | None = None
-        self.mask_fitted = False
-        """Whether some layer's output had the shape of the mask."""
-        self.stale = False
-        """Whether the next pass that counts replaces what is pending, or was gathered."""
         self.is_paused = False
         self.share = 1.0
         """Share of the steps, in [0, 1], that are observed: decides whether a compiled graph of their own pays."""
         self.seconds = 0.0
-        """Wall-clock time spent here."""
-        self._prepare = prepare
-        self._inputs: tuple[tuple, dict] | None = None
-        self._delivered: tuple[Recording, Sequence[Tensor]] | None = None
-        self._recording: Recording | None = None
+        """Wall-clock time spent in hooks on modules and weights."""
         self._layers: list[Layer] = []
         self._wirings = 0
-        self._handles: list[Any] = []
+        self._handles: dict[Hashable, Any] = {}
         self._generation = 0
         self._pass: Pass | None = None
         self._latest: Pass | None = None
+        self._sights: Sights | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without hooks, which stay with the original model."""
-        left = dict.fromkeys(("_delivered", "_pass", "_latest", "_recording"))
-        return {**self.__dict__, **left, "_inputs": self.inputs, "_handles": []}
+        """Return the state without hooks and passes, which stay with the original model."""
+        return {**self.__dict__, "_pass": None, "_latest": None, "_handles": {}}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -75,78 +78,62 @@ class Observer:
         """Whether hooks are on the model."""
         return bool(self._handles)
 
-    @property
-    def inputs(self) -> tuple[tuple, dict] | None:
-        """Positional and named arguments of the last pass that counted, detached."""
-        if self._delivered is not None:
-            recording, tensors = self._delivered
-            return recording.arguments(tensors)
-        return self._inputs
-
     def attach(self) -> None:
         """Put the hooks on the model; those on its layers follow when the wiring is known."""
         self._generation += 1
-        self._sites: defaultdict[tuple[str, str, int], list[tuple[Layer, Site]]] = defaultdict(list)
         self._measured: dict[str, Layer] = {}
-        self._modules: dict[str, nn.Module] = {}
+        self._modules: dict[Event, nn.Module] = {}
         self._structure: list[tuple[dict, list]] = []
         self._prepared: Hashable | None = None
-        self._hooked_weights: set[str] = set()
-        self._entered = {""}
-        """The modules that are looked at, or counted, before their forward as well."""
-        self._backward: dict[str, int] = {}
-        self._handles.append(self.model.register_forward_pre_hook(Hook(self, "begin", ""), with_kwargs=True))
-        self._handles.append(self.model.register_forward_hook(Hook(self, "end", ""), always_call=True))
+        self._handled: BaseException | None = None
+        """The exception that the caller of a pass is handling."""
+        self._tried: set[tuple[tuple[Event, ...], bool]] = set()
+        """The ways of passes for which a trace was tried, and whether with the random numbers of the pass."""
+        self._handles["begin"] = self.model.register_forward_pre_hook(Hook(self, "begin", ""), with_kwargs=True)
+        self._handles["end"] = self.model.register_forward_hook(Hook(self, "end", ""), always_call=True)
+        if found := self.guide.known():
+            self.look_at(*found)
 
     def detach(self) -> None:
         """Take every hook off."""
         self._generation += 1
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
         self._pass = self._latest = None
 
-    def reset(self) -> None:
-        """Forget everything gathered."""
-        self.gathering.reset()
-        self.stale = False
-
-    def attach_layers(self, layers: list[Layer]) -> None:
-        """Hook each module that shows activations, and each layer whose gradients are wanted."""
-        modules = named_modules(self.model)
+    def look_at(self, wired: Wiring, layers: list[Layer]) -> None:
+        """Hook each module that shows the layers, and those that tell the ways through the model apart."""
         self._structure = [(m._modules, list(m._modules.values())) for m in self.model.modules()]
+        self._with_parameters = [m for m in self.model.modules() if m._parameters]
         self._wirings += any(a is not b for a, b in zip(layers, self._layers, strict=False))
         self._layers = layers
-        self._prepared = (self._wirings, *(layer.name for layer in layers), "probes", *self.gathering.working)
-        names = set()
-        for layer in layers:
-            self._measured[layer.name] = layer
-            for site in layer.sites.values() if self.gathering.signals & {FORWARD, POST} else ():
-                self._sites[site.module, site.side, site.call].append((layer, site))
-                names.add(site.module)
-                if site.side == "input":
-                    self._entered.add(site.module)
-            if self.gathering.signals & {PREACTIVATION, PRE, WEIGHT_GRADIENT}:
-                names.add(layer.name)
-        self._modules = {name: modules[name] for name in sorted(names)}
-        for name in self._modules.keys() - {""}:  # the model's own hooks are on already
-            module = self._modules[name]
-            if module._modules or name in self._entered:
-                self._entered.add(name)
-                self._handles.append(module.register_forward_pre_hook(Hook(self, "enter", name), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(Hook(self, "leave", name)))
+        self._measured = {layer.name: layer for layer in layers}
+        self._prepared = (self._wirings, *self._measured, "probes", *self.gathering.working)
+        if self._sights is None or not self._sights.are_of(wired, layers, self.gathering.signals):
+            self._sights = Sights(wired, layers, self.gathering.signals)
+        self._modules = modules_at(self._sights.hooked, named_modules(self.model))
+        for (name, side), module in self._modules.items():
+            if not name or (name, side) in self._handles:  # the model's own hooks are on already
+                continue
+            if side == "input":
+                handle: Any = module.register_forward_pre_hook(Hook(self, "enter", name), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(Hook(self, "leave", name))
+            self._handles[name, side] = handle
 
     def _attach_weights(self) -> None:
         """Hook the weights that train; once more with every pass, because a loop may freeze a network in between."""
-        recording = self._recording  # a traced pass has tensors of its own in the place of the weights
-        hooked = self._hooked_weights if recording is None else recording.hooked_weights
+        recording = self.intake.recording  # a traced pass has tensors of its own in the place of the weights
         for layer in self._measured.values() if WEIGHT_GRADIENT in self.gathering.signals else ():
-            weight = layer.module._parameters.get("weight")
-            if weight is not None and weight.requires_grad and layer.name not in hooked:
-                hooked.add(layer.name)
-                handle = weight.register_hook(Hook(self, "weigh", layer.name))
-                if recording is None:
-                    self._handles.append(handle)
+            weight, place = layer.module._parameters.get("weight"), (layer.name, "weight")
+            if weight is None or not weight.requires_grad:
+                continue
+            if recording is not None and layer.name not in recording.hooked_weights:
+                recording.hooked_weights.add(layer.name)
+                weight.register_hook(Hook(self, "weigh", layer.name))
+            elif recording is None and place not in self._handles:
+                self._handles[place] = weight.register_hook(Hook(self, "weigh", layer.name))
 
     def _restructured(self) -> bool:
         """Return whether modules were replaced since the layers were hooked."""
@@ -166,14 +153,15 @@ class Observer:
     @contextmanager
     def recording(self) -> Iterator[tuple[list[Tensor], Recording]]:
         """Within, note what a traced forward and backward pass shows; both results are filled by its end."""
-        self._recording = recording = Recording()
+        self.intake.recording = recording = Recording()
         self._pass = self._latest = None
         try:
             yield recording.tensors, recording
+            self.intake.flush()
             recording.finish()
         finally:
             self._generation += 1  # hooks on traced tensors are done with
-            self._recording = self._pass = self._latest = None
+            self.intake.recording = self._pass = self._latest = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -187,15 +175,10 @@ class Observer:
     def deliver(self, plan: Recording, tensors: Sequence[Tensor]) -> None:
         """Take in what a graph computed of a recorded pass."""
         start = perf_counter()
-        if plan.num_passes:
-            self._replace_stale()
-            self._inputs, self._delivered = None, (plan, tensors)
-            reduced = [tensors[i] for i in plan.reduced_at]
-            rows = [(entry, tensors[i]) for entry, i in plan.rows_at]
-            self.gathering.take_passes(plan.num_passes, plan.reduced, reduced, rows)
+        self.intake.deliver(plan, tensors)
         self.seconds += perf_counter() - start
 
-    # -- the forward pass ----------------------------------------------------------------------------------------------
+    # -- a pass --------------------------------------------------------------------------------------------------------
 
     def begin(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Open a pass of the whole model, if it is one that may count."""
@@ -203,181 +186,126 @@ class Observer:
             return
         repeated = in_backward()
         if repeated and self._latest is not None and not self._latest.repeated:
-            self._latest.calls.clear()  # checkpointing computes again what was already seen
-            self._pass = self._latest
-            return
+            return  # checkpointing computes again what was already seen
         if self._restructured():
             # Modules were replaced: what was gathered, and where it is gathered, belongs to another network.
             self.detach()
-            self.reset()
+            self.intake.reset()
             self.attach()
-        if self._prepared is None and self._prepare(args, kwargs) is None:
-            return
+        self._handled = sys.exc_info()[1]
+        if self._prepared is None:
+            found = self.guide.prepare(args, kwargs)
+            if found is None:
+                return
+            self.look_at(*found)
         self._attach_weights()
-        inputs = (args, kwargs) if self._recording is not None else map_tensors((args, kwargs), torch.detach)
-        self._pass = self._latest = Pass(inputs, repeated)
-        if self.passes == "all":
-            self._count(self._pass)
-        self.enter(name, module, args, kwargs)
+        inputs = (args, kwargs) if self.intake.recording is not None else map_tensors((args, kwargs), torch.detach)
+        parameters = (p for m in self._with_parameters for p in m._parameters.values())
+        trained: list[Tensor] = [
+            parameter for parameter in parameters if parameter is not None and parameter.requires_grad
+        ]
+        random = random_state() if self.guide.random else None
+        self._pass = self._latest = Pass(inputs, self.mask, trained, repeated, random)
+        self._happen((name, "input"), module, args, kwargs)
 
     def end(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
-        """Close the pass."""
-        if module is not self.model or self._pass is None:
+        """Close the pass; one that raised shows nothing."""
+        if module is not self.model:
             return
-        self.leave(name, module, args, output)
-        if self.passes == "training":
-            for tensor in tensors_in(output):
-                self._follow(tensor, lambda gradient: None)
-        self._pass = None
+        owner, raised = self._pass, sys.exc_info()[1] not in (None, self._handled)
+        if raised:
+            self._pass = self._latest = None
+        elif owner is not None:
+            self._happen((name, "output"), module, output)
+            self._learn(owner)
+            if self.passes == "all" or owner.counted:
+                self.intake.count(owner)
+            if self.passes == "training":
+                for tensor in tensors_in(output):
+                    self._follow(tensor, owner, lambda gradient: None)
+            owner.kept = self._pass = None
+        elif self._prepared is None and (self.passes == "all" or torch.is_grad_enabled()):
+            self.guide.give_up()
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Look at the inputs of a module."""
-        if module is not self._modules.get(name) or self._pass is None:
-            return
-        call = self._pass.calls[name]
-        self._pass.calls[name] += 1
-        for layer, site in self._sites.get((name, "input", call), ()):
-            self._see(layer, site, kwargs.get(site.key) if isinstance(site.key, str) else _item(args, site.key))
+        self._happen((name, "input"), module, args, kwargs)
 
     def leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Look at the outputs of a module."""
-        if module is not self._modules.get(name):
-            return
-        layer = self._measured.get(name)
-        if layer is not None and isinstance(output, Tensor):
-            self._follow_output(layer, output)
-        if self._pass is None:
-            return
-        if layer is not None and PREACTIVATION in self.gathering.signals and isinstance(output, Tensor):
-            self._see_preactivation(layer, output)
-        if name not in self._entered:
-            self._pass.calls[name] += 1
-        for seen, site in self._sites.get((name, "output", self._pass.calls[name] - 1), ()):
-            self._see(seen, site, output if isinstance(output, Tensor) else _item(output, site.key))
-
-    def _see(self, layer: Layer, site: Site, value: Any) -> None:
-        """Take the activations of a layer from the tensor that carries them."""
-        if not isinstance(value, Tensor) or value.dim() < -site.axis or value.shape[site.axis] != site.size:
-            return
-        if POST in self.gathering.signals and not site.replay:
-            self._follow(value, lambda gradient: self._feed(layer, POST, gradient, site.axis, site.columns))
-        if FORWARD not in self.gathering.signals or self._is_repeated():
-            return
-        if self.mask is not None:
-            self._note_mask(value, site.axis)
-        tensor = precise(value.detach())
-        if site.replay:
-            with torch.no_grad():
-                rows = site.read(tensor, self.mask)
-        else:
-            rows = self._rows(tensor, site.axis, site.columns)
-        self._stage(self.gathering.look(layer.name, FORWARD, rows))
-
-    def _see_preactivation(self, layer: Layer, output: Tensor) -> None:
-        """Take the linear output of a layer."""
-        if not self._is_repeated():
-            if self.mask is not None:
-                self._note_mask(output, layer.axis)
-            rows = self._rows(precise(output.detach()), layer.axis, None)
-            self._stage(self.gathering.look(layer.name, PREACTIVATION, rows))
-
-    def _is_repeated(self) -> bool:
-        """Return whether a forward pass computes again, for its backward pass, what was already seen."""
-        return in_backward() and not (self._pass is not None and self._pass.repeated)
-
-    def _stage(self, seen: Seen) -> None:
-        """Take in what a forward pass shows, now or when it counts."""
-        assert self._pass is not None
-        if not self._pass.counted or self.gathering.deferred:
-            seen = cloned(seen)  # rows may be overwritten in place before they are looked at
-        if self._pass.counted:
-            self._take(seen)
-        else:
-            self._pass.staged += seen
-
-    # -- the backward pass ---------------------------------------------------------------------------------------------
-
-    def _follow_output(self, layer: Layer, output: Tensor) -> None:
-        def arrive(gradient: Tensor) -> None:
-            self._backward[layer.name] = backward_pass()
-            if PRE in self.gathering.signals:
-                self._feed(layer, PRE, gradient, layer.axis)
-
-        base, axis = output._base, layer.axis
-        if base is not None and base.numel() == output.numel() and base.shape[axis:] == output.shape[axis:]:
-            # An in-place activation on a view takes the view out of the graph, but not the tensor it looks at.
-            output = base
-        self._follow(output, arrive)
-
-    def _follow(self, tensor: Tensor, arrive: Callable[[Tensor], None]) -> None:
-        """Call ``arrive`` with the gradient of a tensor when the backward pass reaches it, and count its pass."""
-        # A module that runs outside every pass is either checkpointed or none of ours.
-        owner, generation = self._pass or (self._latest if in_backward() else None), self._generation
-        if not tensor.requires_grad or owner is None:
-            return
-
-        def hook(gradient: Tensor) -> None:
-            if generation == self._generation:
-                start = perf_counter()
-                self._count(owner)
-                arrive(gradient)
-                self.seconds += perf_counter() - start
-
-        tensor.register_hook(hook)
-
-    def _feed(self, layer: Layer, signal: str, gradient: Tensor, axis: int, columns: Tensor | None = None) -> None:
-        if self.mask is not None:
-            self._note_mask(gradient, axis)
-        rows = self._rows(precise(gradient.detach()), axis, columns)
-        self._take(self.gathering.look(layer.name, signal, rows))
-
-    def _rows(self, tensor: Tensor, axis: int, columns: Tensor | None) -> Tensor:
-        if axis == -1 and columns is None and self.mask is None and tensor.dim() == 2:
-            return tensor  # already
-        return by_neuron(tensor, axis, columns, self.mask)
-
-    def _take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
-        (self.gathering if self._recording is None else self._recording).take(seen)
-
-    def _note_mask(self, tensor: Tensor, axis: int) -> None:
-        assert self.mask is not None
-        self.mask_fitted |= fits(self.mask, tensor, axis)
+        self._happen((name, "output"), module, output)
 
     def weigh(self, name: str, gradient: Tensor) -> None:
         """Look at the gradient of a layer's weight."""
-        # Only with the gradient of an output that was followed: other passes are not ours to count.
-        if self._backward.get(name) == backward_pass():
-            rows = weight_rows(self._measured[name].module, precise(gradient.detach()))
-            seen = self.gathering.look(name, WEIGHT_GRADIENT, rows)
-            # What is deferred is a copy: the gradient becomes `.grad`, which may be clipped in place.
-            self._take(cloned(seen) if self.gathering.deferred else seen)
+        self.intake.weigh(self._measured[name], gradient)
 
-    def _count(self, owner: Pass) -> None:
-        """Count a pass: hand over its activations."""
-        if owner.counted:
+    def _happen(self, event: Event, module: nn.Module, values: Any, named: Mapping[Any, Any] | None = None) -> None:
+        """Look at what goes into a module or comes out of it."""
+        if module is not self._modules.get(event):
             return
-        owner.counted = True
-        if self._recording is not None:
-            self._recording.count(owner)
-        else:
-            self._replace_stale()
-            self._inputs, self._delivered = owner.inputs, None
-            self.gathering.count()
-        self._take(owner.staged)
-        owner.staged = []
+        # A module that runs outside every pass is either checkpointed or none of ours.
+        owner, again = self._pass or (self._latest if in_backward() else None), self._pass is None
+        items: dict[Any, Any] = dict(enumerate(values)) if isinstance(values, (tuple, list)) else {0: values}
+        if named:
+            items.update(named)
+        if owner is None or is_empty(items.values()):
+            return
+        assert self._sights is not None
+        events = owner.again if again else owner.events
+        step = (events[-1] if events else None, event)
+        events.append(event)
+        if not again and (owner.kept is not None or step not in self._sights.steps):
+            self._keep(owner, items)
+        for sight, born in self._sights.seen(events):
+            value = items.get(sight.site.key)
+            if sight.site.fits(value) and (arrive := self.intake.see(owner, sight, born, value, again)):
+                self._follow(undivided(value), owner, arrive)
 
-    def _replace_stale(self) -> None:
-        if self.stale and self.gathering.deferred:
-            self.gathering.drop()
-        elif self.stale:
-            self.reset()
-        self.stale = False
+    def _follow(self, tensor: Tensor, owner: Pass, arrive: Callable[[Tensor], None]) -> None:
+        generation = self._generation
+        self.intake.follow(tensor, owner, arrive, lambda: generation == self._generation)
+
+    # -- ways that are not known yet -----------------------------------------------------------------------------------
+
+    def _keep(self, owner: Pass, items: Mapping[int | str, Any]) -> None:
+        """Keep what is seen from the first step on that no traced pass took."""
+        if self.intake.recording is not None:
+            return
+        position, owner.kept = len(owner.events) - 1, owner.kept or Kept()
+        for key, value in items.items():
+            if isinstance(value, Tensor):
+                owner.kept.tensors.append((position, key, value.detach().clone()))
+                arrivals = owner.kept.arrivals[position, key] = []
+                self._follow(undivided(value), owner, partial(_arrive_at, arrivals))
+
+    def _learn(self, owner: Pass) -> None:
+        """Trace a pass whose way was not known, and look at what was kept of it."""
+        assert self._sights is not None
+        way = tuple(owner.events), owner.random is not None
+        if (owner.kept is None and self._is_complete(owner)) or way in self._tried or self.intake.recording is not None:
+            return
+        self._tried.add(way)
+        hooked = self._sights.hooked
+        found = self.guide.learn(owner, hooked)
+        self.look_at(*found)
+        if owner.kept is None:
+            return
+        sights = Sights(*found, self.gathering.signals, hooked)
+        for position, key, value in owner.kept.tensors:
+            for sight, born in sights.seen(owner.events[: position + 1]):
+                fits = sight.site.key == key and sight.site.fits(value)
+                if fits and (arrive := self.intake.see(owner, sight, born, value, again=False)):
+                    owner.kept.arrivals[position, key].append(arrive)
+
+    def _is_complete(self, owner: Pass) -> bool:
+        """Return whether the activations of every call of a layer were seen, of layers that show them anywhere."""
+        if FORWARD not in self.gathering.signals:
+            return True
+        ended = [name for name, side in owner.events if side == "output" and name in self._measured]
+        seen = sum(kind == ACTIVATION for kind, *_ in owner.lengths)
+        return seen >= sum(bool(self._measured[name].sites) for name in ended)
 
 
-def cloned(seen: Seen) -> Seen:
-    """Return what is seen with copies of rows."""
-    return [(entry, tensor if entry.reduced else tensor.clone()) for entry, tensor in seen]
-
-
-def _item(values: Any, key: int | str) -> Any:
-    return values[key] if isinstance(values, (tuple, list)) and isinstance(key, int) and key < len(values) else None
+def _arrive_at(arrivals: list[Callable[[Tensor], None]], gradient: Tensor) -> None:
+    for arrive in arrivals:
+        arrive(gradient)

@@ -16,6 +16,7 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "dormancy": Dormancy,
     "grama": GradientActivity,
     "grama_weight": partial(GradientActivity, "weight"),
+    "grama_linear": partial(GradientActivity, "linear"),
     "grama_post": partial(GradientActivity, "post"),
     "rank": Rank,
     "effective_rank": partial(Rank, ["effective_rank"]),

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIGNALS = FORWARD, PREACTIVATION, PRE, POST, WEIGHT, WEIGHT_GRADIENT = (
+SIGNALS = FORWARD, PREACTIVATION, PRE, LINEAR, POST, WEIGHT, WEIGHT_GRADIENT = (
     "on_forward",
     "on_preactivation",
     "on_backward",
+    "on_linear_gradient",
     "on_activation_gradient",
     "on_weight",
     "on_weight_gradient",
@@ -60,8 +61,12 @@ class Probe:
         self._sum(PREACTIVATION, z)
 
     def on_backward(self, gradients: Tensor) -> None:
-        """Take dL/d(pre-activation), (samples, neurons)."""
+        """Take dL/d(input of the activation function), (samples, neurons): behind a norm that stands before it."""
         self._sum(PRE, gradients)
+
+    def on_linear_gradient(self, gradients: Tensor) -> None:
+        """Take dL/d(linear output), before norm and activation function, (samples, neurons)."""
+        self._sum(LINEAR, gradients)
 
     def on_activation_gradient(self, gradients: Tensor) -> None:
         """Take dL/d(activation), (samples, neurons)."""

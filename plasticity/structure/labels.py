@@ -28,12 +28,16 @@ class Plane:
     """The layer calls whose neurons are among the labels (possibly more, after a slice)."""
     activation: str | None = None
     """The first non-linear operation it went through."""
+    norms: int = 0
+    """How many normalisations it went through before that."""
     renormalised: bool = False
     """Whether a normalisation came after that activation, so that a dead neuron no longer shows as 0."""
     summed: bool = False
     """Whether something else was added on top: a residual stream."""
     product: bool = False
     """Whether it was multiplied with other neurons: a gate."""
+    weighted: bool = False
+    """Whether it was multiplied by weights of no layer: a sum over neurons is then a product with these weights."""
     replay: Replay | None = ()
     """The operations that lead here from the layer's own output; None where other tensors took part."""
 
@@ -41,6 +45,12 @@ class Plane:
     def clean(self) -> bool:
         """Whether the element is the neuron's own activation and nothing else."""
         return self.activation is not None and not (self.renormalised or self.summed or self.product)
+
+    def normalised(self) -> Plane:
+        """Return the plane after a normalisation over neurons or samples."""
+        if self.activation is None:
+            return replace(self, norms=self.norms + 1, replay=None)
+        return replace(self, renormalised=True, replay=None)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Tag:
     """Whether the mixture is a mere reduction over neurons (a mean, a norm), as normalisers compute it."""
     external: bool = False
     """Whether the model's inputs, an embedding or the like take part."""
+    weighed: frozenset[int] = frozenset()
+    """Numbers of layer calls whose neurons were mixed after they were multiplied by weights of no layer."""
 
     def __bool__(self) -> bool:
         return bool(self.planes or self.mixed or self.external)
@@ -73,7 +85,7 @@ class Tag:
 
     def normalised(self) -> Tag:
         """Return the tag after a normalisation over neurons or samples."""
-        return self.map(lambda p: replace(p, renormalised=p.renormalised or p.activation is not None, replay=None))
+        return self.map(Plane.normalised)
 
     def reshaped(self, shape: torch.Size) -> Tag:
         """Return the tag for another view of the same memory."""
@@ -83,11 +95,13 @@ class Tag:
 def mix(tags: Iterable[Tag], operation: str, statistic: bool = False) -> Tag:
     """Return a tag that remembers only which layers took part, and in which operation."""
     mixed: dict[int, str] = {}
+    weighed: frozenset[int] = frozenset()
     external = False
     for tag in tags:
         external |= tag.external
         mixed |= dict.fromkeys(tag.calls, operation) | dict(tag.mixed)
-    return Tag(mixed=mixed, statistic=statistic, external=external)
+        weighed = weighed.union(tag.weighed, *(plane.calls for plane in tag.planes if plane.weighted))
+    return Tag(mixed=mixed, statistic=statistic, external=external, weighed=weighed)
 
 
 def common(ids: Tensor, dims: Iterable[int]) -> Tensor | None:

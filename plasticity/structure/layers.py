@@ -1,18 +1,17 @@
-"""The connections of a model as plain data: its weight layers, who consumes them, and where they can be observed."""
+"""Weight layers as plain data: their neurons, the layers that consume them, and the norms that they pass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from plasticity.isolation import named_modules, undisturbed
+from plasticity.isolation import undisturbed
 
-from .labels import Replay
+from .sites import Site
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1,
@@ -35,6 +34,9 @@ NORMS = (
     nn.InstanceNorm3d,
 )
 
+RETURNED = "its neurons are returned to the caller, who may use them"
+"""The remark on a layer that is consumed and returned."""
+
 LAST_AXIS_NORMS = (nn.LayerNorm, nn.RMSNorm)
 """Norms whose gains lie along the last axis; those of the others lie along axis 1."""
 
@@ -46,24 +48,14 @@ def neuron_axis(module: nn.Module) -> int | None:
     return next((-1 - dims for kind, dims in CONVOLUTIONS.items() if isinstance(module, kind)), None)
 
 
-def by_neuron(tensor: Tensor, axis: int, columns: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """Return ``tensor`` as (samples, neurons): positions in time or space count as samples.
-
-    ``columns`` (neurons, copies) picks where each neuron lies along ``axis``; copies count as samples too. ``mask``,
-    bool: which positions to keep, where it fits (see :func:`fits`).
-    """
-    rows = tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
-    if mask is not None and fits(mask, tensor, axis):
-        rows = rows[mask.flatten().to(rows.device)]
-    if columns is None:
-        return rows
-    return rearrange(rows[:, columns.to(rows.device)], "rows neurons copies -> (rows copies) neurons")
+def num_neurons(module: nn.Module) -> int:
+    """Return the number of neurons of a weight layer: output features or channels."""
+    return int(getattr(module, "out_features", 0) or getattr(module, "out_channels", 0))
 
 
-def fits(mask: Tensor, tensor: Tensor, axis: int) -> bool:
-    """Return whether ``mask`` has the shape of ``tensor`` without ``axis``, be it flattened."""
-    positions = [size for d, size in enumerate(tensor.shape) if d != axis % tensor.dim()]
-    return positions in ([*mask.shape], [mask.numel()])
+def num_inputs(module: nn.Module) -> int:
+    """Return the number of inputs of a weight layer: features or channels."""
+    return int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0))
 
 
 def weight_rows(module: nn.Module, weight: Tensor) -> Tensor:
@@ -99,6 +91,11 @@ class Consumer:
     product: bool
     """Whether the columns carry the neurons multiplied with others: a gate."""
 
+    def same_as(self, other: Consumer) -> bool:
+        """Return whether both say the same."""
+        mine, theirs = (self.layer, self.summed, self.product), (other.layer, other.summed, other.product)
+        return mine == theirs and torch.equal(self.columns, other.columns)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -106,30 +103,8 @@ class Norm:
 
     module: str
     entries: Tensor
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where the activations of one call of a layer can be observed: an input or output of some module."""
-
-    module: str
-    side: Literal["input", "output"]
-    key: int | str
-    """Position or name of the argument; position in the output, where that is a sequence."""
-    call: int
-    """Which call of that module in a forward pass, from 0."""
-    axis: int
-    size: int
-    """The length of that axis when traced."""
-    columns: Tensor | None = None
-    replay: Replay = ()
-    """Operations to repeat on it, where the model applies its activation out of every module's sight."""
-
-    def read(self, tensor: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the activations in ``tensor`` as (samples, neurons)."""
-        for step in self.replay:
-            tensor = step(tensor)
-        return by_neuron(tensor, self.axis, self.columns, mask)
+    before: bool = False
+    """Whether it stands before the neurons' activation."""
 
 
 @dataclass
@@ -141,14 +116,17 @@ class Layer:
     axis: int
     num_neurons: int
     num_calls: int = 0
+    """Calls in one pass; the most of all passes that were traced."""
     consumers: list[Consumer] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
-    sites: dict[int, Site] = field(default_factory=dict)
-    """Call number -> where its activations are observed."""
+    sites: list[Site] = field(default_factory=list)
+    """Where its activations are observed: in a single pass, one site per call."""
+    inputs: list[Site] = field(default_factory=list)
+    """Where the input of its activation is observed: its own output, or what comes out of the last norm before."""
     activation: str | None = None
     """The first non-linear operation on the neurons; None where there is none."""
     is_output: bool = False
-    """Whether the neurons are what the model returns and no weight layer consumes them."""
+    """Whether the neurons are what the model returns and nothing else consumes them."""
     writes_to_stream: bool = False
     """Whether the neurons are added to something: then they have no columns of their own."""
     unresolved: list[str] = field(default_factory=list)
@@ -175,36 +153,35 @@ class Layer:
         if text not in self.unresolved:
             self.unresolved.append(text)
 
+    def add_consumer(self, consumer: Consumer) -> None:
+        """Add a consumer that is not there yet."""
+        if not any(consumer.same_as(other) for other in self.consumers):
+            self.consumers.append(consumer)
 
-@dataclass
-class Wiring:
-    """The weight layers of a model by name, in the order in which they were first called."""
+    def add_norm(self, norm: Norm) -> None:
+        """Add a norm that is not there yet."""
+        if all(other.module != norm.module for other in self.norms):
+            self.norms.append(norm)
 
-    layers: dict[str, Layer]
-    modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
-    """Every module of the model by name: where norms and tied weights are found."""
 
-    @property
-    def hidden(self) -> list[Layer]:
-        """The layers whose neurons are hidden units."""
-        return [layer for layer in self.layers.values() if layer.is_hidden]
-
-    def fits(self, model: nn.Module) -> bool:
-        """Return whether the model still consists of the modules that were traced: True if these are not known."""
-        if not self.modules:
-            return True
-        found = named_modules(model)
-        return found.keys() == self.modules.keys() and all(found[n] is m for n, m in self.modules.items())
-
-    def producers(self, consumer: str) -> list[tuple[Layer, Consumer]]:
-        """Return the layers that feed ``consumer``, with the columns they feed."""
-        return [(p, c) for p in self.layers.values() for c in p.consumers if c.layer == consumer]
-
-    def __str__(self) -> str:
-        rows = [("layer", "neurons", "activation", "feeds", "remarks")]
-        for layer in self.layers.values():
-            feeds = ", ".join(dict.fromkeys(c.layer for c in layer.consumers)) or "-"
-            remarks = "; ".join(layer.remarks)
-            rows.append((layer.name, str(layer.num_neurons), layer.activation or "-", feeds, remarks))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+def union(layers: list[Layer]) -> Layer:
+    """Return one layer as several passes show it: with every consumer, norm and site that it has in any of them."""
+    ran = [layer for layer in layers if layer.num_calls] or layers[:1]
+    first = ran[0]
+    found = Layer(first.name, first.module, first.axis, first.num_neurons)
+    for layer in ran:
+        found.num_calls = max(found.num_calls, layer.num_calls)
+        found.activation = found.activation or layer.activation
+        found.writes_to_stream |= layer.writes_to_stream
+        found.sites += [site for site in layer.sites if not any(map(site.same_as, found.sites))]
+        found.inputs += [site for site in layer.inputs if not any(map(site.same_as, found.inputs))]
+        for consumer in layer.consumers:
+            found.add_consumer(consumer)
+        for norm in layer.norms:
+            found.add_norm(norm)
+        for text in layer.unresolved:
+            found.note(text)
+    found.is_output = all(layer.is_output for layer in ran) and bool(first.num_calls)
+    if not found.is_output and any(layer.is_output for layer in ran):
+        found.note(RETURNED)
+    return found

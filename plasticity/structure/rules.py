@@ -194,7 +194,8 @@ def _weighted_sum(op: Operation) -> Tag:
     value = op.operands[value_at][1]
     kept = value.map(partial(_averaged, dims=[-2], shape=op.outputs[0].shape))
     rest = mix((tag for i, (_, tag) in enumerate(op.operands) if i != value_at), op.name)
-    return replace(kept, mixed={**rest.mixed, **value.mixed}, external=rest.external or value.external)
+    rest = mix([rest, value.without_planes()], op.name)
+    return replace(kept, mixed=rest.mixed, external=rest.external, weighed=rest.weighed)
 
 
 def _averaged(plane: Plane, dims: Sequence[int], shape: torch.Size) -> Plane:
@@ -218,6 +219,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Tag:
             plane,
             ids=plane.ids.broadcast_to(shape),
             activation=activation,
+            norms=plane.norms + (normalised and activation is None),
             renormalised=plane.renormalised or (normalised and activation is not None),
             summed=plane.summed or (bool(others) and op.name not in PRODUCTS),
             product=plane.product or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
@@ -262,5 +264,7 @@ def _merge(planes: list[Plane]) -> Plane:
         renormalised=any(p.renormalised for p in planes),
         summed=any(p.summed for p in planes),
         product=any(p.product for p in planes),
+        weighted=any(p.weighted for p in planes),
+        norms=max(p.norms for p in planes),
         replay=None,
     )

@@ -3,50 +3,75 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import map_tensors, named_modules, undisturbed, unwrap
+from plasticity.storage.randomness import restore_random_state
 
 from .labels import NOTHING, STRIDE, Plane, Tag, feature_vector, tensors_in
-from .layers import LAST_AXIS_NORMS, NORMS, Consumer, Layer, Norm, Site, Wiring, by_neuron, neuron_axis
+from .layers import LAST_AXIS_NORMS, NORMS, RETURNED, Consumer, Layer, Norm, neuron_axis, num_neurons
+from .sites import Event, Site
 from .tracing import Tracer
+from .wirings import Way, Wiring
+
+LOOSE_WEIGHTS = "weights of no Linear or Conv layer"
+""""Consumers that are no module: parameters that an operation takes up, or weights that the model computes."""
 
 
 def wiring(model: nn.Module, *args: Any, **kwargs: Any) -> Wiring:
     """Run ``model(*args, **kwargs)`` once, leaving no trace, and return how its weight layers are connected.
 
     The pass is an extra one in evaluation mode: outputs, gradients, random states, buffers and train flags of the model
-    are untouched. Raises ValueError for a model without Linear or convolution layers.
+    are untouched. A model that goes several ways (heads by task, skipped layers) shows one of them: see
+    :meth:`Wiring.joined`. Raises ValueError for a model without Linear or convolution layers, and for an empty batch.
+    """
+    return trace(model, args, kwargs)
+
+
+def trace(model: nn.Module, args: tuple, kwargs: dict, evaluate: bool = True, random: Any = None) -> Wiring:
+    """Return the wiring that one extra pass shows, in evaluation mode or in the mode that the model is in.
+
+    ``random``: the state of the random generators to begin with, from :func:`random_state`; None for the present one.
     """
     model = unwrap(model)
     modules = named_modules(model)
     layers = {
-        name: Layer(name, module, axis, _num_neurons(module))
+        name: Layer(name, module, axis, num_neurons(module))
         for name, module in modules.items()
         if (axis := neuron_axis(module)) is not None
     }
     if not layers:
         raise ValueError(f"wiring needs a model with Linear or Conv layers; {type(model).__name__} has none")
-    trace = _Trace(modules, layers)
+    traced = _Trace(modules, layers)
     # Without gradients, or checkpointing around the model would miss what this pass saves. What the model warns of, it
     # says again in the caller's own passes.
-    with warnings.catch_warnings(), undisturbed(model, trace), torch.no_grad(), trace.watch(), trace.tracer:
+    with (
+        warnings.catch_warnings(),
+        undisturbed(model, traced, evaluate),
+        torch.no_grad(),
+        traced.watch(),
+        traced.tracer,
+    ):
         warnings.simplefilter("ignore")
+        if random is not None:
+            restore_random_state(random)
         args, kwargs = map_tensors((args, kwargs), torch.clone)  # the model may work in place on its inputs
-        trace.tracer.mark_external(tensors_in((args, kwargs)))
+        traced.tracer.mark_external(tensors_in((args, kwargs)))
         output = model(*args, **kwargs)
-    return trace.finish(output)
+    return traced.finish(output)
 
 
-def _num_neurons(module: nn.Module) -> int:
-    return int(getattr(module, "out_features", 0) or getattr(module, "out_channels", 0))
+def is_empty(values: Iterable[Any]) -> bool:
+    """Return whether the first tensor among ``values`` has no elements: such a call is none."""
+    first = next((value for value in values if isinstance(value, Tensor)), None)
+    return first is not None and not first.numel()
 
 
 class _Trace:
@@ -54,12 +79,19 @@ class _Trace:
 
     def __init__(self, modules: dict[str, nn.Module], layers: dict[str, Layer]) -> None:
         self.modules, self.layers = modules, layers
-        self.tracer = Tracer(parameter for module in modules.values() for parameter in module.parameters(recurse=False))
-        self.counts: Counter[str] = Counter()
-        self.running: list[tuple[int, Tag]] = []
-        """Of the modules now running, innermost last: the number of the call, and what the first input carried."""
+        self.tracer = Tracer({name: module.parameters(recurse=False) for name, module in modules.items()})
+        self.running: list[Tag] = []
+        """What the first input of the modules now running carried, innermost last."""
+        self.events: list[Event] = []
+        self.produced: list[int] = []
+        """Number of a layer call -> the position of its end among the events."""
         self.sites: dict[int, Site] = {}
+        """Number of a layer call -> where its activations are seen."""
+        self.inputs: dict[tuple[int, int], Site] = {}
+        """Number of a layer call, and of norms passed -> where its neurons are seen then, before any activation."""
         self.order: list[str] = []
+        self.empty = ""
+        """What was called with an empty batch."""
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -75,14 +107,15 @@ class _Trace:
                 handle.remove()
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        call = self.counts[name]
-        self.counts[name] += 1
         inputs = {key: v for key, v in [*enumerate(args), *kwargs.items()] if isinstance(v, Tensor)}
-        for key, value in inputs.items():
-            self._look_for_sites(name, "input", key, call, value)
         first = next(iter(inputs.values()), None)
         tag = Tag() if first is None else self.tracer.tag(first)
-        self.running.append((call, tag))
+        self.running.append(tag)
+        if not is_empty(inputs.values()):
+            self.tracer.used.add(name)
+            self.events.append((name, "input"))
+            for key, value in inputs.items():
+                self._look_for_sites(key, value)
         if name in self.layers:
             self.tracer.inside += 1
             self._consume(name, tag)
@@ -92,10 +125,16 @@ class _Trace:
                 self._pass_norm(name, tag, -1 if isinstance(module, LAST_AXIS_NORMS) else 1 - first.dim())
 
     def leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
-        call, tag = self.running.pop()
+        tag = self.running.pop()
+        outputs = output if isinstance(output, (tuple, list)) else [output]
+        empty = is_empty(outputs)
+        if not empty:
+            self.events.append((name, "output"))
         if name in self.layers:
             self.tracer.inside -= 1
-            if isinstance(output, Tensor):
+            if empty:
+                self.empty = self.empty or f"the output of {name} has shape {tuple(outputs[0].shape)}"
+            elif isinstance(output, Tensor):
                 self._produce(name, output)
             return
         if isinstance(module, NORMS):
@@ -103,26 +142,34 @@ class _Trace:
             self.tracer.tags[output] = tag.normalised()
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             self.tracer.mark_external(tensors_in(output))
-        for key, value in enumerate(output if isinstance(output, (tuple, list)) else [output]):
+        for key, value in enumerate(outputs if not empty else ()):
             if isinstance(value, Tensor):
-                self._look_for_sites(name, "output", key, call, value)
+                self._look_for_sites(key, value)
 
     def _produce(self, name: str, output: Tensor) -> None:
         layer = self.layers[name]
         self.tracer.label(name, layer.num_calls, output, layer.axis)
+        self.produced.append(len(self.events) - 1)
         layer.num_calls += 1
         if name not in self.order:
             self.order.append(name)
 
-    def _look_for_sites(
-        self, module: str, side: Literal["input", "output"], key: int | str, call: int, tensor: Tensor
-    ) -> None:
-        """Remember the first place where all activations of a layer's call can be seen."""
-        planes = [plane for plane in self.tracer.tag(tensor).planes if plane.clean]
-        for number in set().union(*(plane.calls for plane in planes)) - self.sites.keys():
-            place = _place([plane.ids for plane in planes if number in plane.calls], number, self._layer(number))
-            if place is not None:
-                self.sites[number] = Site(module, side, key, call, *place)
+    def _look_for_sites(self, key: int | str, tensor: Tensor) -> None:
+        """Remember the first place where all neurons of a layer's call can be seen: activated, and behind each norm."""
+        planes = self.tracer.tag(tensor).planes
+        activated = [plane for plane in planes if plane.clean]
+        for number in set().union(*(plane.calls for plane in activated)) - self.sites.keys():
+            if site := self._site(number, key, [plane.ids for plane in activated if number in plane.calls]):
+                self.sites[number] = site
+        for plane in planes:
+            if plane.norms and not (plane.activation or plane.summed or plane.product):
+                for number in plane.calls:
+                    if (number, plane.norms) not in self.inputs and (site := self._site(number, key, [plane.ids])):
+                        self.inputs[number, plane.norms] = site
+
+    def _site(self, number: int, key: int | str, planes: list[Tensor]) -> Site | None:
+        place = _place(planes, number, self._layer(number))
+        return None if place is None else Site(tuple(self.events[self.produced[number] :]), key, *place)
 
     def _consume(self, name: str, tag: Tag) -> None:
         for plane in tag.planes:
@@ -131,9 +178,7 @@ class _Trace:
                     layer.note(f"reaches {name} with its neurons in changing places")
                     continue
                 layer.writes_to_stream |= plane.summed
-                consumer = Consumer(name, columns, plane.summed, plane.product)
-                if not any(_same_consumer(consumer, c) for c in layer.consumers):
-                    layer.consumers.append(consumer)
+                layer.add_consumer(Consumer(name, columns, plane.summed, plane.product))
         for number, operation in tag.mixed.items():
             self._layer(number).note(f"mixed by {operation} before {name}")
 
@@ -143,8 +188,8 @@ class _Trace:
             if plane.summed or plane.product:
                 continue
             for layer, entries in self._columns(plane, axis):
-                if entries is not None and not any(n.module == name for n in layer.norms):
-                    layer.norms.append(Norm(name, entries))
+                if entries is not None:
+                    layer.add_norm(Norm(name, entries, plane.activation is None))
 
     def _layer(self, number: int) -> Layer:
         return self.layers[self.tracer.calls[number].layer]
@@ -161,32 +206,45 @@ class _Trace:
                 yield layer, torch.where(mine, vector % STRIDE, NOTHING).cpu()
 
     def finish(self, output: Any) -> Wiring:
+        """Return the wiring, given the output of the pass; ValueError if no layer saw a sample."""
+        if self.empty and not self.order:
+            raise ValueError(f"cannot trace an empty batch: {self.empty}")
         for number, operation in self.tracer.absorbed.items():
-            self._layer(number).note(f"feeds {operation} with a parameter of no Linear or Conv layer")
-        for tensor in tensors_in(output):
-            tag = self.tracer.tag(tensor)
+            self._layer(number).note(f"feeds {operation} with {LOOSE_WEIGHTS}")
+        tags = [tag for tensor in tensors_in(output) if (tag := self.tracer.tag(tensor))]
+        for tag in tags:
+            for number in tag.weighed:
+                self._layer(number).note(f"feeds {tag.mixed[number]} with {LOOSE_WEIGHTS}")
+        for tag in tags:
             for number in tag.calls | set(tag.mixed):
                 layer = self._layer(number)
                 layer.is_output |= not (layer.consumers or layer.unresolved)
                 layer.writes_to_stream |= any(p.summed and number in p.calls for p in tag.planes)
+                if not layer.is_output and any(number in p.calls and not p.summed for p in tag.planes):
+                    layer.note(RETURNED)
         for number, call in enumerate(self.tracer.calls):
-            self._settle_site(number, self.layers[call.layer], call.index)
+            self._settle_sites(number, self.layers[call.layer])
         names = self.order + [name for name in self.layers if name not in self.order]
-        return Wiring({name: self.layers[name] for name in names}, self.modules)
+        layers = {name: self.layers[name] for name in names}
+        return Wiring.of((Way(tuple(self.events), layers, frozenset(self.tracer.used)),), self.modules)
 
-    def _settle_site(self, number: int, layer: Layer, call: int) -> None:
-        """Fall back on the layer's own output where no module sees the activation."""
+    def _settle_sites(self, number: int, layer: Layer) -> None:
+        """Choose where a call is observed; the layer's own output where no module sees the activation."""
         first = self.tracer.activated(number)
         layer.activation = layer.activation or (first.activation if first else None)
+        own = Site((self.events[self.produced[number]],), 0, layer.axis, layer.num_neurons)
         if number in self.sites:
-            layer.sites[call] = self.sites[number]
+            layer.sites.append(self.sites[number])
         elif first is None:
-            layer.sites[call] = Site(layer.name, "output", 0, call, layer.axis, layer.num_neurons)
+            layer.sites.append(own)
         elif first.replay:
-            site = Site(layer.name, "output", 0, call, layer.axis, layer.num_neurons, replay=first.replay)
-            layer.sites[call] = site
+            layer.sites.append(replace(own, replay=first.replay))
         else:
             layer.note(f"no module sees its neurons after {first.activation}")
+        if first is None or not first.norms:
+            layer.inputs.append(own)
+        elif (number, first.norms) in self.inputs:
+            layer.inputs.append(self.inputs[number, first.norms])
 
 
 def _place(planes: list[Tensor], number: int, layer: Layer) -> tuple[int, int, Tensor | None] | None:
@@ -219,8 +277,4 @@ def _columns(vector: Tensor, number: int, num_neurons: int) -> Tensor | None:
     return where[torch.argsort(neurons, stable=True)].view(num_neurons, copies).cpu()
 
 
-def _same_consumer(a: Consumer, b: Consumer) -> bool:
-    return (a.layer, a.summed, a.product) == (b.layer, b.summed, b.product) and torch.equal(a.columns, b.columns)
-
-
-__all__ = ["Consumer", "Layer", "Norm", "Site", "Wiring", "by_neuron", "neuron_axis", "wiring"]
+__all__ = ["is_empty", "trace", "wiring"]

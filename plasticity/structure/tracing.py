@@ -9,7 +9,7 @@ layout of a flattened feature map.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .labels import STRIDE, Plane, Tag, mix, tensors_in
-from .rules import MOVES, Operation, propagate
+from .rules import MATRIX_PRODUCTS, MOVES, Operation, propagate
 
 FACTORIES = ("_like", "new_", "empty", "zeros", "ones", "rand", "full", "bernoulli")
 """Parts of the names of operations whose result takes nothing but the shape of a tensor."""
@@ -52,23 +52,30 @@ class Activated:
 class Tracer(TorchDispatchMode):
     """Carry neuron labels through every operation that runs inside the ``with`` block."""
 
-    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
+    def __init__(self, parameters: Mapping[str, Iterable[Tensor]]) -> None:
+        """Take the parameters of each module by its name."""
         super().__init__()
         self.tags = WeakIdKeyDictionary()
         self.calls: list[Call] = []
         self._activated: defaultdict[int, list[Activated]] = defaultdict(list)
         self.absorbed: dict[int, str] = {}
         """Number of a call -> the operation that mixed its neurons by a parameter of no known layer."""
+        self.used: set[str] = set()
+        """The modules whose parameters were used, by whatever operation."""
         self.inside = 0
         """How many known weight layers are running: products with their parameters are no surprise."""
         self.paused = 0
         """How many modules are running whose effect is put in by hand."""
-        self._parameters = {_memory(p) for p in parameters}
+        self._owners: defaultdict[int, set[str]] = defaultdict(set)
+        """Where in memory a parameter lies -> the modules that it belongs to."""
+        for name, own in parameters.items():
+            for memory in filter(None, map(_memory, own)):
+                self._owners[memory].add(name)
+        self._weights = WeakIdKeyDictionary()
+        """The tensors that were computed from parameters alone."""
 
     def label(self, layer: str, index: int, output: Tensor, axis: int) -> None:
         """Give ``output`` fresh neuron numbers along ``axis``: a weight layer has just written it."""
-        if not output.numel():
-            raise ValueError(f"cannot trace an empty batch: the output of {layer} has shape {tuple(output.shape)}")
         number, num = len(self.calls), output.shape[axis]
         self.calls.append(Call(layer, index, num))
         shape = [1] * output.dim()
@@ -92,12 +99,24 @@ class Tracer(TorchDispatchMode):
             return func(*args, **kwargs)
         # Read before running: an in-place operation must not see its own result.
         operands = [(t, self.tag(t)) for t in tensors_in((args, kwargs))]
+        weights = [self._is_weight(t) for t, tag in operands if not tag]
         out = func(*args, **kwargs)
         if any(tag for _, tag in operands):
-            self._follow(func, args, kwargs, operands, out)
+            self._follow(func, args, kwargs, operands, out, any(weights) and not self.inside)
+        elif any(weights):
+            self._weights.update((t, True) for t in tensors_in(out) if t.is_floating_point() or t.is_complex())
         return out
 
-    def _follow(self, func: Any, args: tuple, kwargs: dict, operands: list[tuple[Tensor, Tag]], out: Any) -> None:
+    def _is_weight(self, tensor: Tensor) -> bool:
+        """Return whether a tensor that carries no neurons is a parameter or was computed from one."""
+        owners = self._owners.get(_memory(tensor) or 0, ())
+        self.used.update(owners)
+        return bool(owners) or tensor in self._weights
+
+    def _follow(
+        self, func: Any, args: tuple, kwargs: dict, operands: list[tuple[Tensor, Tag]], out: Any, weights: bool
+    ) -> None:
+        """Tag what came ``out`` of an operation; ``weights``: whether weights of no running layer took part."""
         name = func.overloadpacket.__name__
         in_place = name.endswith("_") and not name.endswith("__")
         name = name.removesuffix("_") if in_place else name
@@ -105,7 +124,9 @@ class Tracer(TorchDispatchMode):
             return
         op = Operation(func, name, args, kwargs, operands, list(tensors_in(out)))
         tags = propagate(op)
-        self._note_absorbed(op, tags)
+        self._note_absorbed(op, tags, weights)
+        if weights and name == "mul":
+            tags = [tag.map(lambda p: replace(p, weighted=p.weighted or p.clean)) for tag in tags]
         self._note_uses(op, any(tag.statistic for tag in tags))
         for tensor, tag in zip(op.outputs, tags, strict=True):
             if tensor.is_floating_point() or tensor.is_complex():
@@ -136,11 +157,12 @@ class Tracer(TorchDispatchMode):
             else:
                 self.tags[alias] = mix([self.tag(alias), tag], f"{name}_ on a part of it")
 
-    def _note_absorbed(self, op: Operation, tags: list[Tag]) -> None:
-        """Remember neurons that were mixed by a parameter outside every known layer."""
-        if self.inside or not any(not tag and _memory(t) in self._parameters for t, tag in op.operands):
-            return
-        carried = set().union(*(tag.calls for _, tag in op.operands))
+    def _note_absorbed(self, op: Operation, tags: list[Tag], weights: bool) -> None:
+        """Remember neurons that were mixed by weights of no known layer, be they themselves made by the model."""
+        carried = set().union(*(tag.calls for _, tag in op.operands)) if weights else set()
+        if op.name in MATRIX_PRODUCTS and sum(bool(tag) for _, tag in op.operands) > 1:
+            planes = (plane for _, tag in op.operands for plane in tag.planes)
+            carried = carried.union(*(p.calls for p in planes if p.clean and "softmax" not in str(p.activation)))
         for number in carried.intersection(*(tag.mixed for tag in tags)):
             self.absorbed.setdefault(number, op.name)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.structure.layers import Consumer, Layer, Wiring
+from plasticity.structure.layers import Consumer, Layer, num_inputs
+from plasticity.structure.wirings import Wiring
 
 from .entries import aligned, by_group, column_norms, incoming_entries, outgoing_entries
 from .initialisers import Initialiser, bias_of, default_initialiser, weight_of
@@ -94,7 +95,8 @@ def refusals(wired: Wiring, layer: str, outgoing: Outgoing = "zero") -> str | No
     Never: output layers, layers that were not called, frozen weights, weights computed from others (parametrizations,
     weight norm, pruning), weights that are the same tensor as another one's. Unless ``outgoing`` is "keep": neurons
     added to a residual stream or with consumers that could not be traced, whose columns are not known; consumers that
-    are frozen, computed or tied; columns that carry something else in another call of the consumer.
+    are frozen, computed or tied; columns that carry something else in another call of the consumer; modules that have
+    not run yet and may be consumers.
     """
     found = wired.layers[layer]
     if found.num_calls == 0:
@@ -112,22 +114,44 @@ def _columns_refusal(wired: Wiring, layer: Layer) -> str | None:
         return f'not all that {layer.name} feeds is known ({"; ".join(layer.unresolved)}); outgoing="keep" can be done'
     if not layer.consumers:
         return f"no layer consumes the neurons of {layer.name}"
+    if waiting := wired.may_consume(layer):
+        return f'{", ".join(waiting)} did not run yet and may take up {layer.name}; outgoing="keep" can be done'
+    if wired.unfollowed:
+        return f'passes went ways that could not be traced, and may take up {layer.name}; outgoing="keep" can be done'
     reasons = (_unfit(wired, c.layer, ("weight",)) or _shared_columns(wired, layer, c) for c in layer.consumers)
     return next((reason for reason in reasons if reason), None)
 
 
 def _shared_columns(wired: Wiring, layer: Layer, consumer: Consumer) -> str | None:
-    """Say which columns of the consumer carry something besides the layer's neurons; factors of one product do not."""
+    """Say which columns of the consumer carry something besides the layer's neurons, in one pass.
+
+    Factors of one product do not count, nor what the columns carry in other passes: see :func:`_kept_columns`.
+    """
     name = consumer.layer
-    if wired.layers[name].num_calls > layer.num_calls:
-        return f"{name} is called more often than {layer.name}: in other calls its columns carry something else"
-    for other, theirs in wired.producers(name):
-        both = (consumer.columns >= 0) & (theirs.columns >= 0)
-        if other is layer:
-            both &= consumer.columns != theirs.columns
-        if bool(both.any()) and not (consumer.product and theirs.product):
-            return f"columns of {name} that carry {layer.name} carry {other.name} in another call"
+    for layers in (way.layers for way in wired.ways):
+        here = layers[layer.name]
+        if not any(consumer.same_as(c) for c in here.consumers):
+            continue
+        if layers[name].num_calls > here.num_calls:
+            return f"{name} is called more often than {layer.name}: in other calls its columns carry something else"
+        for other, theirs in ((o, c) for o in layers.values() for c in o.consumers if c.layer == name):
+            both = (consumer.columns >= 0) & (theirs.columns >= 0)
+            if other is here:
+                both &= consumer.columns != theirs.columns
+            if bool(both.any()) and not (consumer.product and theirs.product):
+                return f"columns of {name} that carry {layer.name} carry {other.name} in another call"
     return None
+
+
+def _kept_columns(wired: Wiring, flagged: Mapping[str, Tensor], consumer: str) -> Tensor:
+    """Return the inputs of a consumer that stay, (inputs,) bool: they carry a neuron that stays in other passes."""
+    size = num_inputs(wired.layers[consumer].module)
+    kept = torch.zeros(size, dtype=torch.bool, device="cpu")
+    for layer, theirs in wired.producers(consumer):
+        stays = ~flagged.get(layer.name, _none_of(layer.num_neurons, kept))
+        if not theirs.product:
+            kept |= _carried(theirs.columns, stays)
+    return kept
 
 
 def _unfit(wired: Wiring, layer: str, keys: Sequence[str]) -> str | None:
@@ -198,7 +222,7 @@ def _rows(
 
 
 def _cuts(wired: Wiring, flagged: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Yield (weight, entries that take up flagged neurons, layer) for every consumer."""
+    """Yield (weight, entries that take up flagged neurons and no others in any pass, layer) for every consumer."""
     cut: dict[str, Tensor] = {}
     for name, mask in flagged.items():
         for consumer in wired.layers[name].consumers:
@@ -206,6 +230,7 @@ def _cuts(wired: Wiring, flagged: Mapping[str, Tensor]) -> Iterator[tuple[Tensor
             cut[consumer.layer] = cut[consumer.layer] | inputs if consumer.layer in cut else inputs
     for name, inputs in cut.items():
         module = wired.layers[name].module
+        inputs &= ~_kept_columns(wired, flagged, name)
         yield weight_of(module), outgoing_entries(module, inputs), name
 
 

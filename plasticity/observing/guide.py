@@ -1,0 +1,82 @@
+"""Learn the ways that a model's passes take: each is traced once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import nn
+
+from plasticity.structure.layers import Layer
+from plasticity.structure.trace import trace
+from plasticity.structure.wirings import Step, Wiring, steps
+
+from .passes import Pass
+from .sights import Hooked
+
+MOST_WAYS = 64
+"""A model is traced so many times at most: a trace costs as much as some ten passes."""
+
+Found = tuple[Wiring, list[Layer]]
+
+
+class Guide:
+    """Keep the wiring of ``model`` as far as it is known; ``selected`` returns the layers of a wiring to look at."""
+
+    def __init__(
+        self, model: nn.Module, wiring: Wiring | None, selected: Callable[[Wiring], list[Layer]], strict: bool
+    ) -> None:
+        self.model, self.wiring, self.selected, self.strict = model, wiring, selected, strict
+        self.error: str | None = None
+        """Why the model cannot be traced."""
+        self.random = False
+        """Whether ways seem to be drawn at random, so that a trace needs the random state before the pass."""
+        self._failed = ""
+        self._strays: list[tuple[Hooked, set[Step]]] = []
+        """The steps of passes whose way could not be traced."""
+
+    def known(self) -> Found | None:
+        """Return the wiring, with the layers to look at, if there is one of the model as it is now."""
+        if self.wiring is None or not self.wiring.modules or not self.wiring.fits(self.model):
+            return None
+        return self.wiring, self.selected(self.wiring)
+
+    def prepare(self, args: tuple, kwargs: dict) -> Found | None:
+        """Return the wiring before a pass, with the layers to look at; None if the model cannot be traced."""
+        if self.error:
+            return None
+        try:
+            if self.wiring is None or not self.wiring.fits(self.model):
+                self.wiring, self._strays = trace(self.model, args, kwargs, evaluate=False), []
+            return self.wiring, self.selected(self.wiring)
+        except Exception as error:
+            if self.strict:
+                raise
+            self._failed = f"the model could not be traced: {type(error).__name__}: {error}"
+            return None
+
+    def give_up(self) -> None:
+        """Note that a pass ran which could not be traced: no other will be tried."""
+        if not self.error:
+            self.error = self._failed
+            warnings.warn(f"nothing is measured: {self.error}", RuntimeWarning, stacklevel=4)
+
+    def learn(self, done: Pass, hooked: Hooked) -> Found:
+        """Trace a pass that went another way than those before, and return the wiring, with the layers to look at."""
+        assert self.wiring is not None
+        taken = steps(done.events)
+        if len(self.wiring.ways) < MOST_WAYS:
+            try:
+                found = trace(self.model, *done.inputs, evaluate=False, random=done.random)
+                if all(way.events != found.ways[0].events for way in self.wiring.ways):
+                    self.wiring = self.wiring.joined(found)
+            except Exception as error:
+                warnings.warn(
+                    f"a pass could not be traced, and counts only in part: {error!r}", RuntimeWarning, stacklevel=4
+                )
+        if not taken <= hooked.steps(self.wiring):
+            self.random = True
+            self._strays.append((hooked, taken))
+        self._strays = [(h, stray) for h, stray in self._strays if not stray <= h.steps(self.wiring)]
+        self.wiring.unfollowed = bool(self._strays)
+        return self.wiring, self.selected(self.wiring)

@@ -1,0 +1,57 @@
+"""One forward pass of an observed model: the modules that ran in it, and what it shows until it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from plasticity.structure.sites import Event
+
+from .gradients import Arrivals
+from .hooks import Seen
+
+Place = tuple[str, str, int, bool]
+"""A kind of sight, a layer, the position of the end of its call in a pass, and whether that is computed again."""
+
+
+@dataclass
+class Kept:
+    """What was seen in the part of a pass that was not known: nobody could tell yet whose neurons these are."""
+
+    tensors: list[tuple[int, int | str, Tensor]] = field(default_factory=list)
+    """The position of an event, an argument or a position in the output, and a copy of the tensor there."""
+    arrivals: dict[tuple[int, int | str], list[Callable[[Tensor], None]]] = field(default_factory=dict)
+    """What is done with the gradient of such a tensor, once that is known."""
+
+
+@dataclass
+class Pass:
+    """One forward pass of the model: in training mode what it shows waits here until its gradient arrives."""
+
+    inputs: tuple[tuple, dict]
+    mask: Tensor | None
+    parameters: list[Tensor]
+    """The parameters that train, in this pass: a traced one has others in their place."""
+    repeated: bool = False
+    """Whether it runs inside a backward pass, where the pass it repeats was not seen: whole-model checkpointing."""
+    random: Any = None
+    """The state of the random generators before the pass, where its way depends on them."""
+    events: list[Event] = field(default_factory=list)
+    again: list[Event] = field(default_factory=list)
+    """The events of parts that a backward pass computes again: checkpointing."""
+    lengths: dict[Place, int] = field(default_factory=dict)
+    """The number of events that lead to the sight that was taken: the longest tells most about the way."""
+    seen: dict[Place, Seen] = field(default_factory=dict)
+    kept: Kept | None = None
+    counted: bool = False
+    gradients: Arrivals = field(default_factory=Arrivals)
+
+    def takes(self, place: Place, length: int) -> bool:
+        """Return whether a sight is taken: unless a longer one was."""
+        if self.lengths.get(place, 0) >= length:
+            return False
+        self.lengths[place] = length
+        return True

@@ -1,0 +1,96 @@
+"""The wiring of a model: its layers as all passes show them that were traced, and the ways that these passes took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import nn
+
+from plasticity.isolation import named_modules
+
+from .layers import Consumer, Layer, neuron_axis, num_inputs, union
+from .sites import Event
+
+Step = tuple[Event | None, Event | None]
+"""Two events in a row; None before the first and after the last."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One traced pass: the modules that began and ended, in order, and the layers as this pass alone shows them."""
+
+    events: tuple[Event, ...]
+    layers: dict[str, Layer]
+    used: frozenset[str]
+    """The modules that were called, or whose parameters were used."""
+
+
+def steps(events: Iterable[Event]) -> set[Step]:
+    """Return the steps from each event to the next."""
+    return set(pairwise([None, *events, None]))
+
+
+@dataclass
+class Wiring:
+    """The weight layers of a model by name, in the order in which they were first called."""
+
+    layers: dict[str, Layer]
+    """Every layer with the consumers, norms and sites that it has in any pass that was traced."""
+    modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    """Every module of the model by name: where norms and tied weights are found."""
+    ways: tuple[Way, ...] = field(default=(), repr=False)
+    """The passes that were traced."""
+    unfollowed: bool = False
+    """Whether the model also takes ways that were not traced, because it takes too many."""
+
+    @classmethod
+    def of(cls, ways: tuple[Way, ...], modules: dict[str, nn.Module], unfollowed: bool = False) -> Wiring:
+        """Return the wiring that several passes show together."""
+        called = [name for way in ways for name, layer in way.layers.items() if layer.num_calls]
+        names = dict.fromkeys([*called, *ways[0].layers])
+        return cls({n: union([way.layers[n] for way in ways]) for n in names}, modules, ways, unfollowed)
+
+    @property
+    def hidden(self) -> list[Layer]:
+        """The layers whose neurons are hidden units."""
+        return [layer for layer in self.layers.values() if layer.is_hidden]
+
+    @property
+    def uncalled(self) -> set[str]:
+        """The modules that were called in no pass that was traced."""
+        return self.modules.keys() - {name for way in self.ways for name, _ in way.events}
+
+    def may_consume(self, layer: Layer) -> list[str]:
+        """Return the modules that took part in no traced pass and could take up the layer's neurons if they did.
+
+        These are modules with parameters of their own; of Linear and convolution layers those that have enough inputs.
+        """
+        used = {name for way in self.ways for name in way.used}
+        idle = {name: module for name, module in self.modules.items() if module._parameters and name not in used}
+        return [name for name, m in idle.items() if neuron_axis(m) is None or num_inputs(m) >= layer.num_neurons]
+
+    def joined(self, other: Wiring) -> Wiring:
+        """Return the wiring that the passes of both show together."""
+        return Wiring.of((*self.ways, *other.ways), self.modules, self.unfollowed or other.unfollowed)
+
+    def fits(self, model: nn.Module) -> bool:
+        """Return whether the model still consists of the modules that were traced: True if these are not known."""
+        if not self.modules:
+            return True
+        found = named_modules(model)
+        return found.keys() == self.modules.keys() and all(found[n] is m for n, m in self.modules.items())
+
+    def producers(self, consumer: str) -> list[tuple[Layer, Consumer]]:
+        """Return the layers that feed ``consumer``, with the columns they feed."""
+        return [(p, c) for p in self.layers.values() for c in p.consumers if c.layer == consumer]
+
+    def __str__(self) -> str:
+        rows = [("layer", "neurons", "activation", "feeds", "remarks")]
+        for layer in self.layers.values():
+            feeds = ", ".join(dict.fromkeys(c.layer for c in layer.consumers)) or "-"
+            remarks = "; ".join(layer.remarks)
+            rows.append((layer.name, str(layer.num_neurons), layer.activation or "-", feeds, remarks))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,136 @@
+"""Consumers that are no module: known as such, and never a reason to cut only some of what a neuron feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from models import Net
+from test_interventions import plain_loop
+from torch import Tensor, nn
+
+from plasticity.interventions import ReDo
+from plasticity.measuring import measure
+from plasticity.structure.trace import wiring
+
+pytestmark = pytest.mark.usefixtures("everywhere")
+
+
+class Loose(nn.Module):
+    """A weight that is no Linear, applied by some function of (weight, features)."""
+
+    def __init__(self, apply: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.weight, self.apply_to = nn.Parameter(torch.randn(shape)), apply
+        self.register_buffer("mask", (torch.arange(shape[-1]) % 3 > 0).float())
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Apply the weight."""
+        return self.apply_to(self.weight, h)
+
+
+def hyper(s: Any, h: Tensor) -> Tensor:
+    """Let another network write the weight."""
+    weight = s.writer(F.relu(s.context(torch.ones(len(h), 4)))).view(len(h), 6, 2)
+    return torch.bmm(h.unsqueeze(1), weight).squeeze(1)
+
+
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "cosine": lambda: Loose(lambda w, h: F.linear(F.normalize(h, dim=-1), F.normalize(w, dim=-1)), 2, 6),
+    "masked": lambda: Loose(lambda w, h: F.linear(h, w * (torch.arange(6) % 3 > 0)), 2, 6),
+    "noisy": lambda: Loose(lambda w, h: F.linear(h, w[0] + w[1] * torch.randn(2, 6)), 2, 2, 6),
+    "einsum": lambda: Loose(lambda w, h: torch.einsum("bi,eio->ebo", h, w), 3, 6, 2),
+    "vectorised": lambda: Loose(lambda w, h: torch.baddbmm(torch.zeros(3, 1, 2), h.expand(3, *h.shape), w), 3, 6, 2),
+    "quantised": lambda: Loose(lambda w, h: h @ (w + (w.round() - w).detach()).T, 2, 6),
+    "spectral": lambda: Loose(lambda w, h: h @ (w / w.norm()).T, 2, 6),
+    "weighted sum": lambda: Loose(lambda w, h: (h * w).sum(-1, keepdim=True), 6),
+    "low rank": lambda: Loose(lambda w, h: h @ (w[:1].T @ w[1:]), 2, 6),
+    "hyper-network": lambda: Net(hyper, context=nn.Linear(4, 5), writer=nn.Linear(5, 12)),
+    "returned": lambda: Net(lambda s, h: h),
+}
+
+
+def build(name: str, with_layer: bool) -> nn.Module:
+    """Return a trunk whose features go to a head that is no layer, and maybe to a Linear as well."""
+    torch.manual_seed(0)
+
+    def forward(s: Any, x: Tensor) -> Any:
+        h = F.relu(s.b(F.relu(s.a(x))))
+        return (s.head(h), s.o(h)) if with_layer else s.head(h)
+
+    layer = {"o": nn.Linear(6, 1)} if with_layer else {}
+    return Net(forward, **models.linears(4, 7, 6), head=HEADS[name](), **layer)
+
+
+@pytest.mark.parametrize("with_layer", [False, True])
+@pytest.mark.parametrize("name", HEADS)
+def test_the_last_hidden_layer_is_measured_and_says_what_is_not_known(name: str, with_layer: bool) -> None:
+    model, x = build(name, with_layer), torch.randn(32, 4)
+    layer = wiring(model, x).layers["b"]
+    if name == "returned" and not with_layer:  # then the features are the output
+        assert layer.is_output
+        return
+    assert layer.is_hidden
+    assert len(layer.unresolved) == 1
+    assert (
+        "returned to the caller" if name == "returned" else "weights of no Linear or Conv layer"
+    ) in layer.unresolved[0]
+    rows = F.relu(model.b(F.relu(model.a(x))))
+    found = measure(model, x, probes=["dormancy"]).scores["dormancy"]["b"]
+    np.testing.assert_allclose(found.numpy(force=True), reference.scores(reference.rows(rows)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_layer", [False, True])
+@pytest.mark.parametrize("name", HEADS)
+def test_its_neurons_are_left_alone_and_those_before_are_not(name: str, with_layer: bool) -> None:
+    model = build(name, with_layer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=10.0, cap=0.3)
+    redo.on_train_start(ctx)
+    found = model(torch.randn(32, 4))
+    sum(part.square().mean() for part in (found if isinstance(found, tuple) else [found])).backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    outputs = name == "returned" and not with_layer
+    expected = {"a.weight", "a.bias", "b.weight"}
+    if name == "hyper-network":
+        expected |= {"head.context.weight", "head.context.bias", "head.writer.weight"}
+    assert changed == expected
+    reasons = {event["layer"]: event["reason"] for event in writer.named("redo_skipped")}
+    assert outputs or reasons["b"].startswith("not all that b feeds is known")
+
+
+@pytest.mark.parametrize(
+    "kind", ["tanh action", "softmax atoms", "gaussian", "log probability", "dueling", "dot product"]
+)
+def test_what_the_model_returns_is_an_output(kind: str) -> None:
+    """Constants, samples and other outputs are no weights: what they are mixed with is an output layer."""
+    atoms = torch.linspace(-1, 1, 6)
+
+    def forward(s: Any, x: Tensor) -> Any:
+        z, deviation = s.b(F.relu(s.a(x))), s.log_std.exp()
+        if kind == "tanh action":
+            return torch.tanh(z)
+        if kind == "softmax atoms":
+            return z.softmax(-1) @ atoms
+        if kind == "gaussian":
+            return torch.distributions.Normal(z, deviation)
+        if kind == "log probability":
+            return (-0.5 * ((x[:, :1] - z) / deviation) ** 2 - s.log_std).sum(-1)
+        if kind == "dueling":
+            return z[:, :1] + z[:, 1:] - z[:, 1:].mean(-1, keepdim=True)
+        return z @ s.c(F.relu(s.a(x))).T
+
+    model = Net(forward, a=nn.Linear(4, 5), b=nn.Linear(5, 6), c=nn.Linear(5, 6))
+    model.log_std = nn.Parameter(torch.zeros(6))
+    layer = wiring(model, models.vectors()).layers["b"]
+    assert layer.is_output
+    assert "weights of no" not in " ".join(layer.unresolved)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
+from plasticity.storage.randomness import restore_random_state
 from plasticity.structure.layers import Layer
 from plasticity.structure.trace import trace
 from plasticity.structure.wirings import Step, Wiring, steps
@@ -65,9 +67,10 @@ class Guide:
         """Trace a pass that went another way than those before, and return the wiring, with the layers to look at."""
         assert self.wiring is not None
         taken = steps(done.events)
+        before = None if done.random is None else partial(restore_random_state, done.random)
         if len(self.wiring.ways) < MOST_WAYS:
             try:
-                found = trace(self.model, *done.inputs, evaluate=False, random=done.random)
+                found = trace(self.model, *done.inputs, evaluate=False, before=before)
                 if all(way.events != found.ways[0].events for way in self.wiring.ways):
                     self.wiring = self.wiring.joined(found)
             except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import map_tensors, named_modules, undisturbed, unwrap
-from plasticity.storage.randomness import restore_random_state
 
 from .labels import NOTHING, STRIDE, Plane, Tag, feature_vector, tensors_in
 from .layers import LAST_AXIS_NORMS, NORMS, RETURNED, Consumer, Layer, Norm, neuron_axis, num_neurons
@@ -35,10 +34,12 @@ def wiring(model: nn.Module, *args: Any, **kwargs: Any) -> Wiring:
     return trace(model, args, kwargs)
 
 
-def trace(model: nn.Module, args: tuple, kwargs: dict, evaluate: bool = True, random: Any = None) -> Wiring:
+def trace(
+    model: nn.Module, args: tuple, kwargs: dict, evaluate: bool = True, before: Callable[[], None] | None = None
+) -> Wiring:
     """Return the wiring that one extra pass shows, in evaluation mode or in the mode that the model is in.
 
-    ``random``: the state of the random generators to begin with, from :func:`random_state`; None for the present one.
+    ``before``: called before the pass, where random states are restored afterwards: it may set them.
     """
     model = unwrap(model)
     modules = named_modules(model)
@@ -60,8 +61,8 @@ def trace(model: nn.Module, args: tuple, kwargs: dict, evaluate: bool = True, ra
         traced.tracer,
     ):
         warnings.simplefilter("ignore")
-        if random is not None:
-            restore_random_state(random)
+        if before is not None:
+            before()
         args, kwargs = map_tensors((args, kwargs), torch.clone)  # the model may work in place on its inputs
         traced.tracer.mark_external(tensors_in((args, kwargs)))
         output = model(*args, **kwargs)

@@ -14,7 +14,6 @@ from plasticity.agents.replay import ReplayBuffer
 from plasticity.interventions.injection import find_heads, inject_
 from plasticity.interventions.topology import (
     ActiveFraction,
-    FirstPass,
     Oldest,
     cosine_fraction,
     erdos_renyi,
@@ -27,6 +26,7 @@ from plasticity.interventions.topology import (
     top,
 )
 from plasticity.isolation import undisturbed
+from plasticity.observing.first_pass import FirstPass
 from plasticity.structure.trace import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
+from plasticity.observing.first_pass import FirstPass
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy
 from plasticity.structure.optimizers import all_parameters
@@ -31,7 +32,6 @@ from plasticity.watching import Watcher
 from .intervention import Intervention
 from .topology import (
     ActiveFraction,
-    FirstPass,
     Oldest,
     SparseLayer,
     cosine_fraction,

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from plasticity.isolation import foreign_pass
-from plasticity.observing.hooks import get_inert, inert
 from plasticity.probes import Probe
 from plasticity.probes.probe import FORWARD, Summand
 from plasticity.structure.layers import Layer
@@ -173,29 +170,3 @@ class Oldest:
     def _newest(self, num_rows: int) -> int:
         """Return the last age that is too young; at least one age is old."""
         return min(num_rows - 1, num_rows - math.floor(num_rows * self.share))
-
-
-class FirstPass:
-    """A hook that takes itself off and calls ``see(args, kwargs)`` right before a module's first pass.
-
-    Passes of somebody who looks at the network and must leave no trace do not count; a copy of the module has no hook.
-    """
-
-    def __init__(self, module: nn.Module, see: Callable[[tuple, dict], None]) -> None:
-        self._see = see
-        self._handle = module.register_forward_pre_hook(self, with_kwargs=True)
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if not foreign_pass(self):
-            self.remove()
-            self._see(args, kwargs)
-
-    def remove(self) -> None:
-        """Take the hook off."""
-        self._handle.remove()
-
-    def __deepcopy__(self, memo: dict) -> Callable[..., None]:
-        return inert
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return get_inert, ()

@@ -33,7 +33,7 @@ def policy_churn(before: Tensor, after: Tensor) -> Tensor:
 
 @dataclass
 class Churn(Meter):
-    """How much one update changes outputs, and greedy actions, on states that were not in its batch.
+    """Change of outputs, and of greedy actions, by one update, on states that were not in its batch.
 
     Logs ``churn``, the mean |change| of a network's output, and for networks with an output per discrete action
     ``policy_churn``, the share of states with another greedy action. The states are past ones, drawn one update before

@@ -75,7 +75,7 @@ class Meter(Callback):
     # -- events --------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, ctx: Context) -> None:
-        """Check that the run has what is needed; ValueError names what it lacks."""
+        """Check that the run lends all that is needed; ValueError names the missing part."""
         ctx.require("networks", type(self).__name__)
         for need in self.NEEDS:
             ctx.require(need, type(self).__name__)
@@ -102,7 +102,7 @@ class Meter(Callback):
             raise ValueError(f"{type(self).__name__} finds no network {wanted}; {ctx.name} has {there}")
         return found
 
-    # -- what is kept --------------------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clock, the generator's state, and the error that switched the meter off."""

@@ -1,4 +1,4 @@
-"""Feed one copy of each probe per layer, and turn what they say into a reading."""
+"""Copies of each probe, one per layer: the data they are given, and the reading that they make of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from plasticity.structure.wirings import Wiring
 from .distributed import Processes
 from .hooks import Entry, Seen
 from .reading import ALL, OUTPUT_LAYER, Coverage, Reading
+from .sums import Sums
 
 Key = tuple[str, str]
 """A probe or metric, and a layer."""
@@ -30,58 +31,12 @@ Values = dict[str, dict[str, float]]
 """Metric -> layer -> value."""
 Entries = tuple[Entry, ...]
 """The meaning of each tensor that a pass shows."""
-MANY, MANY_NUMBERS = 64, 1 << 16
-"""Passes, or numbers, after which what they show is added up: many at once cost a fraction."""
-
-
-class Sums:
-    """Sums over passes, in float64, of tensors that have the same entries."""
-
-    def __init__(self) -> None:
-        self.times = 0
-        self._totals: list[Tensor] | None = None
-        self._waiting: list[list[Tensor]] = []
-        self._shapes: list[torch.Size] = []
-        self._many = 0
-
-    def misfits(self, tensors: list[Tensor]) -> list[tuple[int, torch.Size]]:
-        """Return the positions of tensors that cannot be added, with the shape that could."""
-        pairs = zip(tensors, self._shapes, strict=False)  # none before the first
-        return [(i, shape) for i, (tensor, shape) in enumerate(pairs) if tensor.shape != shape]
-
-    def add(self, tensors: list[Tensor]) -> None:
-        """Add what one pass shows."""
-        self.times += 1
-        self._shapes = self._shapes or [tensor.shape for tensor in tensors]
-        self._waiting.append(tensors)
-        if not self._many:
-            self._many = max(1, min(MANY, MANY_NUMBERS // sum(map(Tensor.numel, tensors))))
-        if len(self._waiting) >= self._many:
-            self.totals()
-
-    def totals(self) -> list[Tensor]:
-        """Return the sums."""
-        if self._waiting:
-            sums = [torch.stack(parts).sum(0, dtype=torch.float64) for parts in zip(*self._waiting, strict=True)]
-            self._totals = sums if self._totals is None else [a + b for a, b in zip(self._totals, sums, strict=True)]
-            self._waiting = []
-        assert self._totals is not None
-        return self._totals
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all there is; what waits is added later, for the same bits."""
-        return {"times": self.times, "totals": self._totals, "waiting": self._waiting}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.times, self._totals, self._waiting = state["times"], state["totals"], list(state["waiting"])
-        self._shapes = [tensor.shape for tensor in self._totals or self._waiting[0]]
 
 
 class Gathering:
-    """The probes at work: a copy of each per layer, what they were fed, and which of them failed.
+    """A copy of each probe per layer, the data that they were given, and the probes that failed.
 
-    ``deferred``: what passes show is pending until :meth:`commit`.
+    ``deferred``: data of passes are pending until :meth:`commit`.
     """
 
     def __init__(self, probes: Mapping[str, Probe], strict: bool, deferred: bool = False) -> None:
@@ -123,10 +78,10 @@ class Gathering:
         self.signals = frozenset(self._wanting) - {WEIGHT}
         """The signals to observe in passes."""
 
-    # -- what passes show ----------------------------------------------------------------------------------------------
+    # -- data of passes ----------------------------------------------------------------------------------------------
 
     def look(self, layer: str, signal: str, rows: Tensor) -> Seen:
-        """Return what every probe that uses ``signal`` takes from the rows of one layer; it may be traced."""
+        """Return a tensor for every probe that uses ``signal``, from the rows of one layer; may be traced."""
         seen: Seen = []
         for name, summand in self._wanting.get(signal, ()) if rows.shape[0] else ():
             try:
@@ -138,7 +93,7 @@ class Gathering:
         return seen
 
     def take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
-        """Take in what a pass shows."""
+        """Take in the tensors of a pass."""
         for entry, tensor in seen:
             if entry.reduced:
                 self._entries.append(entry)
@@ -161,7 +116,7 @@ class Gathering:
             self.commit()
 
     def drop(self) -> None:
-        """Forget what is pending."""
+        """Forget all pending data."""
         self._entries: list[Entry] = []
         self._tensors: list[Tensor] = []
         self._whole: list[tuple[Entries, list[Tensor]]] = []
@@ -169,7 +124,7 @@ class Gathering:
         self._pending_passes = 0
 
     def commit(self) -> None:
-        """Give the probes what is pending."""
+        """Give the probes all pending data."""
         whole, rows = [*self._whole, (tuple(self._entries), self._tensors)], self._rows
         self.num_passes += self._pending_passes
         self.drop()
@@ -223,7 +178,7 @@ class Gathering:
         return {**found, **{key: probe for key, probe in self._copies.items() if key not in found}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was given to the probes, without what is pending."""
+        """Return the data given to the probes, without pending ones."""
         state = {
             "num_passes": self.num_passes,
             "sums": [
@@ -371,7 +326,7 @@ class Gathering:
 
 
 def _summed(function: Summand, rows: Tensor) -> Tensor:
-    """Return what a function makes of rows, in memory of its own: rows may be overwritten before they are added."""
+    """Return the function of rows, in memory of its own: rows may be overwritten before they are added."""
     value = function(rows)
     if not isinstance(value, Tensor):
         raise TypeError(f"sums() must name functions that return tensors, got {type(value).__name__}")

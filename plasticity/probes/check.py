@@ -12,7 +12,7 @@ REPLACED = ("reduce", "reduces", "add")
 
 
 def require_probe(name: str, probe: Any) -> Probe:
-    """Return ``probe``; raise ValueError, which says what to write instead, for what is no usable probe."""
+    """Return ``probe``; raise ValueError, with the correction, for an object that is no usable probe."""
     if isinstance(probe, type) and issubclass(probe, Probe):
         raise ValueError(f"probe {name!r} is the class {probe.__name__}; pass an instance, {probe.__name__}()")
     if not isinstance(probe, Probe):
@@ -24,7 +24,7 @@ def require_probe(name: str, probe: Any) -> Probe:
 
 
 def _unknown_signals(probe: Probe) -> str:
-    """Return what is wrong with the signals of a probe, empty if nothing is."""
+    """Return the fault in the signals of a probe, empty if there is none."""
     given = {*probe.sums(), *(n for n in dir(probe) if n.startswith("on_") and callable(getattr(probe, n)))}
     if unknown := sorted(given - {*SIGNALS}):
         close = get_close_matches(unknown[0], SIGNALS, 1)

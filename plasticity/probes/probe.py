@@ -134,7 +134,7 @@ class Probe:
         self._sums.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was gathered, to go on from in the middle of a window: here, all attributes."""
+        """Return the state, to go on from in the middle of a window: here, all attributes."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

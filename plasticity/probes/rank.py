@@ -1,4 +1,4 @@
-"""How many directions a layer's features span: four ranks with four names, from one decomposition.
+"""The number of directions that a layer's features span: four ranks, from one decomposition.
 
 ``sigma``: (values,) singular values in descending order of a feature matrix (samples, features), not centred. A zero
 matrix has rank 0 under every definition. No rank can exceed the number of samples: keep it fixed when comparing.

@@ -122,7 +122,8 @@ def _check_non_finite(make: Callable[[], Probe]) -> None:
 
 
 def _batches() -> list[Tensor]:
-    return [torch.randn(16, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(STEPS)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(STEPS)]
+    return [torch.randn(16, 4, generator=generator, device="cpu") for generator in generators]
 
 
 def _watched(make: Callable[[], Probe], model: nn.Module, optimizer: Any, window: int) -> tuple[Watcher, list[Reading]]:

@@ -1,0 +1,56 @@
+"""Sums of tensors over passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MANY, MANY_NUMBERS = 64, 1 << 16
+"""Passes, or numbers in them, after which tensors are added up: many at once cost a fraction."""
+
+
+class Sums:
+    """Sums over passes, in float64, of tensors that have the same entries."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self._totals: list[Tensor] | None = None
+        self._waiting: list[list[Tensor]] = []
+        self._shapes: list[torch.Size] = []
+        self._many = 0
+
+    def misfits(self, tensors: list[Tensor]) -> list[tuple[int, torch.Size]]:
+        """Return the positions of tensors that cannot be added, with the shape that could."""
+        pairs = zip(tensors, self._shapes, strict=False)  # none before the first
+        return [(i, shape) for i, (tensor, shape) in enumerate(pairs) if tensor.shape != shape]
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Add what one pass shows."""
+        self.times += 1
+        self._shapes = self._shapes or [tensor.shape for tensor in tensors]
+        self._waiting.append(tensors)
+        if not self._many:
+            self._many = max(1, min(MANY, MANY_NUMBERS // max(1, sum(map(Tensor.numel, tensors)))))
+        if len(self._waiting) >= self._many:
+            self.totals()
+
+    def totals(self) -> list[Tensor]:
+        """Return the sums."""
+        if self._waiting:
+            sums = [torch.stack(parts).sum(0, dtype=torch.float64) for parts in zip(*self._waiting, strict=True)]
+            self._totals = sums if self._totals is None else [a + b for a, b in zip(self._totals, sums, strict=True)]
+            self._waiting = []
+        assert self._totals is not None
+        return self._totals
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all there is; what waits is added later, for the same bits."""
+        return {"times": self.times, "totals": self._totals, "waiting": self._waiting}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.times, self._totals, self._waiting = state["times"], state["totals"], list(state["waiting"])
+        self._shapes = [tensor.shape for tensor in self._totals or self._waiting[0]]

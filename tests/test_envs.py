@@ -13,7 +13,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plasticity.envs import ENVS, Env, extras, graphics, make_env, missing_extras
+from plasticity.envs import ENVS, Env, graphics, make_env, missing_extras
 from plasticity.envs.dmc import DMControl, find_task
 from plasticity.envs.floats import ordinary, to_float32
 from plasticity.envs.serial import Serial
@@ -375,20 +375,6 @@ def test_no_transition_crosses_an_episode_boundary(extra, seed):
         assert torch.equal(obs[mask], torch.stack([kept[mask][:, 0] + 1, torch.zeros(int(mask.sum()))], 1))
 
 
-def test_dmc_mask_reset_leaves_the_others_alone():
-    env, whole = (make_env("dmc/cartpole-swingup", num_envs=2, seed=9) for _ in range(2))
-    env.reset(), whole.reset()
-    action = torch.full((2, 1), 0.3)
-    for _ in range(3):
-        before = env.step(action).next_obs
-        whole.step(action)
-    obs = env.reset(torch.tensor([True, False]))
-    assert torch.equal(obs[1], before[1])
-    assert not torch.equal(obs[0], before[0])
-    assert torch.equal(env.step(action).next_obs[1], whole.step(action).next_obs[1])
-    assert torch.equal(env.reset(torch.zeros(2, dtype=torch.bool)), env._obs)
-
-
 def test_stepping_a_finished_episode_is_an_error():
     env = make_env("sanity/constant", num_envs=2)
     with pytest.raises(RuntimeError, match=r"sanity/constant: call reset\(\) before step\(\)"):
@@ -525,47 +511,6 @@ def test_same_seed_same_numbers(name):
     assert len({tuple(row.tolist()) for row in starts}) == 3
     # Environment i does not depend on how many others there are.
     assert torch.equal(make_env(name, num_envs=1, seed=7).reset()[0], starts[0])
-
-
-def rows_of(name: str, num_envs: int) -> torch.Tensor:
-    """What each environment shows, played with actions that depend on its index only; ended episodes start again."""
-    env = make_env(name, num_envs=num_envs, seed=3, max_episode_steps=40)
-    rng = np.random.default_rng(0)
-    rows = [env.reset()]
-    for _ in range(30):
-        if isinstance(env.action_space, spaces.Discrete):
-            action = torch.as_tensor(rng.integers(env.action_space.n, size=3)[:num_envs])
-        else:
-            action = torch.as_tensor(rng.uniform(-1, 1, (3, *env.action_space.shape))[:num_envs]).float()
-        transition = env.step(action)
-        rows += [transition.next_obs, env.reset(transition.terminated | transition.truncated)]
-    env.close()
-    return torch.stack(rows)
-
-
-@pytest.mark.parametrize(
-    ("name", "extra"),
-    [
-        ("CartPole-v1", None),
-        ("Hopper-v5", None),
-        ("sanity/both", None),
-        ("dmc/cartpole-swingup", None),
-        ("dmc-pixels/cartpole-swingup", None),
-        ("minatar/asterix", "minatar"),
-        ("atari/breakout", "atari"),
-    ],
-)
-def test_environment_i_plays_the_same_whatever_num_envs_is(name, extra):
-    if extra and not extras.installed(extra):
-        pytest.skip(f"needs the extra {extra}")
-    try:
-        three, one = rows_of(name, 3), rows_of(name, 1)
-    except RuntimeError as error:
-        if "cannot be rendered" not in str(error):
-            raise
-        pytest.skip(str(error))
-    assert torch.equal(three[:, :1], one)
-    assert not torch.equal(three[:, 0], three[:, 1])
 
 
 # Errors --------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from plasticity.envs.gym import GymEnv
 from plasticity.envs.journal import Journal
 from plasticity.envs.serial import serial
 
-NAMES = ["Pendulum-v1", "CartPole-v1", "HalfCheetah-v5", "dmc/cartpole-swingup", "dmc/walker-walk", "sanity/clock"]
+NAMES = ["Pendulum-v1", "HalfCheetah-v5", "dmc/cartpole-swingup", "dmc/walker-walk", "sanity/clock"]
 
 
 def actions(env: Any, steps: int) -> list[torch.Tensor]:
@@ -35,7 +35,7 @@ def play(env: Any, chosen: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "minatar/breakout"])
-@pytest.mark.parametrize("before", [0, 3, 130])
+@pytest.mark.parametrize("before", [130])
 def test_a_restarted_environment_goes_on_bit_by_bit(name: str, before: int) -> None:
     if name.startswith("minatar"):
         pytest.importorskip("minatar")

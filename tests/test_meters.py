@@ -223,6 +223,11 @@ def test_the_distance_of_targets_passes_its_battery(agent: str) -> None:
     check_meter(TargetDistance, agent=agent)
 
 
+@pytest.mark.parametrize("agent", ["dqn", "ppo", pytest.param("sac", marks=pytest.mark.slow)])
+def test_churn_passes_its_battery(agent: str) -> None:
+    check_meter(Churn, {"num_states": 16, "every": 3}, agent=agent)
+
+
 class Meddling(TargetDistance):
     """Edits what it measures."""
 

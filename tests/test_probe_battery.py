@@ -41,12 +41,6 @@ class Random(Faulty):
         return super().compute() + torch.rand((), generator=torch.Generator().manual_seed(id(self) % 999))
 
 
-class Writing(Dormancy):
-    def on_forward(self, activations: Tensor) -> None:
-        activations.mul_(1.5)
-        super().on_forward(activations)
-
-
 class Deaf(Faulty):
     def compute(self) -> Tensor:
         return super().compute().nan_to_num(0.0)
@@ -95,7 +89,6 @@ class Vector(Faulty):
 FAULTS = {
     Drawing: "random state",
     Random: "measured twice",
-    Writing: "inplace operation",
     Deaf: "NaN in its weights",
     Forgetful: "resumed|beside",
     Scores: r"scores\(\) has shape",

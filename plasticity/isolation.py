@@ -63,7 +63,16 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of ``model`` by name, without the ``_orig_mod`` that ``torch.compile`` inserts."""
-    return {".".join(p for p in n.split(".") if p != "_orig_mod"): module for n, module in model.named_modules()}
+    return {_plain(name): module for name, module in model.named_modules()}
+
+
+def named_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of ``model`` by name, without the ``_orig_mod`` of ``torch.compile``; a shared one once."""
+    return {_plain(name): parameter for name, parameter in model.named_parameters()}
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

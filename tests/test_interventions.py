@@ -23,7 +23,7 @@ from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.commands.train import main
 from plasticity.interventions import INTERVENTIONS, Intervention, NeuroplasticExpansion, ReDo
-from plasticity.interventions.scheduled import Triggered
+from plasticity.interventions.scheduled import Scheduled
 from plasticity.monitor import Monitor
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -458,7 +458,7 @@ def test_masks_hold_against_a_method_that_joins_later(name: str) -> None:
     assert late.counts["applications"]
 
 
-class Overwrite(Triggered):
+class Overwrite(Scheduled):
     """A method of one's own: sets all weights to 1."""
 
     NAME, PRESETS = "overwrite", {}

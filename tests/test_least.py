@@ -21,11 +21,11 @@ from plasticity.envs import make_env
 from plasticity.interventions.episodes import MAX_STEPS, History
 from plasticity.interventions.least import (
     LearnToStop,
+    is_unpromising,
     median,
     noise_scale,
-    stop,
-    threshold,
-    weight,
+    novelty_weight,
+    stop_threshold,
     window_entropy,
 )
 
@@ -70,32 +70,32 @@ def one(*values: float) -> list[Tensor]:
 def test_golden_decisions(
     q: float, eps: float, median_g: float, g: float, omega: float, limit: float, stops: bool
 ) -> None:
-    found = weight(*one(median_g, g))
+    found = novelty_weight(*one(median_g, g))
     assert found.item() == pytest.approx(omega)
-    assert threshold(torch.tensor([float(eps)]), found).item() == pytest.approx(limit)
-    assert stop(*one(q, eps, median_g, g)).item() is stops
+    assert stop_threshold(torch.tensor([float(eps)]), found).item() == pytest.approx(limit)
+    assert is_unpromising(*one(q, eps, median_g, g)).item() is stops
 
 
 def test_a_larger_omega_is_stricter_for_both_signs() -> None:
     omega = torch.linspace(0.1, 3, 30)
     for eps in (5.0, -5.0):
-        limits = threshold(torch.full_like(omega, eps), omega)
+        limits = stop_threshold(torch.full_like(omega, eps), omega)
         assert (limits.diff() > 0).all()
-    assert threshold(*one(-5, 0)).item() == pytest.approx(-5e8)  # guarded: never stops
+    assert stop_threshold(*one(-5, 0)).item() == pytest.approx(-5e8)  # guarded: never stops
 
 
 def test_coefficient_and_bounds_of_omega() -> None:
     median_g, g = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([10.0, 2.0, 1.0, 0.0])
-    assert weight(median_g, g, coef=0.5).tolist() == pytest.approx([0.05, 0.25, 0.5, 0.5e8])
-    assert weight(median_g, g, 1.0, 0.3, 0.6).tolist() == pytest.approx([0.3, 0.5, 0.6, 0.6])
+    assert novelty_weight(median_g, g, coef=0.5).tolist() == pytest.approx([0.05, 0.25, 0.5, 0.5e8])
+    assert novelty_weight(median_g, g, 1.0, 0.3, 0.6).tolist() == pytest.approx([0.3, 0.5, 0.6, 0.6])
     # literal reading, a well-predicted step of an episode far above the median: omega <= 1 keeps it
-    assert stop(*one(50, 5, 1, 0.01), coef=0.5).item() is True
-    assert stop(*one(50, 5, 1, 0.01), coef=0.5, high=1.0).item() is False
+    assert is_unpromising(*one(50, 5, 1, 0.01), coef=0.5).item() is True
+    assert is_unpromising(*one(50, 5, 1, 0.01), coef=0.5, high=1.0).item() is False
 
 
 def test_nothing_stops_on_what_is_not_known() -> None:
     for values in ((NAN, 5, 1, 1), (1, NAN, 1, 1), (1, 5, NAN, 1), (1, 5, 1, NAN)):
-        assert stop(*one(*values)).item() is False
+        assert is_unpromising(*one(*values)).item() is False
 
 
 def test_median_is_the_usual_one() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from plasticity.callback import Context
-from plasticity.interventions.scheduled import Triggered
+from plasticity.interventions.scheduled import Scheduled
 from plasticity.interventions.trigger import Trigger, parse_stalled, parse_when
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -198,7 +198,7 @@ def test_state_dict_goes_on_in_the_middle() -> None:
 
 
 @dataclass
-class Note(Triggered):
+class Note(Scheduled):
     """Writes down when it is applied."""
 
     NAME: ClassVar[str] = "note"

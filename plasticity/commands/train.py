@@ -66,13 +66,13 @@ def start(agent: str, arguments: Sequence[str]) -> int:
     from .parsing import parse
     from .seeds import Seeds
     from .settings import settings
-    from .training import Run
+    from .training import TrainingRun
 
     config = parse(agent, arguments)
     if config.seeds > 1 and not config.dry_run:
         return Seeds(agent, config, arguments, settings(config)).train()
     torch.set_num_threads(config.torch_threads)
-    run = Run(agent, config, arguments)
+    run = TrainingRun(agent, config, arguments)
     return run.dry_run() if config.dry_run else run.train(run.new_folder())
 
 
@@ -85,7 +85,7 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
     from .differences import NOTED, SAFE, differences, notes
     from .parsing import parse
     from .settings import settings
-    from .training import Run
+    from .training import TrainingRun
 
     record = read_record(folder)
     require_imports(record, folder)
@@ -105,7 +105,7 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
     for line in notes(saved, now):
         print(f"note: {line}")
     torch.set_num_threads(config.torch_threads)
-    return Run(agent, config, [*record.get("arguments", []), *changes]).train(folder, resume=True)
+    return TrainingRun(agent, config, [*record.get("arguments", []), *changes]).train(folder, resume=True)
 
 
 def _take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:

@@ -37,7 +37,7 @@ DRY_UPDATES = 20
 """Updates after which a dry run ends even if a network has not been measured."""
 
 
-class Run:
+class TrainingRun:
     """One training run: its seeds, environment, agent, callbacks."""
 
     def __init__(self, agent: str, config: Any, arguments: Sequence[str] = ()) -> None:

@@ -24,7 +24,7 @@ from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, fresh_values
 
 from .reset import require_alike, restart_norm_
-from .scheduled import Triggered
+from .scheduled import Scheduled
 
 
 class Injected(nn.Module):
@@ -207,7 +207,7 @@ def _get(network: nn.Module, path: str) -> nn.Module | None:
 
 
 @dataclass
-class PlasticityInjection(Triggered):
+class PlasticityInjection(Scheduled):
     """Freeze the head h and let h(x) + h_new(x) - h_copy(x) take its place: fresh weights, the same outputs, once.
 
     ``paper``: at 500 000 environment steps, half of a run of a million; set ``at`` for other lengths, or ``stalled``

@@ -25,6 +25,7 @@ from plasticity.callback import Context
 
 from .episodes import MAX_STEPS, History, Running
 from .intervention import Intervention
+from .rules import require
 
 SMALLEST = 1e-8
 """Guards the two divisions."""
@@ -35,21 +36,21 @@ def median(values: Tensor) -> Tensor:
     return (values.nanmedian(-1).values - (-values).nanmedian(-1).values) / 2
 
 
-def weight(median_g: Tensor, g: Tensor, coef: float = 1.0, low: float = 0.0, high: float = math.inf) -> Tensor:
+def novelty_weight(median_g: Tensor, g: Tensor, coef: float = 1.0, low: float = 0.0, high: float = math.inf) -> Tensor:
     """Return omega = coef * median_g / g within [low, high]; all (n,), g >= 0. The factor is our reading."""
     return (coef * median_g / g.clamp_min(SMALLEST)).clamp(low, high)
 
 
-def threshold(eps: Tensor, omega: Tensor) -> Tensor:
+def stop_threshold(eps: Tensor, omega: Tensor) -> Tensor:
     """Return omega * eps where eps >= 0, eps / omega where it is negative; both (n,). Larger omega is stricter."""
     return torch.where(eps >= 0, omega * eps, eps / omega.clamp_min(SMALLEST))
 
 
-def stop(
+def is_unpromising(
     q: Tensor, eps: Tensor, median_g: Tensor, g: Tensor, coef: float = 1.0, low: float = 0.0, high: float = math.inf
 ) -> Tensor:
     """Return the decision, bool (n,), for value q, medians eps and median_g, and proxy g; never where one is NaN."""
-    return q < threshold(eps, weight(median_g, g, coef, low, high))
+    return q < stop_threshold(eps, novelty_weight(median_g, g, coef, low, high))
 
 
 def window_entropy(values: Tensor, bins: int = 50, reach: float = 4.0) -> float:
@@ -159,8 +160,7 @@ class LearnToStop(Intervention):
             **{f"{name} in [0, 1]": 0 <= getattr(self, name) <= 1 for name in shares},
             **{f"{name} >= 0": getattr(self, name) >= 0 for name in amounts},
         }
-        if broken := [rule for rule, holds in checks.items() if not holds]:
-            raise ValueError(f"LearnToStop needs {', '.join(broken)}; got {self}")
+        require("LearnToStop", checks, self)
         self._begin()
 
     def _begin(self) -> None:
@@ -245,7 +245,7 @@ class LearnToStop(Intervention):
             return torch.zeros_like(may)
         rows = self.history.rows(running.steps, self.k)
         known = (~rows[0].isnan()).sum(-1) >= self.min_episodes
-        return may & known & stop(q, median(rows[0]), median(rows[1]), g, *self.bounds())
+        return may & known & is_unpromising(q, median(rows[0]), median(rows[1]), g, *self.bounds())
 
     def _room(self) -> bool:
         """Return whether one more stop keeps the rate of the last ``rate_episodes`` episodes within its cap."""

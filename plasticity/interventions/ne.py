@@ -30,6 +30,7 @@ from plasticity.surgery.optimizer_state import clear_state_
 from plasticity.watching import Watcher
 
 from .intervention import Intervention
+from .rules import require
 from .topology import (
     ActiveFraction,
     Oldest,
@@ -143,8 +144,7 @@ class NeuroplasticExpansion(Intervention):
             "0 <= rewire <= 1": 0 <= (self.rewire or 0) <= 1,
             "0 < review_share <= 1": 0 < self.review_share <= 1,
         }
-        if broken := [rule for rule, holds in rules.items() if not holds]:
-            raise ValueError(f"NeuroplasticExpansion needs {', '.join(broken)}; got {self.settings()}")
+        require("NeuroplasticExpansion", rules, self.settings())
         self._networks: dict[str, nn.Module] = {}
         self._masks: dict[str, Masks] = {}
         self._layers: dict[str, list[SparseLayer]] = {}

@@ -24,6 +24,7 @@ from plasticity.surgery.recycle import recycle_, refusals
 from plasticity.watching import Watcher
 
 from .intervention import Intervention
+from .rules import require
 from .trigger import Trigger
 
 
@@ -105,8 +106,7 @@ class Recycling(Intervention):
             "cap in (0, 1]": self.cap is None or 0 < self.cap <= 1,
             "threshold >= 0": (self.threshold or 0) >= 0,
         }
-        if broken := [rule for rule, holds in checks.items() if not holds]:
-            raise ValueError(f"{type(self).__name__} needs {', '.join(broken)}; got {self}")
+        require(type(self).__name__, checks, self)
         self._trigger()  # a malformed ``when`` fails here
         self._watcher: Watcher | None = None
         self._networks: dict[str, nn.Module] = {}

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.callback import Context
-from plasticity.isolation import named_modules, unwrap
+from plasticity.isolation import named_modules, named_parameters, unwrap
 from plasticity.structure.layers import NORMS
 from plasticity.structure.optimizers import all_parameters
 from plasticity.structure.trace import wiring
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.optimizer_state import forget_
-from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values, named_parameters
+from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values
 
-from .scheduled import Triggered
+from .scheduled import Scheduled
 
 
 def depths(wired: Wiring) -> dict[str, int]:
@@ -97,7 +97,7 @@ def copy_to_target_(target: nn.Module, network: nn.Module, names: Iterable[str] 
 
 
 @dataclass
-class Reset(Triggered):
+class Reset(Scheduled):
     """Redraw networks, or their last layers, from their own initialisers, with targets and optimizers; keep the replay.
 
     ``sac``: everything, every 200 000 environment steps. ``drq``: the last four weight layers (all behind the encoder)

@@ -23,7 +23,7 @@ _SCHEDULE = ("every", "at", "when", "stalled", "stop")
 
 
 @dataclass
-class Triggered(Intervention):
+class Scheduled(Intervention):
     """An intervention on whole networks: it has a clock and a trigger, and :meth:`apply` does what is to be done.
 
     In a loop that fires events it is applied between two updates, never inside one, where a gradient may be on its way

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.callback import Context
-from plasticity.isolation import named_modules
+from plasticity.isolation import named_modules, named_parameters
 from plasticity.structure.layers import NORMS
 from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.optimizer_state import forget_
-from plasticity.surgery.origin import Origins, fresh_values, named_parameters
+from plasticity.surgery.origin import Origins, fresh_values
 
 from .reset import copy_to_target_, require_alike
-from .scheduled import Triggered
+from .rules import require
+from .scheduled import Scheduled
 from .trigger import Trigger
 
 
@@ -57,7 +58,7 @@ def norm_parameters(network: nn.Module) -> set[str]:
 
 
 @dataclass
-class ShrinkPerturb(Triggered):
+class ShrinkPerturb(Scheduled):
     """theta <- shrink * theta + perturb * theta', theta' drawn anew from each layer's own initialiser every time.
 
     ``hard``: shrink 0.8 every 200 000 environment steps; set ``at`` to the switches of a sequence of tasks. ``soft``:
@@ -97,8 +98,7 @@ class ShrinkPerturb(Triggered):
             "perturb >= 0": self.perturb >= 0,
             "clear=False after every gradient step": not (self.soft and self.clear),
         }
-        if broken := [rule for rule, holds in checks.items() if not holds]:
-            raise ValueError(f"ShrinkPerturb needs {', '.join(broken)}; got {self}")
+        require("ShrinkPerturb", checks, self)
         self.origins = Origins()
         self._steps: dict[str, int] = {}
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from plasticity.callback import Context
 
 from .intervention import Intervention
+from .rules import require
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,7 @@ class SampleWeightDecay(Intervention):
             "log_every >= 0": self.log_every >= 0,
             "shape='linear' where reversed": not self.reversed or self.shape == "linear",
         }
-        if broken := [rule for rule, holds in checks.items() if not holds]:
-            raise ValueError(f"SampleWeightDecay needs {', '.join(broken)}; got {self}")
+        require("SampleWeightDecay", checks, self)
         self.updates = 0
         self._buffer: Any = None
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .rules import require
+
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WHEN = re.compile(rf"\s*([^\s<>]+)\s*(>=|<=|>|<)\s*({_NUMBER})\s*")
 _STALLED = re.compile(rf"\s*([^\s<>]+)\s*<\s*({_NUMBER})\s+over\s+(\d+)\s*")
@@ -74,8 +76,7 @@ class Trigger:
             "cooldown >= 0": self.cooldown >= 0,
             "0 <= start <= stop": 0 <= self.start <= (math.inf if self.stop is None else self.stop),
         }
-        if broken := [rule for rule, holds in checks.items() if not holds]:
-            raise ValueError(f"a trigger needs {', '.join(broken)}; got {self}")
+        require("a trigger", checks, self)
         self.reason = ""
         """Why it last acted."""
         self._clock = 0

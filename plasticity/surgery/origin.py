@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from plasticity.isolation import named_modules
+from plasticity.isolation import named_modules, named_parameters
 from plasticity.surgery.initialisers import record_initialisers
 from plasticity.surgery.laws import Law
 
@@ -103,8 +103,3 @@ def fresh_values(
                     origin_name = module.original_name(path, name)
             found[name] = origin.draw(origin_name, parameter, generator)
     return found
-
-
-def named_parameters(network: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters by name, without the ``_orig_mod`` of ``torch.compile``; a shared one once."""
-    return {name.replace("_orig_mod.", ""): p for name, p in network.named_parameters()}

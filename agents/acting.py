@@ -20,15 +20,15 @@ from .networks import LOG_STD_MAX, LOG_STD_MIN, Actor, CategoricalPolicy, Determ
 MAX_ROWS = 4  # beyond, torch's products are the faster ones
 ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 
-# In place.
-ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], Any]] = {
+# Activations, computed in place.
+IN_PLACE: dict[type[nn.Module], Callable[[np.ndarray], Any]] = {
     nn.ReLU: lambda x: np.maximum(x, ZERO, out=x),
     nn.Tanh: lambda x: np.tanh(x, out=x),
     nn.Identity: lambda x: x,
 }
 
-# Network -> its nn.Sequential, the heads on top of that, and what `forward` makes of their outputs.
-NETWORKS: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]] = {
+# Network -> its nn.Sequential, the heads on top of that, and a function of their outputs that ends its `forward`.
+READABLE: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]] = {
     QNetwork: ("q", (), lambda net, q: q if net.num_atoms == 1 else q.unflatten(-1, (-1, net.num_atoms))),
     Actor: ("trunk", ("mean", "log_std"), lambda net, mean, spread: (mean, spread.clamp(LOG_STD_MIN, LOG_STD_MAX))),
     DeterministicActor: ("trunk", ("action",), lambda net, action: torch.tanh(action)),
@@ -44,7 +44,7 @@ Step = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
 class Acting:
     """Return `networks[name](obs)` without gradients: by numpy where that can be done, else by the module.
 
-    It cannot where a network is none of NETWORKS, has an encoder, layers other than Linear and ACTIVATIONS, or a
+    It cannot where a network is none of READABLE, has an encoder, layers other than Linear and IN_PLACE, or a
     `forward` put on an instance, or is not float32 on the CPU; nor where there are more than MAX_ROWS rows. What
     replaces a network, a module or a parameter is noticed. Where there are hooks the module runs, and where they change
     its result, that is what counts. Hooks that only look on must not change the last bits of an action: then it is
@@ -54,14 +54,14 @@ class Acting:
 
     def __init__(self, networks: Mapping[str, nn.Module], name: str) -> None:
         self.networks, self.name = networks, name
-        self._plan: Plan | None = None
+        self._plan: NumpyPlan | None = None
 
     def __call__(self, obs: Tensor) -> Any:
         network, plan = self.networks[self.name], self._plan
         if not is_few(obs):
             return self._module(obs)
         if plan is None or not plan.holds(network):
-            plan = self._plan = Plan(network)
+            plan = self._plan = NumpyPlan(network)
         if plan.known and not plan.hooked():
             return plan.run(obs)
         return self._watched(obs) if plan.known else self._module(obs)
@@ -74,14 +74,14 @@ class Acting:
     def _watched(self, obs: Tensor) -> Any:
         """Let hooks see the pass, and change its result."""
         network = self.networks[self.name]
-        seen, plan = network(obs), Plan(network)  # a hook may have replaced something
+        seen, plan = network(obs), NumpyPlan(network)  # a hook may have replaced something
         return plan.run(obs) if plan.known and is_same(seen, plan.without_hooks(obs)) else seen
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None}  # a copy has parameters of its own
 
 
-class Plan:
+class NumpyPlan:
     """One network as it is now: its modules, numpy views of its parameters, and where its hooks would be."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -100,11 +100,11 @@ class Plan:
             if p is not None
         ]
         self.patched = self._is_patched()
-        self.known = type(network) in NETWORKS and not self.patched and self._read(network)
+        self.known = type(network) in READABLE and not self.patched and self._read(network)
 
     def _read(self, network: Any) -> bool:
-        """Take in the layers; whether all are known."""
-        trunk, heads, self.finish = NETWORKS[type(network)]
+        """Take in the layers; return whether all are known."""
+        trunk, heads, self.finish = READABLE[type(network)]
         layers, tops = list(getattr(network, trunk)), [getattr(network, head) for head in heads]
         self.layers, self.heads = layers, tops
         self.steps: list[Step] = []
@@ -113,15 +113,15 @@ class Plan:
         for layer in layers:
             if is_linear(layer):
                 self.steps.append(step(layer))
-            elif type(layer) in ACTIVATIONS and self.steps:  # in front it would write into the input
-                self.steps[-1][2].append(ACTIVATIONS[type(layer)])
+            elif type(layer) in IN_PLACE and self.steps:  # in front it would write into the input
+                self.steps[-1][2].append(IN_PLACE[type(layer)])
             else:
                 return False
         self.tops = [step(top) for top in tops if is_linear(top)]
         return bool(self.steps) and len(self.tops) == len(tops)
 
     def holds(self, network: nn.Module) -> bool:
-        """Whether nothing was replaced."""
+        """Return whether nothing was replaced."""
         if network is not self.network:
             return False
         for modules, then in self.slots:
@@ -136,11 +136,11 @@ class Plan:
         return True
 
     def _is_patched(self) -> bool:
-        """Whether a module has a `forward` of its own."""
+        """Return whether a module has a `forward` of its own."""
         return True in ["forward" in module for module in self.modules]  # twice as fast as any()
 
     def hooked(self) -> bool:
-        """Whether a hook has to see the pass."""
+        """Return whether a hook has to see the pass."""
         return any(self.hooks) and not all(getattr(hook, "ride", None) is not None for hook in self._all_hooks())
 
     def _all_hooks(self) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """Turn a loss and its gradients into one compiled graph: a plain function of tensors, without modules or autograd.
 
 The loss is traced once with `make_fx` through forward and backward pass, with every parameter and buffer as an input,
-and compiled by inductor. What remains of a call is the kernels: no module calls, no autograd, no guards. Whoever calls
-must see to it that the inputs keep their shapes (`updates.py`).
+and compiled by inductor. What remains of a call is the kernels: no module calls, no autograd, no guards. The caller
+must see to it that the inputs keep their shapes (`gradient.py`).
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class GradientStep:
         """
         terms = {name: as_term(term) for name, term in self.terms.items()} if self.terms else {}
         objective = Objective(self.loss, terms, self.networks[0], self.name, 1 + len(more))
-        inputs = [batch, *more, *objective.draw()]
+        inputs = [batch, *more, *objective.draw()] if terms else [batch, *more]
         layout = self._look(terms)
         rides = layout.rides()
         graph = self._graph(layout, objective, inputs, rides, updates) if rides.all_ride else None
@@ -158,7 +158,7 @@ class GradientStep:
         return self._layout
 
     def _pays(self, share: float, updates: int) -> bool:
-        """Whether a graph for this share of the updates is worth being compiled."""
+        """Return whether a graph for this share of the updates is worth being compiled."""
         return self.compile == "on" or (self.compile == "auto" and share * updates >= COMPILE_AFTER)
 
     def _graph(
@@ -182,10 +182,21 @@ class GradientStep:
     def _found(self, layout: Layout, objective: Objective, inputs: Sequence[Any], rides: Rides) -> Graph | None:
         """Return the graph for this loss, these shapes and riders: an old one, or a new one if it can be compiled."""
         read = objects_read(self.loss)
-        key = (signature(inputs), rides.key, tuple(map(id, read)), objective.key(), self.max_norm, self.precision)
-        if key not in self._graphs and (graph := self._compile(layout, objective, inputs, rides)) is not None:
-            self._graphs[key] = graph, read  # which keeps the objects, and with them their ids
-        return self._graphs[key][0] if key in self._graphs else None
+        key = (
+            signature(inputs),
+            rides.key,
+            tuple(map(id, read)),
+            objective.key() if objective.terms else (),
+            self.max_norm,
+            self.precision,
+        )
+        found = self._graphs.get(key)
+        if found is None:
+            graph = self._compile(layout, objective, inputs, rides)
+            if graph is None:
+                return None
+            found = self._graphs[key] = graph, read  # which keeps the objects, and with them their ids
+        return found[0]
 
     def _compile(self, layout: Layout, objective: Objective, inputs: Sequence[Any], rides: Rides) -> Graph | None:
         self._require_settings()

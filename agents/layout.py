@@ -55,7 +55,7 @@ class Layout:
         self.all_parameters = list({id(p): p for network in networks for p in network.parameters()}.values())
 
     def holds(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> bool:
-        """Whether nothing has changed since."""
+        """Return whether nothing has changed since."""
         return (
             len(networks) == len(self.networks)
             and all(a is b for a, b in zip(networks, self.networks, strict=True))

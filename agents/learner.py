@@ -94,7 +94,7 @@ class Learner:
 
     def check(self, metrics: Mapping[str, Tensor], *losses: str) -> None:
         """Raise FloatingPointError if a loss or a term is not finite; on a device perhaps some updates later."""
-        terms = [name for step in self.steps.values() for name in step.terms if name in metrics]
+        terms = [name for step in self.steps.values() if step.terms for name in step.terms if name in metrics]
         self.finite.check({name: metrics[name] for name in (*losses, *terms)}, self.updates + 1)
 
     def peek(self, num: int, generator: torch.Generator) -> Batch:

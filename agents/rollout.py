@@ -79,7 +79,7 @@ class Rollout:
 
     @property
     def full(self) -> bool:
-        """Whether all rows are filled."""
+        """Return whether all rows are filled."""
         return self.num_rows == self.num_steps
 
     def __len__(self) -> int:

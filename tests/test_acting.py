@@ -292,8 +292,8 @@ def test_agents_act_by_it_and_by_the_module_alike(name: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_measuring_changes_no_bit_although_hooks_are_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
-    run = acting.Plan.run
-    monkeypatch.setattr(acting.Plan, "run", lambda plan, obs: runs.append(1) or run(plan, obs))
+    run = acting.NumpyPlan.run
+    monkeypatch.setattr(acting.NumpyPlan, "run", lambda plan, obs: runs.append(1) or run(plan, obs))
 
     def trained(*callbacks: Any) -> tuple[int, list[Tensor]]:
         runs.clear()

@@ -108,6 +108,7 @@ def test_a_draw_is_fresh_in_every_step() -> None:
 
 
 @pytest.mark.inductor
+@pytest.mark.on_real_devices  # constants of a trace are none of the other one's
 def test_tensors_that_a_term_closes_over_are_read_anew() -> None:
     one, other = twins()
     for learner in (one, other):
@@ -128,6 +129,7 @@ def test_tensors_that_a_term_closes_over_are_read_anew() -> None:
     assert len(other.step._graphs) == 1
 
 
+@pytest.mark.on_real_devices
 def test_a_parameter_that_a_term_closes_over_is_named_or_read_eagerly() -> None:
     eager, auto, on = Quadratic(compile="off"), Quadratic(compile="auto"), Quadratic()
     for learner in (eager, auto, on):

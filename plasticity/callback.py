@@ -91,6 +91,10 @@ class Context:
     """Optimizer name -> the gradient step that trains with it, for agents that have such steps."""
     forward: Mapping[str, Callable[[nn.Module, Any], Tensor]] = field(default_factory=dict)
     """Network name -> ``(module, batch) -> output``: how to run the network, a copy or a target of it on a batch."""
+    calls: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Network name -> methods by which training calls it, beside ``forward``: such a call is a pass, too."""
+    masks: Mapping[str, Any] = field(default_factory=dict)
+    """Network name -> the positions of its inputs that are samples: see ``mask`` of :class:`~plasticity.Monitor`."""
     peek: Callable[..., Any] | None = None
     """``peek(num, generator)``: a batch of past transitions, drawn without changing what is learned."""
     set_noise: Callable[[float], None] | None = None

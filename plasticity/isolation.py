@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -75,16 +77,44 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
+def call_of(model: nn.Module, method: str) -> Callable[..., Any]:
+    """Return what calls ``model`` by a method: with its hooks, where that is ``forward``."""
+    return model if method == "forward" else getattr(model, method)
+
+
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return ``value`` with ``change`` applied to the tensors in it; only plain sequences and mappings are entered."""
+    """Return ``value`` with ``change`` applied to the tensors in it, in containers of the same kind.
+
+    Entered are sequences, mappings (also a TensorDict, or the batch of a tokenizer) and dataclasses.
+    """
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, Mapping):
+    if type(value) is dict:
         return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return _mapped(value, change)
+    if is_dataclass(value) and not isinstance(value, type):
+        twin = copy.copy(value)
+        for item in fields(value):
+            if hasattr(value, item.name):
+                object.__setattr__(twin, item.name, map_tensors(getattr(value, item.name), change))
+        return twin
     if isinstance(value, (list, tuple)):
         items = [map_tensors(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def _mapped(value: Mapping, change: Callable[[Tensor], Tensor]) -> Any:
+    if hasattr(value, "batch_size") and hasattr(value, "apply"):  # a TensorDict shares its memory with a plain copy
+        return value.apply(change)
+    try:
+        twin: Any = copy.copy(value)
+        for key, item in value.items():
+            twin[key] = map_tensors(item, change)
+    except TypeError:  # a mapping that cannot be written to
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    return twin
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Callback, Context
-from .isolation import map_tensors, undisturbed, unwrap
+from .isolation import call_of, map_tensors, undisturbed, unwrap
 from .monitor import Monitor
+from .observing.passes import Mask
 from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
 from .structure.labels import tensors_in
@@ -26,15 +27,16 @@ def measure(
     *,
     probes: Mapping[str, Probe] | Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
-    mask: Tensor | None = None,
+    mask: Mask = None,
+    method: str = "forward",
 ) -> Reading:
     """Run ``model`` on ``batch`` in evaluation mode and return what the probes say; ``print`` it for a table.
 
     ``batch``: the model's inputs (a tensor; a tuple for several arguments; a mapping for named ones). With
     ``loss_fn``, called as ``loss_fn(output, targets)`` like torch's own, it is the pair ``(inputs, targets)``, and
     gradient probes measure too. Use the same batch every time and values compare over time. ``probes``, ``layers`` and
-    ``mask`` are those of :class:`~plasticity.Monitor`. Parameters, ``.grad``, buffers, train flags and random states
-    stay as they were.
+    ``mask`` are those of :class:`~plasticity.Monitor`; ``method`` is the one by which the model is called. Parameters,
+    ``.grad``, buffers, train flags and random states stay as they were.
 
     Raises ValueError for a batch that is no pair where a loss is given, and for a loss that is not one number; errors
     of the model itself pass through.
@@ -49,17 +51,18 @@ def measure(
     model = unwrap(model)
     owner = object()
     with undisturbed(model, owner), torch.set_grad_enabled(loss_fn is not None):
-        monitor = Monitor(model, probes, layers=layers, mask=mask, strict=True, owner=owner)
+        calls = () if method == "forward" else (method,)
+        monitor = Monitor(model, probes, layers=layers, mask=mask, calls=calls, strict=True, owner=owner)
         with monitor:
             args, kwargs = _arguments(map_tensors(batch, _differentiable if loss_fn is not None else torch.clone))
-            output = model(*args, **kwargs)
+            output = call_of(model, method)(*args, **kwargs)
             if loss_fn is not None:
                 _differentiate(model, loss_fn(output, map_tensors(targets, torch.clone)), args, kwargs)
         return monitor.read()
 
 
 def _arguments(batch: Any) -> tuple[tuple, dict]:
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Mapping) and not hasattr(batch, "batch_size"):  # a TensorDict is one argument
         return (), dict(batch)
     return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
 
@@ -104,8 +107,9 @@ class Measure(Callback):
     Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons
     as histograms, and, once, hidden layers that could not be measured as the event ``unmeasured``. ``networks``:
     which ones, by name; default all. ``window``: over how many steps a reading is taken, ending with the one at which
-    it is due (see :class:`~plasticity.watching.Watcher`); with ``window=every``, every step is measured. Costs nothing
-    between windows, and never changes what is learned.
+    it is due (see :class:`~plasticity.watching.Watcher`); with ``window=every``, every step is measured. ``masks``:
+    network -> mask of its samples, in place of those of the context. Costs nothing between windows, and never changes
+    what is learned.
 
     Logs ``plasticity/overhead`` too: the share of wall-clock time since the last reading that was spent in hooks, on
     taking in what they or compiled graphs saw, and on reading and logging. Not in it: what compiled graphs take longer
@@ -119,7 +123,9 @@ class Measure(Callback):
         networks: Sequence[str] | None = None,
         strict: bool = False,
         window: int = 1,
+        masks: Mapping[str, Any] | None = None,
     ) -> None:
+        self.masks = masks
         self.probes, self.every, self.networks, self.strict, self.window = probes, every, networks, strict, window
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
@@ -155,6 +161,8 @@ class Measure(Callback):
             window=self.window,
             probes=self.probes,
             strict=self.strict,
+            calls=ctx.calls,
+            masks=self.masks or ctx.masks,
         )
         clock = Clock(lambda: watcher.total_seconds)
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from .isolation import is_compiled, named_modules, unwrap
 from .observing.distributed import Processes, ProcessesError, process_group
+from .observing.entries import require_methods
 from .observing.gathering import Gathering
 from .observing.guide import Guide
 from .observing.observer import Observer
+from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
 from .structure.layers import Layer, neuron_axis
@@ -31,10 +33,11 @@ class Monitor:
     names (default: every hidden layer; output layers only when named). ``passes``: ``"all"`` counts every forward pass;
     ``"training"`` counts a pass once its gradient arrives, so acting, target and evaluation passes are left out.
     A pass that raises does not count. ``wiring``: of the model, if known; otherwise the first pass is traced, and each
-    that goes another way. ``mask``: bool tensor of the leading shape of the layers' outputs, False for padded tokens;
-    may be set between passes. ``strict``: raise when a probe fails instead of warning once and going on without it.
-    ``deferred``: what passes show counts from :meth:`commit` on. ``owner``: whose private passes count too (see
-    ``isolation``).
+    that goes another way. ``mask``: bool tensor of the leading shape of the layers' outputs, False for padded tokens,
+    or a function that returns it for the arguments of a pass; may be set between passes. ``calls``: methods by which
+    training calls the model beside ``forward``, such as ``("evaluate_actions",)``. ``strict``: raise when a probe fails
+    instead of warning once and going on without it. ``deferred``: what passes show counts from :meth:`commit` on.
+    ``owner``: whose private passes count too (see ``isolation``).
 
     ``processes``: of a model in ``DistributedDataParallel``. ``"own"`` measures this process's share of the batch.
     ``"all"``, to be given in all processes, adds up their sums: activity and gradient scores are then those of the
@@ -53,7 +56,8 @@ class Monitor:
         layers: Sequence[str] | None = None,
         passes: Literal["all", "training"] = "all",
         wiring: Wiring | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
+        calls: Sequence[str] = (),
         strict: bool = False,
         deferred: bool = False,
         owner: object | None = None,
@@ -73,7 +77,7 @@ class Monitor:
         self._check_globs()
         self._guide = Guide(self.model, wiring, self.selected, strict)
         self._observer = Observer(self.model, Gathering(self.probes, strict, deferred), passes, owner, self._guide)
-        self.mask = mask
+        self.mask, self._observer.calls = mask, require_methods(self.model, calls)
 
     def _check_globs(self) -> None:
         names = [name for name, module in named_modules(self.model).items() if neuron_axis(module) is not None]
@@ -123,12 +127,17 @@ class Monitor:
         return self._observer.intake.inputs
 
     @property
-    def mask(self) -> Tensor | None:
-        """Which tokens count: a bool tensor of the leading shape of the layers' outputs."""
+    def method(self) -> str:
+        """The method by which the last pass that counted called the model."""
+        return self._observer.intake.method
+
+    @property
+    def mask(self) -> Mask:
+        """The tokens that count: a bool tensor of the leading shape of the layers' outputs, or a function."""
         return self._observer.mask
 
     @mask.setter
-    def mask(self, mask: Tensor | None) -> None:
+    def mask(self, mask: Mask) -> None:
         rode = self._observer.can_ride
         self._observer.mask, self._observer.intake.mask_fitted = mask, False
         if self.attached and self._observer.can_ride != rode:  # hooks are looked at anew only when they are new
@@ -193,10 +202,9 @@ class Monitor:
         self._observer.intake.flush()
         if self._guide.error or self.wiring is None or not self.num_passes:
             raise RuntimeError(f"no data: {self._guide.error or self._why_nothing()}")
-        if self.mask is not None and not self._observer.intake.mask_fitted:
-            raise ValueError(
-                f"the mask of shape {tuple(self.mask.shape)} does not have the leading shape of any layer's output"
-            )
+        shape = self._observer.intake.mask_shape
+        if self.mask is not None and shape is not None and not self._observer.intake.mask_fitted:
+            raise ValueError(f"the mask of shape {tuple(shape)} does not have the leading shape of any layer's output")
         layers = self.selected(self.wiring)
         try:
             return self._observer.gathering.reading(self.wiring, layers, self._processes)
@@ -211,6 +219,13 @@ class Monitor:
     def _why_nothing(self) -> str:
         if self._compiled:
             return f"a compiled model runs without hooks. {COMPILED}"
+        if self._observer.mask_error:
+            return f"the mask of no pass could be found: {self._observer.mask_error}"
+        if methods := self._observer.strays:
+            return (
+                f"training called {type(self.model).__name__} by {', '.join(methods)} and not by forward; "
+                f"pass calls={tuple(methods)!r}"
+            )
         if self.passes == "training":
             return "no forward pass with gradients enabled was followed by a backward pass while attached"
         return f"{type(self.model).__name__} was not called while attached; monitor the module whose forward is called"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +34,9 @@ class Watcher:
     replaced by what the next pass shows: the actor's loss also runs through the critic, and must not count as the
     critic's.
 
+    ``calls``, ``masks``: network -> the methods by which it is called beside ``forward``, and its mask, both as in
+    :class:`Monitor`.
+
     Raises ValueError for a network that none of the optimizers trains, for a compiled one, and for a window that is
     longer than ``every``, or longer than a step where ``due`` decides.
     """
@@ -51,7 +54,10 @@ class Watcher:
         layers: Sequence[str] | None = None,
         strict: bool = False,
         processes: Literal["own", "all"] = "own",
+        calls: Mapping[str, Sequence[str]] | None = None,
+        masks: Mapping[str, Any] | None = None,
     ) -> None:
+        calls, masks = calls or {}, masks or {}
         if every < 1:
             raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
         if not 1 <= window <= (every if due is None else 1):
@@ -62,7 +68,15 @@ class Watcher:
         self.due = due or (lambda network, step: (step - 1) % every == 0)
         self.monitors = {
             name: Monitor(
-                network, probes, layers=layers, passes="training", strict=strict, deferred=True, processes=processes
+                network,
+                probes,
+                layers=layers,
+                passes="training",
+                strict=strict,
+                deferred=True,
+                processes=processes,
+                calls=calls.get(name, ()),
+                mask=masks.get(name),
             )
             for name, network in networks.items()
         }
@@ -194,6 +208,7 @@ class Session:
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
         self.watcher: Watcher | None = None
+        self._closed = False
         self._log: OpenLog | None = None
 
     def _take(self, network: str, reading: Reading, step: int) -> None:
@@ -202,16 +217,28 @@ class Session:
             log_reading(self._log.writer, network, reading, step)
 
     def close(self) -> None:
-        """Take every hook off and close the files of ``log``, not writers that were given; harmless if repeated."""
+        """Take every hook off and close the files of ``log``, not writers that were given; harmless if repeated.
+
+        Warns where no step of any optimizer was seen.
+        """
         if self.watcher is not None:
+            if not (self._closed or any(self.watcher.steps())):
+                warnings.warn(
+                    "nothing was measured: no step of the optimizer given to watch() was seen. Give it the optimizer "
+                    "whose step() the loop calls: that of another object, or of a wrapper, is not seen",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             self.watcher.close()
+            self._closed = True
         if self._log is not None:
             self._log.close()
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, *exc: object) -> None:
+        self._closed |= kind is not None  # a loop that raised has other worries
         self.close()
 
 
@@ -226,6 +253,8 @@ def watch(
     layers: Sequence[str] | None = None,
     strict: bool = False,
     processes: Literal["own", "all"] = "own",
+    calls: Mapping[str, Sequence[str]] | Sequence[str] = (),
+    mask: Any = None,
 ) -> Session:
     """Measure ``model`` in your own training loop, once in ``every`` optimizer steps, and write what is seen.
 
@@ -235,16 +264,20 @@ def watch(
     ``window=every`` every step is measured. ``log``: the folder for TensorBoard and JSON lines, a new one; a writer of
     your own, which stays open; or several of these. None writes nothing. ``processes``: under
     ``DistributedDataParallel``, ``"own"`` measures this process's share, in one process or in several with a ``log``
-    each; ``"all"``, given in every process, the whole batch. Costs nothing between windows.
+    each; ``"all"``, given in every process, the whole batch. ``calls``: methods by which the loop calls the model
+    beside ``forward``, ``("evaluate_actions",)``; ``mask``: the tokens that count, a tensor or a function of the
+    arguments of a pass (see :class:`Monitor`). Both also by network, ``{"policy": ("evaluate_actions",)}``. Costs
+    nothing between windows.
 
-    Raises ValueError for a folder that holds a run, and TypeError for a ``log`` that is neither folder nor writer.
+    Raises ValueError for a folder that holds a run, TypeError for a ``log`` that is neither folder nor writer, and for
+    an ``optimizer`` that is none (the one inside a wrapper is used).
     """
     if log is not None:
         from .writers.destinations import OpenLog, require_destinations
 
         require_destinations(log)
     networks = dict(model) if isinstance(model, Mapping) else {"model": model}
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = _optimizers(optimizer)
     session = Session()
     session.watcher = Watcher(
         networks,
@@ -256,10 +289,34 @@ def watch(
         layers=layers,
         strict=strict,
         processes=processes,
+        calls=_given("calls", calls or None, networks),
+        masks=_given("mask", mask, networks),
     )
     if log is not None:  # only now: refused arguments leave no folder behind
         session._log = OpenLog(log)
     return session
+
+
+def _optimizers(given: Any) -> list[Optimizer]:
+    """Return the optimizers among what was given; that of a wrapper is the one it holds as ``optimizer``."""
+    if isinstance(given, Optimizer):
+        return [given]
+    if isinstance(inner := getattr(given, "optimizer", None), Optimizer):
+        return [inner]
+    if isinstance(given, Iterable):
+        return [optimizer for one in given for optimizer in _optimizers(one)]
+    raise TypeError(f"watch() needs an optimizer, or a sequence of them; got {type(given).__name__}")
+
+
+def _given(option: str, value: Any, networks: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    """Return an option by network: a value for one network, or for all, need not name them; ValueError for others."""
+    if not isinstance(value, Mapping):
+        return {} if value is None else dict.fromkeys(networks, value)
+    if len(value) == len(networks) == 1:
+        return dict(zip(networks, value.values(), strict=True))
+    if unknown := value.keys() - networks.keys():
+        raise ValueError(f"{option} names {', '.join(sorted(unknown))}; the networks are {', '.join(networks)}")
+    return value
 
 
 def log_reading(writer: Writer, network: str, reading: Reading, step: int) -> None:

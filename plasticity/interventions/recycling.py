@@ -148,6 +148,8 @@ class Recycling(Intervention):
             due=self._due,
             probes={self.NAME: self.probe()},
             strict=True,
+            calls=ctx.calls,
+            masks=ctx.masks,
             processes="all",  # data-parallel replicas recycle the same neurons
         )
 
@@ -194,7 +196,7 @@ class Recycling(Intervention):
 
         if masks or norms:
             args, kwargs = monitor.inputs or ((), {})
-            recycled, moved = function_change(module, args, kwargs, change)
+            recycled, moved = function_change(module, args, kwargs, change, monitor.method)
         self._tell(network, step, reading, recycled, norms, moved)
 
     def _with_their_neurons(

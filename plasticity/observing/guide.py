@@ -43,13 +43,13 @@ class Guide:
             return None
         return self.wiring, self.selected(self.wiring)
 
-    def prepare(self, args: tuple, kwargs: dict) -> Found | None:
+    def prepare(self, method: str, args: tuple, kwargs: dict) -> Found | None:
         """Return the wiring before a pass, with the layers to look at; None if the model cannot be traced."""
         if self.error:
             return None
         try:
             if self.wiring is None or not self.wiring.fits(self.model):
-                self.wiring, self._strays = trace(self.model, args, kwargs, evaluate=False), []
+                self.wiring, self._strays = trace(self.model, args, kwargs, evaluate=False, method=method), []
             return self.wiring, self.selected(self.wiring)
         except Exception as error:
             if self.strict:
@@ -70,7 +70,7 @@ class Guide:
         before = None if done.random is None else partial(restore_random_state, done.random)
         if len(self.wiring.ways) < MOST_WAYS:
             try:
-                found = trace(self.model, *done.inputs, evaluate=False, before=before)
+                found = trace(self.model, *done.inputs, evaluate=False, before=before, method=done.method)
                 if all(way.events != found.ways[0].events for way in self.wiring.ways):
                     self.wiring = self.wiring.joined(found)
             except Exception as error:

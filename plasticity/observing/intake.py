@@ -34,11 +34,15 @@ class Intake:
         self.recording: Recording | None = None
         self.mask_fitted = False
         """Whether some layer's output had the shape of the mask."""
+        self.mask_shape: torch.Size | None = None
+        """The shape of the last mask of a pass."""
         self.stale = False
         """Whether the next pass that counts replaces what is pending, or was gathered."""
         self.seconds = 0.0
         """Wall-clock time spent on gradients."""
         self._inputs: tuple[tuple, dict] | None = None
+        self.method = "forward"
+        """The method by which the last pass that counted called the model."""
         self._delivered: tuple[Recording, Sequence[Tensor]] | None = None
         self._backwards = Backwards()
         self.forget()
@@ -98,7 +102,7 @@ class Intake:
                 self.recording.count(owner.inputs)
             else:
                 self._replace_stale()
-                self._inputs, self._delivered = owner.inputs, None
+                self._inputs, self._delivered, self.method = owner.inputs, None, owner.method
                 self.gathering.count()
         for seen in owner.seen.values():
             self._take(seen)
@@ -196,6 +200,7 @@ class Intake:
 
     def _note_mask(self, owner: Pass, tensor: Tensor, axis: int) -> None:
         if owner.mask is not None:
+            self.mask_shape = owner.mask.shape
             self.mask_fitted |= fits(owner.mask, tensor, axis)
 
 

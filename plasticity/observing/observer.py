@@ -13,6 +13,7 @@ computes what they saw along with the gradients, and hands it over (:meth:`Obser
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plasticity.callback import note
 from plasticity.isolation import map_tensors, named_modules
 from plasticity.probes.probe import FORWARD, WEIGHT_GRADIENT
 from plasticity.storage.randomness import random_state
@@ -31,11 +33,12 @@ from plasticity.structure.sites import Event
 from plasticity.structure.trace import is_empty
 from plasticity.structure.wirings import Wiring
 
+from .entries import MOST_STACKS, Entry, calling_method
 from .gathering import Gathering
 from .guide import Guide
 from .hooks import Hook, Recording, in_backward
 from .intake import Intake, undivided
-from .passes import Kept, Pass
+from .passes import Kept, Mask, Pass, mask_for
 from .sights import ACTIVATION, Sights, modules_at
 
 
@@ -53,7 +56,13 @@ class Observer:
         self.model, self.gathering, self.passes, self.guide = model, gathering, passes, guide
         self.intake = Intake(gathering)
         self.owner = owner or self
-        self.mask: Tensor | None = None
+        self.mask: Mask = None
+        self.mask_error = ""
+        """The error of a function that should have returned the mask of a pass."""
+        self.calls: tuple[str, ...] = ()
+        """Methods of the model that count as passes, beside ``forward``."""
+        self.strays: dict[str, int] = {}
+        """Methods that ran outside every pass, with how often."""
         self.is_paused = False
         self.share = 1.0
         """Share of the steps, in [0, 1], that are observed: decides whether a compiled graph of their own pays."""
@@ -64,6 +73,8 @@ class Observer:
         self._handles: dict[Hashable, Any] = {}
         self._generation = 0
         self._pass: Pass | None = None
+        self._depth = 0
+        """Calls of the model within the pass now running."""
         self._latest: Pass | None = None
         self._sights: Sights | None = None
 
@@ -89,10 +100,18 @@ class Observer:
         """The exception that the caller of a pass is handling."""
         self._tried: set[tuple[tuple[Event, ...], bool]] = set()
         """The ways of passes for which a trace was tried, and whether with the random numbers of the pass."""
-        self._handles["begin"] = self.model.register_forward_pre_hook(Hook(self, "begin", ""), with_kwargs=True)
-        self._handles["end"] = self.model.register_forward_hook(Hook(self, "end", ""), always_call=True)
+        self._depth = 0
+        begin, end = Hook(self, "begin", "forward"), Hook(self, "end", "forward")
+        self._handles["begin"] = self.model.register_forward_pre_hook(begin, with_kwargs=True)
+        self._handles["end"] = self.model.register_forward_hook(end, always_call=True)
+        for method in self.calls:
+            self._handles["call", method] = Entry(self, self.model, method)
         if found := self.guide.known():
             self.look_at(*found)
+            return
+        for name, module in named_modules(self.model).items():
+            if name:
+                self._handles["stray", name] = module.register_forward_pre_hook(Hook(self, "note_stray", name))
 
     def detach(self) -> None:
         """Take every hook off."""
@@ -104,6 +123,8 @@ class Observer:
 
     def look_at(self, wired: Wiring, layers: list[Layer]) -> None:
         """Hook each module that shows the layers, and those that tell the ways through the model apart."""
+        for place in [place for place in self._handles if isinstance(place, tuple) and place[0] == "stray"]:
+            self._handles.pop(place).remove()
         self._structure = [(m._modules, list(m._modules.values())) for m in self.model.modules()]
         self._with_parameters = [m for m in self.model.modules() if m._parameters]
         self._wirings += any(a is not b for a, b in zip(layers, self._layers, strict=False))
@@ -180,9 +201,14 @@ class Observer:
 
     # -- a pass --------------------------------------------------------------------------------------------------------
 
-    def begin(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def begin(self, method: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Open a pass of the whole model, if it is one that may count."""
-        if module is not self.model or (self.passes == "training" and not torch.is_grad_enabled()):
+        if module is not self.model:
+            return
+        if self._pass is not None:
+            self._depth += 1
+            return
+        if self.passes == "training" and not torch.is_grad_enabled():
             return
         repeated = in_backward()
         if repeated and self._latest is not None and not self._latest.repeated:
@@ -194,7 +220,7 @@ class Observer:
             self.attach()
         self._handled = sys.exc_info()[1]
         if self._prepared is None:
-            found = self.guide.prepare(args, kwargs)
+            found = self.guide.prepare(method, args, kwargs)
             if found is None:
                 return
             self.look_at(*found)
@@ -205,18 +231,28 @@ class Observer:
             parameter for parameter in parameters if parameter is not None and parameter.requires_grad
         ]
         random = random_state() if self.guide.random else None
-        self._pass = self._latest = Pass(inputs, self.mask, trained, repeated, random)
-        self._happen((name, "input"), module, args, kwargs)
+        try:
+            mask = mask_for(self.mask, args, kwargs)
+        except Exception as error:
+            self._fail_mask(error)
+            return
+        self._pass = self._latest = Pass(method, inputs, mask, trained, repeated, random)
+        if method == "forward":
+            self._happen(("", "input"), module, args, kwargs)
 
-    def end(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+    def end(self, method: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Close the pass; one that raised shows nothing."""
         if module is not self.model:
+            return
+        if self._depth:
+            self._depth -= 1
             return
         owner, raised = self._pass, sys.exc_info()[1] not in (None, self._handled)
         if raised:
             self._pass = self._latest = None
         elif owner is not None:
-            self._happen((name, "output"), module, output)
+            if method == "forward":
+                self._happen(("", "output"), module, output)
             self._learn(owner)
             if self.passes == "all" or owner.counted:
                 self.intake.count(owner)
@@ -234,6 +270,23 @@ class Observer:
     def leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Look at the outputs of a module."""
         self._happen((name, "output"), module, output)
+
+    def _fail_mask(self, error: Exception) -> None:
+        """Say once that the mask cannot be found; passes without it are not measured."""
+        if self.guide.strict:
+            note(error, "raised by the function that returns the mask")
+            raise error
+        if not self.mask_error:
+            warnings.warn(
+                f"passes whose mask cannot be found are not measured: {error!r}", RuntimeWarning, stacklevel=4
+            )
+        self.mask_error = repr(error)
+
+    def note_stray(self, name: str, module: nn.Module, args: tuple) -> None:
+        """Note the method in which a module runs outside every pass."""
+        counts = self._pass is None and (self.passes == "all" or torch.is_grad_enabled()) and not in_backward()
+        if counts and sum(self.strays.values()) < MOST_STACKS and (method := calling_method(self.model)):
+            self.strays[method] = self.strays.get(method, 0) + 1
 
     def weigh(self, name: str, gradient: Tensor) -> None:
         """Look at the gradient of a layer's weight."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from plasticity.structure.sites import Event
@@ -13,6 +14,8 @@ from plasticity.structure.sites import Event
 from .gradients import Arrivals
 from .hooks import Seen
 
+Mask = Tensor | Callable[..., Tensor | None] | None
+"""The positions that count, or a function that returns them for the arguments of a pass."""
 Place = tuple[str, str, int, bool]
 """A kind of sight, a layer, the position of the end of its call in a pass, and whether that is computed again."""
 
@@ -31,6 +34,8 @@ class Kept:
 class Pass:
     """One forward pass of the model: in training mode what it shows waits here until its gradient arrives."""
 
+    method: str
+    """The method of the model by which it was called."""
     inputs: tuple[tuple, dict]
     mask: Tensor | None
     parameters: list[Tensor]
@@ -55,3 +60,11 @@ class Pass:
             return False
         self.lengths[place] = length
         return True
+
+
+def mask_for(mask: Mask, args: tuple, kwargs: dict) -> Tensor | None:
+    """Return the mask of a pass as bool, None where every position counts; TypeError where it is no tensor."""
+    found = mask if mask is None or isinstance(mask, Tensor) else mask(*args, **kwargs)
+    if found is not None and not isinstance(found, Tensor):
+        raise TypeError(f"a mask is a tensor, or a function that returns one or None; got {type(found).__name__}")
+    return found if found is None or found.dtype == torch.bool else found.bool()

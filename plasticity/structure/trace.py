@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.isolation import map_tensors, named_modules, undisturbed, unwrap
+from plasticity.isolation import call_of, map_tensors, named_modules, undisturbed, unwrap
 
 from .labels import NOTHING, STRIDE, Plane, Tag, feature_vector, tensors_in
 from .layers import LAST_AXIS_NORMS, NORMS, RETURNED, Consumer, Layer, Norm, neuron_axis, num_neurons
@@ -35,7 +35,12 @@ def wiring(model: nn.Module, *args: Any, **kwargs: Any) -> Wiring:
 
 
 def trace(
-    model: nn.Module, args: tuple, kwargs: dict, evaluate: bool = True, before: Callable[[], None] | None = None
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    evaluate: bool = True,
+    before: Callable[[], None] | None = None,
+    method: str = "forward",
 ) -> Wiring:
     """Return the wiring that one extra pass shows, in evaluation mode or in the mode that the model is in.
 
@@ -65,7 +70,7 @@ def trace(
             before()
         args, kwargs = map_tensors((args, kwargs), torch.clone)  # the model may work in place on its inputs
         traced.tracer.mark_external(tensors_in((args, kwargs)))
-        output = model(*args, **kwargs)
+        output = call_of(model, method)(*args, **kwargs)
     return traced.finish(output)
 
 

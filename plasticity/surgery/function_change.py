@@ -8,32 +8,36 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plasticity.isolation import undisturbed, unwrap
+from plasticity.isolation import call_of, undisturbed, unwrap
 from plasticity.structure.labels import tensors_in
 
 T = TypeVar("T")
 
 
 def function_change(
-    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], change: Callable[[], T]
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    change: Callable[[], T],
+    method: str = "forward",
 ) -> tuple[T, float]:
     """Return ``change()`` and how much it changed the network's function on one input, ||after - before|| / ||before||.
 
     The norms run over all floating-point tensors in the output, in evaluation mode and with the same random numbers
     before and after; running the network leaves no trace. 0 without any change, inf where the output was 0 before, NaN
-    where it is not finite.
+    where it is not finite. ``method``: the method by which the network is called.
     """
-    before = _outputs(network, args, kwargs)
+    before = _outputs(network, args, kwargs, method)
     result = change()
-    difference = float((_outputs(network, args, kwargs) - before).norm())
+    difference = float((_outputs(network, args, kwargs, method) - before).norm())
     return result, difference / norm if (norm := float(before.norm())) else (float("inf") if difference else 0.0)
 
 
-def _outputs(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def _outputs(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], method: str) -> Tensor:
     model = unwrap(network)
     # The edits themselves must lie outside: leaving the block restores the buffers that they reset.
     with undisturbed(model, owner=object()), torch.no_grad():
-        found = [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()]
+        found = [t for t in tensors_in(call_of(model, method)(*args, **kwargs)) if t.is_floating_point()]
         if not found:
             raise ValueError(f"the output of {type(model).__name__} holds no floating-point tensor to compare")
         return torch.cat([t.detach().flatten().to("cpu", torch.float64) for t in found])

@@ -1,0 +1,68 @@
+"""Methods of a model by which training calls it, beside ``forward``: such a call is a pass, too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from .hooks import Hook
+
+MOST_STACKS = 64
+"""So many call stacks are looked at, at most, for the methods by which a model is called."""
+OF_TORCH = ("_wrapped_call_impl", "_call_impl", "inner", "forward")
+"""Methods that a call of the model itself runs."""
+
+
+def require_methods(model: nn.Module, methods: Sequence[str]) -> tuple[str, ...]:
+    """Return the methods as a tuple; raise ValueError for one that the model does not have."""
+    names = (methods,) if isinstance(methods, str) else tuple(methods)
+    if missing := [name for name in names if not callable(getattr(model, name, None))]:
+        raise ValueError(f"calls names methods of the model; {type(model).__name__} has no {', '.join(missing)}")
+    return names
+
+
+def calling_method(model: nn.Module) -> str | None:
+    """Return the outermost method of ``model`` that is running, None if that is ``forward`` or there is none."""
+    found, frame = None, sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is model:
+            found = frame.f_code.co_name
+    return None if found in OF_TORCH else found
+
+
+class Entry:
+    """A method of one model object that tells an observer when it begins and ends; in a copy, the method itself."""
+
+    def __init__(self, observer: Any, model: nn.Module, method: str) -> None:
+        self._model, self._method = model, method
+        self._call: Callable[..., Any] = getattr(model, method)
+        self._begin, self._end = Hook(observer, "begin", method), Hook(observer, "end", method)
+        self._own = vars(model).get(method)
+        vars(model)[method] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin(self._model, args, kwargs)
+        try:
+            output = self._call(*args, **kwargs)
+        except BaseException:
+            self._end(self._model, args, None)
+            raise
+        self._end(self._model, args, output)
+        return output
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        if vars(self._model).get(self._method) is self:
+            del vars(self._model)[self._method]
+            if self._own is not None:
+                vars(self._model)[self._method] = self._own
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return getattr(type(self._model), self._method).__get__(memo.get(id(self._model), self._model))
+
+    def __reduce__(self) -> tuple:
+        return getattr, (self._model, self._method)

@@ -4,6 +4,7 @@
 """
 
 from .dqn import DQN, DQNConfig
+from .optimizers import OPTIMIZERS
 from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
@@ -15,4 +16,4 @@ AGENTS: dict[str, tuple[type, type]] = {
     "td3": (TD3, TD3Config),
 }
 
-__all__ = ["AGENTS", "DQN", "PPO", "SAC", "TD3", "DQNConfig", "PPOConfig", "SACConfig", "TD3Config"]
+__all__ = ["AGENTS", "DQN", "OPTIMIZERS", "PPO", "SAC", "TD3", "DQNConfig", "PPOConfig", "SACConfig", "TD3Config"]

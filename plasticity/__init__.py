@@ -8,43 +8,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .callback import Callback, Context, fire
+    from .callback import Callback, Context, Writer, fire, start
+    from .interventions import INTERVENTIONS, Intervention
     from .measuring import Measure, measure
+    from .meters import METERS, Meter
     from .monitor import Monitor
     from .observing.reading import Reading
     from .probes import PROBES, Probe
     from .structure.trace import wiring
     from .structure.wirings import Wiring
     from .watching import watch
+    from .writers import WRITERS
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "INTERVENTIONS",
+    "METERS",
     "PROBES",
+    "WRITERS",
     "Callback",
     "Context",
+    "Intervention",
     "Measure",
+    "Meter",
     "Monitor",
     "Probe",
     "Reading",
     "Wiring",
+    "Writer",
     "fire",
     "measure",
+    "start",
     "watch",
     "wiring",
 ]
 
 _HOMES = {
+    "INTERVENTIONS": "interventions",
+    "METERS": "meters",
     "PROBES": "probes",
+    "WRITERS": "writers",
     "Callback": "callback",
     "Context": "callback",
+    "Intervention": "interventions",
     "Measure": "measuring",
+    "Meter": "meters",
     "Monitor": "monitor",
     "Probe": "probes",
     "Reading": "observing.reading",
     "Wiring": "structure.layers",
+    "Writer": "callback",
     "fire": "callback",
     "measure": "measuring",
+    "start": "callback",
     "watch": "watching",
     "wiring": "structure.trace",
 }

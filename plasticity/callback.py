@@ -149,6 +149,14 @@ class Context:
             )
         return found
 
+    def step_of(self, network: str) -> Any:
+        """Return the gradient step that trains the network, of :attr:`steps`; raise ValueError where there is none."""
+        optimizer = self.optimizer_of(network)
+        for name, step in self.steps.items():
+            if self.optimizers[name] is optimizer:
+                return step
+        raise ValueError(f"{self.name} lends no gradient step that trains {network}; pass Context(steps=...)")
+
     def require_optimizers(self) -> None:
         """Raise RuntimeError if an optimizer with hooks was replaced since the start: its hooks would fall silent."""
         for name, (optimizer, callbacks) in self.held.items():

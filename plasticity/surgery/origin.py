@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -103,3 +104,16 @@ def fresh_values(
                     origin_name = module.original_name(path, name)
             found[name] = origin.draw(origin_name, parameter, generator)
     return found
+
+
+def fresh_copy(network: nn.Module, origin: Origin, generator: torch.Generator) -> nn.Module:
+    """Return a copy of the network with fresh trainable parameters, as they could have been when training began.
+
+    Buffers, such as running statistics, and frozen parameters are copied as they are.
+    """
+    fresh = copy.deepcopy(network)
+    parameters = named_parameters(fresh)
+    with torch.no_grad():
+        for name, value in fresh_values(fresh, origin, generator, lambda name, parameter: True).items():
+            parameters[name].copy_(value)
+    return fresh

@@ -1,4 +1,4 @@
-"""How good the agent is: whole episodes with deterministic actions, in environments of their own."""
+"""Evaluation of an agent: whole episodes with deterministic actions, in environments of their own."""
 
 from __future__ import annotations
 

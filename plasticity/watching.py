@@ -202,7 +202,7 @@ def _trainer(name: str, network: nn.Module, optimizers: Sequence[Optimizer]) -> 
 
 
 class Session:
-    """What :func:`watch` returns: the latest readings, and ``close()``; also a ``with`` block."""
+    """A running :func:`watch`: its latest readings, and ``close()``; also a ``with`` block."""
 
     def __init__(self) -> None:
         self.last: dict[str, Reading] = {}

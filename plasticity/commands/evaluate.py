@@ -23,7 +23,7 @@ class EvalConfig:
     seed: int = 0
     """Seed of the evaluation environments."""
     device: str = "cpu"
-    """Where the networks run."""
+    """Device of the networks."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ class ProbeConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run, or of one of its checkpoints."""
     probes: tuple[str, ...] = DEFAULT_PROBES
-    """What to measure; see plasticity list probes."""
+    """Probes to run; see plasticity list probes."""
     samples: int = 2048
     """Transitions to collect with the exploring policy, and the size of the batch. Ranks need more than the widths."""
     env: str | None = None
@@ -28,7 +28,7 @@ class ProbeConfig:
     seed: int = 0
     """Seed of the environment."""
     device: str = "cpu"
-    """Where the networks run."""
+    """Device of the networks."""
     json: bool = False
     """Print JSON in place of tables."""
 

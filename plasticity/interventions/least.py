@@ -94,7 +94,7 @@ class LearnToStop(Intervention):
     }
 
     preset: Literal["paper", "clamped", "constant"] = "paper"
-    """How omega is read."""
+    """Reading of omega."""
     coef: float | None = None
     """Factor on omega; the paper's best values lie in [0.3, 0.6]."""
     omega_min: float | None = None

@@ -107,11 +107,11 @@ class NeuroplasticExpansion(Intervention):
     """Gradient step at which scheduled growth ends, and the length of the decay of rewiring: about three quarters of
     training."""
     grow: Literal["gradient", "random"] | None = None
-    """Where to grow: the absent connections with the largest gradient, or random ones."""
+    """Connections to grow: the absent ones with the largest gradient, or random ones."""
     grow_rate: float | None = None
     """Constant growth per event as a fraction of the initial free space; None: the cosine schedule."""
     prune: Literal["dormant", "magnitude", "none"] | None = None
-    """What an event prunes while the network grows."""
+    """Connections that an event prunes while the network grows."""
     prune_ratio: float | None = None
     """Pruned connections per grown one: the paper's omega, its upper bound."""
     rewire: float | None = None
@@ -359,7 +359,7 @@ class NeuroplasticExpansion(Intervention):
             return num_grow, int(num_grow * ratio)
         share = grown_share(step, self.end)
         net = max(0, round((layer.initial + (layer.final - layer.initial) * share) * size) - live)
-        # What is pruned has to find room elsewhere.
+        # Pruned connections have to find room elsewhere.
         return net, min(int(net * ratio), size - live - net)
 
     def _dormant(self, layer: SparseLayer, mask: Tensor, reading: Reading, most: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What ReDo and ReGraMa share: score the neurons on the training passes, recycle those that score too low."""
+"""The base of ReDo and ReGraMa: score the neurons on the training passes, recycle those that score too low."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class Recycling(Intervention):
     networks: tuple[str, ...] = ()
     """Names or globs of the networks to act on; empty for all."""
     outgoing: Literal["zero", "keep", "small"] | None = None
-    """What becomes of a recycled neuron's outgoing weights; small: random, 0.02 of the live columns' norm, so that the
+    """Treatment of a recycled neuron's outgoing weights; small: random, 0.02 of the live columns' norm, so that the
     neuron gets a gradient at once."""
     init: Literal["own", "he_uniform", "xavier_uniform", "lecun_normal"] | None = None
-    """What incoming weights are redrawn from: the layer's own initialiser, or what released code takes for it."""
+    """Distribution of redrawn incoming weights: the layer's own initialiser, or one of released code."""
     moments: bool | None = None
     """Whether to clear the optimizer's state of the affected weights."""
     adam_step: Literal["keep", "zero"] | None = None

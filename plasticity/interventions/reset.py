@@ -122,7 +122,7 @@ class Reset(Scheduled):
     preset: Literal["sac", "drq", "spr", "bro"] = "sac"
     """Defaults of the options that are None: those of the paper's agents, or of BRO."""
     layers: int | None = None
-    """How many weight layers to reset, counted from the output; None: all, or as the preset says."""
+    """Number of weight layers to reset, counted from the output; None: all, or as the preset says."""
     temperature: bool | None = None
     """Whether parameters that an optimizer trains and no network holds, such as SAC's temperature, go back to their
     first values too; only where networks is empty. None: as the preset says."""

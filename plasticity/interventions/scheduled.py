@@ -44,7 +44,7 @@ class Scheduled(Intervention):
     of each task but the first. None: the preset's, or gradient steps (of the optimizer of the first network chosen) if
     you set every, at, when or stalled."""
     margin: float = 0.0
-    """How far back over its bound the value of when must go before it can apply again."""
+    """Distance that the value of when must go back over its bound before it can apply again."""
     cooldown: int = 0
     """Ticks after an application in which when and stalled do not apply again."""
     start: int = 0
@@ -167,7 +167,7 @@ class Scheduled(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, generator, clocks, the trigger's memory, and the inputs on which changes are measured."""
-        # What is no tensor or plain value is not for a checkpoint: a resumed run then takes new inputs.
+        # A checkpoint holds tensors and plain values only: a run with other inputs takes new ones when it is resumed.
         inputs = {name: first.found for name, first in self._inputs.items() if is_plain(first.found)}
         clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict()}
         return {**super().state_dict(), **clocks, "inputs": inputs}

@@ -250,7 +250,7 @@ class SampleWeightDecay(Intervention):
     floor: float = 0.1
     """w_min, the weight that no transition falls below; ignored by the window."""
     shape: Literal["linear", "exponential", "polynomial", "window"] = "linear"
-    """How the weight falls; window: uniform over the newest ``horizon``, the control for all others."""
+    """Shape of the weight over age; window: uniform over the newest ``horizon``, the control for all others."""
     power: float = 2.0
     """Exponent of the polynomial."""
     reversed: bool = False

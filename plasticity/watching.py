@@ -35,7 +35,7 @@ class Watcher:
     critic's.
 
     ``calls``, ``masks``: network -> the methods by which it is called beside ``forward``, and its mask, both as in
-    :class:`Monitor`.
+    :class:`Monitor`. ``read``: how a monitor is read, for errors of a name.
 
     Raises ValueError for a network that none of the optimizers trains, for a compiled one, and for a window that is
     longer than ``every``, or longer than a step where ``due`` decides.
@@ -56,7 +56,9 @@ class Watcher:
         processes: Literal["own", "all"] = "own",
         calls: Mapping[str, Sequence[str]] | None = None,
         masks: Mapping[str, Any] | None = None,
+        read: Callable[[Monitor], Reading] = Monitor.read,
     ) -> None:
+        self._read = read
         calls, masks = calls or {}, masks or {}
         if every < 1:
             raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
@@ -183,7 +185,7 @@ class Watcher:
     def _collect(self, name: str, monitor: Monitor, step: int) -> None:
         monitor.detach()
         try:
-            self.on_reading(name, monitor.read(), step)
+            self.on_reading(name, self._read(monitor), step)
         except Exception as error:
             if self.strict:
                 raise

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
+from plasticity.monitor import Monitor
 from plasticity.observing.first_pass import FirstPass
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy
@@ -182,6 +183,9 @@ class NeuroplasticExpansion(Intervention):
             probes=probes,
             strict=True,
             processes="all",
+            read=self.named(Monitor.read),
+            calls=ctx.calls,
+            masks=ctx.masks,
         )
         ctx.on_edit.append(self._restore_masks)
 

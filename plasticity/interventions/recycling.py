@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
+from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.structure.wirings import Wiring
@@ -138,6 +139,7 @@ class Recycling(Intervention):
         ctx.require("optimizers", type(self).__name__)
         self._ctx, self._networks = ctx, chosen
         self._optimizers = list(ctx.optimizers.values())
+        self._require_layers()
         self._require_clearable()
         self._origins = Origins.of({name: unwrap(network) for name, network in chosen.items()})
         self._triggers = {name: self._trigger() for name in chosen}
@@ -148,6 +150,7 @@ class Recycling(Intervention):
             due=self._due,
             probes={self.NAME: self.probe()},
             strict=True,
+            read=self.named(Monitor.read),
             calls=ctx.calls,
             masks=ctx.masks,
             processes="all",  # data-parallel replicas recycle the same neurons
@@ -158,6 +161,12 @@ class Recycling(Intervention):
         super().on_train_end(ctx)
         if self._watcher is not None:
             self._watcher.close()
+
+    def _require_layers(self) -> None:
+        for name, network in self._networks.items():
+            if next(weight_layers(network), None) is None:
+                kind = type(unwrap(network)).__name__
+                raise ValueError(f"{type(self).__name__}: {name} ({kind}) has no Linear or convolution to recycle")
 
     def _require_clearable(self) -> None:
         for name, network in self._networks.items() if self.moments else ():

@@ -20,6 +20,7 @@ from plasticity.structure.layers import NORMS
 from plasticity.structure.optimizers import all_parameters
 from plasticity.structure.trace import wiring
 from plasticity.structure.wirings import Wiring
+from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values
 
@@ -57,7 +58,8 @@ def reset_(
 
     ``modules``: those whose own parameters to redraw; None for all. Their optimizer state is dropped with its step
     count, as a new optimizer would have none, and so is ``.grad``, which belongs to the old weights. Running statistics
-    of norms start anew. Frozen parameters stay, but those of a plasticity injection are cancelled.
+    of norms start anew, and spectral norm's vectors are those of the new weights. Frozen parameters stay, but those of
+    a plasticity injection are cancelled.
     """
     fresh = fresh_values(network, origin, generator, lambda name, _: modules is None or _owner(name) in modules)
     parameters = named_parameters(network)
@@ -71,6 +73,7 @@ def reset_(
         if isinstance(module, Replacement) and any(name.startswith(f"{path}.") for name in fresh):
             module.cancel_()
             changed += [name for name in parameters if name.startswith(f"{path}.") and name not in fresh]
+    renew_derived_(network, modules)
     return changed
 
 
@@ -94,6 +97,7 @@ def copy_to_target_(target: nn.Module, network: nn.Module, names: Iterable[str] 
     source, sink = named_parameters(network), named_parameters(target)
     for name in names:
         sink[name].copy_(source[name])
+    renew_derived_(target)
 
 
 @dataclass

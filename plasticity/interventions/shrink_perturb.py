@@ -19,6 +19,7 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules, named_parameters
 from plasticity.structure.layers import NORMS
 from plasticity.structure.optimizers import all_parameters
+from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origins, fresh_values
 
@@ -141,6 +142,8 @@ class ShrinkPerturb(Scheduled):
         parameters = named_parameters(network)
         fresh = fresh_values(network, self.origins[name], self.generator, chosen)
         shrink_perturb_(parameters, fresh, self.shrink, self.perturb, pulled)
+        if not self.soft:  # after every step, the next pass in training mode does it
+            renew_derived_(network)
         for changed in fresh if self.clear else ():
             forget_(optimizers, parameters[changed])
         return list(fresh)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules, unwrap
-from plasticity.structure.layers import neuron_axis
+from plasticity.structure.layers import neuron_axis, num_inputs, num_neurons
 
 from .laws import Law, constant_law, default_law, orthogonal_law, random_law
 
@@ -76,6 +76,14 @@ def record_initialisers(model: nn.Module) -> dict[str, Initialiser]:
     already change it, and single neurons of such layers cannot be redrawn.
     """
     return {name: Initialiser.infer(m) for name, m in weight_layers(model) if "weight" in m._parameters}
+
+
+def bias_law(module: nn.Module, bias: Tensor) -> Law:
+    """Return the distribution that the bias of a layer was drawn from, without a look at its weight."""
+    kernel = math.prod(getattr(module, "kernel_size", ()))
+    groups = int(getattr(module, "groups", 1))
+    fan_in, fan_out = num_inputs(module) * kernel // groups, num_neurons(module) * kernel // groups
+    return constant_law(bias) or random_law(bias, max(1, fan_in), max(1, fan_out))
 
 
 def weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

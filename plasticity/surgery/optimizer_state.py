@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -11,10 +12,12 @@ from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer, Rprop
 
 from plasticity.structure.labels import tensors_in
 
+from .state_layout import SCALARS, foreign_state
+
 Step = Literal["keep", "zero"]
 
-SCALARS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0, "eta": "lr"}
-"""Optimizer state that is one number per tensor -> its first value, or the setting that gives it."""
+QUANTISED = re.compile("8bit|4bit|fp8", re.IGNORECASE)
+"""Names of optimizers with quantised state: those of bitsandbytes and torchao, which keep small tensors as they are."""
 
 WEIGHT_COPIES = ("ax", "z")
 """Optimizer state that holds weights instead of statistics: ASGD's average, the base point of schedule-free methods."""
@@ -77,12 +80,17 @@ def state_refusal(optimizers: Iterable[Optimizer], parameter: Tensor) -> str | N
     """Return why single entries of the parameter's optimizer state cannot be cleared, None if they can."""
     for optimizer in optimizers:
         kind, shape = type(optimizer).__name__, tuple(parameter.shape)
-        if _group_of(optimizer, parameter) is None:
+        group = _group_of(optimizer, parameter)
+        if group is None:
             continue
         if isinstance(optimizer, LBFGS):
             return f"{kind} keeps one history for all parameters, of which single entries cannot be cleared"
+        if QUANTISED.search(kind):
+            return f"{kind} keeps quantised state, of which single entries cannot be cleared"
         if isinstance(optimizer, Adafactor) and parameter.dim() > 1:
             return f"{kind} keeps row_var and col_var for a weight of shape {shape}, not one entry per weight"
+        for key in sorted(foreign_state(optimizer, group, parameter)):
+            return f"{kind} keeps {key} for a weight of shape {shape} in another layout, not one entry per weight"
         for key, value in optimizer.state.get(parameter, {}).items():
             fits = (
                 value.shape == parameter.shape if isinstance(value, Tensor) else next(tensors_in(value), None) is None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules, named_parameters
-from plasticity.surgery.initialisers import record_initialisers
+from plasticity.surgery.initialisers import bias_law, record_initialisers, weight_layers
 from plasticity.surgery.laws import Law
 
 
@@ -32,6 +32,7 @@ class Origin:
             for kind, law in (("weight", initialiser.weight_law), ("bias", initialiser.bias_law)):
                 if law is not None:
                     laws[f"{layer}.{kind}" if layer else kind] = law
+        laws |= _laws_of_biases(network)
         values = {n: p.detach().clone() for n, p in named_parameters(network).items() if n not in laws}
         return cls(laws, values)
 
@@ -52,6 +53,16 @@ class Origin:
 
     def __contains__(self, name: str) -> bool:
         return name in self.laws or name in self.values
+
+
+def _laws_of_biases(network: nn.Module) -> dict[str, Law]:
+    """Return the laws of biases whose layer has a weight that is computed from others: weight norm, spectral norm."""
+    laws = {}
+    for layer, module in weight_layers(network):
+        bias = module._parameters.get("bias")
+        if bias is not None and "weight" not in module._parameters:
+            laws[f"{layer}.bias".removeprefix(".")] = bias_law(module, bias)
+    return laws
 
 
 class Origins(dict[str, Origin]):

@@ -80,8 +80,8 @@ FAULTS = [
     ),
     Fault(
         "a resumed run draws other random numbers",
-        'restore_generator(generator, state["generators"][key])',
-        "generator",
+        "generator.set_state(state.cpu())",
+        "generator.get_state()",
         "test_td3.py test_ppo.py",
         "not elsewhere and resumed",
     ),

@@ -225,6 +225,25 @@ def text_files():
     ]
 
 
+def docstrings(tree):
+    """Every text that stands as a statement, with its line: of modules, classes, functions and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value.strip()
+
+
+def test_docstrings_name_their_noun():
+    pattern = re.compile(r"(what|who|whoever)\b", re.IGNORECASE)
+    files = [*sources("plasticity"), *sources("agents"), *sources("envs")]
+    found = [
+        f"{file.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
+        for file in files
+        for line, text in docstrings(ast.parse(file.read_text()))
+        if pattern.match(text)
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_no_file_names_a_path_of_one_machine():
     machine = re.compile(r"(?<![\w.])/(work|root|tmp|home|Users)/\w")
     named = [str(f.relative_to(ROOT)) for f in text_files() if machine.search(f.read_text())]

@@ -15,7 +15,7 @@ from plasticity.isolation import foreign_pass, map_tensors
 
 
 class Entry(NamedTuple):
-    """What a tensor shows: to which probe, of which layer, which signal."""
+    """The probe, layer and signal for which a tensor is seen."""
 
     probe: str
     layer: str
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 Seen = list[tuple[Entry, Tensor]]
-"""What one or more signals show all probes."""
+"""Tensors of one or more signals, with the probes that they are for."""
 
 
 class Recording:
@@ -35,7 +35,7 @@ class Recording:
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.plan: list[tuple[Entry, int]] = []
-        """What is seen, with the positions of the tensors; the others are arguments of the model."""
+        """Entries with the positions of their tensors; the other tensors are arguments of the model."""
         self.inputs: tuple[tuple, dict] = ((), {})
         """Arguments of the last pass that counts, with their positions in place of tensors."""
         self.num_passes = 0

@@ -23,7 +23,7 @@ SHOWN = {ACTIVATION: (FORWARD, POST), INPUT: ("", PRE), OUTPUT: (PREACTIVATION, 
 """The signals that a kind of sight shows: of values, and of gradients."""
 
 Arrive = Callable[[Tensor], None]
-"""What is done with a gradient."""
+"""Takes in a gradient that has arrived."""
 
 
 class Intake:

@@ -22,12 +22,12 @@ Place = tuple[str, str, int, bool]
 
 @dataclass
 class Kept:
-    """What was seen in the part of a pass that was not known: nobody could tell yet whose neurons these are."""
+    """Tensors seen in an unknown part of a pass, before it is known to which layer their neurons belong."""
 
     tensors: list[tuple[int, int | str, Tensor]] = field(default_factory=list)
     """The position of an event, an argument or a position in the output, and a copy of the tensor there."""
     arrivals: dict[tuple[int, int | str], list[Callable[[Tensor], None]]] = field(default_factory=dict)
-    """What is done with the gradient of such a tensor, once that is known."""
+    """Functions that take the gradient of such a tensor, once its layer is known."""
 
 
 @dataclass

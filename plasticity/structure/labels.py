@@ -55,7 +55,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Tag:
-    """What a tensor carries: neurons by element, neurons that were mixed (by which operation), or outside data."""
+    """Contents of a tensor: neurons by element, neurons that were mixed (by which operation), or outside data."""
 
     planes: tuple[Plane, ...] = ()
     mixed: Mapping[int, str] = field(default_factory=dict)

@@ -130,7 +130,7 @@ class Layer:
     writes_to_stream: bool = False
     """Whether the neurons are added to something: then they have no columns of their own."""
     unresolved: list[str] = field(default_factory=list)
-    """What could not be followed, in words."""
+    """Operations that could not be followed, in words."""
 
     @property
     def is_hidden(self) -> bool:
@@ -139,7 +139,7 @@ class Layer:
 
     @property
     def remarks(self) -> list[str]:
-        """What is special about the layer, in words."""
+        """Return the peculiarities of the layer, in words."""
         flags = {
             "never called": self.num_calls == 0,
             "output": self.is_output,

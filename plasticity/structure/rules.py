@@ -76,7 +76,7 @@ class Operation:
 
     @property
     def source(self) -> Tag:
-        """What the first argument carried."""
+        """Return the tag of the first argument; an empty one if it is no tensor that was followed."""
         first = self.operands and self.args and self.operands[0][0] is self.args[0]
         return self.operands[0][1] if first else Tag()
 

@@ -87,7 +87,7 @@ class _Trace:
         self.modules, self.layers = modules, layers
         self.tracer = Tracer({name: module.parameters(recurse=False) for name, module in modules.items()})
         self.running: list[Tag] = []
-        """What the first input of the modules now running carried, innermost last."""
+        """Tags of the first inputs of the modules now running, innermost last."""
         self.events: list[Event] = []
         self.produced: list[int] = []
         """Number of a layer call -> the position of its end among the events."""
@@ -97,7 +97,7 @@ class _Trace:
         """Number of a layer call, and of norms passed -> where its neurons are seen then, before any activation."""
         self.order: list[str] = []
         self.empty = ""
-        """What was called with an empty batch."""
+        """Shape of the first output that had no samples, in words; empty if all had some."""
 
     @contextmanager
     def watch(self) -> Iterator[None]:

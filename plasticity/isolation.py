@@ -64,8 +64,18 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of ``model`` by name, without the ``_orig_mod`` that ``torch.compile`` inserts."""
-    return {_plain(name): module for name, module in model.named_modules()}
+    """Return the modules of ``model`` by name, without the ``_orig_mod`` that ``torch.compile`` inserts.
+
+    The parts of a scripted module are left out: they run without hooks.
+    """
+    found = {_plain(name): module for name, module in model.named_modules()}
+    scripted = tuple(f"{name}." for name, module in found.items() if is_scripted(module))
+    return {name: module for name, module in found.items() if not name.startswith(scripted)}
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Return whether TorchScript runs a module, without hooks."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def named_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -138,7 +148,8 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _restore(module: nn.Module, name: str, buffer: Tensor, saved: Tensor) -> None:
-    module._buffers[name] = buffer
+    if not is_scripted(module):
+        module._buffers[name] = buffer
     # Writing raises the version counter, which a graph that waits for its backward pass would complain about.
     if not (torch.equal(buffer, saved) or (buffer.isnan() & saved.isnan() | (buffer == saved)).all()):
         with torch.no_grad():

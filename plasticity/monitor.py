@@ -17,7 +17,7 @@ from .observing.observer import Observer
 from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
-from .structure.layers import Layer, neuron_axis
+from .structure.layers import Layer, weight_layers_of
 from .structure.wirings import Wiring
 
 COMPILED = (
@@ -80,7 +80,7 @@ class Monitor:
         self.mask, self._observer.calls = mask, require_methods(self.model, calls)
 
     def _check_globs(self) -> None:
-        names = [name for name, module in named_modules(self.model).items() if neuron_axis(module) is not None]
+        names = list(weight_layers_of(named_modules(self.model)))
         if self.layers is not None and not any(self._matches(name) for name in names):
             raise ValueError(f"no layer matches {', '.join(self.layers)}; there are {', '.join(names)}")
 

@@ -15,6 +15,7 @@ from plasticity.isolation import named_modules, unwrap
 from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
+from plasticity.structure.layers import is_conv1d
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, fans, weight_layers, weight_of
@@ -53,7 +54,7 @@ def published(module: nn.Module, init: str) -> Initialiser:
     bias 0 (google/dopamine, labs/redo). ``lecun_normal``: truncated normal of standard deviation 1 / sqrt(fan_in),
     bias 0 (the second choice of the two torch codes).
     """
-    fan_in, fan_out = fans(weight_of(module))
+    fan_in, fan_out = fans(weight_of(module).T if is_conv1d(module) else weight_of(module))
     default = 1 / math.sqrt(fan_in)
     he, xavier = math.sqrt(6 / fan_in), math.sqrt(6 / (fan_in + fan_out))
     zero = Law("constant", (0.0,))

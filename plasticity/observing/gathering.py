@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import note
-from plasticity.isolation import map_tensors
+from plasticity.isolation import is_scripted, map_tensors
 from plasticity.probes import Probe
 from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PRE, PREACTIVATION, WEIGHT, Summand, num_samples_in
 from plasticity.structure.layers import NORMS, Layer, current_weight, precise, weight_rows
@@ -228,6 +228,7 @@ class Gathering:
             num_neurons={layer.name: layer.num_neurons for layer in layers},
             coverage=self._coverage(wiring, {layer.name for layer in layers}, values, missing),
             num_passes=self.num_passes,
+            projections=frozenset(layer.name for layer in layers if not layer.has_units),
         )
 
     def _missing(self, layers: list[Layer]) -> dict[Key, set[str]]:
@@ -277,10 +278,15 @@ class Gathering:
         return {key: value for key, value in results.items() if key[0] not in failed}, scores
 
     def _tabulate(self, results: Mapping[Key, float], layers: list[Layer], fed: Container[Key]) -> Values:
-        """Arrange values by metric and layer, NaN where there is none, and add the value of the network."""
+        """Arrange values by metric and layer, NaN where there is none, and add the value of the network.
+
+        The network's value is of its hidden units; projections (layers without an activation) only have their own,
+        unless all layers are projections.
+        """
         values: Values = {}
         for probe, prototype in self.probes.items():
             measured = [layer for layer in layers if (probe, layer.name) in fed and probe not in self._failed]
+            measured = [layer for layer in measured if layer.has_units] or measured
             weights = {layer.name: layer.num_neurons if prototype.per_neuron else 1 for layer in measured}
             for metric in self._metrics[probe]:
                 found = {layer.name: results.get((metric, layer.name), torch.nan) for layer in layers}
@@ -345,6 +351,9 @@ def _other_weights(wiring: Wiring) -> Iterator[tuple[str, str]]:
     """Yield (module, reason) for matrices outside Linear and convolution layers: recurrent cells, bare parameters."""
     for name, module in wiring.modules.items():
         if name in wiring.layers or isinstance(module, (*NORMS, nn.Embedding, nn.EmbeddingBag)):
+            continue
+        if is_scripted(module):
+            yield name or "(model)", f"{getattr(module, 'original_name', 'it')} is scripted, and runs without hooks"
             continue
         own = [key for key, parameter in module._parameters.items() if parameter is not None and parameter.dim() > 1]
         if own:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import note
-from plasticity.isolation import map_tensors, named_modules
+from plasticity.isolation import is_scripted, map_tensors, named_modules
 from plasticity.probes.probe import FORWARD, WEIGHT_GRADIENT
 from plasticity.storage.randomness import random_state
 from plasticity.structure.labels import tensors_in
@@ -110,7 +110,7 @@ class Observer:
             self.look_at(*found)
             return
         for name, module in named_modules(self.model).items():
-            if name:
+            if name and not is_scripted(module):
                 self._handles["stray", name] = module.register_forward_pre_hook(Hook(self, "note_stray", name))
 
     def detach(self) -> None:
@@ -126,7 +126,7 @@ class Observer:
         for place in [place for place in self._handles if isinstance(place, tuple) and place[0] == "stray"]:
             self._handles.pop(place).remove()
         self._structure = [(m._modules, list(m._modules.values())) for m in self.model.modules()]
-        self._with_parameters = [m for m in self.model.modules() if m._parameters]
+        self._with_parameters = [m for m in self.model.modules() if len(m._parameters)]
         self._wirings += any(a is not b for a, b in zip(layers, self._layers, strict=False))
         self._layers = layers
         self._measured = {layer.name: layer for layer in layers}

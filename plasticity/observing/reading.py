@@ -38,6 +38,8 @@ class Reading:
     coverage: list[Coverage] = field(default_factory=list)
     num_passes: int = 0
     """How many forward passes were measured."""
+    projections: frozenset[str] = frozenset()
+    """The layers without an activation, which have values of their own and no part in that of the network."""
 
     @property
     def unmeasured(self) -> list[Coverage]:
@@ -52,11 +54,16 @@ class Reading:
         """Return the values by tag, ``prefix/metric/layer``."""
         return {f"{prefix}/{m}/{layer}": v for m, by_layer in self.values.items() for layer, v in by_layer.items()}
 
+    def _num_units(self) -> int:
+        """Return the number of neurons that the values of the network are of."""
+        units = [number for layer, number in self.num_neurons.items() if layer not in self.projections]
+        return sum(units or self.num_neurons.values())
+
     def __str__(self) -> str:
         layers = [*self.num_neurons, ALL]
         rows = [["layer", "neurons", *self.values]]
         for layer in layers:
-            count = str(sum(self.num_neurons.values()) if layer == ALL else self.num_neurons[layer])
+            count = str(self._num_units() if layer == ALL else self.num_neurons[layer])
             rows.append([layer, count, *(_cell(by_layer.get(layer, math.nan)) for by_layer in self.values.values())])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [

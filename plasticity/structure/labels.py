@@ -36,6 +36,8 @@ class Plane:
     """Whether something else was added on top: a residual stream."""
     product: bool = False
     """Whether it was multiplied with other neurons: a gate."""
+    gated: bool = False
+    """Whether it is a factor of a product of neurons of which one is activated: that product is the hidden unit."""
     weighted: bool = False
     """Whether it was multiplied by weights of no layer: a sum over neurons is then a product with these weights."""
     replay: Replay | None = ()

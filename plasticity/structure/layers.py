@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -43,26 +44,65 @@ LAST_AXIS_NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 def neuron_axis(module: nn.Module) -> int | None:
     """Return the axis, counted from the end, along which a weight layer's neurons lie; None for other modules."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or is_conv1d(module):
         return -1
     return next((-1 - dims for kind, dims in CONVOLUTIONS.items() if isinstance(module, kind)), None)
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is GPT-2's Conv1D: a Linear whose weight is (inputs, neurons)."""
+    if type(module).__name__ != "Conv1D":
+        return False
+    weight, size = module._parameters.get("weight"), getattr(module, "nf", None)
+    return weight is not None and weight.dim() == 2 and weight.shape[1] == size
+
+
+def inputs_first(module: nn.Module) -> bool:
+    """Return whether the first axis of a layer's weight are its inputs, and the second its neurons."""
+    return bool(getattr(module, "transposed", False)) or is_conv1d(module)
+
+
 def num_neurons(module: nn.Module) -> int:
     """Return the number of neurons of a weight layer: output features or channels."""
-    return int(getattr(module, "out_features", 0) or getattr(module, "out_channels", 0))
+    sizes = (getattr(module, name, 0) for name in ("out_features", "out_channels", "nf"))
+    return int(next(filter(None, sizes), 0))
 
 
 def num_inputs(module: nn.Module) -> int:
     """Return the number of inputs of a weight layer: features or channels."""
+    if is_conv1d(module):
+        return module._parameters["weight"].shape[0]  # type: ignore[union-attr]
     return int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0))
+
+
+def adapted(module: nn.Module) -> nn.Module | None:
+    """Return the layer inside an adapter (LoRA and others of peft), whose neurons are those of base and adapter."""
+    base = getattr(module, "base_layer", None)
+    while isinstance(base, nn.Module) and neuron_axis(base) is None:
+        base = getattr(base, "base_layer", None)
+    return base if isinstance(base, nn.Module) else None
+
+
+def weight_layers_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the weight layers among modules by name; an adapter stands for the layer inside it, and for its parts."""
+    found: dict[str, nn.Module] = {}
+    inside: list[str] = []
+    for name, module in modules.items():
+        if any(name.startswith(prefix) for prefix in inside):
+            continue
+        if base := adapted(module):
+            found[name] = base
+            inside.append(f"{name}.".removeprefix("."))
+        elif neuron_axis(module) is not None:
+            found[name] = module
+    return found
 
 
 def weight_rows(module: nn.Module, weight: Tensor) -> Tensor:
     """Return a weight-shaped tensor of a Linear or convolution as (neurons, inputs)."""
-    if not getattr(module, "transposed", False):
+    if not inputs_first(module):
         return weight.flatten(1)
-    groups: int = module.groups  # type: ignore[assignment]
+    groups = int(getattr(module, "groups", 1))
     return rearrange(weight, "(group inputs) neurons ... -> (group neurons) (inputs ...)", group=groups)
 
 
@@ -75,7 +115,9 @@ def current_weight(module: nn.Module) -> Tensor | None:
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32 or better: half-precision sums overflow and round."""
+    """Return the tensor in float32 or better: half-precision sums overflow and round; of complex ones the magnitude."""
+    if tensor.is_complex():
+        tensor = tensor.abs()
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
@@ -115,6 +157,8 @@ class Layer:
     module: nn.Module
     axis: int
     num_neurons: int
+    adapter: bool = False
+    """Whether an adapter (LoRA) around the module adds to its neurons."""
     num_calls: int = 0
     """Calls in one pass; the most of all passes that were traced."""
     consumers: list[Consumer] = field(default_factory=list)
@@ -125,6 +169,8 @@ class Layer:
     """Where the input of its activation is observed: its own output, or what comes out of the last norm before."""
     activation: str | None = None
     """The first non-linear operation on the neurons; None where there is none."""
+    gated: bool = False
+    """Whether its neurons are factors of gated units (SwiGLU, GLU), and observed as these products."""
     is_output: bool = False
     """Whether the neurons are what the model returns and nothing else consumes them."""
     writes_to_stream: bool = False
@@ -138,12 +184,18 @@ class Layer:
         return self.num_calls > 0 and not self.is_output
 
     @property
+    def has_units(self) -> bool:
+        """Whether its neurons are hidden units: behind an activation, or factors of gated units."""
+        return self.activation is not None or self.gated
+
+    @property
     def remarks(self) -> list[str]:
         """Return the peculiarities of the layer, in words."""
         flags = {
             "never called": self.num_calls == 0,
             "output": self.is_output,
             "writes to a residual stream": self.writes_to_stream,
+            "factor of a gated unit": self.gated,
             f"called {self.num_calls} times": self.num_calls > 1,
         }
         return [text for text, holds in flags.items() if holds] + self.unresolved
@@ -168,10 +220,11 @@ def union(layers: list[Layer]) -> Layer:
     """Return one layer as several passes show it: with every consumer, norm and site that it has in any of them."""
     ran = [layer for layer in layers if layer.num_calls] or layers[:1]
     first = ran[0]
-    found = Layer(first.name, first.module, first.axis, first.num_neurons)
+    found = Layer(first.name, first.module, first.axis, first.num_neurons, first.adapter)
     for layer in ran:
         found.num_calls = max(found.num_calls, layer.num_calls)
         found.activation = found.activation or layer.activation
+        found.gated |= layer.gated
         found.writes_to_stream |= layer.writes_to_stream
         found.sites += [site for site in layer.sites if not any(map(site.same_as, found.sites))]
         found.inputs += [site for site in layer.inputs if not any(map(site.same_as, found.inputs))]

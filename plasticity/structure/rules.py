@@ -40,6 +40,8 @@ LINEAR = {
     *("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul", "addcdiv", "masked_fill", "where", "dropout"),
     *("positive", "real"),
 }
+ACTIVATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise"}
+"""Activations that torch does not count as pointwise, because of what they take besides."""
 PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}
 SOFTMAX = {"_softmax", "_safe_softmax", "_log_softmax"}
 NORMS = {
@@ -129,7 +131,7 @@ def _rule(op: Operation) -> list[Tag]:
         return [_pool(op, POOLS[op.name])]
     if op.name in MATRIX_PRODUCTS or op.name.startswith(ATTENTION):
         return [_weighted_sum(op)]
-    if torch.Tag.pointwise in op.func.tags or op.name in LINEAR:
+    if torch.Tag.pointwise in op.func.tags or op.name in LINEAR | ACTIVATIONS:
         return [_pointwise(op, output.shape) for output in op.outputs]
     return [op.mixed] * len(op.outputs)
 
@@ -166,8 +168,11 @@ def _join(op: Operation) -> Tag:
 
 def _glu(op: Operation) -> Tag:
     dim = op.argument("dim")
-    halves = ((plane, ids) for plane in op.source.planes for ids in plane.ids.chunk(2, dim))
-    return replace(op.source, planes=tuple(replace(p, ids=ids, product=True, replay=None) for p, ids in halves))
+
+    def half(plane: Plane, ids: Tensor) -> Plane:
+        return replace(plane, ids=ids, activation=plane.activation or "glu", product=True, gated=True, replay=None)
+
+    return replace(op.source, planes=tuple(half(p, ids) for p in op.source.planes for ids in p.ids.chunk(2, dim)))
 
 
 def _reduce(op: Operation) -> Tag:
@@ -222,6 +227,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Tag:
             norms=plane.norms + (normalised and activation is None),
             renormalised=plane.renormalised or (normalised and activation is not None),
             summed=plane.summed or (bool(others) and op.name not in PRODUCTS),
+            gated=plane.gated or (op.name == "mul" and _gates(plane, others)),
             product=plane.product or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
         )
@@ -234,6 +240,12 @@ def _pointwise(op: Operation, shape: torch.Size) -> Tag:
         planes = [_merge(planes)]
     rest = mix((tag.without_planes() for tag in live), op.name, statistic=bool(live) and all(t.statistic for t in live))
     return replace(rest, planes=tuple(planes))
+
+
+def _gates(plane: Plane, others: list[Tag]) -> bool:
+    """Return whether the product of a plane with others is a gated unit: one of them is activated."""
+    factors = [plane, *(factor for tag in others for factor in tag.planes)]
+    return len(factors) > 1 and any(f.activation not in (None, "softmax") and not f.summed for f in factors)
 
 
 def _absorb_statistics(live: list[Tag]) -> tuple[list[Tag], bool]:
@@ -264,6 +276,7 @@ def _merge(planes: list[Plane]) -> Plane:
         renormalised=any(p.renormalised for p in planes),
         summed=any(p.summed for p in planes),
         product=any(p.product for p in planes),
+        gated=any(p.gated for p in planes),
         weighted=any(p.weighted for p in planes),
         norms=max(p.norms for p in planes),
         replay=None,

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from plasticity.isolation import call_of, map_tensors, named_modules, undisturbed, unwrap
+from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
 from .labels import NOTHING, STRIDE, Plane, Tag, feature_vector, tensors_in
-from .layers import LAST_AXIS_NORMS, NORMS, RETURNED, Consumer, Layer, Norm, neuron_axis, num_neurons
+from .layers import LAST_AXIS_NORMS, NORMS, RETURNED, Consumer, Layer, Norm, neuron_axis, num_neurons, weight_layers_of
 from .sites import Event, Site
 from .tracing import Tracer
 from .wirings import Way, Wiring
@@ -49,10 +50,11 @@ def trace(
     model = unwrap(model)
     modules = named_modules(model)
     layers = {
-        name: Layer(name, module, axis, num_neurons(module))
-        for name, module in modules.items()
-        if (axis := neuron_axis(module)) is not None
+        name: Layer(name, module, cast(int, neuron_axis(module)), num_neurons(module), module is not modules[name])
+        for name, module in weight_layers_of(modules).items()
     }
+    if lazy := [name for name, module in modules.items() if any(map(is_lazy, module.parameters(recurse=False)))]:
+        raise ValueError(f"{', '.join(lazy)}: lazy, without weights before the first pass; call the model once before")
     if not layers:
         raise ValueError(f"wiring needs a model with Linear or Conv layers; {type(model).__name__} has none")
     traced = _Trace(modules, layers)
@@ -93,6 +95,8 @@ class _Trace:
         """Number of a layer call -> the position of its end among the events."""
         self.sites: dict[int, Site] = {}
         """Number of a layer call -> where its activations are seen."""
+        self.products: dict[int, Site] = {}
+        """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
         self.inputs: dict[tuple[int, int], Site] = {}
         """Number of a layer call, and of norms passed -> where its neurons are seen then, before any activation."""
         self.order: list[str] = []
@@ -104,7 +108,7 @@ class _Trace:
         """Hook every module for the duration of the block."""
         handles = []
         try:
-            for name, module in self.modules.items():
+            for name, module in ((n, m) for n, m in self.modules.items() if not is_scripted(m)):
                 handles.append(module.register_forward_pre_hook(partial(self.enter, name), with_kwargs=True))
                 handles.append(module.register_forward_hook(partial(self.leave, name)))
             yield
@@ -163,10 +167,11 @@ class _Trace:
     def _look_for_sites(self, key: int | str, tensor: Tensor) -> None:
         """Remember the first place where all neurons of a layer's call can be seen: activated, and behind each norm."""
         planes = self.tracer.tag(tensor).planes
-        activated = [plane for plane in planes if plane.clean]
-        for number in set().union(*(plane.calls for plane in activated)) - self.sites.keys():
-            if site := self._site(number, key, [plane.ids for plane in activated if number in plane.calls]):
-                self.sites[number] = site
+        gated = [plane for plane in planes if plane.gated and not (plane.renormalised or plane.summed)]
+        for kind, sites in (([plane for plane in planes if plane.clean], self.sites), (gated, self.products)):
+            for number in set().union(*(plane.calls for plane in kind)) - sites.keys():
+                if site := self._site(number, key, [plane.ids for plane in kind if number in plane.calls]):
+                    sites[number] = site
         for plane in planes:
             if plane.norms and not (plane.activation or plane.summed or plane.product):
                 for number in plane.calls:
@@ -239,7 +244,10 @@ class _Trace:
         first = self.tracer.activated(number)
         layer.activation = layer.activation or (first.activation if first else None)
         own = Site((self.events[self.produced[number]],), 0, layer.axis, layer.num_neurons)
-        if number in self.sites:
+        layer.gated |= number in self.products
+        if number in self.products:
+            layer.sites.append(self.products[number])
+        elif number in self.sites:
             layer.sites.append(self.sites[number])
         elif first is None:
             layer.sites.append(own)
@@ -256,31 +264,28 @@ class _Trace:
 def _place(planes: list[Tensor], number: int, layer: Layer) -> tuple[int, int, Tensor | None] | None:
     """Return (axis, size, columns) where a call's neurons lie in a tensor; None unless all of them lie on one axis.
 
-    ``planes``: labels, of which several apply to one tensor where a neuron was used twice, as in CReLU.
+    ``planes``: labels, of which several apply to one tensor where a neuron was used twice, as in CReLU, or where parts
+    of the neurons are multiplied with each other, as in GLU.
     """
     axes = range(-1, -planes[0].dim() - 1, -1)
     for axis in sorted(axes, key=lambda a: a != layer.axis):  # its own first: an axis of length 1 tells nothing
-        vectors = [feature_vector(ids, axis) for ids in planes]
-        found = [_columns(vector, number, layer.num_neurons) for vector in vectors if vector is not None]
-        columns = [c for c in found if c is not None]
-        if len(columns) != len(planes):
-            continue
-        size = planes[0].shape[axis]
-        joined = torch.cat(columns, 1)
-        trivial = torch.equal(joined, torch.arange(size, device=joined.device)[:, None])
-        return axis, size, None if trivial else joined
+        vectors = [vector for ids in planes if (vector := feature_vector(ids, axis)) is not None]
+        if len(vectors) == len(planes) and (columns := _columns(vectors, number, layer.num_neurons)) is not None:
+            size = planes[0].shape[axis]
+            trivial = torch.equal(columns, torch.arange(size, device=columns.device)[:, None])
+            return axis, size, None if trivial else columns
     return None
 
 
-def _columns(vector: Tensor, number: int, num_neurons: int) -> Tensor | None:
-    """Return (neurons, copies) where each neuron of a call lies in a vector of labels; None if not all are equal."""
-    where = (vector // STRIDE == number).nonzero().flatten()
-    neurons = vector[where] % STRIDE
-    counts = torch.bincount(neurons, minlength=num_neurons)
+def _columns(vectors: list[Tensor], number: int, num: int) -> Tensor | None:
+    """Return (neurons, copies) where each neuron of a call lies in vectors of labels; None if not all are equal."""
+    found = [(vector // STRIDE == number).nonzero().flatten() for vector in vectors]
+    neurons = torch.cat([vector[where] % STRIDE for vector, where in zip(vectors, found, strict=True)])
+    counts = torch.bincount(neurons, minlength=num)
     copies = int(counts.max())
     if copies == 0 or not bool((counts == copies).all()):
         return None
-    return where[torch.argsort(neurons, stable=True)].view(num_neurons, copies).cpu()
+    return torch.cat(found)[torch.argsort(neurons, stable=True)].view(num, copies).cpu()
 
 
 __all__ = ["is_empty", "trace", "wiring"]

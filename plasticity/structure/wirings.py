@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from plasticity.isolation import named_modules
+from plasticity.isolation import is_scripted, named_modules
 
 from .layers import Consumer, Layer, neuron_axis, num_inputs, union
 from .sites import Event
@@ -60,7 +60,8 @@ class Wiring:
     @property
     def uncalled(self) -> set[str]:
         """The modules that were called in no pass that was traced."""
-        return self.modules.keys() - {name for way in self.ways for name, _ in way.events}
+        scripted = {name for name, module in self.modules.items() if is_scripted(module)}
+        return self.modules.keys() - scripted - {name for way in self.ways for name, _ in way.events}
 
     def may_consume(self, layer: Layer) -> list[str]:
         """Return the modules that took part in no traced pass and could take up the layer's neurons if they did.
@@ -68,7 +69,9 @@ class Wiring:
         These are modules with parameters of their own; of Linear and convolution layers those that have enough inputs.
         """
         used = {name for way in self.ways for name in way.used}
-        idle = {name: module for name, module in self.modules.items() if module._parameters and name not in used}
+        inside = tuple(f"{name}." for name, found in self.layers.items() if found.adapter)
+        own = {name: module for name, module in self.modules.items() if len(module._parameters)}
+        idle = {name: m for name, m in own.items() if name not in used and not name.startswith(inside)}
         return [name for name, m in idle.items() if neuron_axis(m) is None or num_inputs(m) >= layer.num_neurons]
 
     def joined(self, other: Wiring) -> Wiring:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from plasticity.structure.layers import inputs_first
+
 from .initialisers import weight_of
 
 
@@ -27,7 +29,7 @@ def outgoing_entries(module: nn.Module, inputs: Tensor) -> Tensor:
 def by_group(module: nn.Module, weight: Tensor) -> Tensor:
     """View a tensor of the weight's shape as (groups, neurons of the group, inputs of the group, *kernel)."""
     grouped = weight.unflatten(0, (getattr(module, "groups", 1), -1))
-    return grouped.transpose(1, 2) if getattr(module, "transposed", False) else grouped
+    return grouped.transpose(1, 2) if inputs_first(module) else grouped
 
 
 def aligned(view: Tensor, vector: Tensor, dim: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules, unwrap
-from plasticity.structure.layers import neuron_axis, num_inputs, num_neurons
+from plasticity.structure.layers import is_conv1d, neuron_axis, num_inputs, num_neurons
 
 from .laws import Law, constant_law, default_law, orthogonal_law, random_law
 
@@ -41,7 +41,7 @@ class Initialiser:
         passes for the default. A single row counts as orthogonal only at a common gain.
         """
         weight, bias = weight_of(module), bias_of(module)
-        fan_in, fan_out = fans(weight)
+        fan_in, fan_out = fans(weight.T if is_conv1d(module) else weight)
         law = constant_law(weight) or orthogonal_law(weight) or random_law(weight, fan_in, fan_out)
         return cls(module, law, None if bias is None else constant_law(bias) or random_law(bias, fan_in, fan_out))
 
@@ -99,6 +99,8 @@ def default_initialiser(module: nn.Module) -> Initialiser:
     One that torch did not write is run once on a copy, without touching the global generators, and inferred from.
     """
     weight = weight_of(module)
+    if not hasattr(module, "reset_parameters"):
+        return Initialiser.infer(module)
     if not getattr(module.reset_parameters, "__module__", "").startswith("torch.nn"):
         twin = copy.copy(module)
         twin.__dict__["_parameters"] = fresh_parameters(module, torch.Generator().manual_seed(0))

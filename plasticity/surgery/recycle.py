@@ -157,6 +157,8 @@ def _kept_columns(wired: Wiring, flagged: Mapping[str, Tensor], consumer: str) -
 def _unfit(wired: Wiring, layer: str, keys: Sequence[str]) -> str | None:
     """Say which parameter of the layer cannot be edited on its own."""
     module = wired.layers[layer].module
+    if wired.layers[layer].adapter:
+        return f"{layer} has an adapter, whose weights add to its own"
     for key in keys:
         name = f"{layer}.{key}".removeprefix(".")
         if key not in module._parameters:

@@ -67,7 +67,7 @@ def seeded() -> None:
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where a test runs: on the CPU, on a device that is none (`elsewhere`), and on a GPU if there is one."""
+    """Device of a test: the CPU, `elsewhere` (made for tests, computes in host memory), and a GPU if there is one."""
     if request.param != elsewhere.NAME:
         yield request.param
         return

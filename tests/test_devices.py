@@ -288,7 +288,6 @@ def test_commands_train_resume_evaluate_and_probe(
     assert state["agent"]["counters"]["updates"] > 10
 
 
-@pytest.mark.each("method")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("method", INTERVENTIONS)
 def test_methods_go_on_after_resuming(method: str, device: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The device that is none, of the other tests: it refuses and counts what a GPU would."""
+"""The device made for tests: it refuses what a GPU refuses, and counts what makes a host wait."""
 
 import copy
 from collections.abc import Callable

@@ -153,7 +153,6 @@ def test_losses_equal_the_eager_ones(name: str) -> None:
             assert b.grad.shape == b.shape
 
 
-@pytest.mark.inductor
 @pytest.mark.parametrize("name", ["sac", "td3"])
 def test_the_critics_gradient_is_of_their_own_loss_alone(name: str) -> None:
     make, inputs = AGENTS[name]

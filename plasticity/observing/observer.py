@@ -186,7 +186,7 @@ class Observer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, see nothing."""
+        """Ignore every pass that runs within."""
         before, self.is_paused = self.is_paused, True
         try:
             yield

@@ -61,8 +61,10 @@ def _loop(
     events = ("on_task_start", "on_step", "on_update_start", "on_update_end", "on_step_end")
     task_start, step, update_start, update_end, step_end = (listeners(callbacks, event) for event in events)
     obs = env.obs if ctx.step else env.reset()  # a resumed run goes on in the middle of its episodes
+    has_tasks = getattr(env, "task", None) is not None
     while ctx.step < steps and not stop():
-        start_task(task_start, ctx, getattr(env, "task", None))
+        if has_tasks:
+            start_task(task_start, ctx, env.task)
         transition = env.step(agent.act(obs, explore=True))
         ctx.step += env.num_envs
         fire(step, "on_step", ctx, transition)
@@ -75,5 +77,6 @@ def _loop(
             fire(update_start, "on_update_start", ctx)
             metrics = agent.update()
             fire(update_end, "on_update_end", ctx, metrics)
-        fire(step_end, "on_step_end", ctx)
+        if step_end:
+            fire(step_end, "on_step_end", ctx)
     ctx.interrupted = ctx.step < steps

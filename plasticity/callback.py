@@ -322,8 +322,14 @@ def fire(callbacks: Iterable[Callback], event: str, ctx: Context, *args: Any) ->
     """
     if event == "on_update_start":
         ctx.require_optimizers()
-    for callback in callbacks:
-        _call(callback, event, ctx, *args)
+    callback: Callback | None = None
+    try:
+        for callback in callbacks:
+            getattr(callback, event)(ctx, *args)
+    except Exception as error:
+        if callback is not None:
+            note(error, f"raised by {name_of(callback)}")
+        raise
 
 
 def start_task(callbacks: Iterable[Callback], ctx: Context, task: Tensor | int | None) -> None:

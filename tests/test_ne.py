@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -152,6 +153,34 @@ def test_official_densities_are_erdos_renyi_in_every_layer() -> None:
     grow = int((0.8 - layers["2"].initial) * 65536 * 0.008)
     live = int(method._masks["net"][net[2].weight].sum())
     assert live == round(layers["2"].initial * 65536) + grow - int(0.4 * grow)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(113, 256, 256, 1), (23, 256, 256, 1), (17, 64, 64, 6), (8, 400, 300, 1), (113, 1024, 1)]
+)
+@pytest.mark.on_real_devices
+def test_official_growth_is_that_of_the_released_scheduler(sizes: tuple[int, ...]) -> None:
+    """Its target density is its initial sparsity, 0.8, in every layer: int(0.008 * (0.8 * size - connections))."""
+    parts = [part for i, o in itertools.pairwise(sizes) for part in (nn.Linear(i, o), nn.ReLU())]
+    net = nn.Sequential(*parts[:-1])
+    method, optimizer, _ = start(net, preset="official", every=2)
+    learn(net, optimizer, torch.randn(64, sizes[0]))
+    masks = method._masks["net"]
+    before = {layer.name: int(masks[layer.weight].sum()) for layer in method._layers["net"]}
+    learn(net, optimizer, torch.randn(64, sizes[0]))
+    for layer in method._layers["net"]:
+        size, live = layer.weight.numel(), before[layer.name]
+        grow = max(0, int(0.008 * (0.8 * size - round(layer.initial * size))))
+        grown = int(masks[layer.weight].sum()) - live
+        assert grown in (grow - int(0.4 * grow), grow - int(0.4 * grow) + 1), layer.name  # rounding of the first mask
+
+
+@pytest.mark.on_real_devices
+def test_official_growth_of_a_tiny_network_is_nothing_and_says_so() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    _, optimizer, _ = start(net, preset="official", every=2)
+    with pytest.warns(RuntimeWarning, match="net are so small that 0.008 of their free space is no connection"):
+        learn(net, optimizer, torch.randn(4, 3))
 
 
 @pytest.mark.parametrize("preset", ["rigl", "set"])

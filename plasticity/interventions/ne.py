@@ -7,6 +7,7 @@ presets.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -236,6 +237,13 @@ class NeuroplasticExpansion(Intervention):
             for layer in self._layers[name]
         }
         self._mask(name, masks)
+        if saved is None and self.grow_rate and not any(self._steady_growth(la) for la in self._layers[name]):
+            warnings.warn(
+                f"NeuroplasticExpansion: the layers of {name} are so small that {self.grow_rate:g} of their free space "
+                "is no connection: it will never grow; a larger grow_rate, or the preset paper, lets it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if saved is None:
             self._ctx.log({f"interventions/ne/{name}/density": self._masks[name].density()})
 
@@ -247,7 +255,7 @@ class NeuroplasticExpansion(Intervention):
         shapes = [tuple(weight_of(layer.module).shape) for layer in chosen]
         first, last = (erdos_renyi(shapes, density or 1.0) for density in (self.initial_density, self.final_density))
         if self.grow_rate is not None:  # the released code takes its initial sparsity for a layer's target density
-            last = [max(density, 1 - self.initial_density) for density in last]
+            last = [1 - self.initial_density] * len(first)
         parts = zip(chosen, first, last, strict=True)
         return [SparseLayer(layer.name, layer.module, a, b) for layer, a, b in parts]
 
@@ -359,12 +367,16 @@ class NeuroplasticExpansion(Intervention):
         """Return how many connections to grow in a layer, and at most how many to prune."""
         size, ratio = mask.numel(), self.prune_ratio or 0.0
         if self.grow_rate is not None:
-            num_grow = int(max(0.0, layer.final - layer.initial) * size * self.grow_rate)
+            num_grow = self._steady_growth(layer)
             return num_grow, int(num_grow * ratio)
         share = grown_share(step, self.end)
         net = max(0, round((layer.initial + (layer.final - layer.initial) * share) * size) - live)
         # Pruned connections have to find room elsewhere.
         return net, min(int(net * ratio), size - live - net)
+
+    def _steady_growth(self, layer: SparseLayer) -> int:
+        """Return how many connections every event grows in a layer, at a constant rate."""
+        return int(max(0.0, layer.final - layer.initial) * layer.weight.numel() * (self.grow_rate or 0.0))
 
     def _dormant(self, layer: SparseLayer, mask: Tensor, reading: Reading, most: int) -> Tensor:
         """Return at most ``most`` live connections, at random, that lead into fully dormant neurons."""

@@ -18,6 +18,7 @@ from test_interventions import plain_loop
 from torch import Tensor, nn
 
 from plasticity.interventions import ReDo
+from plasticity.measuring import measure
 from plasticity.monitor import Monitor
 from plasticity.observing import guide
 
@@ -295,6 +296,25 @@ def test_recycling_dead_neurons_changes_no_output_of_any_pass(name: str, known: 
         expected = {"adapters": {"a", "ad.0", "ad.1", "ad.2"}, "skipped blocks": {f"blocks.{i}.up" for i in range(3)}}
         expected |= {"early exit": {"a", "b"}, "experts": {f"experts.{i}.0" for i in range(3)}, "times": {"a", "b"}}
         assert redrawn == expected.get(name, {"a"}), "neurons are recycled where all consumers are known"
+
+
+def test_layers_that_did_not_run_say_why() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.none, self.never = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return F.linear(h, self.used.weight) + self.none(h[:0]).sum()
+
+    model = Net(lambda s, x: s.o(s.part(F.relu(s.a(x)))), a=nn.Linear(4, 6), part=Attention(), o=nn.Linear(6, 1))
+    reading = measure(model, models.vectors(), probes=["dormancy"])
+    assert {entry.layer: entry.reason for entry in reading.unmeasured} == {
+        "part.used": "its weight was used, but its forward was never called",
+        "part.none": "it was called without samples",
+        "part.never": "its forward was never called",
+        "o": "output layer",
+    }
 
 
 def test_layers_dropped_at_random_are_never_mistaken_for_others() -> None:

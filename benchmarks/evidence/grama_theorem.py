@@ -1,8 +1,9 @@
 """GraMa's theorem on real runs: a neuron whose activation score is 0 has a GraMa score of 0 (arXiv 2505.24061, 4.2).
 
-SAC with ReLU networks on HalfCheetah-v5. Every 500 updates, on the batch of that very update, count the hidden neurons
-of actor and critics that are dormant at threshold 0, and how many of them have a positive GraMa score, in each of the
-three readings. The theorem holds for ``pre`` and ``weight``; ``post``, the equation read literally, is the contrast.
+SAC with ReLU networks on HalfCheetah-v5: without norms, with LayerNorm before every activation, BroNet and SimBa. Every
+500 updates, on the batch of that very update, count the hidden neurons of actor and critics that are dormant at
+threshold 0, and how many of them have a positive GraMa score, in each of the four readings. The theorem holds for
+``pre`` and ``weight``; behind a norm it fails for ``linear``, and everywhere for ``post``, the equation read literally.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import time
 
 from harness import arguments, interval, run, save, show
 
-READINGS = ("pre", "weight", "post")
+READINGS = ("pre", "weight", "linear", "post")
+NETWORKS = {
+    "mlp": {},
+    "mlp, layer norm": {"norm": "layer"},
+    "bronet": {"network": "bronet", "hidden": (128, 128)},
+    "simba": {"network": "simba", "hidden": (128, 128)},
+}
 
 
-def count(seed: int, steps: int) -> dict[str, float]:
-    """Return, for one seed, dormant neurons seen, violations per reading, and the final ratios."""
+def count(seed: int, steps: int, network: str) -> dict[str, float]:
+    """Return, for one seed and kind of network, dormant neurons seen, violations per reading, and the final ratios."""
     from plasticity import Callback, Context, Measure
     from plasticity.agents import SAC, SACConfig
     from plasticity.agents.train import train
@@ -35,13 +42,15 @@ def count(seed: int, steps: int) -> dict[str, float]:
                 seen[network] = id(reading)
                 totals["measurements"] += 1
                 for layer, activity in reading.scores["dormancy"].items():
+                    if layer in reading.projections:
+                        continue
                     dormant = activity == 0
                     totals["dormant"] += float(dormant.sum())
                     for name in READINGS:
                         totals[f"violations_{name}"] += float((reading.scores[name][layer][dormant] > 0).sum())
 
     env = make_env("HalfCheetah-v5", seed=seed)
-    config = SACConfig(learning_starts=min(2000, steps // 4), buffer_size=steps + 1)
+    config = SACConfig(learning_starts=min(2000, steps // 4), buffer_size=steps + 1, **NETWORKS[network])
     agent = SAC(env.observation_space, env.action_space, config, seed=seed)
     train(env, agent, steps, [measure, Count()])
     env.close()
@@ -52,15 +61,19 @@ def count(seed: int, steps: int) -> dict[str, float]:
 def main() -> None:
     options = arguments(__doc__.splitlines()[0])
     started, steps = time.perf_counter(), 1_500 if options.quick else 10_000
-    results = run(count, [{"seed": seed, "steps": steps} for seed in options.seeds], options.jobs)
-    summary = {key: interval([r[key] for r in results]) for key in results[0]}
-    for key, value in summary.items():
-        print(show(key, value))
-    broken = sum(r["violations_pre"] + r["violations_weight"] for r in results)
-    dormant = sum(r["dormant"] for r in results)
-    verdict = f"{broken:.0f} violations in pre and weight among {dormant:.0f} dormant neurons seen"
-    print(verdict)
-    payload = {"command": "python benchmarks/evidence/grama_theorem.py", "steps": steps, "verdict": verdict}
+    cases = [{"seed": seed, "steps": steps, "network": network} for network in NETWORKS for seed in options.seeds]
+    results = run(count, cases, options.jobs)
+    summary, verdicts = {}, {}
+    for network in NETWORKS:
+        found = [r for r, case in zip(results, cases, strict=True) if case["network"] == network]
+        summary[network] = {key: interval([r[key] for r in found]) for key in found[0]}
+        for key, value in summary[network].items():
+            print(show(f"{network}: {key}", value))
+        broken = sum(r["violations_pre"] + r["violations_weight"] for r in found)
+        dormant = sum(r["dormant"] for r in found)
+        verdicts[network] = f"{broken:.0f} violations in pre and weight among {dormant:.0f} dormant neurons seen"
+        print(f"{network}: {verdicts[network]}")
+    payload = {"command": "python benchmarks/evidence/grama_theorem.py", "steps": steps, "verdict": verdicts}
     save("grama_theorem", {**payload, "summary": summary, "runs": results}, started, options.quick)
 
 

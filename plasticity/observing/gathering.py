@@ -300,7 +300,9 @@ class Gathering:
         entries = []
         for layer in wiring.layers.values():
             for name, probe in self.probes.items():
-                reason = self._why_not(layer, name, layer.name in selected, missing.get((name, layer.name), {FORWARD}))
+                reason = self._why_not(
+                    wiring, layer, name, layer.name in selected, missing.get((name, layer.name), {FORWARD})
+                )
                 if not reason and any(v != v for v in (values[m][layer.name] for m in self._metrics[name])):
                     reason = probe.nan_reason
                 entries.append(Coverage(layer.name, name, not reason, reason))
@@ -308,10 +310,10 @@ class Gathering:
             entries.extend(Coverage(module, name, False, reason) for name in self.probes)
         return entries
 
-    def _why_not(self, layer: Layer, probe: str, selected: bool, missing: set[str]) -> str:
+    def _why_not(self, wiring: Wiring, layer: Layer, probe: str, selected: bool, missing: set[str]) -> str:
         """Return why a probe has no value for a layer; empty if it has all its signals."""
         if layer.num_calls == 0:
-            return "its forward was never called"
+            return wiring.why_not_called(layer.name)
         if not selected:
             return OUTPUT_LAYER if layer.is_output else "not selected"
         if probe in self._failed:

@@ -108,6 +108,8 @@ def mix(tags: Iterable[Tag], operation: str, statistic: bool = False) -> Tag:
 
 def common(ids: Tensor, dims: Iterable[int]) -> Tensor | None:
     """Return the labels with ``dims`` kept at size 1 if they do not vary along them; None if they do."""
+    if not ids.numel():
+        return None
     dims = tuple(d % ids.dim() for d in dims)
     for d in dims:
         if ids.stride(d) == 0:  # broadcast: the same by construction

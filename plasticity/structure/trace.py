@@ -100,8 +100,8 @@ class _Trace:
         self.inputs: dict[tuple[int, int], Site] = {}
         """Number of a layer call, and of norms passed -> where its neurons are seen then, before any activation."""
         self.order: list[str] = []
-        self.empty = ""
-        """Shape of the first output that had no samples, in words; empty if all had some."""
+        self.empty: dict[str, str] = {}
+        """The layers that were called without samples, and the shape of their output."""
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -121,14 +121,16 @@ class _Trace:
         first = next(iter(inputs.values()), None)
         tag = Tag() if first is None else self.tracer.tag(first)
         self.running.append(tag)
-        if not is_empty(inputs.values()):
+        empty = is_empty(inputs.values())
+        if not empty:
             self.tracer.used.add(name)
             self.events.append((name, "input"))
             for key, value in inputs.items():
                 self._look_for_sites(key, value)
         if name in self.layers:
             self.tracer.inside += 1
-            self._consume(name, tag)
+            if not empty:
+                self._consume(name, tag)
         elif isinstance(module, NORMS):
             self.tracer.paused += 1
             if first is not None:
@@ -143,7 +145,7 @@ class _Trace:
         if name in self.layers:
             self.tracer.inside -= 1
             if empty:
-                self.empty = self.empty or f"the output of {name} has shape {tuple(outputs[0].shape)}"
+                self.empty[name] = f"the output of {name} has shape {tuple(outputs[0].shape)}"
             elif isinstance(output, Tensor):
                 self._produce(name, output)
             return
@@ -219,7 +221,7 @@ class _Trace:
     def finish(self, output: Any) -> Wiring:
         """Return the wiring, given the output of the pass; ValueError if no layer saw a sample."""
         if self.empty and not self.order:
-            raise ValueError(f"cannot trace an empty batch: {self.empty}")
+            raise ValueError(f"cannot trace an empty batch: {next(iter(self.empty.values()))}")
         for number, operation in self.tracer.absorbed.items():
             self._layer(number).note(f"feeds {operation} with {LOOSE_WEIGHTS}")
         tags = [tag for tensor in tensors_in(output) if (tag := self.tracer.tag(tensor))]
@@ -237,7 +239,8 @@ class _Trace:
             self._settle_sites(number, self.layers[call.layer])
         names = self.order + [name for name in self.layers if name not in self.order]
         layers = {name: self.layers[name] for name in names}
-        return Wiring.of((Way(tuple(self.events), layers, frozenset(self.tracer.used)),), self.modules)
+        way = Way(tuple(self.events), layers, frozenset(self.tracer.used), frozenset(self.empty))
+        return Wiring.of((way,), self.modules)
 
     def _settle_sites(self, number: int, layer: Layer) -> None:
         """Choose where a call is observed; the layer's own output where no module sees the activation."""

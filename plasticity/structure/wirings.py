@@ -25,6 +25,8 @@ class Way:
     layers: dict[str, Layer]
     used: frozenset[str]
     """The modules that were called, or whose parameters were used."""
+    empty: frozenset[str] = frozenset()
+    """The modules that were called without samples."""
 
 
 def steps(events: Iterable[Event]) -> set[Step]:
@@ -62,6 +64,14 @@ class Wiring:
         """The modules that were called in no pass that was traced."""
         scripted = {name for name, module in self.modules.items() if is_scripted(module)}
         return self.modules.keys() - scripted - {name for way in self.ways for name, _ in way.events}
+
+    def why_not_called(self, layer: str) -> str:
+        """Return why a layer that ran in no pass did not."""
+        if any(layer in way.empty for way in self.ways):
+            return "it was called without samples"
+        if any(layer in way.used for way in self.ways):
+            return "its weight was used, but its forward was never called"
+        return "its forward was never called"
 
     def may_consume(self, layer: Layer) -> list[str]:
         """Return the modules that took part in no traced pass and could take up the layer's neurons if they did.

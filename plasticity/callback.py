@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .structure.optimizers import num_hooks, trainer
+from .tags import TASK
 
 
 class Transition(Protocol):
@@ -346,7 +347,7 @@ def start_task(callbacks: Iterable[Callback], ctx: Context, task: Tensor | int |
         return
     ctx.num_tasks += 1
     ids = present.unique().tolist()
-    ctx.event("task", {"task": ids[0] if len(ids) == 1 else ids, "number": ctx.num_tasks})
+    ctx.event(TASK, {"task": ids[0] if len(ids) == 1 else ids, "number": ctx.num_tasks})
     fire(callbacks, "on_task_start", ctx, present)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .commands.contents import nearest
-from .commands.imports import import_modules, take_imports
+from .commands.imports import IMPORT, import_modules, take_imports
 
 COMMANDS = {
     "train": ("plasticity.commands.train", "train an agent, with probes and interventions"),
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         name, *rest = arguments
         if name not in COMMANDS:
-            hint = nearest(name, COMMANDS)
+            hint = nearest(name, [*COMMANDS, IMPORT, "--help", "--version", "--debug"])
             print(f"plasticity: no command {name!r}; {hint}there are {', '.join(COMMANDS)}", file=sys.stderr)
             return 2
         return int(import_module(COMMANDS[name][0]).main(rest) or 0)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or not (getattr(error, "__notes__", []) or isinstance(error, EXPECTED)):
             raise
         print(f"{f'plasticity {name}'.rstrip()}: {_line(error)}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_code", 1)
 
 
 def _line(error: Exception) -> str:

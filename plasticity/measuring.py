@@ -16,7 +16,7 @@ from .observing.passes import Mask
 from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
 from .structure.labels import tensors_in
-from .tags import OVERHEAD, network_prefix, score_tag
+from .tags import OVERHEAD, UNMEASURED, network_prefix, score_tag
 from .watching import Watcher
 
 
@@ -151,7 +151,7 @@ class Measure(Callback):
             gaps = [entry for entry in reading.unmeasured if entry.reason != OUTPUT_LAYER]
             if first and gaps:
                 reasons = {f"{entry.layer} ({entry.probe})": entry.reason for entry in gaps}
-                ctx.event("unmeasured", {"network": network, **reasons})
+                ctx.event(UNMEASURED, {"network": network, **reasons})
 
         self.watcher = watcher = Watcher(
             chosen,

@@ -1,4 +1,4 @@
-"""The display of plasticity metrics: order, short names, scales, and the choice of those shown first.
+"""The choice and display of plasticity metrics: default probes, order, short names, scales, those shown first.
 
 A metric that is not listed here is shown too, under its own name, on a scale of its own range. A line in ``METRICS``
 gives it a short name, a scale and a place in the order.
@@ -36,6 +36,9 @@ class Metric:
             return ""
         return f"{value:.1%}" if self.kind == "share" else f"{value:.1f}" if self.kind == "rank" else f"{value:.3g}"
 
+
+DEFAULT_PROBES = ("dormancy", "grama", "rank")
+"""Names of the probes that measure where nobody chose any."""
 
 METRICS: dict[str, Metric] = {
     "dormancy": Metric("dormant", "share", headline=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 ALL = "all"
@@ -12,6 +13,11 @@ RETURNS = {EVAL_RETURN: "evaluation return", EPISODIC_RETURN: "return of trainin
 """Tag of a return -> its title; the first is the one to compare runs by."""
 OVERHEAD = "plasticity/overhead"
 """Share of wall-clock time that measuring takes."""
+
+
+UNMEASURED, TASK = "unmeasured", "task"
+PLAIN_EVENTS = (UNMEASURED, TASK)
+"""Events in which nothing was changed: layers that have no value, the start of a task."""
 
 
 class Tag(NamedTuple):
@@ -38,6 +44,16 @@ def plasticity_tag(network: str, metric: str, layer: str = ALL) -> str:
 def parse_tag(tag: str) -> Tag | None:
     """Return the parts of ``plasticity/<network>/<metric>/<layer>``, None for other tags; a metric may hold slashes."""
     return _parts("plasticity", tag)
+
+
+def relatives(tag: str, tags: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return those of ``tags`` that name the same kind of measurement as ``tag``, and those of the same network.
+
+    ``tag`` may be misspelt: a first part that is nearly the same counts as the same.
+    """
+    head, network = (*tag.split("/"), "")[:2]
+    kin = [t for t in tags if t.count("/") >= 2 and SequenceMatcher(None, t.split("/")[0], head).ratio() > 0.8]
+    return kin, [t for t in kin if t.split("/")[:2] == [head, network]]
 
 
 def plasticity_tags(tags: Iterable[str]) -> list[Tag]:

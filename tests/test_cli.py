@@ -93,7 +93,7 @@ def test_an_intervention_is_switched_on_set_and_recorded(tmp_path: Path, capsys:
     events = [row for row in rows(folder) if row.get("event") == "redo"]
     assert events
     assert any(neurons for event in events for neurons in event["neurons"].values())
-    assert main(["train", "sac", *TINY, "--redo.every", "10"]) == 1
+    assert main(["train", "sac", *TINY, "--redo.every", "10"]) == 2
     assert "--redo.every sets an option of redo, which is off; switch it on with --redo" in capsys.readouterr().err
 
 
@@ -114,11 +114,14 @@ def test_dry_run_shows_settings_wiring_and_probes_and_writes_nothing(
         (["train", "sca", "--env", "x"], "no agent 'sca'; did you mean sac? there are"),
         (["train", "sac", "--env", "Pendulun-v1"], "Pendulum-v1"),
         (["train", "sac", "--env", "CartPole-v1"], "sac needs a one-dimensional Box action space, found Discrete(2)"),
-        (["train", "sac", "--env", "Pendulum-v1", "--probes", "dormant"], "unknown probe dormant; there are dormancy"),
+        (
+            ["train", "sac", "--env", "Pendulum-v1", "--probes", "dormant"],
+            "dormant; did you mean dormancy? there are",
+        ),
         (["train", "sac", "--env", "Pendulum-v1", "--device", "cuda:99"], "--device cuda:99 cannot be used; PyTorch"),
         (["train", "sac", "--env", "Pendulum-v1", "--device", "gpu", "--seeds", "2"], "sees cpu"),
         (["train", "sac", "--env", "Pendulum-v1", "--steps", "0"], "steps must be at least 1, got 0"),
-        (["eval", "nowhere"], "nowhere is not a run: it has no run.json"),
+        (["eval", "nowhere"], "there is no folder nowhere"),
         (["list", "agent"], "cannot list agent; did you mean agents? there are agents, envs, probes, "),
     ],
 )
@@ -130,7 +133,7 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
 
 
 def test_debug_shows_where_an_error_came_from() -> None:
-    with pytest.raises(ValueError, match="not a run"):
+    with pytest.raises(ValueError, match="no folder"):
         main(["eval", "nowhere", "--debug"])
 
 

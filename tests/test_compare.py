@@ -163,11 +163,30 @@ def test_text_needs_no_matplotlib(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    two_configurations(tmp_path)
     make_run(tmp_path / "alone", [0.0, 1.0], interventions={"swd": {"floor": 0.1}})
     text = refusal(capsys, tmp_path)
-    assert "swd has one run in Walk-v0" in text
+    assert "has one run in Walk-v0" in text
     assert "nothing can be said about chance from one; train more seeds" in text
+
+
+def test_one_seed_in_one_of_two_environments_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_configurations(tmp_path)
+    two_configurations(tmp_path, "Swim-v0")
+    for seed in (1, 2):
+        swd = {"swd": {"floor": 0.1}}
+        make_run(tmp_path / f"swim_{seed}", [0.0, 1.0], seed=seed, env="Swim-v0", interventions=swd)
+    make_run(tmp_path / "lone", [0.0, 1.0], interventions={"swd": {"floor": 0.1}})
+    assert "swd has one run in Walk-v0" in refusal(capsys, tmp_path, "--normalise", "0,1")
+
+
+@pytest.mark.parametrize("alone", [{"env": "Swim-v0"}, {"interventions": {"swd": {"floor": 0.1}}}])
+def test_runs_without_a_second_seed_are_left_out_and_named(tmp_path: Path, capsys, alone: dict) -> None:
+    two_configurations(tmp_path / "runs")
+    without = compare(capsys, tmp_path / "runs")
+    make_run(tmp_path / "runs" / "alone", [0.0, 1.0], **alone)
+    text = compare(capsys, tmp_path / "runs")
+    assert f"left out {tmp_path / 'runs' / 'alone'}: the only run of its configuration" in text
+    assert row(text, "Aggregate scores", "no intervention") == row(without, "Aggregate scores", "no intervention")
 
 
 def test_an_environment_that_one_lacks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,10 +176,10 @@ def test_what_was_added_is_listed_too(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("list probe", 1, "cannot list probe; did you mean probes? "),
         ("train sca", 1, "no agent 'sca'; did you mean sac? "),
         ("train sca --help", 1, "no agent 'sca'; did you mean sac? "),
-        ("train sac --env Pendulum-v1 --leraning-starts 5", 1, "did you mean --learning-starts? "),
-        ("train sac --env Pendulum-v1 --regrma", 1, "no option --regrma; did you mean --regrama? "),
-        ("train sac --env Pendulum-v1 --redo --redo.evry=5", 1, "no option --redo.evry; did you mean --redo.every? "),
-        ("train sac --env Pendulum-v1 --reset.every 5", 1, "--reset.every sets an option of reset, which is off; "),
+        ("train sac --env Pendulum-v1 --leraning-starts 5", 2, "did you mean --learning-starts? "),
+        ("train sac --env Pendulum-v1 --regrma", 2, "no option --regrma; did you mean --regrama? "),
+        ("train sac --env Pendulum-v1 --redo --redo.evry=5", 2, "no option --redo.evry; did you mean --redo.every? "),
+        ("train sac --env Pendulum-v1 --reset.every 5", 2, "--reset.every sets an option of reset, which is off; "),
     ],
 )
 def test_unknown_names_get_the_nearest_one(

@@ -251,6 +251,7 @@ def test_a_method_that_a_subclass_overrides_alone_is_called() -> None:
 
 def test_weight_gradients_add_with_their_signs() -> None:
     probe = GradientActivity("weight")
+    probe.on_backward(torch.ones(3, 2))
     probe.on_weight_gradient(torch.tensor([[1.0, -1], [2, 2]]))
     probe.on_weight_gradient(torch.tensor([[-1.0, 1], [2, 2]]))
     assert probe.scores().tolist() == [0, 2]
@@ -265,11 +266,11 @@ def test_probes_forget_and_refuse() -> None:
     for wrong in (-1.0, math.nan):
         with pytest.raises(ValueError, match="threshold"):
             Dormancy(wrong)
-    with pytest.raises(ValueError, match="pre, weight, post"):
+    with pytest.raises(ValueError, match="pre, weight, linear, post"):
         GradientActivity("before")
     with pytest.raises(ValueError, match="effective_rank"):
         Rank(["numerical_rank"])
-    with pytest.raises(ValueError, match=r"unknown probe gramma; there are dormancy, grama"):
+    with pytest.raises(ValueError, match=r"unknown probe gramma; did you mean grama\? there are dormancy, grama"):
         make_probes(["dormancy", "gramma"])
 
 

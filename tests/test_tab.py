@@ -154,6 +154,8 @@ def test_events_in_words():
     skipped = tell({"step": 1, "event": "redo_skipped", "network": "c", "layer": "q", "reason": "it is shared"})
     assert (skipped["title"], skipped["note"]) == ("redo_skipped: c/q: it is shared", True)
     assert tell({"event": "x"})["title"] == "x: applied"
+    task = tell({"step": 1, "event": "task", "task": 2, "number": 3})
+    assert (task["title"], task["note"], tell({"event": "x"})["note"]) == ("task: 2 begins", True, False)
 
 
 def test_jumps_are_found_where_they_are():

@@ -13,6 +13,8 @@ import tyro
 
 from plasticity.tags import EVAL_RETURN
 
+from .arguments import read_arguments
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -52,7 +54,7 @@ class CompareConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the comparison; write it if asked to."""
-    config = tyro.cli(CompareConfig, prog="plasticity compare", args=list(arguments))
+    config = read_arguments(CompareConfig, "compare", arguments)
     from plasticity.reports.findings import Findings
     from plasticity.reports.question import Question
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from .arguments import read_arguments
+
 
 @dataclass(frozen=True)
 class DashboardConfig:
@@ -28,5 +30,5 @@ def main(arguments: Sequence[str]) -> int:
     """Serve until Ctrl-C."""
     from plasticity.dashboard.serve import serve
 
-    config = tyro.cli(DashboardConfig, prog="plasticity dashboard", args=list(arguments))
+    config = read_arguments(DashboardConfig, "dashboard", arguments)
     return serve(config.runs, config.port, config.host, config.open)

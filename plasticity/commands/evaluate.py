@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from .arguments import read_arguments
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -24,11 +26,13 @@ class EvalConfig:
     """Seed of the evaluation environments."""
     device: str = "cpu"
     """Device of the networks."""
+    task: int | None = None
+    """Task to play in all episodes, where the environment has tasks; None: those that it plays by itself."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the returns, their mean and standard deviation."""
-    config = tyro.cli(EvalConfig, prog="plasticity eval", args=list(arguments))
+    config = read_arguments(EvalConfig, "eval", arguments)
     if config.episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {config.episodes}")
 
@@ -41,12 +45,15 @@ def main(arguments: Sequence[str]) -> int:
     name = config.env or settings["env"]
     env = make_run_env(record, name=config.env, seed=config.seed, device=config.device, num_envs=config.episodes)
     try:
+        if config.task is not None and not env.set_task(config.task):
+            raise ValueError(f"--task: {name} has no set_task(task), so its tasks cannot be chosen; leave --task out")
         agent = load_agent(config.run, record, env, config.device)
         returns = evaluate(agent, env, config.episodes)
     finally:
         env.close()
     spread = returns.std().item() if len(returns) > 1 else 0.0
-    print(f"{record['agent']} on {name}, trained for {settings['steps']} steps, seed {settings['seed']}")
+    task = "" if config.task is None else f", task {config.task}"
+    print(f"{record['agent']} on {name}{task}, trained for {settings['steps']} steps, seed {settings['seed']}")
     print("returns: " + " ".join(f"{r:.1f}" for r in returns.tolist()))
     print(f"mean {returns.mean().item():.1f}, standard deviation {spread:.1f}, {len(returns)} episodes")
     return 0

@@ -36,6 +36,11 @@ class Option:
         return f"{self.flag} {self.type}" if self.type else f"{self.flag} | {off}"
 
     @property
+    def flags(self) -> list[str]:
+        """Return the flag; of a switch, also the one that turns it off."""
+        return [self.flag] if self.type else self.usage.split(" | ")
+
+    @property
     def short_usage(self) -> str:
         """Return the flag and its type in few columns: of many choices the first one, of a switch the flag alone."""
         usage = f"{self.flag} {self.type}".rstrip()

@@ -13,7 +13,8 @@ from plasticity.agents import AGENTS
 from plasticity.probes import make_probes
 from plasticity.writers import require_writers
 
-from .contents import SWITCHED, nearest, registry
+from .arguments import UsageError, parse_arguments, require_flags
+from .contents import SWITCHED, registry
 from .options import options
 from .run import require_device
 from .settings import TrainConfig, resolve
@@ -29,7 +30,7 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     chosen, rest = switched_on(arguments)
     require_names(agent)
     require_known(rest, agent, chosen)
-    config: Any = tyro.cli(config_type(agent, chosen), prog=f"plasticity train {agent}", args=rest)
+    config: Any = parse_arguments(config_type(agent, chosen), f"train {agent}", rest)
     for what in ("steps", "seeds"):
         if getattr(config, what) < 1:
             raise ValueError(f"{what} must be at least 1, got {getattr(config, what)}")
@@ -82,14 +83,10 @@ def require_known(arguments: Sequence[str], agent: str, chosen: Mapping[str, Map
     known = [*fixed_flags(agent), *_flags(*((method, f"--{_hyphens(name)}.") for name, method in on.items()))]
     off = {_hyphens(name): name for methods in switches().values() for name in methods if name not in on}
     for argument in arguments:
-        flag = _hyphens(argument.partition("=")[0])
-        if not flag.startswith("--") or flag in known:
-            continue
-        name, dot, _ = flag[2:].partition(".")
-        if dot and name in off:
-            raise ValueError(f"{argument} sets an option of {off[name]}, which is off; switch it on with --{name}")
-        hint = nearest(flag, [*known, *(f"--{one}" for one in off)])
-        raise ValueError(f"no option {argument.partition('=')[0]}; {hint}add --help for all of them")
+        name, dot, _ = _hyphens(argument.partition("=")[0]).removeprefix("--").partition(".")
+        if dot and name in off and argument.startswith("--"):
+            raise UsageError(f"{argument} sets an option of {off[name]}, which is off; switch it on with --{name}")
+    require_flags([a for a in arguments if _hyphens(a) not in known], [*known, *(f"--{one}" for one in off)])
 
 
 def fixed_flags(agent: str) -> list[str]:
@@ -100,7 +97,7 @@ def fixed_flags(agent: str) -> list[str]:
 def _flags(*classes: tuple[type, str]) -> list[str]:
     """Return the flags of dataclasses, each with its prefix; a switch has one that turns it off."""
     found = [option for cls, prefix in classes for option in options(cls, prefix)]
-    return [flag for option in found for flag in ([option.flag] if option.type else option.usage.split(" | "))]
+    return [flag for option in found for flag in option.flags]
 
 
 def _hyphens(text: str) -> str:

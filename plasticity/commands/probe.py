@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from plasticity.probes import DEFAULT_PROBES
+from plasticity.metrics import DEFAULT_PROBES
+
+from .arguments import read_arguments
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ProbeConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Print a table per network: every layer, what could not be measured and why."""
-    config = tyro.cli(ProbeConfig, prog="plasticity probe", args=list(arguments))
+    config = read_arguments(ProbeConfig, "probe", arguments)
     if config.samples < 2:
         raise ValueError(f"samples must be at least 2, got {config.samples}")
 

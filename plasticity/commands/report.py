@@ -13,6 +13,8 @@ import tyro
 
 from plasticity.tags import RETURNS
 
+from .arguments import read_arguments
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -34,7 +36,7 @@ class ReportConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the files and name them."""
-    config = tyro.cli(ReportConfig, prog="plasticity report", args=list(arguments))
+    config = read_arguments(ReportConfig, "report", arguments)
     from plasticity.reports.document import Report
     from plasticity.reports.runs import load, only_finished
 

@@ -19,6 +19,7 @@ from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
 from plasticity.storage.upgrade import upgraded_state
 
+from .contents import nearest
 from .imports import IMPORTED, require_imports
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
@@ -67,6 +68,9 @@ def find_run(path: Path) -> tuple[Path, dict[str, Any]]:
             record = read_record(folder)
             require_imports(record, folder)
             return folder, record
+    if not path.exists():
+        beside = [folder.name for folder in path.parent.glob("*/") if (folder / RECORD).is_file()]
+        raise ValueError(f"there is no folder {path}; {nearest(path.name, beside)}".removesuffix("; ").rstrip())
     return path, read_record(path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plasticity.probes import DEFAULT_PROBES
+from plasticity.metrics import DEFAULT_PROBES
 from plasticity.writers import DEFAULT_WRITERS
 
 from .contents import SWITCHED

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import LiveView
 from plasticity.envs import make_env
 from plasticity.measuring import Measure
-from plasticity.probes import DEFAULT_PROBES
+from plasticity.metrics import DEFAULT_PROBES
 from plasticity.storage.files import RunLock
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import seed_globally
@@ -35,6 +36,14 @@ from .settings import chosen, settings
 
 DRY_UPDATES = 20
 """Updates after which a dry run ends even if a network has not been measured."""
+
+
+def joined(*groups: Mapping[str, Callback]) -> dict[str, Callback]:
+    """Return callbacks by name, in order; ValueError for a name that two have, because a checkpoint keeps one state."""
+    names = Counter(name for group in groups for name in group)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"two callbacks of a run are called {twice[0]!r}; rename the intervention or meter")
+    return {name: callback for group in groups for name, callback in group.items()}
 
 
 class TrainingRun:
@@ -58,10 +67,10 @@ class TrainingRun:
         watchers = {"evaluate": self.evaluate, "episodes": Episodes(), "losses": Losses(config.log_every)}
         measure = {"measure": self.measure} if config.probes else {}
         # Interventions first: one may end an episode, and what follows must see that it ended.
-        self.callbacks: dict[str, Callback] = {
-            **chosen(config, "interventions"), **measure, **chosen(config, "meters"), **watchers,
-            "live": self.live, "random": Randomness(),
-        }  # fmt: skip
+        self.callbacks = joined(
+            chosen(config, "interventions"), measure, chosen(config, "meters"),
+            {**watchers, "live": self.live, "random": Randomness()},
+        )  # fmt: skip
 
     def _make_env(self, num_envs: int, seed: int) -> Any:
         c = self.config
@@ -147,11 +156,20 @@ class TrainingRun:
     def _report(self, folder: Path, status: str) -> None:
         for network, reading in self.measure.last.items():
             print(f"\n{network}\n{reading}")
+        if status == "finished" and not self.agent.updates:
+            print(f"\nnote: no update was made, so nothing was learned or measured; {self._first_update()}")
         if status == "interrupted":
             print(f"\nstopped; go on with: plasticity train --resume {folder}")
         elif self.evaluate.last is not None:
             print(f"\nreturn {self.evaluate.last.mean():.1f} over {len(self.evaluate.last)} evaluation episodes")
         print(f"run folder: {folder}\nsee it with: plasticity dashboard {folder.parent}")
+
+    def _first_update(self) -> str:
+        """Return what to change in a run that ended before its first update."""
+        starts = getattr(self.config.agent, "learning_starts", None)
+        if starts is None:
+            return "train for more --steps"
+        return f"updates begin after {starts:,} steps: train for more --steps, or lower --learning-starts"
 
     def dry_run(self) -> int:
         """Take the first update of a throw-away agent and show what is wired and measured."""

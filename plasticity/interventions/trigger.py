@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from plasticity.tags import relatives
+
 from .rules import require
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -145,9 +147,8 @@ class Trigger:
         """Return the tag's value, None if it may still come; ValueError if its like is there and it is not."""
         if tag in latest:
             return latest[tag]
-        family = tag.split("/")[0]
-        kin = {t: v for t, v in latest.items() if _alike(t.split("/")[0], family) and t.count("/") >= 2}
-        siblings = [t for t in kin if t.split("/")[:2] == tag.split("/")[:2]]
+        names, siblings = relatives(tag, latest)
+        kin = {t: latest[t] for t in names}
         if not self._kin and kin:
             self._kin, self._kin_clock = kin, clock
         # One network's values are logged together, and those of another at the latest before any is measured twice.
@@ -166,7 +167,3 @@ class Trigger:
         """Go on from :meth:`state_dict`."""
         self._clock, self._acted, self._armed = state["clock"], state["acted"], state["armed"]
         self._history = [(clock, value) for clock, value in state["history"]]
-
-
-def _alike(a: str, b: str) -> bool:
-    return a == b or difflib.SequenceMatcher(None, a, b).ratio() > 0.8

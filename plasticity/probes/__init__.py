@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
+
+from plasticity.metrics import DEFAULT_PROBES
 
 from .activity import Activity, inactive_fraction, normalised_scores
 from .check import require_probe
@@ -26,8 +29,6 @@ PROBES: dict[str, Callable[[], Probe]] = {
 }
 """Name -> a probe with its default settings; ``rank`` gives all four ranks from one decomposition."""
 
-DEFAULT_PROBES = ("dormancy", "grama", "rank")
-
 
 def make_probes(probes: Mapping[str, Probe] | Iterable[str]) -> dict[str, Probe]:
     """Return probes by name, those that are given as names with default settings.
@@ -41,7 +42,9 @@ def make_probes(probes: Mapping[str, Probe] | Iterable[str]) -> dict[str, Probe]
         found = nameless[0].__name__ if isinstance(nameless[0], type) else type(nameless[0]).__name__
         raise ValueError(f"probes are names or a mapping from names to probes, {{'mine': {found}()}}; got {probes!r}")
     if unknown := [name for name in names if name not in PROBES]:
-        raise ValueError(f"unknown probe {', '.join(unknown)}; there are {', '.join(PROBES)}")
+        near = get_close_matches(unknown[0], PROBES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown probe {', '.join(unknown)}; {hint}there are {', '.join(PROBES)}")
     return {name: require_probe(name, PROBES[name]()) for name in names}
 
 

@@ -10,7 +10,7 @@ from plasticity.storage.record import package_version
 from . import comparison, tables
 from .association import associations
 from .groups import configurations, doubts
-from .question import Question, complete, normalised, reference_anchors, require_comparable
+from .question import Question, complete, normalised, reference_anchors, repeated, require_comparable
 from .runs import RecordedRun, load
 from .series import Band
 from .tables import Table, number
@@ -35,12 +35,14 @@ class Findings:
         # What was left out for being unfinished is said below, with the consequence.
         notes = [note for note in notes if ": not finished (" not in note]
         kept, left_out = complete(runs, question)
+        kept, lone = repeated(kept)
         self.question, self.command = question, command
         self.configurations = configurations(kept)
         self.tasks = require_comparable(self.configurations)
         self.anchors = self._anchors(normalise)
         self.scores = normalised(self.configurations, self.tasks, question, self.anchors)
-        notes += left_out + [note for c in self.configurations for note in doubts(c)] + comparison.cautions(self.scores)
+        notes += [*left_out, *lone, *(note for c in self.configurations for note in doubts(c))]
+        notes += comparison.cautions(self.scores)
         if question.at == "best":
             notes.append("the highest of several evaluations is above what the agent is worth, more so for noisy ones")
         self.notes = notes

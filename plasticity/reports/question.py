@@ -14,7 +14,7 @@ from plasticity.reports import statistics
 from plasticity.reports.statistics import Interval
 from plasticity.tags import EVAL_RETURN
 
-from .groups import Configuration
+from .groups import Configuration, configurations
 from .runs import RecordedRun
 from .series import AT, score, until
 from .tables import number
@@ -86,6 +86,28 @@ def complete(runs: Sequence[RecordedRun], question: Question) -> tuple[list[Reco
                 f"left out {run.folder}: {reason}; if its training broke down, this flatters its configuration"
             )
     return kept, notes
+
+
+def repeated(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[str]]:
+    """Return the runs without lone ones, and a note on each of these: one run says nothing about chance.
+
+    Lone are all runs in an environment in which no configuration has two, and those of a configuration that has two
+    nowhere. Where nothing else is there, all are returned.
+    """
+    groups = configurations(runs)
+    envs = {env for c in groups for env, members in c.runs.items() if len(members) > 1}
+    kept = [
+        run for c in groups if any(len(c.runs.get(env, ())) > 1 for env in envs) for env in envs
+        for run in c.runs.get(env, ())
+    ]  # fmt: skip
+    if not kept:
+        return list(runs), []
+    lone = [run for run in runs if run not in kept]
+    return [run for run in runs if run in kept], [
+        f"left out {run.folder}: the only run of its configuration{f' in {run.env}' if run.env else ''}, and one says "
+        "nothing about chance"
+        for run in lone
+    ]
 
 
 def require_comparable(configurations: Sequence[Configuration]) -> list[str]:

@@ -12,11 +12,9 @@ from typing import Any
 
 from plasticity.storage.record import NO_CONFIGURATION, RECORD, read_record
 from plasticity.storage.rows import METRICS_FILE, decode_row, read_metrics
+from plasticity.tags import PLAIN_EVENTS
 
 from .series import Series, columns
-
-UNMEASURED = "unmeasured"
-"""An event that is no intervention: it says which layers have no value."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def load(paths: Sequence[Path | str]) -> tuple[list[RecordedRun], list[str]]:
         if run is not None:
             runs.append(run)
     if not runs:
-        raise ValueError("; ".join(notes) or "no runs given")
+        raise ValueError("; ".join(notes) or "no runs given; pass run folders, or the folder that holds them: runs")
     return _without_copies(runs, notes), notes
 
 
@@ -119,7 +117,7 @@ def _load(folder: Path, notes: list[str]) -> RecordedRun | None:
     if not series:
         notes.append(f"left out {folder}: nothing was logged yet (status: {record.get('status', 'unknown')})")
         return None
-    events = [row for row in rows if isinstance(row.get("event"), str) and row["event"] != UNMEASURED]
+    events = [row for row in rows if isinstance(row.get("event"), str) and row["event"] not in PLAIN_EVENTS]
     run = RecordedRun(folder, record, series, events)
     if record and run.status != "finished":
         notes.append(f"{folder}: not finished (status: {run.status}, last step {run.last_step:,})")

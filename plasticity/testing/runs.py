@@ -17,6 +17,7 @@ import torch
 from plasticity.cli import main
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.rows import read_metrics
+from plasticity.tags import OVERHEAD, SPEED
 
 SHORT = (
     *("--steps", "240", "--seed", "3", "--num-envs", "2", "--checkpoint.every", "120", "--checkpoint.keep", "9"),
@@ -32,7 +33,7 @@ AGENTS = {
     "ppo": ("--env", "Pendulum-v1", "--hidden", "8", "8", "--num-steps", "32", "--num-minibatches", "4"),
 }
 """Agent -> its options in a short run."""
-TIMED = ("charts/SPS", "plasticity/overhead")
+TIMED = (SPEED, OVERHEAD)
 """Tags whose values depend on the speed of the machine."""
 
 

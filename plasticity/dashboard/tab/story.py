@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from plasticity.metrics import find_metric, headlines, ordered
-from plasticity.tags import ALL, plasticity_tag, plasticity_tags
+from plasticity.tags import ALL, PLAIN_EVENTS, TASK, plasticity_tag, plasticity_tags
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Tag -> steps and values, in the order of the steps."""
@@ -38,7 +38,7 @@ def tell(row: Mapping[str, Any]) -> dict[str, Any]:
     Events of anybody's own work too: ``network``, ``layer`` and ``neurons`` are understood, the rest becomes lines.
     """
     name, sites = str(row.get("event", "event")), _sites(row)
-    note = name == "unmeasured" or name.endswith(_NOTES) or "note" in row
+    note = name in PLAIN_EVENTS or name.endswith(_NOTES) or "note" in row
     changes = [_number(part.get("function_change")) for part in (row, *_parts(row))]
     change = max((c for c in changes if c is not None), default=None)
     details = [f"{key.replace('_', ' ')}: {_short(value)}" for key, value in row.items() if key not in _TOLD]
@@ -173,6 +173,8 @@ def _deed(row: Mapping[str, Any], sites: Sequence[Site]) -> str:
         return f"{done} in {where}" if where else done
     if "stops" in row:
         return f"stopped {_short(row['stops'])} of {_short(row.get('episodes'))} episodes"
+    if row.get("event") == TASK:
+        return f"{_short(row.get('task'))} begins"
     if "reason" in row:
         return f"{where or 'nothing done'}: {row['reason']}"
     if len(sites) == 1 and sites[0].neurons is not None:

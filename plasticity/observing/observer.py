@@ -1,4 +1,4 @@
-"""See activations and gradients of a running model; the only file that puts hooks on modules and tensors to measure.
+"""See activations and gradients of a running model.
 
 A layer's neurons are read where the wiring found them (the output of an activation module, or the input of whatever
 module receives them), so ``F.relu``, a shared ``nn.ReLU`` and in-place activations are all seen. A site holds where the
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import note
-from plasticity.isolation import is_scripted, map_tensors, named_modules
+from plasticity.isolation import map_tensors, named_modules
 from plasticity.probes.probe import FORWARD, WEIGHT_GRADIENT
 from plasticity.storage.randomness import random_state
 from plasticity.structure.labels import tensors_in
@@ -33,10 +33,11 @@ from plasticity.structure.sites import Event
 from plasticity.structure.trace import is_empty
 from plasticity.structure.wirings import Wiring
 
-from .entries import MOST_STACKS, Entry, calling_method
+from .attachment import Attachment
+from .entries import MOST_STACKS, calling_method
 from .gathering import Gathering
 from .guide import Guide
-from .hooks import Hook, Recording, in_backward
+from .hooks import Recording, in_backward
 from .intake import Intake, undivided
 from .passes import Kept, Mask, Pass, mask_for
 from .sights import ACTIVATION, Sights, modules_at
@@ -70,7 +71,7 @@ class Observer:
         """Wall-clock time spent in hooks on modules and weights."""
         self._layers: list[Layer] = []
         self._wirings = 0
-        self._handles: dict[Hashable, Any] = {}
+        self._hooks = Attachment(model)
         self._generation = 0
         self._pass: Pass | None = None
         self._depth = 0
@@ -80,52 +81,40 @@ class Observer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without hooks and passes, which stay with the original model."""
-        return {**self.__dict__, "_pass": None, "_latest": None, "_handles": {}}
+        return {**self.__dict__, "_pass": None, "_latest": None}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     @property
     def attached(self) -> bool:
         """Whether hooks are on the model."""
-        return bool(self._handles)
+        return bool(self._hooks)
 
     def attach(self) -> None:
         """Put the hooks on the model; those on its layers follow when the wiring is known."""
         self._generation += 1
         self._measured: dict[str, Layer] = {}
         self._modules: dict[Event, nn.Module] = {}
-        self._structure: list[tuple[dict, list]] = []
         self._prepared: Hashable | None = None
         self._handled: BaseException | None = None
         """The exception that the caller of a pass is handling."""
         self._tried: set[tuple[tuple[Event, ...], bool]] = set()
         """The ways of passes for which a trace was tried, and whether with the random numbers of the pass."""
         self._depth = 0
-        begin, end = Hook(self, "begin", "forward"), Hook(self, "end", "forward")
-        self._handles["begin"] = self.model.register_forward_pre_hook(begin, with_kwargs=True)
-        self._handles["end"] = self.model.register_forward_hook(end, always_call=True)
-        for method in self.calls:
-            self._handles["call", method] = Entry(self, self.model, method)
+        self._hooks.to_calls(self, self.calls)
         if found := self.guide.known():
             self.look_at(*found)
-            return
-        for name, module in named_modules(self.model).items():
-            if name and not is_scripted(module):
-                self._handles["stray", name] = module.register_forward_pre_hook(Hook(self, "note_stray", name))
+        else:
+            self._hooks.to_strays(self)
 
     def detach(self) -> None:
         """Take every hook off."""
         self._generation += 1
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         self._pass = self._latest = None
 
     def look_at(self, wired: Wiring, layers: list[Layer]) -> None:
         """Hook each module that shows the layers, and those that tell the ways through the model apart."""
-        for place in [place for place in self._handles if isinstance(place, tuple) and place[0] == "stray"]:
-            self._handles.pop(place).remove()
-        self._structure = [(m._modules, list(m._modules.values())) for m in self.model.modules()]
         self._with_parameters = [m for m in self.model.modules() if len(m._parameters)]
         self._wirings += any(a is not b for a, b in zip(layers, self._layers, strict=False))
         self._layers = layers
@@ -134,31 +123,7 @@ class Observer:
         if self._sights is None or not self._sights.are_of(wired, layers, self.gathering.signals):
             self._sights = Sights(wired, layers, self.gathering.signals)
         self._modules = modules_at(self._sights.hooked, named_modules(self.model))
-        for (name, side), module in self._modules.items():
-            if not name or (name, side) in self._handles:  # the model's own hooks are on already
-                continue
-            if side == "input":
-                handle: Any = module.register_forward_pre_hook(Hook(self, "enter", name), with_kwargs=True)
-            else:
-                handle = module.register_forward_hook(Hook(self, "leave", name))
-            self._handles[name, side] = handle
-
-    def _attach_weights(self) -> None:
-        """Hook the weights that train; once more with every pass, because a loop may freeze a network in between."""
-        recording = self.intake.recording  # a traced pass has tensors of its own in the place of the weights
-        for layer in self._measured.values() if WEIGHT_GRADIENT in self.gathering.signals else ():
-            weight, place = layer.module._parameters.get("weight"), (layer.name, "weight")
-            if weight is None or not weight.requires_grad:
-                continue
-            if recording is not None and layer.name not in recording.hooked_weights:
-                recording.hooked_weights.add(layer.name)
-                weight.register_hook(Hook(self, "weigh", layer.name))
-            elif recording is None and place not in self._handles:
-                self._handles[place] = weight.register_hook(Hook(self, "weigh", layer.name))
-
-    def _restructured(self) -> bool:
-        """Return whether modules were replaced since the layers were hooked."""
-        return any(list(children.values()) != then for children, then in self._structure)
+        self._hooks.to_modules(self, self._modules)
 
     # -- riding on a compiled graph, as `GradientStep` of the agents asks for it ---------------------------------------
 
@@ -169,7 +134,7 @@ class Observer:
 
     def key(self) -> Hashable | None:
         """Return what is looked at, None while that is not known: before a pass of the model as it is now."""
-        return None if self._restructured() else self._prepared
+        return None if self._hooks.restructured() else self._prepared
 
     @contextmanager
     def recording(self) -> Iterator[tuple[list[Tensor], Recording]]:
@@ -213,7 +178,7 @@ class Observer:
         repeated = in_backward()
         if repeated and self._latest is not None and not self._latest.repeated:
             return  # checkpointing computes again what was already seen
-        if self._restructured():
+        if self._hooks.restructured():
             # Modules were replaced: what was gathered, and where it is gathered, belongs to another network.
             self.detach()
             self.intake.reset()
@@ -224,7 +189,8 @@ class Observer:
             if found is None:
                 return
             self.look_at(*found)
-        self._attach_weights()
+        if WEIGHT_GRADIENT in self.gathering.signals:
+            self._hooks.to_weights(self, self._measured.values(), self.intake.recording)
         inputs = (args, kwargs) if self.intake.recording is not None else map_tensors((args, kwargs), torch.detach)
         parameters = (p for m in self._with_parameters for p in m._parameters.values())
         trained: list[Tensor] = [

@@ -79,8 +79,41 @@ def _differentiate(model: nn.Module, loss: Tensor, args: tuple, kwargs: dict) ->
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"loss_fn must return a loss of one number, got {_describe(loss)}")
     sources = [t for t in (*model.parameters(), *tensors_in((args, kwargs))) if t.requires_grad]
-    if loss.requires_grad and sources:
+    if loss.requires_grad and sources and _is_checkpointed(loss):
+        _run_backward(loss, sources)
+    elif loss.requires_grad and sources:
         torch.autograd.grad(loss, sources, allow_unused=True)
+
+
+def _is_checkpointed(loss: Tensor) -> bool:
+    """Return whether reentrant checkpointing is in the graph of a loss: it knows ``backward()`` alone."""
+    seen, todo = set(), [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+    return False
+
+
+def _run_backward(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Run ``backward()``, with ``.grad`` and the hooks on it put back afterwards."""
+    own = [leaf for leaf in leaves if leaf.is_leaf]
+    gradients, hooks = [leaf.grad for leaf in own], [dict(leaf._post_accumulate_grad_hooks or {}) for leaf in own]
+    try:
+        for leaf in own:
+            leaf.grad = None
+            if leaf._post_accumulate_grad_hooks:
+                leaf._post_accumulate_grad_hooks.clear()
+        loss.backward()
+    finally:
+        for leaf, gradient, removed in zip(own, gradients, hooks, strict=True):
+            leaf.grad = gradient
+            if removed:
+                leaf._post_accumulate_grad_hooks.update(removed)
 
 
 def _describe(value: Any) -> str:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from test_monitor import hooks_of, noisy
 from test_wiring import assert_same, state_of
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from plasticity.measuring import measure
 from plasticity.monitor import Monitor
@@ -404,3 +405,39 @@ def test_refused_arguments_create_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown probe"):
         watch(model, torch.optim.SGD(model.parameters(), 0.1), probes=["gramma"], log=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a checkpoint within another
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("part", ["first", "middle", "nested", "all"])
+def test_measure_under_checkpointing(part: str, use_reentrant: bool) -> None:
+    """The reading is that without; no gradient stays, and no optimizer runs that steps in the backward pass."""
+
+    def again(function: Any, *args: Any) -> Any:
+        return checkpoint(function, *args, use_reentrant=use_reentrant)
+
+    def layer(s: Any, name: str, h: Tensor) -> Tensor:
+        return F.relu(getattr(s, name)(h))
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        def body(x: Tensor) -> Tensor:
+            h = again(lambda x: layer(s, "a", x), x) if part in ("first", "nested") else layer(s, "a", x)
+            return again(lambda h: layer(s, "b", h), h) if part in ("middle", "nested") else layer(s, "b", h)
+
+        return s.c(again(body, x) if part in ("nested", "all") else body(x))
+
+    model, plain, x = models.Net(forward, **models.linears(4, 6, 5, 2)), models.functional(), torch.randn(32, 4)
+    plain.load_state_dict(model.state_dict())
+    stepped: list[Tensor] = []
+    model.a.weight.grad = torch.ones_like(model.a.weight)
+    model.b.weight.register_post_accumulate_grad_hook(stepped.append)
+    found, expected = (
+        measure(net, (x, None), lambda out, _: out.square().mean(), probes=["dormancy", "grama", "grama_weight"])
+        for net in (model, plain)
+    )
+    torch.testing.assert_close(found.scores, expected.scores)
+    assert torch.equal(model.a.weight.grad, torch.ones_like(model.a.weight))
+    assert model.c.weight.grad is None
+    assert not stepped
+    model(x.requires_grad_()).sum().backward()
+    assert len(stepped) == 1

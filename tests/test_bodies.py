@@ -100,7 +100,7 @@ def naive_impala(net: nn.Module, obs: Tensor, extra: Tensor) -> Tensor:
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
     x = x - x.mean(-1, keepdim=True)
-    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain + bias
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain + bias
 
 
 def test_simba_equals_a_second_implementation() -> None:

@@ -365,3 +365,45 @@ def test_exchange_keeps_the_order_of_a_group() -> None:
         *(id(p) for p in net[0].parameters()),
         *(id(p) for p in injected.new[2].parameters()),
     ]
+
+
+class Attention(nn.Module):
+    """A part that keeps keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, past_key_values: Any = None) -> Tensor:
+        """Attend."""
+        return self.q(x) + self.k(x)
+
+
+class Cached(Attention):
+    """The same by another name."""
+
+    def forward(self, x: Tensor, kv_cache: Any = None) -> Tensor:  # type: ignore[override]
+        """Attend."""
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        (
+            lambda: {"heads": nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})},
+            "is a ModuleDict, whose parts",
+        ),
+        (lambda: {"heads": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])}, "is a ModuleList, whose parts"),
+        (lambda: {"heads": nn.ModuleList([nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)])}, "is a ModuleList"),
+        (lambda: {"heads": Attention()}, r"writes to a cache \(heads\)"),
+        (lambda: {"heads": nn.Sequential(nn.Linear(4, 4), Cached())}, r"writes to a cache"),
+    ],
+)
+def test_structures_that_would_not_be_kept_are_refused(parts: Any, reason: str) -> None:
+    network = models.Net(lambda s, x: x, trunk=nn.Linear(4, 4), **parts())
+    (head,) = find_heads(network)
+    before = dict(network.named_modules())
+    with pytest.raises(ValueError, match=reason):
+        inject_(network, head)
+    assert dict(network.named_modules()) == before

@@ -6,6 +6,7 @@ Nikishin et al. 2023, *Deep Reinforcement Learning with Plasticity Injection*, a
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -134,7 +135,9 @@ def inject_(network: nn.Module, head: Head) -> Injected:
 def require_injectable(network: nn.Module, head: Head) -> None:
     """Raise ValueError for a head that holds an injection already, as a second one would nest, or that has dropout.
 
-    With dropout the new head and its copy would draw different masks, and no longer cancel.
+    With dropout the new head and its copy would draw different masks, and no longer cancel. Refused are also structures
+    that would not be kept: containers that the network indexes, and heads that write to a cache of keys and values,
+    which all three copies would write to.
     """
     parent = network.get_submodule(head.parent)
     parts = [
@@ -143,11 +146,25 @@ def require_injectable(network: nn.Module, head: Head) -> None:
     around = [network.get_submodule(head.parent[:i]) for i, c in enumerate(head.parent + ".") if c == "."]
     if any(isinstance(m, Injected) for m in [*around, *(m for _, m in parts)]):
         raise ValueError(f"{head} has been injected already: a second plasticity injection would nest inside the first")
+    for name in head.names:
+        if type(parent.get_submodule(name)).forward is nn.Module.forward:
+            kind = type(parent.get_submodule(name)).__name__
+            raise ValueError(f"{head} is a {kind}, whose parts are called one by one; choose one of them as the head")
+    if cached := [n for n, m in parts if _takes_cache(m)]:
+        raise ValueError(
+            f"{head} writes to a cache ({', '.join(cached)}), as its copies would too; choose another head"
+        )
     dropout = [n for n, m in parts if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
     if dropout:
         raise ValueError(
             f"{head} has dropout ({', '.join(dropout)}): the injected heads would not cancel; choose another head"
         )
+
+
+def _takes_cache(module: nn.Module) -> bool:
+    """Return whether a module is given a cache of keys and values to write to."""
+    parameters = inspect.signature(module.forward).parameters
+    return any("cache" in name or name.startswith("past_key") for name in parameters)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plasticity.callback import Callback, Context
 
+from .aside import evaluating
 from .protocol import Agent, Env
 from .rows import any_true
 
@@ -19,14 +20,23 @@ def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
     """Return the returns of ``episodes`` episodes of the deterministic policy, (episodes,) float64.
 
     Every environment plays its share from its first episode on, so that short episodes do not crowd out long ones.
+    Networks are in evaluation mode meanwhile, and nothing of them changes.
+
     Raises ValueError unless ``episodes`` is a multiple of the number of environments.
     """
     if episodes < 1 or episodes % env.num_envs:
         raise ValueError(f"episodes must be a multiple of the {env.num_envs} evaluation environments, got {episodes}")
+    with evaluating(agent.networks.values()):
+        finished = _play(agent, env, episodes // env.num_envs)
+    return torch.tensor([r for returns in finished for r in returns], dtype=torch.float64, device="cpu")
+
+
+def _play(agent: Agent, env: Env, share: int) -> list[list[float]]:
+    """Return the returns of the first ``share`` episodes of every environment."""
     finished: list[list[float]] = [[] for _ in range(env.num_envs)]
     running = torch.zeros(env.num_envs, dtype=torch.float64, device="cpu")
     obs = env.reset()
-    while any(len(returns) < episodes // env.num_envs for returns in finished):
+    while any(len(returns) < share for returns in finished):
         transition = env.step(agent.act(obs, explore=False))
         running += transition.reward.double().cpu()
         done = transition.terminated | transition.truncated
@@ -36,8 +46,7 @@ def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
                 finished[index].append(float(running[index]))
                 running[index] = 0
             obs = env.reset(done)
-    share = episodes // env.num_envs
-    return torch.tensor([r for returns in finished for r in returns[:share]], dtype=torch.float64, device="cpu")
+    return [returns[:share] for returns in finished]
 
 
 class Evaluate(Callback):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .aside import buffers_kept
 from .compiled import Loss, Precision, bf16_is_emulated
 from .constants import objects_read
 from .graph import Graph
@@ -169,14 +170,15 @@ class GradientStep:
             return None
         if rides.aboard and self._takes_riders and self._pays(rides.share, updates):
             if rides.key is None:
-                objective(*inputs)  # they look at the networks once, and count no pass without a gradient
+                with buffers_kept(layout.networks):
+                    objective(*inputs)  # they look at the networks once, and count no pass without a gradient
                 rides = layout.rides()
             graph = None if rides.key is None else self._found(layout, objective, inputs, rides)
             if graph is not None:
                 return graph
         graph = self._found(layout, objective, inputs, rides.without())
         if graph is not None and rides.aboard:
-            show(objective, inputs, rides, layout.trained)
+            show(objective, inputs, rides, layout)
         return graph
 
     def _found(self, layout: Layout, objective: Objective, inputs: Sequence[Any], rides: Rides) -> Graph | None:
@@ -229,10 +231,11 @@ def paused(rides: Rides) -> Iterator[None]:
         yield
 
 
-def show(objective: Objective, inputs: Sequence[Any], rides: Rides, trained: Sequence[Tensor]) -> None:
-    """Run the loss eagerly for the hooks of observers aboard; gradients and random numbers stay as they were."""
-    device = trained[0].device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), paused(rides):
+def show(objective: Objective, inputs: Sequence[Any], rides: Rides, layout: Layout) -> None:
+    """Run the loss eagerly for the hooks of observers aboard; gradients, buffers, random numbers stay as they were."""
+    trained, device = layout.trained, layout.trained[0].device
+    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with fork, buffers_kept(layout.networks), paused(rides):
         loss, _ = objective(*inputs)
         for parameter in trained:
             parameter.grad = None

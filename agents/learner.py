@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from .compiled import Precision
 from .gradient import Compile, GradientStep
 from .normalise import RunningNorm, running_norms
+from .optimizers import load_optimizer_
 from .replay import Batch, restore_generator
 from .spaces import obs_dtype, obs_shape
 from .updates import Finite
@@ -135,7 +136,7 @@ class Learner:
             for name, module in modules.items():
                 module.load_state_dict(state[kind][name])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+            load_optimizer_(optimizer, state["optimizers"][name])
         for name, generator in self.generators.items():
             restore_generator(generator, state["generators"][name])
         for name, attribute in self.COUNTERS.items():

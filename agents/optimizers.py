@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -52,14 +53,16 @@ class AgentConfig(Architecture):
         """Return the optimizer of these parameters.
 
         `defaults`: the agent's own choices, such as Adam's eps, for optimizers that take them. Raises ValueError for a
-        weight decay that the optimizer does not take.
+        weight decay that the optimizer does not take, and where :func:`require_optimizer` does.
         """
         make = pick(OPTIMIZERS, self.optimizer, "optimizer")
         taken = accepted(make, {"lr", "weight_decay", *defaults})
         if self.weight_decay and "weight_decay" not in taken:
             raise ValueError(f"the optimizer {self.optimizer!r} takes no weight_decay; got {self.weight_decay}")
         settings = {"lr": lr, "weight_decay": self.weight_decay, **defaults}
-        return make(params, **{name: value for name, value in settings.items() if name in taken})
+        made = make(params, **{name: value for name, value in settings.items() if name in taken})
+        require_optimizer(self.optimizer, made)
+        return made
 
 
 def accepted(make: Callable[..., Any], names: set[str]) -> set[str]:
@@ -68,3 +71,33 @@ def accepted(make: Callable[..., Any], names: set[str]) -> set[str]:
     parameters = inspect.signature(target).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return names if takes_any else names & parameters.keys()
+
+
+def require_optimizer(name: str, made: Any) -> None:
+    """Raise ValueError for what is no optimizer, or one that steps with a closure only, as LBFGS does."""
+    if not isinstance(made, Optimizer):
+        raise ValueError(f"OPTIMIZERS[{name!r}] must return a torch.optim.Optimizer, got {type(made).__name__}")
+    closure = inspect.signature(type(made).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(f"the optimizer {name!r} ({type(made).__name__}) needs a closure, and agents step without one")
+
+
+def load_optimizer_(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load a saved state, each tensor in the type that it had: torch casts all to the type of their parameter."""
+    optimizer.load_state_dict(copy.deepcopy(dict(saved)))
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        if number in saved["state"]:
+            optimizer.state[parameter] = _typed(optimizer.state[parameter], saved["state"][number])
+
+
+def _typed(loaded: Any, saved: Any) -> Any:
+    """Return what was loaded, with the saved tensor in place of one of another type; also in containers."""
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device, copy=True)
+    if isinstance(loaded, dict) and isinstance(saved, Mapping):
+        return {key: _typed(value, saved.get(key)) for key, value in loaded.items()}
+    if type(loaded) in (list, tuple) and type(saved) is type(loaded) and len(loaded) == len(saved):
+        return type(loaded)(map(_typed, loaded, saved))
+    return loaded

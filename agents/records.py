@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from operator import add
 from typing import Any
 
@@ -83,17 +84,22 @@ class Losses(Callback):
         self._time, self._step = time.perf_counter(), ctx.step
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
-        """Add the metrics on their device; bring them to the host only when they are logged."""
-        if metrics.keys() <= self._sums.keys():
+        """Add the metrics on their device; bring them to the host only when they are logged.
+
+        Raises TypeError unless they are 0-D tensors by name.
+        """
+        if metrics and metrics.keys() <= self._sums.keys():
             torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
         else:
+            require_metrics(metrics)
             for name, value in metrics.items():
                 self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
         self._terms.update(metrics.keys())
         self._count += 1
         if self._count % self.every:
             return
-        means = torch.stack([value.double() / self._terms[name] for name, value in self._sums.items()]).tolist()
+        averages = [value.double() / self._terms[name] for name, value in self._sums.items()]
+        means = torch.stack(averages).tolist() if averages else []
         now = time.perf_counter()
         speed = (ctx.step - self._step) / (now - self._time)
         self._time, self._step = now, ctx.step
@@ -109,3 +115,12 @@ class Losses(Callback):
         """Go on from :meth:`state_dict`."""
         self._count, self._terms = state["count"], Counter(state["terms"])
         self._sums = {name: value.clone() for name, value in state["sums"].items()}
+
+
+def require_metrics(metrics: Any) -> None:
+    """Raise TypeError unless this is what ``Agent.update`` has to return."""
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"update() of the agent must return a dict of 0-D tensors, got {type(metrics).__name__}")
+    for name, value in metrics.items():
+        if not isinstance(value, Tensor) or value.dim():
+            raise TypeError(f"update() of the agent must return 0-D tensors, {name} is {value!r}")

@@ -61,8 +61,8 @@ class Finite:
             where = "" if next(iter(self._sums.values())).device.type == "cpu" else " or shortly before"
             raise FloatingPointError(
                 f"{self.name}: {next(iter(found))} is not finite at update {self._update}{where}: {found}. The "
-                "parameters are already affected: go back to a checkpoint, and look at rewards, observations and "
-                "learning rates."
+                "parameters are already affected: go back to a checkpoint, and look at rewards, observations, "
+                "learning rates and terms that were added to the loss."
             )
         self._sums = {}
 

@@ -71,5 +71,5 @@ def find_family(name: str) -> Family:
     for family in sorted(ENVS.values(), key=lambda family: -len(family.prefix)):
         if family.has(name):
             return family
-    known = [one for family in ENVS.values() for one in family.ids()]
+    known = [one for family in ENVS.values() for one in family.names()]
     raise ValueError(unknown_name(name, known, [family.prefix for family in ENVS.values()]))

@@ -52,7 +52,15 @@ class Family:
         """Return whether the family makes `name`."""
         if self.accepts is not None:
             return self.accepts(name)
-        return name.startswith(self.prefix) and name in self.ids()
+        return name.startswith(self.prefix) and name in self.names()
+
+    def names(self) -> list[str]:
+        """Return all names; RuntimeError, with the family's prefix, where `ids` fails."""
+        try:
+            return list(self.ids())
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RuntimeError(f"the family {self.prefix!r} cannot list its names: {reason}") from error
 
     def vector(self, name: str, action_repeat: int | None, limit: int | None) -> MakeVector:
         """Return the function that makes `name` once per seed, in the form that `GymEnv` steps."""

@@ -57,7 +57,7 @@ _HOMES = {
     "Monitor": "monitor",
     "Probe": "probes",
     "Reading": "observing.reading",
-    "Wiring": "structure.layers",
+    "Wiring": "structure.wirings",
     "Writer": "callback",
     "fire": "callback",
     "measure": "measuring",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -280,10 +280,27 @@ def rebuild(
 
     The part of :func:`start` that loading a checkpoint needs, also where nothing is trained. Callbacks that changed
     structure in the middle of training (``restructured_at`` in their state) follow the others, in that order.
+
+    Raises ValueError for a callback that leaves a network and its target unlike each other.
     """
+    alike = [name for name in ctx.targets if name in ctx.networks and _is_alike(ctx, name)]
     for callback, state in sorted(callbacks, key=lambda pair: (pair[1] or {}).get("restructured_at", -1)):
         _call(callback, "restructure", ctx, state)
+        for name in alike:
+            if not _is_alike(ctx, name):
+                raise ValueError(
+                    f"{name_of(callback)} restructured the network {name} or its target, not both alike: do the same "
+                    f"to ctx.networks[{name!r}] and ctx.targets[{name!r}]"
+                )
     return None if load is None else load()
+
+
+def _is_alike(ctx: Context, name: str) -> bool:
+    """Return whether a network and its target have parameters of the same shapes."""
+    network, target = ctx.networks.get(name), ctx.targets.get(name)
+    if network is None or target is None:
+        return network is target
+    return [p.shape for p in network.parameters()] == [p.shape for p in target.parameters()]
 
 
 def end(callbacks: Iterable[Callback], ctx: Context) -> None:
@@ -309,11 +326,8 @@ def _begin(callback: Callback, ctx: Context) -> None:
 
 def _call(callback: Callback, event: str, *args: Any) -> None:
     """Call a method of a callback; an error bears the callback's name."""
-    try:
+    with noting(f"raised by {name_of(callback)}"):
         getattr(callback, event)(*args)
-    except Exception as error:
-        note(error, f"raised by {name_of(callback)}")
-        raise
 
 
 def fire(callbacks: Iterable[Callback], event: str, ctx: Context, *args: Any) -> None:
@@ -365,6 +379,16 @@ def note(error: Exception, text: str) -> None:
     notes = error.__dict__.setdefault("__notes__", [])  # what add_note does, which Python 3.10 does not have
     if text not in notes:
         notes.append(text)
+
+
+@contextmanager
+def noting(text: str) -> Iterator[None]:
+    """Within, add ``text`` to an error that passes: see :func:`note`."""
+    try:
+        yield
+    except Exception as error:
+        note(error, text)
+        raise
 
 
 def name_of(callback: Callback) -> str:

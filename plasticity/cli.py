@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -22,6 +23,8 @@ COMMANDS = {
 
 EXPECTED = (ValueError, OSError, FloatingPointError, ImportError, RuntimeError)
 """Errors whose message is all that a person needs."""
+LONGEST = 400
+"""Characters that are shown of an error of several lines."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _line(error: Exception) -> str:
     """Return an error in one line, with the notes of where in training it was raised."""
     kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
-    notes = getattr(error, "__notes__", [])
-    return f"{kind}{error}" + (f" ({', '.join(notes)})" if notes else "")
+    notes, text = getattr(error, "__notes__", []), str(error)
+    if "\n" in text:  # a compiler's errors have pages: --debug shows them
+        text = textwrap.shorten(text, LONGEST)
+    return f"{kind}{text}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _usage() -> str:

@@ -114,6 +114,20 @@ def test_a_family_may_step_its_environments_together(families):
     assert torch.equal(env.step(torch.tensor([1, 0, 1])).next_obs, obs + torch.tensor([[1.0], [-1.0], [1.0]]))
 
 
+def test_a_family_that_cannot_list_its_names_is_named_and_hides_no_other(families, capsys):
+    def fails():
+        raise OSError("no such disk")
+
+    families["my"] = Family("my/", fails, lambda *_: gymnasium.make("CartPole-v1"))
+    make_env("CartPole-v1").close()
+    with pytest.raises(RuntimeError, match=r"the family 'my/' cannot list its names: OSError: no such disk"):
+        make_env("my/maze")
+    assert main(["list", "envs"]) == 0
+    listed = capsys.readouterr().out
+    assert "the family 'my/' cannot list its names" in listed
+    assert "CartPole-v1" in listed
+
+
 def test_what_is_no_family_is_refused(families):
     with pytest.raises(ValueError, match=r"Family 'my/' takes either make or make_vector"):
         Family("my/", list)

@@ -18,6 +18,7 @@ from inductor import some_compiled
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from plasticity import Monitor
 from plasticity.agents import compiled, gradient, graph
 from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.gradient import GradientStep
@@ -71,6 +72,19 @@ def is_eager(learner: Quadratic) -> bool:
     before = learner.eager_calls
     learner.learn()
     return learner.eager_calls > before
+
+
+class Mean(nn.Module):
+    """Subtract a running mean, which every pass in training mode moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)  # type: ignore[operator,union-attr]
+        return x - self.mean
 
 
 def twins(**options: Any) -> tuple[Quadratic, Quadratic]:
@@ -487,3 +501,15 @@ def test_bf16_on_a_processor_without_units_for_it_is_remarked(monkeypatch: pytes
 def test_bf16_without_compiling_is_refused() -> None:
     with pytest.raises(ValueError, match="'bf16' is of compiled updates"):
         Quadratic(compile="off", precision="bf16")
+
+
+def test_a_graph_moves_buffers_once_a_step_also_when_it_is_made_or_watched() -> None:
+    eager, compiled = twins()
+    for learner in (eager, compiled):
+        learner.networks["net"] = nn.Sequential(Mean(), *learner.networks["net"])
+    with Monitor(compiled.networks["net"], ["dormancy"], passes="training"):
+        for seed in range(3):
+            eager.learn(seed)
+            compiled.learn(seed)
+    torch.testing.assert_close(compiled.networks["net"][0].mean, eager.networks["net"][0].mean)  # type: ignore[index]
+    assert_close(eager, compiled)

@@ -147,6 +147,12 @@ def test_lists_and_help_show_it(fresh: Path, capsys: pytest.CaptureFixture[str])
         ("needs", "import not_there", "--import needs: ModuleNotFoundError: No module named 'not_there' ("),
         ("wrong", "x = 1\ny = x / 0", "--import wrong: ZeroDivisionError: division by zero ({cwd}/wrong.py, line 2)"),
         ("broken", "def f(:", "--import broken: SyntaxError: "),
+        ("./absent", None, "--import ./absent: a module is needed, such as my_package.my_module, not a path"),
+        (
+            "lines",
+            "raise OSError(chr(10) + 'two')",
+            "--import lines: OSError: two ({cwd}/lines.py, line 1)",
+        ),
         ("leaves", "raise SystemExit(0)", "--import leaves: SystemExit: 0 ("),
     ],
 )

@@ -34,7 +34,7 @@ for seed in range(ORDERS):
         importlib.import_module(step) if "." in step else getattr(plasticity, step)
     for name, home in HOMES.items():
         assert getattr(plasticity, name) is getattr(sys.modules[f"plasticity.{home}"], name), (seed, name)
-    assert all(callable(getattr(plasticity, name)) for name in HOMES if name != "PROBES")
+    assert all(callable(getattr(plasticity, name)) for name in HOMES if not name.isupper())
     scope = {}
     exec("from plasticity import *", scope)
     assert set(HOMES) <= set(scope)
@@ -67,6 +67,14 @@ def test_the_changelog_says_where_modules_of_the_first_version_are() -> None:
     for old, new in moves:
         assert exists(new), new
         assert not is_module(old), old
+
+
+def test_names_in_the_documents_exist() -> None:
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
+    found = {(page.name, name) for page in pages for name in re.findall(r"`(plasticity\.[\w.]+\w)", page.read_text())}
+    assert len(found) > 20
+    assert not {(page, name) for page, name in found if not exists(name)}
 
 
 def is_module(name: str) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from plasticity.agents.dqn import DQNConfig
-from plasticity.agents.optimizers import OPTIMIZERS, AgentConfig
+from plasticity.agents.optimizers import OPTIMIZERS, AgentConfig, load_optimizer_
 from plasticity.agents.ppo import PPOConfig
+from plasticity.testing.runs import require_same
 
 TORCH: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "rmsprop": RMSprop}
 
@@ -75,3 +76,27 @@ def test_bad_settings_are_refused() -> None:
     for decay in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="weight_decay is at least 0"):
             DQNConfig(weight_decay=decay)
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_agents_cannot_step_with_is_refused() -> None:
+    OPTIMIZERS["lbfgs"], OPTIMIZERS["none"] = torch.optim.LBFGS, lambda params, lr: None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"the optimizer 'lbfgs' \(LBFGS\) needs a closure"):
+        DQNConfig(optimizer="lbfgs").make_optimizer([nn.Parameter(torch.zeros(2))], 0.1)
+    with pytest.raises(ValueError, match=r"OPTIMIZERS\['none'\] must return a torch.optim.Optimizer, got NoneType"):
+        DQNConfig(optimizer="none").make_optimizer([nn.Parameter(torch.zeros(2))], 0.1)
+
+
+def test_a_loaded_state_has_the_types_that_were_saved() -> None:
+    """torch casts every tensor of a state to the type of its parameter: counts, masks and float64 lose their bits."""
+    weight, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    kept = torch.tensor([1 / 3], dtype=torch.float64)
+    optimizer, loaded = SGD([weight], 0.1), SGD([other], 0.1)
+    state = {"mean": kept, "bits": torch.tensor([7], dtype=torch.uint8), "past": [kept, None], "half": torch.zeros(2)}
+    optimizer.state[weight] = state
+    saved = optimizer.state_dict()
+    load_optimizer_(loaded, saved)
+    found = loaded.state[other]
+    require_same(found, state, "state")
+    found["mean"].zero_()
+    assert kept.item() == 1 / 3

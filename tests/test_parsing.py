@@ -11,6 +11,7 @@ import pytest
 
 from plasticity.agents import AGENTS
 from plasticity.agents.parts import NORMS
+from plasticity.callback import Callback
 from plasticity.cli import main
 from plasticity.commands.parsing import parse
 from plasticity.commands.settings import chosen, settings
@@ -66,12 +67,29 @@ def test_a_preset_is_that_of_the_method_itself(name: str, preset: str) -> None:
         ("churn", "--churn would mean two things"),
         ("gamma", "--gamma would mean two things"),
         ("num_envs", "--num-envs would mean two things"),
+        ("checkpoint", "--checkpoint would mean two things"),
+        ("help", "--help would mean two things"),
+        ("class", "'class' cannot be switched on"),
     ],
 )
 def test_a_name_is_one_flag(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(INTERVENTIONS, name, ReDo)
     with pytest.raises(ValueError, match=message):
         parse("sac", ENV)
+
+
+@pytest.mark.parametrize("entry", [3, object, Callback])
+def test_what_is_switched_on_is_a_dataclass_of_its_kind(entry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METERS, "mine", entry)
+    with pytest.raises(ValueError, match=r"METERS\['mine'\] must be a dataclass that inherits from Meter, got"):
+        parse("sac", [*ENV, "--mine"])
+
+
+@pytest.mark.parametrize("entry", [AGENTS["td3"][0], (AGENTS["td3"][0], dict), 3])
+def test_an_agent_is_registered_with_its_config(entry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AGENTS, "mine", entry)
+    with pytest.raises(ValueError, match=r"AGENTS\['mine'\] must be \(agent class, config dataclass\), got"):
+        parse("mine", ENV)
 
 
 def test_registries_are_read_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from plasticity import Context
-from plasticity.agents.records import Episodes
+from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.rows import any_true
 
 
@@ -49,3 +50,13 @@ def test_returns_are_summed_in_float64() -> None:
 def test_any_true() -> None:
     for mask in ([True], [False], [False, True], [False, False]):
         assert any_true(torch.tensor(mask)) is any(mask)
+
+
+def test_metrics_are_0_d_tensors_by_name_or_none_at_all() -> None:
+    losses, ctx = Losses(every=1), Context()
+    losses.on_train_start(ctx)
+    losses.on_update_end(ctx, {})
+    assert ctx.latest.keys() == {"charts/SPS"}
+    for metrics in (None, {"loss": 1.0}, {"loss": torch.zeros(2)}):
+        with pytest.raises(TypeError, match=r"update\(\) of the agent must return"):
+            losses.on_update_end(ctx, metrics)  # type: ignore[arg-type]

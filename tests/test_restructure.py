@@ -13,13 +13,14 @@ from test_interventions import FREQUENT, Walk, run_sac, small_sac
 from torch import Tensor, nn, optim
 
 from plasticity import Callback, Context, Measure
+from plasticity.agents.evaluate import evaluate
 from plasticity.agents.train import context, train
 from plasticity.callback import end, fire, rebuild, start
 from plasticity.interventions import INTERVENTIONS
 from plasticity.interventions.injection import Injected
 from plasticity.structure.optimizers import all_parameters
 from plasticity.testing import check_method
-from plasticity.testing.runs import AGENTS, SHORT, attempt, check_run, command, registered
+from plasticity.testing.runs import AGENTS, SHORT, attempt, check_run, command, registered, require_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of methods on runs this short
 
@@ -163,6 +164,35 @@ def test_the_state_of_another_kind_of_optimizer_is_refused_when_it_is_loaded(kin
     ):
         other.load_state_dict(agent.state_dict())
     assert all(torch.equal(value, before[key]) for key, value in other.networks["critic_1"].state_dict().items())
+
+
+class Narrow(Callback):
+    """Replace the last layer of a network, or of its target, by one of another shape."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
+        getattr(ctx, self.kind)["critic_1"].q = nn.Linear(3, 1)
+
+
+@pytest.mark.parametrize("kind", ["networks", "targets"])
+def test_a_network_and_its_target_are_restructured_alike(kind: str) -> None:
+    agent = small_sac()
+    with pytest.raises(ValueError, match=r"Narrow restructured the network critic_1 or its target, not both alike"):
+        train(Walk(), agent, 30, [Narrow(kind)], context(agent))
+
+
+def test_evaluating_leaves_networks_as_they_are() -> None:
+    agent = small_sac()
+    agent.networks["actor"] = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), agent.networks["actor"])
+    before = {name: value.clone() for name, value in agent.networks["actor"].state_dict().items()}
+    random = torch.get_rng_state()
+    first, again = (evaluate(agent, Walk(), 2) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), random)
+    require_same(dict(agent.networks["actor"].state_dict()), before, "actor")
+    assert all(module.training for module in agent.networks["actor"].modules())
 
 
 # -- structural methods, by the command line ---------------------------------------------------------------------------

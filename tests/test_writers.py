@@ -453,7 +453,7 @@ def test_what_is_no_writer_is_refused_with_what_it_lacks():
         def log(self, step, values):
             pass
 
-    with pytest.raises(TypeError, match=r"Half is no writer: it lacks resume, settings, histogram, .*callback.Writer"):
+    with pytest.raises(TypeError, match=r"Half is no writer: it lacks resume, settings, .*plasticity.Writer"):
         Writers([Half()])
 
 
@@ -467,6 +467,13 @@ def test_a_writer_that_cannot_begin_is_an_error_with_its_name_and_closes_the_oth
 
     monkeypatch.setitem(WRITERS, "mine", offline)
     with pytest.raises(ConnectionError, match="no server") as caught:
+        open_writers(tmp_path, ["csv", "mine"])
+    assert caught.value.__notes__ == ["raised by the writer mine"]
+
+
+def test_what_a_registered_function_returns_must_be_a_writer(tmp_path, monkeypatch):
+    monkeypatch.setitem(WRITERS, "mine", lambda folder: None)
+    with pytest.raises(TypeError, match="mine is no writer: it lacks resume") as caught:
         open_writers(tmp_path, ["csv", "mine"])
     assert caught.value.__notes__ == ["raised by the writer mine"]
 

@@ -34,13 +34,17 @@ def import_modules(modules: Sequence[str]) -> None:
     if modules and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as ``python -m`` does
     for module in modules:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ImportError(f"{IMPORT} {module}: a module is needed, such as my_package.my_module, not a path")
         try:
             import_module(module)
         except (Exception, SystemExit) as error:
             if isinstance(error, ModuleNotFoundError) and error.name == module:
                 where = f"neither {os.getcwd()} nor the installed packages have it"
-                raise ImportError(f"{IMPORT} {module}: there is no such module; {where}") from error
-            raise ImportError(f"{IMPORT} {module}: {type(error).__name__}: {error}{_where(error)}") from error
+                hint = f"; did you mean {module[:-3]}?" if module.endswith(".py") else ""
+                raise ImportError(f"{IMPORT} {module}: there is no such module; {where}{hint}") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ImportError(f"{IMPORT} {module}: {reason}{_where(error)}") from error
         if module not in IMPORTED:
             IMPORTED.append(module)
 
@@ -64,8 +68,8 @@ def require_imports(record: Mapping[str, Any], folder: Path) -> None:
 
 
 def _where(error: BaseException) -> str:
-    """Return the file and line that an error came from."""
-    trace = error.__traceback__
+    """Return the file and line that an error came from; a SyntaxError names them itself."""
+    trace = None if isinstance(error, SyntaxError) else error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"

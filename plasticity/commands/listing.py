@@ -24,10 +24,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _environments() -> list[str]:
+def _environments() -> Iterator[str]:
+    """Yield all names of all families; of one that fails, why."""
     from plasticity.envs import ENVS, missing_extras
 
-    return [*(name for family in ENVS.values() for name in family.ids()), *missing_extras()]
+    for family in ENVS.values():
+        try:
+            yield from family.names()
+        except RuntimeError as error:
+            yield str(error)
+    yield from missing_extras()
 
 
 def _entries(kind: str) -> Iterator[str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from typing import Annotated, Any
 
 import tyro
 
-from plasticity.agents import AGENTS
+from plasticity.agents import find_agent
+from plasticity.interventions import Intervention
+from plasticity.meters import Meter
 from plasticity.probes import make_probes
 from plasticity.writers import require_writers
 
@@ -18,6 +21,9 @@ from .contents import SWITCHED, registry
 from .options import options
 from .run import require_device
 from .settings import TrainConfig, resolve
+
+TAKEN = ("--help", "--resume", "--debug")
+"""Flags of the command itself."""
 
 
 def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None = None) -> Any:
@@ -29,6 +35,7 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     """
     chosen, rest = switched_on(arguments)
     require_names(agent)
+    require_classes(chosen)
     require_known(rest, agent, chosen)
     config: Any = parse_arguments(config_type(agent, chosen), f"train {agent}", rest)
     for what in ("steps", "seeds"):
@@ -59,7 +66,7 @@ def switched_on(arguments: Sequence[str]) -> tuple[dict[str, dict[str, type]], l
 def config_type(agent: str, chosen: Mapping[str, Mapping[str, type]]) -> type:
     """Return the settings of a run: those of training, the agent's own without a prefix, and of what is switched on."""
     # No defaults: an instance made beforehand would have the values of its own preset, and hide those of another one.
-    fields = [("agent", Annotated[AGENTS[agent][1], tyro.conf.arg(name="")])]
+    fields = [("agent", Annotated[find_agent(agent)[1], tyro.conf.arg(name="")])]
     for kind, methods in chosen.items():
         group = dataclasses.make_dataclass(kind.title(), list(methods.items()), frozen=True)
         fields.append((kind, Annotated[group, tyro.conf.arg(name="")]))
@@ -70,11 +77,26 @@ def config_type(agent: str, chosen: Mapping[str, Mapping[str, type]]) -> type:
 def require_names(agent: str) -> None:
     """Raise ValueError for an intervention or meter whose name cannot be a flag, or is that of something else."""
     names = [name for methods in switches().values() for name in methods]
-    if odd := [name for name in names if not name.isidentifier()]:
+    if odd := [name for name in names if not name.isidentifier() or iskeyword(name)]:
         raise ValueError(f"{odd[0]!r} cannot be switched on: a name is letters, digits and underscores; rename it")
-    counts = Counter([*fixed_flags(agent), *(f"--{_hyphens(name)}" for name in names)])
+    flags = fixed_flags(agent)
+    groups = {flag.partition(".")[0] for flag in flags if "." in flag}  # of --checkpoint.every also --checkpoint
+    counts = Counter([*TAKEN, *flags, *groups, *(f"--{_hyphens(name)}" for name in names)])
     if twice := [flag for flag, count in counts.items() if count > 1]:
-        raise ValueError(f"{', '.join(twice)} would mean two things; rename the intervention or meter of that name")
+        raise ValueError(
+            f"{', '.join(twice)} would mean two things; rename the intervention, the meter or the agent's option of "
+            "that name"
+        )
+
+
+def require_classes(chosen: Mapping[str, Mapping[str, type]]) -> None:
+    """Raise ValueError for something switched on that is no dataclass with the base of its kind."""
+    for kind, base in (("interventions", Intervention), ("meters", Meter)):
+        for name, entry in chosen[kind].items():
+            if not (isinstance(entry, type) and issubclass(entry, base)):
+                raise ValueError(
+                    f"{kind.upper()}[{name!r}] must be a dataclass that inherits from {base.__name__}, got {entry!r}"
+                )
 
 
 def require_known(arguments: Sequence[str], agent: str, chosen: Mapping[str, Mapping[str, type]]) -> None:
@@ -91,7 +113,7 @@ def require_known(arguments: Sequence[str], agent: str, chosen: Mapping[str, Map
 
 def fixed_flags(agent: str) -> list[str]:
     """Return the flags of every run and of the agent."""
-    return _flags((TrainConfig, "--"), (AGENTS[agent][1], "--"))
+    return _flags((TrainConfig, "--"), (find_agent(agent)[1], "--"))
 
 
 def _flags(*classes: tuple[type, str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from plasticity.callback import Callback, listeners, rebuild
+from plasticity.callback import Callback, listeners, noting, rebuild
 from plasticity.storage.checkpoint import load
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
@@ -135,25 +135,27 @@ def load_agent(
     Its methods restructure it before its weights are loaded. ``overrides``: settings in place of the saved ones. Raises
     ValueError where its files do not fit.
     """
-    from plasticity.agents import AGENTS
+    from plasticity.agents import AGENTS, find_agent
     from plasticity.agents.train import context
 
     if record["agent"] not in AGENTS:
         raise ValueError(f"{path} has the agent {record['agent']!r}; this version knows {', '.join(AGENTS)}")
     state = load_state(path)
-    kind, config_kind = AGENTS[record["agent"]]
+    kind, config_kind = find_agent(record["agent"])
     settings = _tuples(record["config"]["agent"])
     # Without overrides only the networks matter: a memory of full size would be reserved for nothing.
     small = {"buffer_size": 2 * env.num_envs, "learning_starts": 0, "batch_size": 1} if overrides is None else overrides
     settings |= {key: value for key, value in small.items() if key in settings}
     config = config_kind(**settings)
     spaces = env.observation_space, env.action_space
-    agent = kind(*spaces, config, num_envs=env.num_envs, device=device, name=record["agent"])
+    with noting(f"raised while making the agent {record['agent']}"):
+        agent = kind(*spaces, config, num_envs=env.num_envs, device=device, name=record["agent"])
     methods = saved_methods(record)
     states = state.get("callbacks", {})
     try:
         pairs = [(method, states.get(name)) for name, method in methods.items()]
-        rebuild(pairs, context(agent), lambda: agent.load_state_dict(state["agent"]))
+        with noting(f"raised while loading {path}"):
+            rebuild(pairs, context(agent), lambda: agent.load_state_dict(state["agent"]))
     except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not fit the agent that run.json describes: {error}") from error
     return agent

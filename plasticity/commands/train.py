@@ -46,7 +46,7 @@ def show_help(agent: str | None, arguments: Sequence[str]) -> None:
     if agent is None:
         print(usage())
         return
-    from plasticity.agents import AGENTS
+    from plasticity.agents import find_agent
 
     from . import help
     from .settings import TrainConfig
@@ -56,7 +56,7 @@ def show_help(agent: str | None, arguments: Sequence[str]) -> None:
         help.main(named)
         print(f"\nplasticity train {agent} --help lists the options of the run and of the agent.")
     else:
-        print("\n".join(help.train_options(agent, TrainConfig, AGENTS[agent][1])))
+        print("\n".join(help.train_options(agent, TrainConfig, find_agent(agent)[1])))
 
 
 def start(agent: str, arguments: Sequence[str]) -> int:

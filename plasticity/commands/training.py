@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from plasticity.agents import AGENTS
+from plasticity.agents import find_agent
 from plasticity.agents.evaluate import Evaluate
 from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
-from plasticity.callback import Callback, rebuild
+from plasticity.callback import Callback, noting, rebuild
 from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import LiveView
 from plasticity.envs import make_env
@@ -74,28 +74,30 @@ class TrainingRun:
 
     def _make_env(self, num_envs: int, seed: int) -> Any:
         c = self.config
-        return make_env(
-            c.env,
-            num_envs=num_envs,
-            seed=seed,
-            device=c.device,
-            action_repeat=c.action_repeat,
-            max_episode_steps=c.max_episode_steps,
-        )
+        with noting(f"raised while making {c.env}"):
+            return make_env(
+                c.env,
+                num_envs=num_envs,
+                seed=seed,
+                device=c.device,
+                action_repeat=c.action_repeat,
+                max_episode_steps=c.max_episode_steps,
+            )
 
     def _make_agent(self, config: Any) -> Any:
-        kind = AGENTS[self.agent_name][0]
-        return kind(
-            self.env.observation_space,
-            self.env.action_space,
-            config,
-            num_envs=self.config.num_envs,
-            device=self.config.device,
-            seed=self.seeds[1],
-            name=self.agent_name,
-            compile=self.config.compile,
-            precision=self.config.precision,
-        )
+        kind, _ = find_agent(self.agent_name)
+        with noting(f"raised while making the agent {self.agent_name}"):
+            return kind(
+                self.env.observation_space,
+                self.env.action_space,
+                config,
+                num_envs=self.config.num_envs,
+                device=self.config.device,
+                seed=self.seeds[1],
+                name=self.agent_name,
+                compile=self.config.compile,
+                precision=self.config.precision,
+            )
 
     def new_folder(self) -> Path:
         """Make the folder of a new run; ValueError for one that is there and not empty."""

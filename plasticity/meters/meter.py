@@ -128,7 +128,10 @@ class Meter(Callback):
 
     def _measured(self, ctx: Context) -> dict[tuple[str, str], float]:
         """Return the values on the host, brought there at once."""
-        found = {(n, m): v for n, by_metric in self.measure(ctx).items() for m, v in by_metric.items()}
+        values = self.measure(ctx)
+        if not isinstance(values, Mapping) or not all(isinstance(one, Mapping) for one in values.values()):
+            raise TypeError(f"{type(self).__name__}.measure() must return network -> metric -> value, got {values!r}")
+        found = {(n, m): v for n, by_metric in values.items() for m, v in by_metric.items()}
         for (_, metric), value in found.items():
             if not isinstance(value, Tensor) or value.dim():
                 raise TypeError(f"{type(self).__name__}.measure() must return 0-D tensors, {metric} is {value!r}")

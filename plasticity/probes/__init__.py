@@ -33,7 +33,8 @@ PROBES: dict[str, Callable[[], Probe]] = {
 def make_probes(probes: Mapping[str, Probe] | Iterable[str]) -> dict[str, Probe]:
     """Return probes by name, those that are given as names with default settings.
 
-    Raises ValueError for an unknown name, and for an object that is no usable probe (see :func:`require_probe`).
+    Raises ValueError for an unknown name, for an entry that fails, and for an object that is no usable probe: see
+    :func:`require_probe`.
     """
     if isinstance(probes, Mapping):
         return {name: require_probe(name, probe) for name, probe in probes.items()}
@@ -45,7 +46,15 @@ def make_probes(probes: Mapping[str, Probe] | Iterable[str]) -> dict[str, Probe]
         near = get_close_matches(unknown[0], PROBES, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"unknown probe {', '.join(unknown)}; {hint}there are {', '.join(PROBES)}")
-    return {name: require_probe(name, PROBES[name]()) for name in names}
+    return {name: require_probe(name, _made(name)) for name in names}
+
+
+def _made(name: str) -> Probe:
+    """Return a new probe of a registered name; ValueError, with that name, where its entry fails."""
+    try:
+        return PROBES[name]()
+    except Exception as error:
+        raise ValueError(f"PROBES[{name!r}] must make a probe: {type(error).__name__}: {error}") from error
 
 
 __all__ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plasticity.callback import Writer, note
 
-from .fanout import Writers
+from .fanout import Writers, require_writer
 
 
 def _jsonl(folder: Path) -> Writer:
@@ -60,10 +60,10 @@ def open_writers(folder: Path | str, names: Sequence[str] = DEFAULT_WRITERS, als
     try:
         for name in dict.fromkeys([RECORD_WRITER, *names]):
             found[name] = WRITERS[name](folder)
+            require_writer(name, found[name])
     except Exception as error:
         note(error, f"raised by the writer {name}")
-        for writer in found.values():
-            writer.close(succeeded=False)
+        Writers({n: writer for n, writer in found.items() if n != name}).close(succeeded=False)
         raise
     return Writers({**found, **{type(writer).__name__: writer for writer in also}})
 

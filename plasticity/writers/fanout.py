@@ -23,12 +23,7 @@ class Writers(Writer):
         if not isinstance(writers, Mapping):
             writers = _named(writers)
         for name, writer in writers.items():
-            missing = [method for method in METHODS if not callable(getattr(writer, method, None))]
-            if missing:
-                raise TypeError(
-                    f"{name} is no writer: it lacks {', '.join(missing)}; let its class inherit from "
-                    "plasticity.callback.Writer"
-                )
+            require_writer(name, writer)
         self.active: dict[str, Writer] = dict(writers)
         """Name -> writer, of those that have not failed."""
 
@@ -79,6 +74,14 @@ class Writers(Writer):
             failed.close(succeeded=False)
         message = f"the writer {name} failed and gets nothing from now on; training goes on ({reason})"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def require_writer(name: str, writer: Any) -> None:
+    """Raise TypeError for an object that lacks a method of a writer."""
+    if missing := [method for method in METHODS if not callable(getattr(writer, method, None))]:
+        raise TypeError(
+            f"{name} is no writer: it lacks {', '.join(missing)}; let its class inherit from plasticity.Writer"
+        )
 
 
 def _named(writers: Iterable[Writer]) -> dict[str, Writer]:

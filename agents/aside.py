@@ -1,0 +1,36 @@
+"""Passes through networks that are no part of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def buffers_kept(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore on exit the buffers of the networks: passes move moving averages, or the vectors of a spectral norm."""
+    saved = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)
+
+
+@contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, the networks are in evaluation mode; their modes and buffers are restored on exit."""
+    networks = list(networks)
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    with buffers_kept(networks):
+        try:
+            for network in networks:
+                network.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode

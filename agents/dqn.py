@@ -121,7 +121,7 @@ class DQNConfig(AgentConfig):
 
 
 class DQN(OffPolicy):
-    """Deep Q-learning for vector or image observations and Discrete actions."""
+    """Deep Q-learning for discrete actions; vectors or uint8 images."""
 
     COUNTERS: ClassVar[dict[str, str]] = {
         **OffPolicy.COUNTERS, "steps_waiting": "steps_waiting", "epsilon_end": "epsilon_end",

@@ -128,7 +128,7 @@ class PPOConfig(AgentConfig):
 
 
 class PPO(Learner):
-    """Proximal Policy Optimization for vectors or uint8 images, and for one-dimensional Box or Discrete actions."""
+    """Proximal Policy Optimization for continuous or discrete actions; vectors or uint8 images."""
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class SACConfig(ActorCriticConfig):
 
 
 class SAC(ActorCritic):
-    """Soft Actor-Critic for vectors or uint8 images (channels, height, width) and one-dimensional Box actions."""
+    """Soft Actor-Critic for continuous actions (one-dimensional Box); vectors or uint8 images."""
 
     ACTOR = Actor
     TARGETS = ("critic_1", "critic_2")

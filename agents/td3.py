@@ -65,7 +65,7 @@ class TD3Config(ActorCriticConfig):
 
 
 class TD3(ActorCritic):
-    """TD3 for vectors or uint8 images (channels, height, width) and one-dimensional Box actions."""
+    """Twin Delayed DDPG for continuous actions (one-dimensional Box); vectors or uint8 images."""
 
     ACTOR = DeterministicActor
     TARGETS = ("actor", *CRITICS)

@@ -1,4 +1,4 @@
-"""Atari 2600 games through ale-py's vector environment, preprocessed as agents are trained on them.
+"""Atari 2600 games through ale-py: four grey frames of 84 x 84, sticky actions.
 
 Bellemare et al. 2013, "The Arcade Learning Environment", arXiv 1207.4708; sticky actions after Machado et al. 2018,
 "Revisiting the Arcade Learning Environment", arXiv 1709.06009. ale-py is under the GPL, so it is an optional dependency

@@ -1,4 +1,4 @@
-"""Gymnasium environments as batches of tensors that are reset only when told to."""
+"""Gymnasium's ids, such as CartPole-v1, as batches of tensors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""MinAtar: five Atari games on a grid of 10 x 10 cells. Young & Tian 2019, "MinAtar", arXiv 1903.03176.
+"""MinAtar: five Atari games on a grid of 10 x 10 cells.
 
-The package is under the GPL, so it is an optional dependency and is imported when a game is made.
+Young & Tian 2019, "MinAtar", arXiv 1903.03176. The package is under the GPL, so it is an optional dependency and is
+imported when a game is made.
 """
 
 from __future__ import annotations

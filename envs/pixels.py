@@ -1,4 +1,4 @@
-"""Camera images in place of the state."""
+"""DeepMind Control suite tasks from camera images: the last three, in RGB, 84 x 84."""
 
 from __future__ import annotations
 

@@ -187,3 +187,22 @@ def test_unknown_names_get_the_nearest_one(
 ) -> None:
     assert main(command.split()) == code
     assert message in capsys.readouterr().err
+
+
+def test_lines_of_the_list_are_whole_and_differ(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = [line for line in text_of(capsys, "list").splitlines() if line.startswith("  ")]
+    assert not [line for line in lines if line.endswith("...")]
+    summaries = [line.split(maxsplit=1)[-1] for line in lines]
+    assert not [text for text in summaries if summaries.count(text) > 1]
+    methods = text_of(capsys, "train", "sac", "--help").partition("\ninterventions")[2]
+    assert not [line for line in methods.splitlines() if line.endswith("...")]
+
+
+def test_every_page_of_a_method_names_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = {"target_distance"}  # a norm, of nobody's invention
+    names = [
+        e.name for kind in ("agents", "probes", "meters", "interventions") for e in contents.written(kind).values()
+    ]
+    pages = {name: text_of(capsys, "help", name) for name in names if name not in elsewhere}
+    assert [name for name, page in pages.items() if not re.search(r"arXiv|doi|Nature", page)] == []

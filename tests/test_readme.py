@@ -54,10 +54,12 @@ def namespace():
 @pytest.fixture
 def registries():
     """Take out again what a snippet adds to a registry."""
+    from plasticity.agents.bodies import NETWORKS
+    from plasticity.agents.parts import ACTIVATIONS
     from plasticity.commands.contents import REGISTRIES, registry
     from plasticity.metrics import METRICS
 
-    kept = [(known, dict(known)) for known in [METRICS, *map(registry, REGISTRIES)]]
+    kept = [(known, dict(known)) for known in [METRICS, NETWORKS, ACTIVATIONS, *map(registry, REGISTRIES)]]
     yield
     for known, before in kept:
         known.clear()
@@ -159,7 +161,8 @@ def test_ci_runs_the_command_of_the_readme():
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+    text = re.sub(r"^( *)```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")

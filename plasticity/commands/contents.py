@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .source import Definition, class_constant, doc_of, page_at, target
+from .source import Definition, class_constant, doc_of, given, page_at, target
 
 REGISTRIES = {
     "agents": ("plasticity.agents", "AGENTS"),
@@ -71,7 +71,11 @@ def written(kind: str) -> dict[str, Entry]:
     package, below = module.split(".")[:2], module.split(".")[2:]
     spec = find_spec(".".join(package))  # imports what is above: this package alone, which is light
     page = page_at(Path(spec.origin).parent.joinpath(*below)) if spec and spec.origin else None
-    return {} if page is None else {key: _read(key, found) for key, found in page.entries(name).items()}
+    if page is None:
+        return {}
+    found = page.entries(name)
+    whole = {id(meant.node): key for key, one in found.items() if not given(one) and (meant := target(one))}
+    return {key: _read(key, one, whole) for key, one in found.items()}
 
 
 def grouped(kind: str) -> dict[str, list[Entry]]:
@@ -98,9 +102,13 @@ def _key(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def _read(name: str, definition: Definition) -> Entry:
+def _read(name: str, definition: Definition, whole: Mapping[int, str]) -> Entry:
+    """Return an entry as its source describes it; ``whole``: class (its node) -> its entry without arguments."""
     meant = target(definition)
-    return Entry(name, _first(doc_of(meant)), class_constant(meant, "KIND"))
+    summary = _first(doc_of(meant))
+    if meant is not None and (chosen := given(definition)) and id(meant.node) in whole:
+        summary = f"As {whole[id(meant.node)]}, for {', '.join(chosen)} only."
+    return Entry(name, summary, class_constant(meant, "KIND"))
 
 
 def _described(name: str, thing: Any) -> Entry:

@@ -14,6 +14,7 @@ from .options import Option, columns, details, options, parameters, shorten, tab
 
 SCREENS = 100
 """Lines that the options of ``train`` may take; where one line per method takes more, methods are named only."""
+_CITED = re.compile(r"\b(arXiv|doi)\b", re.IGNORECASE)
 _SOURCE = re.compile(r"\b(arXiv|doi)\b|\b(19|20)\d\d\b", re.IGNORECASE)
 
 
@@ -129,7 +130,7 @@ def _source(described: Any, width: int) -> Iterator[str]:
     """Yield the first paragraph of the module's docstring where it names the source and the class does not."""
     module = sys.modules.get(getattr(described, "__module__", ""))
     text = (inspect.getdoc(module) or "") if module else ""
-    if _SOURCE.search(text) and not _SOURCE.search(inspect.getdoc(described) or ""):
+    if _SOURCE.search(text) and not _CITED.search(inspect.getdoc(described) or ""):
         yield ""
         yield from _wrapped(text, width)
 

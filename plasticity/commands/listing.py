@@ -11,7 +11,7 @@ from .options import columns, shorten
 def main(arguments: Sequence[str]) -> int:
     """Print the names of some kinds, or of every kind; of environments the families, unless they are asked for."""
     if any(a in ("-h", "--help") for a in arguments):
-        print(f"usage: plasticity list [{'|'.join(REGISTRIES)}]")
+        print(f"usage: plasticity list [KIND ...]\nkinds: {', '.join(REGISTRIES)}; without one, all of them")
         return 0
     for kind in arguments:
         if kind not in REGISTRIES:

@@ -94,6 +94,16 @@ def target(definition: Definition) -> Definition | None:
     return page.find(node.id) if isinstance(node, ast.Name) else None
 
 
+def given(definition: Definition) -> list[str]:
+    """Return the texts that ``partial(class, ...)`` is given, also those in a list."""
+    node = definition.node
+    if not isinstance(node, ast.Call):
+        return []
+    return [
+        str(part.value) for argument in node.args[1:] for part in ast.walk(argument) if isinstance(part, ast.Constant)
+    ]
+
+
 def doc_of(definition: Definition | None) -> str:
     """Return the docstring of a class, function or module, and the full name of what another package has."""
     if definition is not None and isinstance(definition.node, ast.alias):

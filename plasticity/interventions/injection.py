@@ -225,7 +225,9 @@ def _get(network: nn.Module, path: str) -> nn.Module | None:
 
 @dataclass
 class PlasticityInjection(Scheduled):
-    """Freeze the head h and let h(x) + h_new(x) - h_copy(x) take its place: fresh weights, the same outputs, once.
+    """Freeze the head, train a fresh one beside it: the outputs stay.
+
+    h(x) + h_new(x) - h_copy(x) takes the place of the head h, once.
 
     ``paper``: at 500 000 environment steps, half of a run of a million; set ``at`` for other lengths, or ``stalled``
     for the plateau. The rest of the network keeps its weights and its optimizer state, as clearing it hurt in the

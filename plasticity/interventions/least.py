@@ -78,11 +78,11 @@ def noise_scale(share: float, low: float, high: float, steepness: float = 10.0) 
 
 @dataclass
 class LearnToStop(Intervention):
-    """End unpromising training episodes early. Needs Q(s, a), hence an off-policy agent.
+    """End unpromising training episodes early; needs an off-policy agent.
 
-    List it before callbacks that record episodes. ``paper`` reads the coefficient as a factor on the ratio of medians,
-    ``clamped`` as bounds of it, ``constant`` as omega itself; without the factor about half of all episodes would
-    stop at every step. There is no official code. All that is not stopped or exempt ends as ever.
+    It needs Q(s, a). List it before callbacks that record episodes. ``paper`` reads the coefficient as a factor on the
+    ratio of medians, ``clamped`` as bounds of it, ``constant`` as omega itself; without the factor about half of all
+    episodes would stop at every step. There is no official code. All that is not stopped or exempt ends as ever.
     """
 
     NAME: ClassVar[str] = "least"

@@ -56,7 +56,7 @@ _REWIRED = {"prune": "none", "prune_ratio": 0.0, "dense_ends": False, "keep": "r
 
 @dataclass
 class NeuroplasticExpansion(Intervention):
-    """Grow a sparse network towards its full size where gradients ask for it; prune neurons that went dormant.
+    """Grow a sparse network by its gradients; prune dormant neurons.
 
     ``paper``: growth follows a cosine-annealed schedule up to ``end``; each event also cuts incoming connections of
     fully dormant neurons, at most ``prune_ratio`` of the growth, and grows as many more, so that density keeps to its

@@ -12,7 +12,9 @@ from .recycling import Recycling
 
 @dataclass
 class ReDo(Recycling):
-    """Recycle neurons that hardly fire: incoming weights redrawn, outgoing ones zeroed, optimizer memory cleared.
+    """Recycle neurons that hardly fire: fresh weights in, zeros out.
+
+    The optimizer's state of these weights is cleared.
 
     ``paper``: threshold 0.025, every 1000 gradient steps, each layer's own initialiser. ``official`` (google/dopamine,
     labs/redo): threshold 0 every 200 000 steps, weights redrawn from Xavier-uniform and biases set to 0. timoklein/redo

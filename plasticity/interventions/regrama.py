@@ -31,7 +31,7 @@ def norm_scores(gain: Tensor) -> Tensor | None:
 
 @dataclass
 class ReGraMa(Recycling):
-    """Recycle neurons whose gradients are low: incoming weights redrawn, outgoing ones zeroed.
+    """Recycle neurons of low gradient: fresh weights in, zeros out.
 
     ``paper``: score on pre-activation gradients, threshold 0.01 (BRO, DACER; the paper uses 0 for SAC), outgoing
     weights zeroed; the paper does not say what becomes of the optimizer's moments, and we clear them. ``official``

@@ -102,7 +102,9 @@ def copy_to_target_(target: nn.Module, network: nn.Module, names: Iterable[str] 
 
 @dataclass
 class Reset(Scheduled):
-    """Redraw networks, or their last layers, from their own initialisers, with targets and optimizers; keep the replay.
+    """Redraw networks, or their last layers, and keep the replay.
+
+    Weights come from the layers' own initialisers; targets and optimizers follow.
 
     ``sac``: everything, every 200 000 environment steps. ``drq``: the last four weight layers (all behind the encoder)
     and the temperature, every 25 000 agent steps (50 000 to 100 000 frames). ``spr``: the output layers, four times

@@ -60,7 +60,9 @@ def norm_parameters(network: nn.Module) -> set[str]:
 
 @dataclass
 class ShrinkPerturb(Scheduled):
-    """theta <- shrink * theta + perturb * theta', theta' drawn anew from each layer's own initialiser every time.
+    """Shrink all weights and mix in fresh ones.
+
+    theta <- shrink * theta + perturb * theta', theta' drawn anew from each layer's own initialiser every time.
 
     ``hard``: shrink 0.8 every 200 000 environment steps; set ``at`` to the switches of a sequence of tasks. ``soft``:
     0.999999 after every gradient step, a weight decay towards fresh noise. Drawing anew is the point: pulling towards

@@ -232,7 +232,9 @@ def statistics(probability: Tensor, horizon: float) -> dict[str, float]:
 
 @dataclass
 class SampleWeightDecay(Intervention):
-    """Replay recent transitions more often: weight max(floor, 1 - age / horizon), age in calls of ``buffer.add``.
+    """Replay recent transitions more often.
+
+    The weight of a transition is max(floor, 1 - age / horizon), its age counted in calls of ``buffer.add``.
 
     All environments of a vector share an age, so with many of them choose ``horizon`` in vector steps. No importance
     correction; critic and actor see the same batch; every update draws its own. ``horizon`` 0 leaves replay uniform.

@@ -33,12 +33,15 @@ def policy_churn(before: Tensor, after: Tensor) -> Tensor:
 
 @dataclass
 class Churn(Meter):
-    """Change of outputs, and of greedy actions, by one update, on states that were not in its batch.
+    """Change of outputs by one update, on states outside its batch.
 
     Logs ``churn``, the mean |change| of a network's output, and for networks with an output per discrete action
     ``policy_churn``, the share of states with another greedy action. The states are past ones, drawn one update before
     the measured one: from the replay buffer, where the batch may hold some of them by chance, or from the rollout
     before. An update is a call of the agent's ``update()``, which takes many gradient steps in PPO.
+
+    Sources: ``churn``, Tang & Berseth 2024 (arXiv 2409.04792), section 3; ``policy_churn``, Schaul et al. 2022 (arXiv
+    2206.00730), section 2.
     """
 
     NAME: ClassVar[str] = "churn"

@@ -23,7 +23,7 @@ def rms_distance(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> Tens
 
 @dataclass
 class TargetDistance(Meter):
-    """Root mean square distance of a network's parameters from those of its target network.
+    """Root mean square distance of the parameters from those of the target.
 
     Logs ``target_distance`` of every network that has a target; 0 right after a copy. Where targets are copied every so
     many updates, choose an ``every`` that is no multiple of that number: else all readings are of the same age.

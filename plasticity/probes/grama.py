@@ -14,10 +14,11 @@ READINGS = {"pre": PRE, "weight": WEIGHT_GRADIENT, "linear": LINEAR, "post": POS
 
 
 class GradientActivity(Activity):
-    """Fraction of GraMa-inactive neurons: gradient magnitude at most ``threshold`` times the layer's mean.
+    """Fraction of GraMa-inactive neurons, whose gradients are low in their layer.
 
-    Range [0, 1]; higher is worse (the *score* of a neuron is the opposite: higher is healthier). Four readings of the
-    paper's equation 2 are in use, and they differ:
+    Inactive: gradient magnitude at most ``threshold`` times the layer's mean. Range [0, 1]; higher is worse (the
+    *score* of a neuron is the opposite: higher is healthier). Four readings of the paper's equation 2 are in use, and
+    they differ:
 
     - ``pre`` (default): mean over samples of |dL/dz|, z the input of the activation function (behind a norm that stands
       before it). The reading under which the paper's theorem holds (a ReLU neuron that never fires has GraMa 0), and

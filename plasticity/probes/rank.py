@@ -100,7 +100,10 @@ def warn_of_few_samples() -> None:
 
 
 class Rank(Probe):
-    """The ranks of a layer's features on the measured samples; lower than the width is room lost, 1 is collapse.
+    """Number of directions that a layer's features span, by four definitions of rank.
+
+    Lower than the width is room lost, 1 is collapse. Sources: effective_rank, Roy & Vetterli 2007; srank, Kumar et al.
+    2021 (arXiv 2010.14498); feature_rank, Lyle et al. 2022 (arXiv 2204.09560).
 
     ``metrics``: which of effective_rank, srank, stable_rank and feature_rank. At most ``max_samples`` rows are kept,
     the first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.

@@ -120,7 +120,7 @@ def maker(kind: type, actions: spaces.Space, config: Any) -> Callable[[str], Any
 
 
 def dqn(**options: Any) -> Callable[[str], DQN]:
-    return maker(DQN, DISCRETE, DQNConfig(**OFF_POLICY, **options))
+    return maker(DQN, DISCRETE, DQNConfig(**(OFF_POLICY | options)))
 
 
 SIMBA: dict[str, Any] = {"network": "simba", "norm": "layer"}
@@ -130,7 +130,7 @@ AGENTS: dict[str, tuple[Callable[[str], Any], Callable[[int], Any]]] = {
     "sac-simba": (maker(SAC, CONTINUOUS, SACConfig(**OFF_POLICY, **SIMBA)), make_batch),
     "td3": (maker(TD3, CONTINUOUS, TD3Config(**OFF_POLICY)), make_batch),
     "dqn": (dqn(), lambda i: make_batch(i, discrete=True)),
-    "dqn-simba": (dqn(**SIMBA), lambda i: make_batch(i, discrete=True)),
+    "dqn-simba": (dqn(**SIMBA, hidden=(16,)), lambda i: make_batch(i, discrete=True)),
     "dqn-c51": (dqn(**C51), lambda i: make_batch(i, discrete=True)),
     "dqn-image": (dqn(network="minatar_cnn"), lambda i: make_batch(i, discrete=True, image=True)),
     "ppo": (maker(PPO, CONTINUOUS, PPOConfig(**SMALL)), lambda i: make_experience(i, discrete=False)),

@@ -1,4 +1,4 @@
-"""Do the agents learn? Small budgets and fixed seeds, for every run of the tests; and the table of the full budgets.
+"""Do the agents learn? Small budgets and fixed seeds, two agents in the quick tests; and the table of the full budgets.
 
 The bars lie far above what an agent reaches that does not learn, and below what three seeds reached (in the comments).
 """
@@ -40,6 +40,7 @@ def test_sac_swings_the_pendulum_up() -> None:
     assert learned("sac", "Pendulum-v1", 5_000, **PENDULUM, actor_lr=1e-3) > -300
 
 
+@pytest.mark.slow  # test_td3 learns true values and best actions quickly
 def test_td3_swings_the_pendulum_up() -> None:
     # seeds 0 to 2: -180, -126, -117; before learning -1249 at best
     assert learned("td3", "Pendulum-v1", 8_000, **PENDULUM) > -400
@@ -50,6 +51,7 @@ def test_ppo_balances_the_pole() -> None:
     assert learned("ppo", "CartPole-v1", 50_176, num_envs=4, num_epochs=10, anneal_steps=0) > 250
 
 
+@pytest.mark.slow  # test_dqn learns true values and best actions quickly
 def test_dqn_balances_the_pole() -> None:
     # seeds 0 to 2: 128, 276, 153; before learning 11 at best
     settings = {"hidden": (64, 64), "lr": 1e-3, "batch_size": 128, "double": True, "exploration_steps": 10_000}

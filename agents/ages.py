@@ -18,14 +18,14 @@ MAX_PROPOSALS = 256  # per draw; below this acceptance rate, one pass over all a
 
 
 class AgeWeight(Protocol):
-    """Weights of ages; `sample` is optional, and therefore not part of the protocol."""
+    """Function that weighs ages; it may have a method `sample`, a fast way to draw from its weights."""
 
     def __call__(self, age: Tensor) -> Tensor:
         """Return weights in [0, 1] for float64 ages >= 1, of the same shape."""
 
 
 def draw_ages(weights: Mapping[str, AgeWeight], num_rows: int, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Ages (batch_size,) int64 in 1..num_rows, drawn with replacement; uniform without weights."""
+    """Return ages (batch_size,) int64 in 1..num_rows, drawn with replacement; uniform without weights."""
 
     def uniform(size: int) -> Tensor:
         return torch.randint(1, num_rows + 1, (size,), generator=generator, device=generator.device)
@@ -45,7 +45,7 @@ def draw_ages(weights: Mapping[str, AgeWeight], num_rows: int, batch_size: int, 
 
 
 def probabilities(weights: Mapping[str, AgeWeight], num_rows: int, device: torch.device | str = "cpu") -> Tensor:
-    """Probability (num_rows,) float64 of each age 1..num_rows; uniform where all weights are 0. O(num_rows)."""
+    """Return the probability (num_rows,) float64 of each age 1..num_rows; uniform where all weights are 0."""
     age = torch.arange(1, num_rows + 1, dtype=torch.float64, device=device)
     product = multiply(weights, age)
     total = product.sum()
@@ -53,7 +53,7 @@ def probabilities(weights: Mapping[str, AgeWeight], num_rows: int, device: torch
 
 
 def multiply(weights: Mapping[str, AgeWeight], age: Tensor) -> Tensor:
-    """Product of all weights at the given ages; raises ValueError for a weight outside [0, 1]."""
+    """Return the product of all weights at the given ages; raise ValueError for a weight outside [0, 1]."""
     product = torch.ones_like(age)
     for name, weight in weights.items():
         one = weight(age)
@@ -71,7 +71,7 @@ def reject(
     batch_size: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Keep what `propose(size)` returns with the probability `chance(proposed)`; accepted ones are independent draws.
+    """Return `batch_size` independent draws by rejection: proposals are kept with the probability `chance(proposed)`.
 
     After MAX_PROPOSALS per draw, the missing ones come from `exact(size)`, which draws from the same distribution.
     """
@@ -89,7 +89,7 @@ def reject(
 
 
 def invert(probability: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Indices (size,) int64 by inverting the cumulative sum; one of probability 0 is never drawn. O(len)."""
+    """Return indices (size,) int64, drawn by inverting the cumulative sum; none of probability 0. O(len)."""
     cumulative = probability.cumsum(0)
     last = torch.searchsorted(cumulative, cumulative[-1:])  # the last one of positive probability
     draw = torch.rand(size, dtype=torch.float64, generator=generator, device=generator.device) * cumulative[-1]

@@ -40,7 +40,7 @@ class Priorities:
 
     @property
     def leaves(self) -> Tensor:
-        """p^alpha of every slot (capacity,) float64, a view; 0 where there is no transition yet."""
+        """Return p^alpha of every slot (capacity,) float64, a view; 0 where there is no transition yet."""
         return self.levels[0][: self.capacity]
 
     def add(self, index: Tensor) -> None:
@@ -62,7 +62,7 @@ class Priorities:
     def draw(
         self, batch_size: int, generator: torch.Generator, chance: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Slots (batch_size,) int64 with probability P(i); with `chance(slots)` in [0, 1], P(i) chance(i) / sum."""
+        """Return slots (batch_size,) int64, with probability P(i), or P(i) chance(i) / sum for `chance(slots)`."""
         if chance is None:
             return self._descend(batch_size, generator)
 
@@ -72,7 +72,7 @@ class Priorities:
         return reject(lambda size: self._descend(size, generator), chance, exact, batch_size, generator)
 
     def _descend(self, size: int, generator: torch.Generator) -> Tensor:
-        """Find the leaf in which a uniform share of the total falls, from the top down."""
+        """Return leaves (size,) int64 for uniform shares of the total, found from the top of the tree down."""
         device = generator.device
         node = torch.zeros(size, dtype=torch.int64, device=device)
         rest = torch.rand(size, dtype=torch.float64, generator=generator, device=device) * self.levels[-1].sum()
@@ -86,7 +86,7 @@ class Priorities:
         return node
 
     def probabilities(self, chance: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Probability (capacity,) float64 of each slot; `chance` is ignored where it leaves nothing. O(capacity)."""
+        """Return the probability (capacity,) float64 of each slot; `chance` is ignored where it leaves nothing."""
         values = self.leaves
         if chance is not None:
             product = values * chance(torch.arange(self.capacity, device=values.device))
@@ -94,7 +94,7 @@ class Priorities:
         return values / values.sum()
 
     def importance(self, index: Tensor, beta: float) -> Tensor:
-        """Weights (batch,) float32 in (0, 1]: (N P(i))^-beta over the largest of the batch; N and the sum cancel.
+        """Return the weights (batch,) float32 in (0, 1]: (N P(i))^-beta over the largest of the batch.
 
         They make up for the priorities only: an age weight that shares in the drawing is meant to be felt.
         """
@@ -102,7 +102,7 @@ class Priorities:
         return (values.min() / values).pow(beta).float()
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the priorities; the sums follow from them."""
+        """Return a copy of the priorities; the sums follow from them."""
         return {"leaves": self.leaves.clone(), "largest": self.largest.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

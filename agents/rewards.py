@@ -10,11 +10,12 @@ from .normalise import RunningNorm, is_one_row
 
 
 class ReturnScaler(nn.Module):
-    """reward / sqrt(var + eps), clipped; var is the running variance of each environment's discounted return so far.
+    """Scale rewards: reward / sqrt(var + eps), clipped; var is the running variance of a discounted return.
 
-    That return is R <- gamma * R + reward, forgotten where an episode ends. Dividing by its spread makes values of the
-    order of 1; nothing is subtracted, which would change what is optimal. Engstrom et al. 2020, arXiv 2005.12729,
-    describe it as part of what PPO implementations do; VecNormalize of stable-baselines3 computes the same numbers.
+    That return, of each environment, is R <- gamma * R + reward, forgotten where an episode ends. Dividing by its
+    spread makes values of the order of 1; nothing is subtracted, which would change what is optimal. Engstrom et al.
+    2020, arXiv 2005.12729, describe it as part of what PPO implementations do; VecNormalize of stable-baselines3
+    computes the same numbers.
     """
 
     def __init__(self, num_envs: int, gamma: float, clip: float = 10.0) -> None:
@@ -35,7 +36,7 @@ class ReturnScaler(nn.Module):
             return self(reward)
 
     def _update_one(self, returns: Any, reward: Tensor, done: bool) -> Tensor:
-        """The same for one environment on the CPU, in a fraction of the time."""
+        """Return what `update` returns, for one environment on the CPU, in a fraction of the time."""
         moments, given, kept = self.moments, reward.item(), returns.numpy()
         so_far = kept.item() * self.gamma + given
         var = moments.update_by_number(so_far)

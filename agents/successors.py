@@ -1,4 +1,4 @@
-"""Images stored once: the successor of a transition is, mostly, the observation of the next one."""
+"""Successor images of a replay buffer, stored once: most are the observation of the next transition."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Successors:
-    """Where the successor observations of a ring of images lie, without a copy of those that the ring holds anyway.
+    """Index of successor observations in a ring of images, with a side store for those that the ring does not hold.
 
-    `where` (capacity,) int64 says it for every transition: the slot of the ring whose observation it is, or
-    -1 - s for slot s of a side store. There are the successors that no row has: of the newest transition of each
-    environment, until the next row arrives, and of the last one of each episode. The side store grows as needed.
+    `where` (capacity,) int64 has the place of each transition's successor: a slot of the ring, or -1 - s for slot s of
+    the side store. The side store holds the successors of the newest transition of each environment, until the next row
+    arrives, and of the last one of each episode; it grows as needed.
     """
 
     def __init__(self, obs: Tensor, num_envs: int) -> None:
@@ -31,7 +31,7 @@ class Successors:
         self.where[row] = -1 - side
 
     def read(self, index: Tensor) -> Tensor:
-        """Successor observations (batch, *obs_shape) of the transitions in these slots."""
+        """Return the successor observations (batch, *obs_shape) of the transitions in these slots."""
         where = self.where[index]
         aside = (where < 0).view(-1, *[1] * (self.obs.dim() - 1))
         return torch.where(
@@ -44,14 +44,14 @@ class Successors:
         self.free += (-1 - where[where < 0]).tolist()
 
     def _claim(self, count: int) -> list[int]:
-        """Slots of the side store that nobody uses; it doubles when there are too few."""
+        """Return free slots of the side store, which doubles when there are too few."""
         if len(self.free) < count:
             self.free += range(len(self.side), 2 * len(self.side))
             self.side = torch.cat([self.side, torch.empty_like(self.side)])
         return [self.free.pop() for _ in range(count)]
 
     def state_dict(self, filled: int) -> dict[str, Any]:
-        """A copy of what the first `filled` slots need."""
+        """Return the index of the first `filled` slots, and the side store."""
         return {"where": self.where[:filled].clone(), "side": self.side.clone(), "free": list(self.free)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ class DMControl(gymnasium.Env):
         return self._env.physics.render(IMAGE_SIZE, IMAGE_SIZE, camera, render_flag_overrides=FLAGS)
 
     def close(self) -> None:
-        """Free the simulation."""
+        """Release the simulation."""
         self._env.close()
 
 

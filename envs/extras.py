@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 @dataclass(frozen=True)
 class Extra:
-    """Name a package and what it is for."""
+    """A package, its import name, and the environments that need it."""
 
     module: str
     package: str

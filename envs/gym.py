@@ -128,7 +128,7 @@ class GymEnv:
 
     @property
     def obs(self) -> Tensor:
-        """The present observations (N, ...); RuntimeError before the first reset."""
+        """Return the present observations (N, ...); RuntimeError before the first reset."""
         if self._obs is None:
             raise RuntimeError(f"{self.name}: call reset() first, to start all environments")
         return self._obs

@@ -21,7 +21,7 @@ MAX_STEPS = 200_000
 
 
 class Journal(gymnasium.Wrapper):
-    """Note how the running episode came about; goes around everything else.
+    """Wrapper, outside all others, that records the running episode so that it can be played again.
 
     The random state is that of `env.unwrapped`: its methods `random_state()` and `set_random_state(state)` if it has
     them, else Gymnasium's `np_random`. State that outlives an episode belongs into the `state_dict` of its layer, which
@@ -32,7 +32,7 @@ class Journal(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         self.replayed = True
-        """Whether the last `resume` led to what was saved."""
+        """Whether the last `resume` gave the saved rewards and observation."""
         self.unrestored: dict[str, tuple[Any, Any]] = {}
         """Attribute -> its value when saved and after the last `resume`, in a replayed episode, where they differ."""
         self._stateful = layers.stateful(env)
@@ -83,7 +83,7 @@ class Journal(gymnasium.Wrapper):
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Let the next `reset` go on from `state_dict()`."""
+        """Make the next `reset` play the episode of `state_dict()` again, and go on from there."""
         self._saved = state
 
     def _replay(self, saved: dict[str, Any]) -> Any:

@@ -143,7 +143,7 @@ class Drift(Sanity):
 
     @property
     def task(self) -> int:
-        """The task of the next action: how often the target has flipped."""
+        """Return the task of the next action: the number of flips of the target so far."""
         return self.steps // PERIOD if self.chosen is None else self.chosen
 
     def set_task(self, task: int) -> None:
@@ -209,7 +209,7 @@ SANITY: dict[str, type[Sanity]] = {
 
 @dataclass(frozen=True)
 class Values:
-    """Hold the true optimal values of M observations and K actions."""
+    """True optimal values of M observations and K actions."""
 
     obs: Tensor
     """(M, 1) float32: every observation there is."""

@@ -1,10 +1,13 @@
 """Every command says in one line which of its options it cannot read, and exits with 2."""
 
+import json
+
 import pytest
 from runfolders import make_run
 
 from plasticity.cli import main
 from plasticity.commands.training import joined
+from plasticity.reports.groups import configurations
 from plasticity.reports.runs import load
 
 
@@ -85,3 +88,12 @@ def test_an_evaluation_plays_the_task_that_is_asked_for(tmp_path, capsys):
 def test_the_start_of_a_task_is_no_intervention(tmp_path):
     run = make_run(tmp_path / "a", [0.0, 1.0], events=[{"step": 10, "event": name} for name in ("task", "redo")])
     assert [event["event"] for event in load([run])[0][0].events] == ["redo"]
+
+
+def test_agents_and_methods_are_configurations_also_in_environments_of_their_own(tmp_path):
+    sac, dqn = (make_run(tmp_path / env, [0.0, 1.0], env=env) for env in ("Walk-v0", "Cart-v0"))
+    record = json.loads((dqn / "run.json").read_text())
+    (dqn / "run.json").write_text(json.dumps({**record, "agent": "dqn"}))
+    assert len({c.name for c in configurations(load([sac, dqn])[0])}) == 2
+    redo = make_run(tmp_path / "redo", [0.0, 1.0], env="Swim-v0", interventions={"redo": {"every": 10}})
+    assert len({c.name for c in configurations(load([sac, dqn, redo])[0])}) == 3

@@ -66,7 +66,7 @@ def text(value: Any) -> str:
 
 
 def _varying(runs: Sequence[RecordedRun]) -> list[str]:
-    """Return the settings that take two values within one environment.
+    """Return the settings that take two values within one environment; agents and methods, in all environments.
 
     That a setting is missing does not tell two runs apart: an older version did not have it, or it belongs to an agent
     or an intervention that a run does without, and these are settings too.
@@ -74,7 +74,8 @@ def _varying(runs: Sequence[RecordedRun]) -> list[str]:
     seen: dict[tuple[str, str], set[str]] = {}
     for run in runs:
         for key, value in run.settings.items():
-            seen.setdefault((run.env, key), set()).add(_frozen(value))
+            env = "" if key in ("agent", "interventions") else run.env
+            seen.setdefault((env, key), set()).add(_frozen(value))
     varying = {key for (_, key), values in seen.items() if key != "env" and len(values) > 1}
     return [key for key in dict.fromkeys(key for run in runs for key in run.settings) if key in varying]
 

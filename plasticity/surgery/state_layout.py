@@ -50,11 +50,11 @@ def _seen_at_a_step(optimizer: Optimizer, group: Mapping[str, Any], parameter: T
     except Exception:
         return frozenset()
     kept = twin.state.get(discarded, {})
-    return frozenset(key for key, value in kept.items() if key not in SCALARS and not _by_entry(value, shape))
+    return frozenset(key for key, value in kept.items() if key not in SCALARS and not _by_entry(value, discarded.grad))
 
 
-def _by_entry(value: Any, shape: tuple[int, ...]) -> bool:
-    """Return whether a piece of state has an entry per weight, or is a plain value."""
+def _by_entry(value: Any, gradient: Tensor) -> bool:
+    """Return whether a piece of state has an entry per weight, in a tensor of the same kind, or is a plain value."""
     if isinstance(value, Tensor):
-        return value.shape == shape and type(value) is Tensor
+        return value.shape == gradient.shape and type(value) is type(gradient)
     return next(tensors_in(value), None) is None

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -259,3 +260,11 @@ def test_constraints_name_versions_for_everybody():
     block = project.split("dependencies = [")[1].split("\n]")[0] + project.split("dev = [")[1].split("\n]")[0]
     direct = {re.match(r"[\w-]+", text)[0].lower() for text in re.findall(r'^ *"(.*)",', block, re.MULTILINE)}
     assert direct <= pinned
+
+
+def test_what_moved_is_where_the_changelog_says():
+    moved = (ROOT / "CHANGELOG.md").read_text().partition("### Moved")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(plasticity[\w.]*)`.* \| `(plasticity[\w.]*)` \|$", moved, re.MULTILINE)
+    assert len(rows) > 30
+    for _, now in rows:
+        pkgutil.resolve_name(now)

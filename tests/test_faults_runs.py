@@ -388,7 +388,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "Box2D", None)
-    assert main(["train", "dqn", "--env", "LunarLander-v3"]) == 1
+    assert main(["train", "dqn", "--env", "LunarLander-v3", "--quiet"]) == 1
     message = "plasticity train: LunarLander-v3 needs Box2D: pip install 'plasticity-toolkit[box2d]'\n"
     assert capsys.readouterr().err == message
 
@@ -406,7 +406,7 @@ def test_an_action_space_that_cannot_be_used_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Faulty, "action_space", space)
-    assert main(["train", agent, "--env", FAULTY, "--out", str(tmp_path)]) == 1
+    assert main(["train", agent, "--env", FAULTY, "--out", str(tmp_path), "--quiet"]) == 1
     text = capsys.readouterr().err
     assert words in text
     assert len(text.splitlines()) == 1

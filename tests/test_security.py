@@ -31,6 +31,8 @@ FORBIDDEN_NAMES = {"add_safe_globals", "safe_globals", "UnsafeLoader", "FullLoad
 IMPORTS_BY_NAME = {
     "plasticity/__init__.py": "names of this package, from a table",
     "plasticity/cli.py": "names of this package, from a table",
+    "plasticity/commands/contents.py": "registries of this package, from a table",
+    "plasticity/commands/imports.py": "--import my_module, which a person typed: SECURITY.md",
     "envs/gym.py": "package:Id-v0, which a person typed: SECURITY.md",
 }
 """Where ``import_module`` may be called, and with what."""

@@ -10,11 +10,14 @@ from torch import nn
 
 
 @contextmanager
-def buffers_kept(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore on exit the buffers of the networks: passes move moving averages, or the vectors of a spectral norm."""
+def untouched(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore on exit what training passes move: buffers, such as moving averages, and torch's random states."""
+    networks = list(networks)
     saved = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+    cuda = {p.device for network in networks for p in network.parameters() if p.device.type == "cuda"}
     try:
-        yield
+        with torch.random.fork_rng(devices=cuda):
+            yield
     finally:
         with torch.no_grad():
             for buffer, before in saved:
@@ -26,7 +29,7 @@ def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Within, the networks are in evaluation mode; their modes and buffers are restored on exit."""
     networks = list(networks)
     modes = [(module, module.training) for network in networks for module in network.modules()]
-    with buffers_kept(networks):
+    with untouched(networks):
         try:
             for network in networks:
                 network.eval()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .aside import buffers_kept
+from .aside import untouched
 from .compiled import Loss, Precision, bf16_is_emulated
 from .constants import objects_read
 from .graph import Graph
@@ -170,7 +170,7 @@ class GradientStep:
             return None
         if rides.aboard and self._takes_riders and self._pays(rides.share, updates):
             if rides.key is None:
-                with buffers_kept(layout.networks):
+                with untouched(layout.networks):
                     objective(*inputs)  # they look at the networks once, and count no pass without a gradient
                 rides = layout.rides()
             graph = None if rides.key is None else self._found(layout, objective, inputs, rides)
@@ -233,9 +233,8 @@ def paused(rides: Rides) -> Iterator[None]:
 
 def show(objective: Objective, inputs: Sequence[Any], rides: Rides, layout: Layout) -> None:
     """Run the loss eagerly for the hooks of observers aboard; gradients, buffers, random numbers stay as they were."""
-    trained, device = layout.trained, layout.trained[0].device
-    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with fork, buffers_kept(layout.networks), paused(rides):
+    trained = layout.trained
+    with untouched(layout.networks), paused(rides):
         loss, _ = objective(*inputs)
         for parameter in trained:
             parameter.grad = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import adam
-from .aside import buffers_kept
+from .aside import untouched
 from .compiled import Loss, Precision, Reads, compile_gradients
 from .inputs import filled, tensors_of
 from .layout import Layout, Rides
@@ -54,7 +54,7 @@ class Graph:
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
         self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
         self.on_cpu = tensors_of(inputs)[0].device.type == "cpu"
-        with buffers_kept(layout.networks):  # what fails, fails here, where going on eagerly is still possible
+        with untouched(layout.networks):  # what fails, fails here, where going on eagerly is still possible
             self.run(tensors_of(inputs))
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.nn.utils.parametrizations import spectral_norm
 
 from plasticity.callback import Context
@@ -42,15 +42,15 @@ class LearnedSlopes(Intervention):
 
 @dataclass
 class SpectralNorms(Intervention):
-    """Divide the first weight of every critic by its largest singular value."""
+    """Divide every weight by its largest singular value; the vectors that find it are buffers, which passes move."""
 
     NAME: ClassVar[str] = "spectral_norms"
     KIND: ClassVar[str] = "structure"
 
     def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
-        for name in ctx.targets:
-            for network in (ctx.networks[name], ctx.targets[name]):
-                spectral_norm(next(m for m in network.modules() if isinstance(m, nn.Linear)))
+        for network in (*ctx.networks.values(), *ctx.targets.values()):
+            for layer in [m for m in network.modules() if isinstance(m, nn.Linear)]:
+                spectral_norm(layer)
 
 
 @dataclass
@@ -69,8 +69,44 @@ class Swapped(Intervention):
             ctx.optimizers[name] = optim.SGD(parameters, self.lr, momentum=0.9)
 
 
+@dataclass
+class Predictor(Intervention):
+    """Train a network of its own, which predicts 0, by a term in the first step."""
+
+    NAME: ClassVar[str] = "predictor"
+    KIND: ClassVar[str] = "penalty"
+
+    def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
+        first, network = next(iter(ctx.networks.items()))
+        size = next(m for m in network.modules() if isinstance(m, nn.Linear)).in_features
+        ctx.networks["predictor"] = nn.Sequential(nn.Linear(size, 8), nn.ReLU(), nn.Linear(8, 1))
+        ctx.optimizer_of(first).add_param_group({"params": ctx.networks["predictor"].parameters()})
+
+    def on_train_start(self, ctx: Context) -> None:
+        ctx.step_of("predictor").add("prediction", self.error)
+
+    def error(self, networks: Mapping[str, nn.Module], batch: Any) -> Tensor:
+        return networks["predictor"](batch.obs).square().mean()
+
+
+@dataclass
+class Dropouts(Intervention):
+    """Put dropout behind every activation: training passes then draw from torch's global generator."""
+
+    NAME: ClassVar[str] = "dropouts"
+    KIND: ClassVar[str] = "structure"
+
+    def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
+        for network in (*ctx.networks.values(), *ctx.targets.values()):
+            for module in list(network.modules()):
+                for key, child in list(module.named_children()):
+                    if isinstance(child, (nn.ReLU, nn.Tanh)):
+                        setattr(module, key, nn.Sequential(child, nn.Dropout(0.1)))
+
+
 STRUCTURAL: dict[str, type[Intervention]] = {
     "learned_slopes": LearnedSlopes,
+    "predictor": Predictor,
     "spectral_norms": SpectralNorms,
     "swapped": Swapped,
 }

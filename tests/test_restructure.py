@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from structural import STRUCTURAL, LearnedSlopes, Swapped
+from structural import STRUCTURAL, Dropouts, LearnedSlopes, Swapped
 from test_interventions import FREQUENT, Walk, run_sac, small_sac
 from torch import Tensor, nn, optim
 
@@ -202,6 +202,10 @@ def test_evaluating_leaves_networks_as_they_are() -> None:
 @pytest.mark.parametrize("name", STRUCTURAL)
 def test_a_structural_method_from_outside_is_resumed_evaluated_and_probed(name: str, agent: str) -> None:
     check_method(STRUCTURAL[name], {}, agent=agent)
+
+
+def test_a_network_with_dropout_is_resumed_evaluated_and_probed() -> None:
+    check_method(Dropouts, {}, agent="ppo")
 
 
 def test_structural_methods_compose(tmp_path: Path) -> None:

@@ -37,12 +37,14 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"episodes must be at least 1, got {config.episodes}")
 
     from plasticity.agents.evaluate import evaluate
+    from plasticity.storage.randomness import seed_globally
 
     from .run import find_run, load_agent, make_run_env
 
     _, record = find_run(config.run)
     settings = record["config"]
     name = config.env or settings["env"]
+    seed_globally(config.seed)  # for environments that draw from the global generators
     env = make_run_env(record, name=config.env, seed=config.seed, device=config.device, num_envs=config.episodes)
     try:
         if config.task is not None and not env.set_task(config.task):

@@ -11,8 +11,11 @@ from typing import Annotated, Any
 import tyro
 
 from plasticity.metrics import DEFAULT_PROBES
+from plasticity.tags import ALL
 
 from .arguments import read_arguments
+
+ADDED = "added by a method, which trains it; the update of an agent alone does not"
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,18 @@ def main(arguments: Sequence[str]) -> int:
 
     from plasticity.agents.train import context, train
     from plasticity.measuring import Measure
+    from plasticity.storage.randomness import seed_globally
 
-    from .run import MAX_STEPS, find_run, load_agent, make_run_env, require_update
+    from .run import MAX_STEPS, find_run, load_weights, make_agent, make_run_env, require_update
 
     folder, record = find_run(config.run)
+    seed_globally(config.seed)  # for methods and environments that draw from the global generators, such as dropout
     env = make_run_env(record, name=config.env, seed=config.seed, device=config.device)
-    measure = Measure(config.probes, every=1, strict=True)
     try:
-        agent = load_agent(config.run, record, env, config.device, _one_batch(record, config.samples))
+        agent = make_agent(record, env, config.device, _one_batch(record, config.samples))
+        own = list(agent.networks)
+        load_weights(agent, config.run, record)
+        measure = Measure(config.probes, every=1, networks=[n for n in own if n in agent.networks], strict=True)
         start, ctx = agent.updates, context(agent)
         # The update changes this copy of the agent only, which is thrown away.
         train(env, agent, max(MAX_STEPS, 2 * config.samples), [measure], ctx, stop=lambda: agent.updates > start)
@@ -58,17 +65,21 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         env.close()
     where = f"{record['agent']} of {folder}, {ctx.step:,} fresh transitions of {config.env or record['config']['env']}"
+    added = sorted(agent.networks.keys() - own)
     if config.json:
         readings = {name: reading.flat() for name, reading in measure.last.items()}
         unmeasured = {
             name: [{"layer": gap.layer, "probe": gap.probe, "reason": gap.reason} for gap in reading.unmeasured]
             for name, reading in measure.last.items()
         }
+        unmeasured |= {name: [{"layer": ALL, "probe": ALL, "reason": ADDED}] for name in added}
         print(json.dumps({"measured": where, "values": readings, "unmeasured": unmeasured}, indent=2))
         return 0
     print(where)
     for name, reading in measure.last.items():
         print(f"\n{name}\n{reading}")
+    if added:
+        print(f"\nnot measured: {', '.join(added)} ({ADDED})")
     return 0
 
 

@@ -127,38 +127,51 @@ def make_run_env(
     )
 
 
-def load_agent(
-    path: Path, record: Mapping[str, Any], env: Any, device: str, overrides: Mapping[str, Any] | None = None
-) -> Any:
-    """Return the agent of a run or checkpoint, for the spaces of ``env``, with an empty memory.
+def load_agent(path: Path, record: Mapping[str, Any], env: Any, device: str) -> Any:
+    """Return the agent of a run or checkpoint, for the spaces of ``env``, with an empty memory of the least size.
 
-    Its methods restructure it before its weights are loaded. ``overrides``: settings in place of the saved ones. Raises
-    ValueError where its files do not fit.
+    Raises the ValueErrors of :func:`make_agent` and :func:`load_weights`.
+    """
+    # Only the networks matter: a memory of full size would be reserved for nothing.
+    small = {"buffer_size": 2 * env.num_envs, "learning_starts": 0, "batch_size": 1}
+    agent = make_agent(record, env, device, small)
+    load_weights(agent, path, record)
+    return agent
+
+
+def make_agent(record: Mapping[str, Any], env: Any, device: str, overrides: Mapping[str, Any]) -> Any:
+    """Return a new agent with the settings of a run, for the spaces of ``env``; ValueError for one that is unknown.
+
+    ``overrides``: settings in place of the saved ones, where the agent has them.
     """
     from plasticity.agents import AGENTS, find_agent
+
+    name = record["agent"]
+    if name not in AGENTS:
+        raise ValueError(f"the run has the agent {name!r}; this version knows {', '.join(AGENTS)}")
+    kind, config_kind = find_agent(name)
+    settings = _tuples(record["config"]["agent"])
+    settings |= {key: value for key, value in overrides.items() if key in settings}
+    spaces = env.observation_space, env.action_space
+    with noting(f"raised while making the agent {name}"):
+        return kind(*spaces, config_kind(**settings), num_envs=env.num_envs, device=device, name=name)
+
+
+def load_weights(agent: Any, path: Path, record: Mapping[str, Any]) -> None:
+    """Restructure a new agent by the methods of its run, and load its saved state; ValueError where these do not fit.
+
+    ``path``: of the run or of a checkpoint.
+    """
     from plasticity.agents.train import context
 
-    if record["agent"] not in AGENTS:
-        raise ValueError(f"{path} has the agent {record['agent']!r}; this version knows {', '.join(AGENTS)}")
     state = load_state(path)
-    kind, config_kind = find_agent(record["agent"])
-    settings = _tuples(record["config"]["agent"])
-    # Without overrides only the networks matter: a memory of full size would be reserved for nothing.
-    small = {"buffer_size": 2 * env.num_envs, "learning_starts": 0, "batch_size": 1} if overrides is None else overrides
-    settings |= {key: value for key, value in small.items() if key in settings}
-    config = config_kind(**settings)
-    spaces = env.observation_space, env.action_space
-    with noting(f"raised while making the agent {record['agent']}"):
-        agent = kind(*spaces, config, num_envs=env.num_envs, device=device, name=record["agent"])
-    methods = saved_methods(record)
     states = state.get("callbacks", {})
+    pairs = [(method, states.get(name)) for name, method in saved_methods(record).items()]
     try:
-        pairs = [(method, states.get(name)) for name, method in methods.items()]
         with noting(f"raised while loading {path}"):
             rebuild(pairs, context(agent), lambda: agent.load_state_dict(state["agent"]))
     except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not fit the agent that run.json describes: {error}") from error
-    return agent
 
 
 def require_update(agent: Any, start: int, steps: int) -> None:

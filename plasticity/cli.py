@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -32,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    name = ""
+    name, before = "", warnings.formatwarning
     try:
+        warnings.formatwarning = before if debug else _warning
         modules, arguments = take_imports(arguments)
         import_modules(modules)
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -60,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{f'plasticity {name}'.rstrip()}: {_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
+    finally:
+        warnings.formatwarning = before
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    """Return a warning in one line, without the place in the source that raised it."""
+    return f"warning: {message}\n"
 
 
 def _line(error: Exception) -> str:

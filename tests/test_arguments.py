@@ -1,6 +1,7 @@
 """Every command says in one line which of its options it cannot read, and exits with 2."""
 
 import json
+import warnings
 
 import pytest
 from runfolders import make_run
@@ -68,6 +69,17 @@ def test_a_run_without_an_update_says_so(tmp_path, capsys):
     early = ["--steps", "80", "--learning-starts", "40", "--batch-size", "8", "--probes"]
     assert main([*short, str(tmp_path / "some"), *early]) == 0
     assert "no update" not in capsys.readouterr().out
+
+
+def test_warnings_are_one_line_unless_places_are_asked_for(monkeypatch, capsys):
+    before = warnings.formatwarning
+    shown = lambda rest: print(warnings.formatwarning("odd", RuntimeWarning, "file.py", 3))  # noqa: E731
+    monkeypatch.setattr("plasticity.commands.listing.main", shown)
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.rstrip() == "warning: odd"
+    assert main(["list", "--debug"]) == 0
+    assert "file.py:3: RuntimeWarning: odd" in capsys.readouterr().out
+    assert warnings.formatwarning is before
 
 
 def test_an_evaluation_plays_the_task_that_is_asked_for(tmp_path, capsys):

@@ -122,8 +122,10 @@ def test_a_family_that_cannot_list_its_names_is_named_and_hides_no_other(familie
     make_env("CartPole-v1").close()
     with pytest.raises(RuntimeError, match=r"the family 'my/' cannot list its names: OSError: no such disk"):
         make_env("my/maze")
+    families["no"] = list
     assert main(["list", "envs"]) == 0
     listed = capsys.readouterr().out
+    assert "ENVS['no'] is no Family" in listed
     assert "the family 'my/' cannot list its names" in listed
     assert "CartPole-v1" in listed
 

@@ -26,9 +26,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _environments() -> Iterator[str]:
     """Yield all names of all families; of one that fails, why."""
-    from plasticity.envs import ENVS, missing_extras
+    from plasticity.envs import ENVS, Family, missing_extras
 
-    for family in ENVS.values():
+    for key, family in ENVS.items():
+        if not isinstance(family, Family):
+            yield f"ENVS[{key!r}] is no Family"
+            continue
         try:
             yield from family.names()
         except RuntimeError as error:

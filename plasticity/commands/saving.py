@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plasticity.callback import Callback, Context
+from plasticity.callback import Callback, Context, noting
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import random_state, restore_random_state
 
@@ -33,7 +33,8 @@ def restore(state: Mapping[str, Any], agent: Any, env: Any) -> Tensor:
 
     Returns which ones, (environments,) bool. The callbacks' states are for :func:`plasticity.callback.start`.
     """
-    agent.load_state_dict(state["agent"])
+    with noting("raised while loading the state of the agent"):
+        agent.load_state_dict(state["agent"])
     if state["buffer"] is not None:
         agent.buffer.load_state_dict(state["buffer"])
     lost: Tensor = env.load_state_dict(state["env"])

@@ -143,6 +143,8 @@ class Context:
 
     def optimizer_of(self, network: str) -> Optimizer:
         """Return the optimizer that holds the network's parameters; raise ValueError if none does."""
+        if network not in self.networks:
+            raise ValueError(f"{self.name} has no network {network!r}; there are {', '.join(self.networks)}")
         found = trainer(self.networks[network], self.optimizers.values())
         if found is None:
             raise ValueError(

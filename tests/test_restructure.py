@@ -147,6 +147,12 @@ def test_a_loop_of_ones_own_is_told() -> None:
         fire(callbacks, "on_update_start", ctx)
 
 
+def test_a_network_that_there_is_not_is_named() -> None:
+    for find in (context(small_sac()).optimizer_of, context(small_sac()).step_of):
+        with pytest.raises(ValueError, match=r"sac has no network 'q'; there are actor, critic_1, critic_2"):
+            find("q")
+
+
 def test_an_optimizer_nobody_hooks_may_be_replaced() -> None:
     run_sac([Swap("on_update_end")])
 

@@ -22,6 +22,7 @@ from plasticity.agents.train import context, train
 from plasticity.callback import Context
 from plasticity.envs import make_env
 from plasticity.envs.sanity import SANITY, values
+from plasticity.testing.runs import require_same
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -62,7 +63,7 @@ def run(agent: TD3, num_steps: int, generator: torch.Generator) -> list[dict[str
 
 
 def assert_same(one: Any, other: Any) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=False)
+    require_same(one, other, "state")
 
 
 # --- stable-baselines3, the second implementation ---

@@ -49,11 +49,6 @@ class ForgetsItsUpdates(OnlineQ):
         super().load_state_dict({**state, "updates": 0})
 
 
-class DrawsGlobally(OnlineQ):
-    def act(self, obs: Tensor, explore: bool) -> Tensor:
-        return torch.randint(self.num_actions, (len(obs),)) if not explore else super().act(obs, explore)
-
-
 class NeverLearns(OnlineQ):
     def ready(self) -> bool:
         return False
@@ -70,7 +65,6 @@ class HasNoUpdates(OnlineQ):
     [
         (ForgetsItsGenerator, "resumed run"),
         (ForgetsItsUpdates, "resumed run"),
-        (DrawsGlobally, "eval: the model gives"),
         (NeverLearns, "made no update"),
         (HasNoUpdates, "updates"),
     ],

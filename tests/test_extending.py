@@ -46,9 +46,13 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], list[str], str]] = {
     "console": (ALL, ["--log", "tensorboard", "console"], "charts/eval_return"),
 }
 """Example -> the agents that it applies to, its options, and a pattern of a tag or event that it leaves in the rows."""
-CASES = [(name, agent) for name, (agents, _, _) in EXAMPLES.items() for agent in agents]
 TOGETHER = ["saturation", "reach", "spectral", "parseval", "churn_penalty", "sign", "prelu", "relearning", "console"]
-"""Examples that one run can have at once."""
+"""Examples that one run can have at once: quick one by one on DQN, together on the others."""
+CASES = [
+    pytest.param(name, agent, marks=pytest.mark.slow if agent in ("sac", "ppo") and name in TOGETHER else ())
+    for name, (agents, _, _) in EXAMPLES.items()
+    for agent in agents
+]
 
 
 @pytest.fixture(autouse=True)
@@ -121,18 +125,28 @@ def test_an_example_runs_and_resumes(name: str, agent: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "agent", [pytest.param("sac", marks=pytest.mark.slow), pytest.param("ppo", marks=pytest.mark.slow), "dqn"]
+    ("agent", "compile"),
+    [
+        ("sac", "off"),
+        ("ppo", "off"),
+        ("dqn", "on"),
+        pytest.param("sac", "on", marks=pytest.mark.slow),
+        pytest.param("ppo", "on", marks=pytest.mark.slow),
+    ],
 )
-def test_examples_run_together_compiled(agent: str, tmp_path: Path) -> None:
+def test_examples_run_together(agent: str, compile: str, tmp_path: Path) -> None:
     for name in TOGETHER:
         register(name)
-    whole = check_run(agent, [*options(agent, *TOGETHER), "--compile", "on"], tmp_path)
+    whole = check_run(agent, [*options(agent, *TOGETHER), "--compile", compile], tmp_path)
     for name in TOGETHER:
         assert any(re.fullmatch(EXAMPLES[name][2], tag) for tag in tags(whole)), name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "agent"), [(name, agent) for name, agent in CASES if agent in OPTIONS])
+@pytest.mark.parametrize(
+    ("name", "agent"),
+    [(name, agent) for name, (agents, _, _) in EXAMPLES.items() for agent in agents if agent in OPTIONS],
+)
 def test_an_example_runs_compiled(name: str, agent: str, tmp_path: Path) -> None:
     register(name)
     check_run(agent, [*options(agent, name), "--compile", "on"], tmp_path)

@@ -46,6 +46,7 @@ def test_td3_swings_the_pendulum_up() -> None:
     assert learned("td3", "Pendulum-v1", 8_000, **PENDULUM) > -400
 
 
+@pytest.mark.slow  # test_ppo learns true values and best actions quickly
 def test_ppo_balances_the_pole() -> None:
     # seeds 0 to 2: 500, 500, 377; before learning 105 at best
     assert learned("ppo", "CartPole-v1", 50_176, num_envs=4, num_epochs=10, anneal_steps=0) > 250

@@ -505,7 +505,7 @@ def test_a_model_that_cannot_be_traced_trains_on() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="unknown probe dormant; there are dormancy"):
+    with pytest.raises(ValueError, match=r"unknown probe dormant; did you mean dormancy\? there are dormancy"):
         Monitor(models.mlp(), ["dormant"])
     with pytest.raises(ValueError, match=r"no layer matches q\.\*; there are 0, 2, 4"):
         Monitor(models.mlp(), layers=["q.*"])

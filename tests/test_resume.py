@@ -91,8 +91,10 @@ def test_an_environment_that_imports_a_module_must_be_typed_again(
 
 
 # Those of SAC, and every agent without a method, are in the batteries: test_batteries.py.
+TWINS = ("redo", "least", "plasticity_injection")
+"""Methods with which TD3, whose loop and memory are SAC's, is resumed quickly; with the others it is slow."""
 CASES = [
-    (agent, method)
+    pytest.param(agent, method, marks=() if agent != "td3" or method in ("none", *TWINS) else pytest.mark.slow)
     for agent in sorted(AGENT.keys() - {"sac"})
     for method in METHOD
     if not (agent in ON_POLICY and method in NEEDS_REPLAY)

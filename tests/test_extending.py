@@ -130,10 +130,10 @@ def test_an_example_runs_and_resumes(name: str, agent: str, tmp_path: Path) -> N
         ("sac", "off"),
         ("ppo", "off"),
         ("dqn", "on"),
-        pytest.param("sac", "on", marks=pytest.mark.slow),
-        pytest.param("ppo", "on", marks=pytest.mark.slow),
+        *(pytest.param(a, "on", marks=(pytest.mark.inductor, pytest.mark.slow), id=f"{a}-inductor") for a in ALL),
     ],
 )
+@pytest.mark.usefixtures("as_traced")
 def test_examples_run_together(agent: str, compile: str, tmp_path: Path) -> None:
     for name in TOGETHER:
         register(name)

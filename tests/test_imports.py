@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,7 @@ def test_a_run_with_things_of_ones_own(fresh: Path, capsys: pytest.CaptureFixtur
         assert main(["--import=my_things", *command, *extra]) == 0
 
 
+@pytest.mark.slow  # two more processes; the flags that they get are tested below
 def test_every_seed_imports_it_too(fresh: Path) -> None:
     more = ["--seeds", "2", "--jobs", "2", "--name", "many", "--quiet"]
     command = [sys.executable, "-m", "plasticity", "--import", "my_things", *RUN, *more]
@@ -127,6 +129,22 @@ def test_every_seed_imports_it_too(fresh: Path) -> None:
     assert result.returncode == 0, result.stderr
     for seed in (1, 2):
         assert read_record(fresh / "runs" / "many" / f"seed_{seed}")["imports"] == ["my_things"]
+
+
+def test_the_process_of_each_seed_is_told(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of each process begins with the flags; the processes themselves end at once, without having trained."""
+    started: list[list[str]] = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(command)
+        return Popen(["false"], **options)
+
+    Popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    more = ["--seeds", "2", "--jobs", "2", "--retries", "0", "--name", "many", "--quiet"]
+    assert main(["--import", "my_things", *RUN, *more]) == 1
+    trained = [command for command in started if "train" in command]
+    assert [command[1:6] for command in trained] == [["-m", "plasticity", "--import", "my_things", "train"]] * 2
 
 
 def test_lists_and_help_show_it(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,7 @@ def learned(agent_name: str, env_name: str, steps: int, num_envs: int = 1, seed:
 PENDULUM = {"hidden": (64, 64), "batch_size": 64, "learning_starts": 500, "gamma": 0.95}
 
 
+@pytest.mark.slow  # test_sac learns known values and the rewarded action quickly
 def test_sac_swings_the_pendulum_up() -> None:
     # seeds 0 to 2: -177, -138, -113; before learning -1249 at best
     assert learned("sac", "Pendulum-v1", 5_000, **PENDULUM, actor_lr=1e-3) > -300

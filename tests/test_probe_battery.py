@@ -15,7 +15,11 @@ from plasticity.testing import check_probe
 pytestmark = pytest.mark.usefixtures("everywhere")
 
 
-@pytest.mark.parametrize("name", PROBES)
+QUICK = ("dormancy", "grama", "grama_weight", "rank")
+"""One probe of each class and signal; the others are variants by their arguments."""
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PROBES])
 def test_every_probe_passes_its_battery(name: str) -> None:
     check_probe(PROBES[name])
 

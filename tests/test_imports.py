@@ -132,7 +132,7 @@ def test_every_seed_imports_it_too(fresh: Path) -> None:
 
 
 def test_the_process_of_each_seed_is_told(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command of each process begins with the flags; the processes themselves end at once, without having trained."""
+    """The command of each process begins with the flags; the processes end at once, untrained."""
     started: list[list[str]] = []
 
     def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:

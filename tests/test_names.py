@@ -42,7 +42,7 @@ for seed in range(ORDERS):
 
 
 def test_functions_stay_functions_in_any_order_of_imports() -> None:
-    arguments = json.dumps([plasticity._HOMES, 20])
+    arguments = json.dumps([plasticity._HOMES, 8])
     result = subprocess.run([sys.executable, "-c", CODE, arguments], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plasticity.isolation import undisturbed
-from plasticity.structure.trace import NORMS, neuron_axis, wiring
+from plasticity.structure.trace import NORM_MODULES, neuron_axis, wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -62,7 +62,7 @@ class Perturbed:
             if name in self.layers:
                 handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
                 handles.append(module.register_forward_hook(leave(name)))
-            elif isinstance(module, NORMS):  # a norm mixes by its statistics: look through it
+            elif isinstance(module, NORM_MODULES):  # a norm mixes by its statistics: look through it
                 handles.append(module.register_forward_hook(lambda m, args, out: args[0].clone()))
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import unwrap
-from plasticity.structure.layers import NORMS, neuron_axis
+from plasticity.structure.layers import NORM_MODULES, neuron_axis
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, fresh_values
 
@@ -177,7 +177,7 @@ def freshen_(network: nn.Module, head: Head, origin: Origin, generator: torch.Ge
     for name, value in fresh.items():
         parameters[name].copy_(value)
     for module in injected.new.modules():
-        if isinstance(module, NORMS):
+        if isinstance(module, NORM_MODULES):
             restart_norm_(module)
     injected.copy.load_state_dict(injected.new.state_dict())
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plasticity.isolation import named_modules
 from plasticity.probes import GradientActivity, Probe, normalised_scores
-from plasticity.structure.layers import NORMS
+from plasticity.structure.layers import NORM_MODULES
 from plasticity.surgery.optimizer_state import clear_state_
 
 from .recycling import Recycling, select
@@ -111,4 +111,4 @@ class ReGraMa(Recycling):
 
 
 def _norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, part) for name, part in named_modules(module).items() if isinstance(part, NORMS))
+    return ((name, part) for name, part in named_modules(module).items() if isinstance(part, NORM_MODULES))

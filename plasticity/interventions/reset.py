@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, named_parameters, unwrap
-from plasticity.structure.layers import NORMS
+from plasticity.structure.layers import NORM_MODULES
 from plasticity.structure.optimizers import all_parameters
 from plasticity.structure.trace import wiring
 from plasticity.structure.wirings import Wiring
@@ -68,7 +68,7 @@ def reset_(
         forget_(optimizers, parameters[name])
     changed = list(fresh)
     for path, module in named_modules(network).items():
-        if (modules is None or path in modules) and isinstance(module, NORMS):
+        if (modules is None or path in modules) and isinstance(module, NORM_MODULES):
             restart_norm_(module)
         if isinstance(module, Replacement) and any(name.startswith(f"{path}.") for name in fresh):
             module.cancel_()

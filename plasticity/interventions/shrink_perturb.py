@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, named_parameters
-from plasticity.structure.layers import NORMS
+from plasticity.structure.layers import NORM_MODULES
 from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
@@ -55,7 +55,7 @@ def shrink_perturb_(
 def norm_parameters(network: nn.Module) -> set[str]:
     """Return the names of the gains and biases of normalisation layers."""
     modules = named_modules(network)
-    return {n for n in named_parameters(network) if isinstance(modules[n.rpartition(".")[0]], NORMS)}
+    return {n for n in named_parameters(network) if isinstance(modules[n.rpartition(".")[0]], NORM_MODULES)}
 
 
 @dataclass

@@ -15,7 +15,7 @@ from plasticity.callback import note
 from plasticity.isolation import is_scripted, map_tensors
 from plasticity.probes import Probe
 from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PRE, PREACTIVATION, WEIGHT, Summand, num_samples_in
-from plasticity.structure.layers import NORMS, Layer, current_weight, precise, weight_rows
+from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise, weight_rows
 from plasticity.structure.wirings import Wiring
 
 from .distributed import Processes
@@ -352,7 +352,7 @@ def _require_numbers(results: Mapping[str, Any]) -> None:
 def _other_weights(wiring: Wiring) -> Iterator[tuple[str, str]]:
     """Yield (module, reason) for matrices outside Linear and convolution layers: recurrent cells, bare parameters."""
     for name, module in wiring.modules.items():
-        if name in wiring.layers or isinstance(module, (*NORMS, nn.Embedding, nn.EmbeddingBag)):
+        if name in wiring.layers or isinstance(module, (*NORM_MODULES, nn.Embedding, nn.EmbeddingBag)):
             continue
         if is_scripted(module):
             yield name or "(model)", f"{getattr(module, 'original_name', 'it')} is scripted, and runs without hooks"

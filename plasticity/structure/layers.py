@@ -22,7 +22,7 @@ CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
-NORMS = (
+NORM_MODULES = (
     nn.LayerNorm,
     nn.RMSNorm,
     nn.GroupNorm,

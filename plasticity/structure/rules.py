@@ -40,11 +40,11 @@ LINEAR = {
     *("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul", "addcdiv", "masked_fill", "where", "dropout"),
     *("positive", "real"),
 }
-ACTIVATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise"}
+ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise"}
 """Activations that torch does not count as pointwise, because of what they take besides."""
 PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}
 SOFTMAX = {"_softmax", "_safe_softmax", "_log_softmax"}
-NORMS = {
+NORM_OPERATIONS = {
     *("native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
     *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "batch_norm"),
     *("_fused_rms_norm", "rms_norm"),
@@ -123,7 +123,7 @@ def _rule(op: Operation) -> list[Tag]:
         return [_glu(op)]
     if op.name in SOFTMAX:
         return [source.map(lambda p: replace(p, activation=p.activation or "softmax", replay=None))]
-    if op.name in NORMS:
+    if op.name in NORM_OPERATIONS:
         return [source.normalised()]
     if op.name in REDUCTIONS:
         return [_reduce(op)]
@@ -131,7 +131,7 @@ def _rule(op: Operation) -> list[Tag]:
         return [_pool(op, POOLS[op.name])]
     if op.name in MATRIX_PRODUCTS or op.name.startswith(ATTENTION):
         return [_weighted_sum(op)]
-    if torch.Tag.pointwise in op.func.tags or op.name in LINEAR | ACTIVATIONS:
+    if torch.Tag.pointwise in op.func.tags or op.name in LINEAR | ACTIVATION_OPERATIONS:
         return [_pointwise(op, output.shape) for output in op.outputs]
     return [op.mixed] * len(op.outputs)
 

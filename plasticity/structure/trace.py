@@ -16,7 +16,17 @@ from torch.nn.parameter import is_lazy
 from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
 from .labels import NOTHING, STRIDE, Plane, Tag, feature_vector, tensors_in
-from .layers import LAST_AXIS_NORMS, NORMS, RETURNED, Consumer, Layer, Norm, neuron_axis, num_neurons, weight_layers_of
+from .layers import (
+    LAST_AXIS_NORMS,
+    NORM_MODULES,
+    RETURNED,
+    Consumer,
+    Layer,
+    Norm,
+    neuron_axis,
+    num_neurons,
+    weight_layers_of,
+)
 from .sites import Event, Site
 from .tracing import Tracer
 from .wirings import Way, Wiring
@@ -131,7 +141,7 @@ class _Trace:
             self.tracer.inside += 1
             if not empty:
                 self._consume(name, tag)
-        elif isinstance(module, NORMS):
+        elif isinstance(module, NORM_MODULES):
             self.tracer.paused += 1
             if first is not None:
                 self._pass_norm(name, tag, -1 if isinstance(module, LAST_AXIS_NORMS) else 1 - first.dim())
@@ -149,7 +159,7 @@ class _Trace:
             elif isinstance(output, Tensor):
                 self._produce(name, output)
             return
-        if isinstance(module, NORMS):
+        if isinstance(module, NORM_MODULES):
             self.tracer.paused -= 1
             self.tracer.tags[output] = tag.normalised()
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

@@ -38,7 +38,7 @@ READABLE: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]]
 
 
 # A Linear layer on views of its parameters, (inputs, outputs) and (1, outputs), and the activations behind it.
-Step = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
+NumpyLayer = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
 
 
 class Acting:
@@ -75,7 +75,7 @@ class Acting:
         """Let hooks see the pass, and change its result."""
         network = self.networks[self.name]
         seen, plan = network(obs), NumpyPlan(network)  # a hook may have replaced something
-        return plan.run(obs) if plan.known and is_same(seen, plan.without_hooks(obs)) else seen
+        return plan.run(obs) if plan.known and same_bits(seen, plan.without_hooks(obs)) else seen
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None}  # a copy has parameters of its own
@@ -107,17 +107,17 @@ class NumpyPlan:
         trunk, heads, self.finish = READABLE[type(network)]
         layers, tops = list(getattr(network, trunk)), [getattr(network, head) for head in heads]
         self.layers, self.heads = layers, tops
-        self.steps: list[Step] = []
-        if type(network.encoder) is not nn.Identity or not all(map(is_plain, network.parameters())):
+        self.steps: list[NumpyLayer] = []
+        if type(network.encoder) is not nn.Identity or not all(map(is_numpy_ready, network.parameters())):
             return False
         for layer in layers:
             if is_linear(layer):
-                self.steps.append(step(layer))
+                self.steps.append(numpy_layer(layer))
             elif type(layer) in IN_PLACE and self.steps:  # in front it would write into the input
                 self.steps[-1][2].append(IN_PLACE[type(layer)])
             else:
                 return False
-        self.tops = [step(top) for top in tops if is_linear(top)]
+        self.tops = [numpy_layer(top) for top in tops if is_linear(top)]
         return bool(self.steps) and len(self.tops) == len(tops)
 
     def holds(self, network: nn.Module) -> bool:
@@ -164,10 +164,10 @@ class NumpyPlan:
         return self.finish(self.network, *([head.forward(obs) for head in self.heads] or [obs]))
 
 
-def is_same(one: Any, other: Any) -> bool:
+def same_bits(one: Any, other: Any) -> bool:
     """Return whether two outputs, each a tensor or a tuple of tensors, are the same bits."""
     if isinstance(one, tuple) and type(one) is type(other) and len(one) == len(other):
-        return all(map(is_same, one, other))
+        return all(map(same_bits, one, other))
     return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
 
 
@@ -176,7 +176,7 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.bias is not None
 
 
-def step(linear: Any) -> Step:
+def numpy_layer(linear: Any) -> NumpyLayer:
     """Return a Linear layer, without activations yet."""
     return linear.weight.detach().numpy().T, linear.bias.detach().numpy()[None], []  # one row is added the fastest
 
@@ -187,6 +187,6 @@ def is_few(obs: Tensor) -> bool:
     return plain and obs.dim() == 2 and obs.size(0) <= MAX_ROWS
 
 
-def is_plain(parameter: Tensor) -> bool:
+def is_numpy_ready(parameter: Tensor) -> bool:
     """Return whether numpy can look at a parameter."""
     return parameter.dtype is torch.float32 and parameter.is_cpu

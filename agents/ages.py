@@ -17,14 +17,14 @@ from torch import Tensor
 MAX_PROPOSALS = 256  # per draw; below this acceptance rate, one pass over all ages is the cheaper way
 
 
-class AgeWeight(Protocol):
+class AgeFunction(Protocol):
     """Function that weighs ages; it may have a method `sample`, a fast way to draw from its weights."""
 
     def __call__(self, age: Tensor) -> Tensor:
         """Return weights in [0, 1] for float64 ages >= 1, of the same shape."""
 
 
-def draw_ages(weights: Mapping[str, AgeWeight], num_rows: int, batch_size: int, generator: torch.Generator) -> Tensor:
+def draw_ages(weights: Mapping[str, AgeFunction], num_rows: int, batch_size: int, generator: torch.Generator) -> Tensor:
     """Return ages (batch_size,) int64 in 1..num_rows, drawn with replacement; uniform without weights."""
 
     def uniform(size: int) -> Tensor:
@@ -44,7 +44,7 @@ def draw_ages(weights: Mapping[str, AgeWeight], num_rows: int, batch_size: int, 
     return reject(propose, lambda age: multiply(others, age.double()), all_ages, batch_size, generator)
 
 
-def probabilities(weights: Mapping[str, AgeWeight], num_rows: int, device: torch.device | str = "cpu") -> Tensor:
+def probabilities(weights: Mapping[str, AgeFunction], num_rows: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the probability (num_rows,) float64 of each age 1..num_rows; uniform where all weights are 0."""
     age = torch.arange(1, num_rows + 1, dtype=torch.float64, device=device)
     product = multiply(weights, age)
@@ -52,7 +52,7 @@ def probabilities(weights: Mapping[str, AgeWeight], num_rows: int, device: torch
     return torch.where(total > 0, product / total.clamp_min(1e-300), torch.full_like(product, 1 / num_rows))
 
 
-def multiply(weights: Mapping[str, AgeWeight], age: Tensor) -> Tensor:
+def multiply(weights: Mapping[str, AgeFunction], age: Tensor) -> Tensor:
     """Return the product of all weights at the given ages; raise ValueError for a weight outside [0, 1]."""
     product = torch.ones_like(age)
     for name, weight in weights.items():

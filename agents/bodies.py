@@ -121,7 +121,7 @@ def _mlp(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[i
     return Body(nn.Identity(), *_layers(architecture, obs_shape[0] + extra_dim, hidden))
 
 
-EPSILON = 1e-6
+NORM_EPSILON = 1e-6
 """Of the LayerNorms of SimBa and BroNet, as in the released code; torch's own is 1e-5."""
 
 
@@ -135,11 +135,13 @@ def _simba(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple
     def block() -> Residual:
         after, num_features = activated(architecture.norm, architecture.activation, 4 * width)
         wide, narrow = (linear(*size, he_truncated_) for size in ((width, 4 * width), (num_features, width)))
-        return Residual(nn.LayerNorm(width, EPSILON), wide, *after, narrow)
+        return Residual(nn.LayerNorm(width, NORM_EPSILON), wide, *after, narrow)
 
     first = linear(obs_shape[0] + extra_dim, width, nn.init.orthogonal_)
     return Body(
-        RunningNorm(obs_shape), nn.Sequential(first, *(block() for _ in hidden), nn.LayerNorm(width, EPSILON)), width
+        RunningNorm(obs_shape),
+        nn.Sequential(first, *(block() for _ in hidden), nn.LayerNorm(width, NORM_EPSILON)),
+        width,
     )
 
 
@@ -157,12 +159,14 @@ def _bronet(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tupl
 
     def block() -> Residual:
         first, second = linear(width, width, init), linear(width, width, init)
-        return Residual(first, nn.LayerNorm(width, EPSILON), activation(), second, nn.LayerNorm(width, EPSILON))
+        return Residual(
+            first, nn.LayerNorm(width, NORM_EPSILON), activation(), second, nn.LayerNorm(width, NORM_EPSILON)
+        )
 
     first = linear(obs_shape[0] + extra_dim, width, init)
     return Body(
         nn.Identity(),
-        nn.Sequential(first, nn.LayerNorm(width, EPSILON), activation(), *(block() for _ in hidden)),
+        nn.Sequential(first, nn.LayerNorm(width, NORM_EPSILON), activation(), *(block() for _ in hidden)),
         width,
     )
 

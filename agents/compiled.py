@@ -85,7 +85,9 @@ def compile_gradients(
         use_onednn(graph)
     graph.recompile()
     with torch.no_grad():
-        call = torch._inductor.compile(graph, [*tensors, *inputs, *captured], options=options(inputs[0].device))
+        call = torch._inductor.compile(
+            graph, [*tensors, *inputs, *captured], options=inductor_options(inputs[0].device)
+        )
     return call, tensors, captured, names
 
 
@@ -119,7 +121,7 @@ def lift(graph: GraphModule, device: torch.device) -> list[Tensor]:
     return [tensor for tensor, _ in found.values()]
 
 
-def options(device: torch.device) -> dict[str, Any]:
+def inductor_options(device: torch.device) -> dict[str, Any]:
     """Return inductor's options: what strings the kernels together is C++ too, and on CUDA one launch for all."""
     return {"triton.cudagraphs": True} if device.type == "cuda" else {"cpp_wrapper": True}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-NUMBERS = (int, float, complex, str, bytes, type(None))
+PLAIN_TYPES = (int, float, complex, str, bytes, type(None))
 FUNCTIONS = (FunctionType, MethodType, partial)
 DEPTH = 2  # functions that functions close over; bounds what refers to itself
 
@@ -65,7 +65,7 @@ def objects_read(function: Callable[..., Any]) -> tuple[Any, ...]:
 
 def _key(value: Any, depth: int) -> Hashable:
     """Return a number with its type, the keys of what a container has, or the object itself."""
-    if isinstance(value, NUMBERS):
+    if isinstance(value, PLAIN_TYPES):
         return type(value), value
     if isinstance(value, (tuple, list)):
         return type(value), *(_key(item, depth) for item in value)

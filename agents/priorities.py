@@ -1,6 +1,6 @@
 """Prioritised experience replay, the proportional variant (Schaul et al. 2016, ICLR, arXiv 1511.05952).
 
-Transition i is drawn with probability P(i) = p_i^alpha / sum_j p_j^alpha, p_i = |error_i| + EPSILON, and its loss is
+Transition i is drawn with probability P(i) = p_i^alpha / sum_j p_j^alpha, p_i = |error_i| + ERROR_OFFSET. Its loss is
 weighted by (N P(i))^-beta, divided by the largest weight of the batch. New transitions get the largest priority so far.
 A sum tree finds a draw in a few steps, for a whole batch at once. Its nodes have WIDTH children instead of two: on
 tensors a step costs about the same whether it looks at 2 numbers or at 16, and there are four times fewer of them.
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .ages import invert, reject
 
-EPSILON = 1e-6  # keeps transitions without error in reach; Schaul et al. leave its size open, this is OpenAI baselines'
+ERROR_OFFSET = (
+    1e-6  # keeps transitions without error in reach; Schaul et al. leave its size open, this is OpenAI baselines'
+)
 WIDTH = 16
 
 
@@ -49,7 +51,7 @@ class Priorities:
 
     def update(self, index: Tensor, error: Tensor) -> None:
         """Set priorities by the errors (batch,) just found; slots drawn twice must come with the same error."""
-        values = (error.detach().double().abs() + EPSILON) ** self.alpha
+        values = (error.detach().double().abs() + ERROR_OFFSET) ** self.alpha
         self.largest = torch.maximum(self.largest, values.max())
         self._set(index, values)
 

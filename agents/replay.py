@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ages import AgeWeight, draw_ages, multiply, probabilities
+from .ages import AgeFunction, draw_ages, multiply, probabilities
 from .nstep import n_step_return
 from .priorities import Priorities
 from .rows import as_row, writable
@@ -75,7 +75,7 @@ class ReplayBuffer:
         self.ring_length = capacity // num_envs
         self.capacity = self.ring_length * num_envs
         self.clock = 0
-        self.weights: dict[str, AgeWeight] = {}
+        self.weights: dict[str, AgeFunction] = {}
         self.device = torch.device(device)
         self._on_cpu = self.device.type == "cpu"
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -213,7 +213,7 @@ class ReplayBuffer:
         """Return ages (batch,) in 1..num_rows, with probability proportional to the product of all weights of age."""
         return draw_ages(self.weights, self.num_rows, batch_size, self.generator)
 
-    def weigh(self, name: str, weight: AgeWeight) -> None:
+    def weigh(self, name: str, weight: AgeFunction) -> None:
         """Sample in proportion to `weight`, a function of age, times all others; ValueError if the name is taken.
 
         `weight(age)` takes float64 ages, in calls of add, and returns weights in [0, 1]; it may have a closed form,

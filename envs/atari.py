@@ -80,7 +80,7 @@ def find_game(name: str) -> str | None:
         game = name.removeprefix(ALE_PREFIX).removesuffix(ALE_SUFFIX)
     else:
         return None
-    extras.require("atari", name)
+    extras.require_extra("atari", name)
     return next((rom for rom in _roms() if game in (rom, rom.title().replace("_", ""))), None)
 
 

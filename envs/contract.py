@@ -9,7 +9,7 @@ import numpy as np
 
 RESET = "(observation, info)"
 STEP = "(observation, reward, terminated, truncated, info)"
-NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.bool_})  # those that need no closer look
+REWARD_TYPES = frozenset({float, int, bool, np.float64, np.float32, np.bool_})  # those that need no closer look
 OLD = "; the old Gym API, without info at a reset and with one flag done, is not supported: wrap the environment"
 
 
@@ -44,7 +44,7 @@ class Contract(gymnasium.Wrapper):
         if not (isinstance(result, tuple) and len(result) == 5):
             raise TypeError(f"{self.name}: step must return {STEP}, got {_described(result)}{OLD}")
         for what, value in zip(("reward", "terminated", "truncated"), result[1:4], strict=True):
-            if type(value) not in NUMBERS and not is_number(value):
+            if type(value) not in REWARD_TYPES and not is_number(value):
                 raise TypeError(f"{self.name}: {what} must be one number, got {_described(value)}")
 
 

@@ -59,7 +59,7 @@ class DMControl(gymnasium.Env):
         if seed is not None and not (self._fresh and seed == self._seed):
             self._load(seed)
         self._fresh = False
-        return flatten(self._env.reset().observation), {}
+        return concatenated(self._env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Apply `action` for one control step."""
@@ -67,7 +67,7 @@ class DMControl(gymnasium.Env):
         terminated = result.last() and result.discount == 0.0
         truncated = result.last() and not terminated
         info = {"discount": result.discount}
-        return flatten(result.observation), float(result.reward), terminated, truncated, info
+        return concatenated(result.observation), float(result.reward), terminated, truncated, info
 
     def random_state(self) -> dict[str, Any]:
         """Return the state of the task's own random numbers."""
@@ -87,7 +87,7 @@ class DMControl(gymnasium.Env):
         self._env.close()
 
 
-def flatten(observation: dict[str, Any]) -> np.ndarray:
+def concatenated(observation: dict[str, Any]) -> np.ndarray:
     """Concatenate a suite observation to (n,) float32 in its own key order."""
     return to_float32(np.concatenate(list(observation.values()), axis=None))
 

@@ -28,7 +28,7 @@ def installed(extra: str) -> bool:
     return find_spec(EXTRAS[extra].module) is not None
 
 
-def require(extra: str, name: str) -> None:
+def require_extra(extra: str, name: str) -> None:
     """Raise ModuleNotFoundError if the environment `name` needs `extra` and it is not installed."""
     if not installed(extra):
         raise ModuleNotFoundError(_hint(extra, f"{name} needs"))

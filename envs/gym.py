@@ -254,7 +254,7 @@ def make_gymnasium(name: str, seed: int, max_episode_steps: int | None = None) -
     del seed
     spec = find_spec(name)
     if spec is not None and str(spec.entry_point).startswith(BOX2D):
-        extras.require("box2d", name)
+        extras.require_extra("box2d", name)
     try:
         return gymnasium.make(name, max_episode_steps=max_episode_steps)
     except gymnasium.error.DependencyNotInstalled as error:

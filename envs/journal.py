@@ -16,7 +16,7 @@ import torch
 
 from . import layers
 
-MAX_STEPS = 200_000
+MAX_NOTED = 200_000
 """Of one episode; a longer one is not noted, and given up on resuming."""
 
 
@@ -51,7 +51,7 @@ class Journal(gymnasium.Wrapper):
         if seed is not None:
             self._seed, self._random = seed, None
         else:
-            self._random = random_state(self.env.unwrapped)
+            self._random = env_random_state(self.env.unwrapped)
         self._start = layers.states(self._stateful)
         self._played.clear()
         self._obs, info = self.env.reset(seed=seed, options=options)
@@ -61,7 +61,7 @@ class Journal(gymnasium.Wrapper):
         """Note the action, play it, and note the reward."""
         noted = np.array(action)
         result = self.env.step(action)
-        if len(self._played) <= MAX_STEPS:
+        if len(self._played) <= MAX_NOTED:
             self._played.append((noted, result[1]))
         self._obs = result[0]
         return result
@@ -77,7 +77,7 @@ class Journal(gymnasium.Wrapper):
             "actions": torch.from_numpy(np.stack([action for action, _ in self._played])) if self._played else None,
             "rewards": torch.tensor([float(reward) for _, reward in self._played], dtype=torch.float64, device="cpu"),
             "obs": torch.from_numpy(np.array(self._obs)),
-            "after": random_state(self.env.unwrapped),
+            "after": env_random_state(self.env.unwrapped),
             "states": layers.states(self._stateful),
             "attributes": layers.attributes(self.env),
         }
@@ -116,7 +116,7 @@ class Journal(gymnasium.Wrapper):
         """Play the saved actions; return whether rewards and last observation are the saved ones."""
         actions, rewards = saved["actions"], saved.get("rewards")
         steps = 0 if actions is None else len(actions)
-        if steps > MAX_STEPS:
+        if steps > MAX_NOTED:
             return False
         for index in range(steps):
             action = actions[index].numpy()
@@ -134,13 +134,13 @@ class Journal(gymnasium.Wrapper):
         return layers.same(layers.states(self._stateful), states)
 
 
-def random_state(env: Any) -> dict[str, Any]:
+def env_random_state(env: Any) -> dict[str, Any]:
     """Return the random state of an unwrapped environment."""
     return env.random_state() if hasattr(env, "random_state") else env.np_random.bit_generator.state
 
 
 def set_random_state(env: Any, state: dict[str, Any]) -> None:
-    """Let an unwrapped environment go on from `random_state`."""
+    """Let an unwrapped environment go on from `env_random_state`."""
     if hasattr(env, "set_random_state"):
         env.set_random_state(state)
     else:

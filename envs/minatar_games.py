@@ -69,7 +69,7 @@ class MinAtar(gymnasium.Env):
 def make_minatar(name: str, seed: int, max_episode_steps: int | None = None) -> gymnasium.Env:
     """Make one game; raises ModuleNotFoundError without the extra "minatar"."""
     del seed  # comes with the first reset
-    extras.require("minatar", name)
+    extras.require_extra("minatar", name)
     return TimeLimit(MinAtar(name.removeprefix(PREFIX)), max_episode_steps or MAX_EPISODE_STEPS)
 
 

@@ -59,7 +59,7 @@ def pixel_ids() -> list[str]:
     return [PREFIX + name.removeprefix(dmc.PREFIX) for name in dmc.dmc_ids()]
 
 
-def has_task(name: str) -> bool:
+def has_pixel_task(name: str) -> bool:
     """Return whether "dmc-pixels/<domain>-<task>" is a task of the suite, in any of its spellings."""
     return name.startswith(PREFIX) and dmc.find_task(name) is not None
 
@@ -69,6 +69,6 @@ FAMILY = Family(
     pixel_ids,
     dmc.make_dmc,
     action_repeat=dmc.FAMILY.action_repeat,
-    accepts=has_task,
+    accepts=has_pixel_task,
     observe=observe_images,
 )

@@ -208,7 +208,7 @@ SANITY: dict[str, type[Sanity]] = {
 
 
 @dataclass(frozen=True)
-class Values:
+class OptimalValues:
     """True optimal values of M observations and K actions."""
 
     obs: Tensor
@@ -221,13 +221,13 @@ class Values:
     """(M,) float32: the maximum of Q."""
 
 
-def values(name: str, gamma: float) -> Values:
+def values(name: str, gamma: float) -> OptimalValues:
     """Return the true values of "sanity/..." for the discount `gamma`; raises KeyError for another name."""
     env = _make(name)
     commands = GRID if env.continuous else (-1.0, 1.0)
     q = torch.tensor([[env.q(state, command, gamma) for command in commands] for state in env.states], device="cpu")
     action = torch.tensor(GRID, device="cpu").unsqueeze(1) if env.continuous else torch.arange(2, device="cpu")
-    return Values(torch.tensor(env.states, device="cpu").unsqueeze(1), action, q, q.amax(1))
+    return OptimalValues(torch.tensor(env.states, device="cpu").unsqueeze(1), action, q, q.amax(1))
 
 
 def _make(name: str) -> Sanity:

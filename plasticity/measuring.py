@@ -120,7 +120,7 @@ def _describe(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-class Clock:
+class TimeShare:
     """Says which share of wall-clock time something took since it was last asked; ``seconds``: the time so far."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:
@@ -197,7 +197,7 @@ class Measure(Callback):
             calls=ctx.calls,
             masks=self.masks or ctx.masks,
         )
-        clock = Clock(lambda: watcher.total_seconds)
+        clock = TimeShare(lambda: watcher.total_seconds)
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off."""

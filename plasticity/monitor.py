@@ -10,7 +10,7 @@ from torch import nn
 
 from .isolation import is_compiled, named_modules, unwrap
 from .observing.distributed import Processes, ProcessesError, process_group
-from .observing.entries import require_methods
+from .observing.entry_points import require_methods
 from .observing.gathering import Gathering
 from .observing.guide import Guide
 from .observing.observer import Observer

@@ -9,7 +9,7 @@ from typing import NamedTuple
 ALL = "all"
 """In place of a layer: the whole network."""
 EPISODIC_RETURN, EVAL_RETURN, SPEED = "charts/episodic_return", "charts/eval_return", "charts/SPS"
-RETURNS = {EVAL_RETURN: "evaluation return", EPISODIC_RETURN: "return of training episodes"}
+RETURN_TITLES = {EVAL_RETURN: "evaluation return", EPISODIC_RETURN: "return of training episodes"}
 """Tag of a return -> its title; the first is the one to compare runs by."""
 OVERHEAD = "plasticity/overhead"
 """Share of wall-clock time that measuring takes."""

@@ -7,9 +7,9 @@ import pytest
 from runfolders import make_run
 
 from plasticity.cli import main
-from plasticity.commands.training import joined
+from plasticity.commands.training import merged
 from plasticity.reports.groups import configurations
-from plasticity.reports.runs import load
+from plasticity.reports.runs import load_runs
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_a_run_that_is_not_there_gets_the_nearest_one(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["measure", "live", "random", "evaluate", "episodes", "losses"])
 def test_no_callback_is_dropped_for_its_name(name):
     run = {"measure": object(), "live": object(), "random": object(), "evaluate": 1, "episodes": 2, "losses": 3}
-    assert list(joined({"mine": object()}, run)) == ["mine", *run]
+    assert list(merged({"mine": object()}, run)) == ["mine", *run]
     with pytest.raises(ValueError, match=f"two callbacks of a run are called '{name}'"):
-        joined({name: object()}, run)
+        merged({name: object()}, run)
 
 
 def test_a_run_without_an_update_says_so(tmp_path, capsys):
@@ -99,13 +99,13 @@ def test_an_evaluation_plays_the_task_that_is_asked_for(tmp_path, capsys):
 
 def test_the_start_of_a_task_is_no_intervention(tmp_path):
     run = make_run(tmp_path / "a", [0.0, 1.0], events=[{"step": 10, "event": name} for name in ("task", "redo")])
-    assert [event["event"] for event in load([run])[0][0].events] == ["redo"]
+    assert [event["event"] for event in load_runs([run])[0][0].events] == ["redo"]
 
 
 def test_agents_and_methods_are_configurations_also_in_environments_of_their_own(tmp_path):
     sac, dqn = (make_run(tmp_path / env, [0.0, 1.0], env=env) for env in ("Walk-v0", "Cart-v0"))
     record = json.loads((dqn / "run.json").read_text())
     (dqn / "run.json").write_text(json.dumps({**record, "agent": "dqn"}))
-    assert len({c.name for c in configurations(load([sac, dqn])[0])}) == 2
+    assert len({c.name for c in configurations(load_runs([sac, dqn])[0])}) == 2
     redo = make_run(tmp_path / "redo", [0.0, 1.0], env="Swim-v0", interventions={"redo": {"every": 10}})
-    assert len({c.name for c in configurations(load([sac, dqn, redo])[0])}) == 3
+    assert len({c.name for c in configurations(load_runs([sac, dqn, redo])[0])}) == 3

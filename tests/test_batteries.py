@@ -19,7 +19,7 @@ from plasticity.callback import Context
 from plasticity.commands import run, training
 from plasticity.interventions import INTERVENTIONS, Intervention
 from plasticity.testing import check_agent, check_method
-from plasticity.testing.runs import AGENTS as OPTIONS
+from plasticity.testing.runs import QUICK_RUNS as OPTIONS
 from plasticity.testing.runs import SHORT, attempt, command, registered
 
 CARTPOLE = ("--env", "CartPole-v1")
@@ -145,7 +145,7 @@ def test_a_structure_that_is_not_restored_is_named() -> None:
 
 def test_an_agent_that_never_learns_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in (run, training):
-        monkeypatch.setattr(module, "MAX_STEPS", 200)
+        monkeypatch.setattr(module, "UPDATE_WITHIN", 200)
     with registered(AGENTS, "idle", (NeverLearns, OnlineQConfig)):
         command("train", "idle", *CARTPOLE, *SHORT, "--out", tmp_path, "--name", "run")
         dry_run, probe = (

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from plasticity.storage.checkpoint import (
-    FORMAT,
+    CHECKPOINT_FORMAT,
     MANIFEST,
     STATE,
     TENSORS,
@@ -104,7 +104,7 @@ def test_everything_comes_back_in_type_and_bits(folder: Path) -> None:
     assert same(load(folder), expected)
     assert sorted(path.name for path in folder.iterdir()) == sorted([MANIFEST, STATE, TENSORS])
     manifest = read_manifest(folder)
-    assert (manifest["format"], manifest["notes"]) == (FORMAT, {"step": 5})
+    assert (manifest["format"], manifest["notes"]) == (CHECKPOINT_FORMAT, {"step": 5})
     for name, entry in manifest["files"].items():
         data = (folder / name).read_bytes()
         assert entry == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

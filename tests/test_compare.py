@@ -14,7 +14,7 @@ from runfolders import make_run
 
 from plasticity.cli import main
 from plasticity.reports.groups import configurations
-from plasticity.reports.runs import load
+from plasticity.reports.runs import load_runs
 from plasticity.reports.series import Series, aligned, band, columns, score, until
 from plasticity.reports.statistics import Interval, bootstrap, iqm, probability_of_improvement
 
@@ -241,7 +241,7 @@ def test_copies_are_not_independent(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def names(root: Path) -> list[str]:
-    runs, _ = load([root])
+    runs, _ = load_runs([root])
     return [c.name for c in configurations(runs)]
 
 
@@ -271,7 +271,7 @@ def test_what_differs_between_environments_only_is_no_configuration(tmp_path: Pa
     for env, repeat in (("Walk-v0", 2), ("Swim-v0", 4)):
         make_run(tmp_path / env, [1.0], env=env, action_repeat=repeat)
     assert names(tmp_path) == ["sac"]
-    runs, _ = load([tmp_path])
+    runs, _ = load_runs([tmp_path])
     assert set(configurations(runs)[0].runs) == {"Walk-v0", "Swim-v0"}
 
 

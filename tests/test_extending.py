@@ -20,7 +20,7 @@ from plasticity.interventions import INTERVENTIONS
 from plasticity.meters import METERS
 from plasticity.probes import PROBES
 from plasticity.storage.record import read_record
-from plasticity.testing.runs import AGENTS as OPTIONS
+from plasticity.testing.runs import QUICK_RUNS as OPTIONS
 from plasticity.testing.runs import attempt, check_run, rows
 from plasticity.writers import WRITERS
 

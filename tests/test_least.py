@@ -18,13 +18,13 @@ from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.envs import make_env
-from plasticity.interventions.episodes import MAX_STEPS, History
+from plasticity.interventions.episodes import MAX_JUDGED, History
 from plasticity.interventions.least import (
     LearnToStop,
     is_unpromising,
-    median,
     noise_scale,
     novelty_weight,
+    row_medians,
     stop_threshold,
     window_entropy,
 )
@@ -100,8 +100,8 @@ def test_nothing_stops_on_what_is_not_known() -> None:
 
 def test_median_is_the_usual_one() -> None:
     rows = torch.tensor([[3, 1, NAN, 2], [4, 1, 2, 3], [NAN, 7, NAN, NAN], [NAN] * 4])
-    assert median(rows)[:3].tolist() == [2, 2.5, 7]
-    assert median(rows)[3].isnan()
+    assert row_medians(rows)[:3].tolist() == [2, 2.5, 7]
+    assert row_medians(rows)[3].isnan()
 
 
 def test_entropy() -> None:
@@ -143,7 +143,7 @@ def test_history_against_a_naive_one() -> None:
                 found = rows[:, position]
                 assert torch.equal(found[:, ~found[0].isnan()].sort(1).values, expected.sort(1).values)
                 if known:
-                    assert torch.allclose(median(found), torch.from_numpy(np.median(expected.numpy(), 1)))
+                    assert torch.allclose(row_medians(found), torch.from_numpy(np.median(expected.numpy(), 1)))
 
 
 # --- the rule on hand-made streams ---
@@ -352,18 +352,18 @@ def test_without_a_td_error_the_last_transition_serves() -> None:
 
 def test_very_long_episodes_are_recorded_up_to_a_limit() -> None:
     method = eager(window=1, window_min=1, window_max=1)
-    stream = Stream(method, length=MAX_STEPS + 50)
+    stream = Stream(method, length=MAX_JUDGED + 50)
     assert method._running is None
     stream.step(1.0)
     running = method._running
     assert running is not None
-    running.steps += MAX_STEPS - 10  # as if they had been played
-    stream.steps += MAX_STEPS - 10
+    running.steps += MAX_JUDGED - 10  # as if they had been played
+    stream.steps += MAX_JUDGED - 10
     running.values = torch.zeros(2, 1, 16_384, device="cpu")
     while stream.steps.any():
         stream.step(-1.0)
-    assert stream.ended == [(MAX_STEPS + 50, False)]
-    assert method.history.table.shape[1] == MAX_STEPS
+    assert stream.ended == [(MAX_JUDGED + 50, False)]
+    assert method.history.table.shape[1] == MAX_JUDGED
 
 
 @pytest.mark.on_real_devices

@@ -18,7 +18,7 @@ from plasticity.meters.churn import output_churn, policy_churn
 from plasticity.meters.target_distance import rms_distance
 from plasticity.storage.folder import Checkpoints
 from plasticity.testing import check_meter
-from plasticity.testing.runs import AGENTS, SHORT, command, require_same, rows, stopped
+from plasticity.testing.runs import QUICK_RUNS, SHORT, command, require_same, rows, stopped
 
 # -- golden values -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ def test_the_battery_finds_a_fault(kind: type[Meter], message: str) -> None:
 
 
 def test_measuring_may_change_when_a_run_goes_on(tmp_path: Any) -> None:
-    options = [*AGENTS["sac"], *SHORT, "--probes", "dormancy", "--probe-every", "9", "--probe-window", "4"]
+    options = [*QUICK_RUNS["sac"], *SHORT, "--probes", "dormancy", "--probe-every", "9", "--probe-window", "4"]
     command("train", "sac", *options, "--out", tmp_path, "--name", "whole")
     resumed = stopped(tmp_path / "whole", tmp_path / "resumed")
     changes = ["--probes", "rank", "grama", "--probe-every", "6", "--probe-window", "6", "--target-distance"]

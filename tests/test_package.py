@@ -178,6 +178,42 @@ def test_a_circle_would_be_found():
     list(graphlib.TopologicalSorter(edges).static_order())
 
 
+# -- names -------------------------------------------------------------------------------------------------------------
+
+SAME_NAME = {
+    "main": "of every command: what `plasticity <command>` calls",
+    "FAMILY": "of every file of environments: its entry of ENVS",
+    "PREFIX": "of every file of environments: its names begin with it",
+    "T": "a type variable",
+    "Env": "one protocol: agents must not import envs",
+    "Transition": "one record, and the protocol of it: the core must not import envs",
+    "is_image": "one question: agents must not import envs",
+    "actor_loss": "of every agent: equations of its paper",
+    "critic_loss": "of every agent: equations of its paper",
+}
+"""Public names that more than one module may define -> the reason."""
+
+
+def public_names(path):
+    """Classes, functions and assigned names at the level of a module, without those that begin with an underscore."""
+    for node in ast.parse(path.read_text()).body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            names = [node.name]
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_one_name_means_one_thing():
+    places = {}
+    for file in [*sources("plasticity"), *sources("agents"), *sources("envs")]:
+        for name in set(public_names(file)):
+            places.setdefault(name, []).append(str(file.relative_to(ROOT)))
+    twice = {name: files for name, files in places.items() if len(files) > 1}
+    assert {name: files for name, files in twice.items() if name not in SAME_NAME} == {}
+    assert set(twice) >= set(SAME_NAME), "a name that is no longer shared needs no reason"
+
+
 # -- the wheel ---------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from plasticity.agents.priorities import EPSILON, Priorities
+from plasticity.agents.priorities import ERROR_OFFSET, Priorities
 from plasticity.agents.replay import ReplayBuffer
 from plasticity.interventions import SampleWeightDecay
 
@@ -43,7 +43,7 @@ class Naive:
 
     def update(self, index: list[int], error: list[float]) -> None:
         for i, e in zip(index, error, strict=True):
-            self.values[i] = (abs(e) + EPSILON) ** self.alpha
+            self.values[i] = (abs(e) + ERROR_OFFSET) ** self.alpha
             self.largest = max(self.largest, self.values[i])
 
 
@@ -72,7 +72,7 @@ def test_draws_follow_the_priorities(capacity: int) -> None:
     tree.add(torch.arange(filled))
     tree.update(torch.arange(filled), torch.tensor(error) * torch.where(torch.arange(filled) % 2 == 0, 1, -1))
     expected = np.zeros(capacity)
-    expected[:filled] = (error + EPSILON) ** 0.7 / ((error + EPSILON) ** 0.7).sum()
+    expected[:filled] = (error + ERROR_OFFSET) ** 0.7 / ((error + ERROR_OFFSET) ** 0.7).sum()
     np.testing.assert_allclose(tree.probabilities().numpy(force=True), expected, rtol=1e-9)
     assert p_value(tree.draw(DRAWS, generator()), expected) > 1e-3
 
@@ -90,7 +90,7 @@ def test_new_transitions_come_with_the_largest_priority_so_far() -> None:
 def test_importance_weights_by_hand() -> None:
     tree = models.here(Priorities, 4, 1.0)
     tree.add(torch.arange(4))
-    tree.update(torch.arange(4), torch.tensor([1.0, 2.0, 4.0, 8.0]) - EPSILON)
+    tree.update(torch.arange(4), torch.tensor([1.0, 2.0, 4.0, 8.0]) - ERROR_OFFSET)
     # (N P)^-beta = (4 p / 15)^-beta; over the largest of the batch, that of p = 2, they are (2 / p)^beta
     assert tree.importance(torch.tensor([1, 2, 3]), 0.5).tolist() == pytest.approx([1, 0.5**0.5, 0.5], rel=1e-5)
     assert tree.importance(torch.tensor([0, 3]), 1.0).tolist() == pytest.approx([1, 1 / 8], rel=1e-5)
@@ -112,7 +112,7 @@ def memory(num_envs: int = 3, rows: int = 14, capacity: int = 30) -> tuple[Repla
         buffer.add(row(time, num_envs))
     errors = np.random.default_rng(2).exponential(2, len(buffer)) + 0.1
     assert buffer.priorities is not None
-    buffer.priorities.update(torch.arange(len(buffer)), torch.tensor(errors) - EPSILON)
+    buffer.priorities.update(torch.arange(len(buffer)), torch.tensor(errors) - ERROR_OFFSET)
     return buffer, np.pad(errors, (0, capacity - len(buffer)))
 
 

@@ -11,15 +11,15 @@ from runfolders import make_run
 
 from plasticity.cli import main
 from plasticity.dashboard.tab.folders import RunFolder
-from plasticity.reports.runs import load
-from plasticity.storage.record import FORMAT, package_version, read_record, write_record
+from plasticity.reports.runs import load_runs
+from plasticity.storage.record import RECORD_FORMAT, package_version, read_record, write_record
 
 RECORD = {"agent": "sac", "config": {"env": "Walk-v0", "seed": 1}, "status": "finished"}
 
 
 def test_a_record_has_a_format_and_a_version(tmp_path: Path) -> None:
     write_record(tmp_path, RECORD)
-    assert read_record(tmp_path) == {"format": FORMAT, "version": package_version(), **RECORD}
+    assert read_record(tmp_path) == {"format": RECORD_FORMAT, "version": package_version(), **RECORD}
 
 
 def test_a_record_of_the_first_version_is_read(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_damaged_or_newer_record_is_one_line_everywhere(
         *_, line = capsys.readouterr().err.splitlines()  # training says first what it waits for
         assert line.startswith(f"plasticity {command[0]}: ")
         assert str(bad) in line
-    runs, notes = load([tmp_path])  # the other runs are read all the same
+    runs, notes = load_runs([tmp_path])  # the other runs are read all the same
     assert len(runs) == 3
     assert any(f"{bad}: settings unknown" in note for note in notes)
     assert RunFolder(bad).record() is None
@@ -73,7 +73,7 @@ def test_rows_that_are_odd_are_left_out_one_by_one(tmp_path: Path) -> None:
     odd += ['{"step": 1' + "0" * 400 + "}", '{"step": 5, "purge_step": "x"}']
     kept = ['{"step": 30, "charts/eval_return": 1' + "0" * 400 + "}", '{"step": 31, "a": true, "b": "x", "c": [1]}']
     run = make_run(tmp_path / "run", [1.0, 2.0], tail="".join(f"{line}\n" for line in odd + kept))
-    (loaded,), notes = load([run])
+    (loaded,), notes = load_runs([run])
     assert f"{run}: left out {len(odd)} damaged lines of metrics.jsonl" in notes
     assert loaded.series["charts/eval_return"].finite().values.tolist() == [1.0, 2.0]
     assert "a" not in loaded.series

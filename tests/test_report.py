@@ -18,9 +18,9 @@ from plasticity.cli import main
 from plasticity.reports.document import Report
 from plasticity.reports.figures import COLOURS, LINES, MARKERS, draw_curves, draw_maps
 from plasticity.reports.pictures import Pictures
-from plasticity.reports.runs import load
+from plasticity.reports.runs import load_runs
 from plasticity.reports.statistics import Interval, bootstrap, iqm
-from plasticity.reports.tables import Table, cell, comma_separated, latex, markdown, number, page
+from plasticity.reports.tables import Table, as_html, cell, comma_separated, latex, markdown, number
 
 TINY = "--env Pendulum-v1 --steps 250 --learning-starts 200 --hidden 16 16 --batch-size 16 --probe-every 20 --quiet"
 TINY += " --eval-every 100 --eval-episodes 2 --redo --redo.every 20 --redo.threshold 0.5"
@@ -45,7 +45,7 @@ def recycling(step: int, network: str | None = "critic", count: int = 3) -> dict
 
 
 def report(*paths: Path, **kwargs) -> Report:
-    runs, notes = load(paths)
+    runs, notes = load_runs(paths)
     return Report(runs, notes, **kwargs)
 
 
@@ -148,7 +148,7 @@ def test_maps_show_the_mean_of_the_seeds_by_layer_with_events(tmp_path: Path) ->
     two = tags({"q.0": [0.3, 0.4, None], "q.2": [0.0, 0.2, 0.8]})
     make_run(tmp_path / "1", [0, 0, 0], values=one, events=[recycling(20), recycling(25, "actor"), recycling(28, None)])
     make_run(tmp_path / "2", [0, 0, 0], seed=2, values=two, events=[{"step": 10, "event": "unmeasured"}])
-    runs, _ = load([tmp_path])
+    runs, _ = load_runs([tmp_path])
     drawing = Pictures(Report(runs).configurations, "Walk-v0", ["dormancy"])
     shown = drawing._map(*drawing.groups[0][1:], "critic", "dormancy", ["q.0", "q.2"])
     assert shown is not None
@@ -164,7 +164,7 @@ def test_maps_show_the_mean_of_the_seeds_by_layer_with_events(tmp_path: Path) ->
 def test_configurations_differ_in_more_than_colour(tmp_path: Path) -> None:
     for i in range(9):
         make_run(tmp_path / str(i), [0.0, i], batch_size=2**i)
-    runs, _ = load([tmp_path])
+    runs, _ = load_runs([tmp_path])
     made = Report(runs)
     axes = made.pictures["Walk-v0"][0].figure.axes[0]
     looks = {(line.get_linestyle(), line.get_marker()) for line in axes.lines}
@@ -356,5 +356,5 @@ def test_one_table_in_four_languages() -> None:
     assert r"a|b \& $<$c$>$ & 1 {[}0.5, 2{]} & 3 \\" in latex(table)
     assert r"plain\_1 &  & 4 \\" in latex(table)
     assert r"\caption{Title 5 \%. A note.}" in latex(table)
-    assert "a|b &amp; &lt;c&gt;" in page(table)
-    Page(page(table))
+    assert "a|b &amp; &lt;c&gt;" in as_html(table)
+    Page(as_html(table))

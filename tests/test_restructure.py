@@ -20,7 +20,7 @@ from plasticity.interventions import INTERVENTIONS
 from plasticity.interventions.injection import Injected
 from plasticity.structure.optimizers import all_parameters
 from plasticity.testing import check_method
-from plasticity.testing.runs import AGENTS, SHORT, attempt, check_run, command, registered, require_same
+from plasticity.testing.runs import QUICK_RUNS, SHORT, attempt, check_run, command, registered, require_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of methods on runs this short
 
@@ -221,12 +221,12 @@ def test_structural_methods_compose(tmp_path: Path) -> None:
     """One changes modules, one optimizers, one both in the middle of training."""
     injection = ["--plasticity-injection", "--plasticity-injection.at", "70"]
     with registered(INTERVENTIONS, "learned_slopes", LearnedSlopes), registered(INTERVENTIONS, "swapped", Swapped):
-        check_run("sac", [*AGENTS["sac"], "--learned-slopes", "--swapped", *injection], tmp_path)
+        check_run("sac", [*QUICK_RUNS["sac"], "--learned-slopes", "--swapped", *injection], tmp_path)
 
 
 def test_a_run_whose_method_is_not_known_names_it(tmp_path: Path) -> None:
     with registered(INTERVENTIONS, "learned_slopes", LearnedSlopes):
-        options = [*AGENTS["sac"], "--learned-slopes", *SHORT, "--out", str(tmp_path), "--name", "run"]
+        options = [*QUICK_RUNS["sac"], "--learned-slopes", *SHORT, "--out", str(tmp_path), "--name", "run"]
         command("train", "sac", *options)
     for words in (["eval"], ["probe"]):
         code, _, errors = attempt(*words, tmp_path / "run")

@@ -18,7 +18,7 @@ from plasticity.dashboard.layout import layout
 from plasticity.dashboard.live import LiveView
 from plasticity.metrics import METRICS, MOST_SHOWN, Metric, find_metric, headlines, ordered, shown_first
 from plasticity.reports.document import Report
-from plasticity.reports.runs import load
+from plasticity.reports.runs import load_runs
 from plasticity.tags import Tag, parse_score_tag, parse_tag, plasticity_tag, plasticity_tags, score_tag
 
 part = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1)
@@ -79,7 +79,7 @@ def test_a_metric_that_nobody_listed_appears_by_itself(tmp_path: Path) -> None:
     tag = plasticity_tag("critic", "churn")
     values = {tag: [0.5, 0.25], plasticity_tag("critic", "grama"): [0.1, 0.2]}
     make_run(tmp_path / "one", [1.0, 2.0], values=values)
-    report = Report(load([tmp_path / "one"])[0])
+    report = Report(load_runs([tmp_path / "one"])[0])
     assert "critic: churn" in report.markdown("svg")
     assert "churn 0.25" in live_line({tag: 0.25})
     seed = Seed(1, tmp_path / "one")
@@ -94,7 +94,7 @@ def test_one_line_makes_a_headline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "saturated 25.0%" in live_line({tag: series[-1] for tag, series in values.items()})
     assert headlines()[-1] == "saturation"
     make_run(tmp_path / "one", [1.0, 2.0], values=values)
-    report = Report(load([tmp_path / "one"])[0])
+    report = Report(load_runs([tmp_path / "one"])[0])
     text = report.markdown("svg")
     assert "critic: saturation" in text
     assert "measured, and not shown: f, g, h; choose with --metrics" in report.notes

@@ -25,7 +25,7 @@ SAFE = frozenset(
 """Settings that a resumed run may change: learning from each step stays the same."""
 NOTED = frozenset({"device", "torch_threads", "compile", "precision"})
 """Settings that it may change, too, but with which it no longer continues to the same bits."""
-ADDED = {"probe_window": 1, "compile": "off", "precision": "float32"}
+IMPLIED = {"probe_window": 1, "compile": "off", "precision": "float32"}
 """Settings that runs of earlier versions lack -> the value they acted by."""
 ABSENT = "not there"
 
@@ -37,7 +37,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Itera
     tuple equals the list that JSON makes of it, and nan itself.
     """
     before, after = _flat(saved), _flat(now)
-    before = {**{name: value for name, value in ADDED.items() if name in after}, **before}
+    before = {**{name: value for name, value in IMPLIED.items() if name in after}, **before}
     names = [name for name in dict.fromkeys([*before, *after]) if not _matches(name, allowed)]
     pairs = [(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
     return [f"{name}: {_show(a)} in the run, {_show(b)} asked for" for name, a, b in pairs if not _same(a, b)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .contents import GROUPS, REGISTRIES, SWITCHED, Entry, contents, find, grouped, nearest, registry, subject
-from .options import Option, columns, details, options, parameters, shorten, table
+from .options import Option, details, options, parameters, shorten, table, terminal_width
 
 SCREENS = 100
 """Lines that the options of ``train`` may take; where one line per method takes more, methods are named only."""
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             names = [*COMMANDS, *(name for kind in REGISTRIES for name in contents(kind))]
             raise ValueError(f"no topic {topic!r}; {nearest(topic, names)}plasticity help lists all topics")
         for kind, entry in found:
-            print("\n".join(page(kind, entry, columns())))
+            print("\n".join(page(kind, entry, terminal_width())))
     return 0
 
 
@@ -66,7 +66,7 @@ def overview(commands: Any) -> Iterator[str]:
 
 def train_options(agent: str, run: type, config: type) -> Iterator[str]:
     """Yield the options of ``plasticity train AGENT``, a line each, then the methods and meters in groups."""
-    width = columns()
+    width = terminal_width()
     yield f"usage: plasticity train {agent} --env ENV [options]"
     yield ""
     yield "the run (plasticity help train: all of each description)"
@@ -82,7 +82,7 @@ def train_options(agent: str, run: type, config: type) -> Iterator[str]:
 
 def run_options(run: type) -> Iterator[str]:
     """Yield the options that every run has, with their whole descriptions."""
-    yield from details(options(run), columns())
+    yield from details(options(run), terminal_width())
     yield ""
     yield "plasticity train AGENT --help lists the options of an agent too, and all methods."
 
@@ -172,6 +172,6 @@ def _named(title: str, names: Sequence[str], indent: int, width: int | None = No
     """Return names behind a title, wrapped."""
     head = f"{title + ':':<{indent}} "
     return textwrap.wrap(
-        "  ".join(names), (width or columns()) - 1, initial_indent=head, subsequent_indent=" " * (indent + 1),
+        "  ".join(names), (width or terminal_width()) - 1, initial_indent=head, subsequent_indent=" " * (indent + 1),
         break_on_hyphens=False,
     )  # fmt: skip

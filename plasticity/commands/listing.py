@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .contents import GROUPS, REGISTRIES, contents, grouped, nearest
-from .options import columns, shorten
+from .options import shorten, terminal_width
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,4 +48,4 @@ def _entries(kind: str) -> Iterator[str]:
             yield f"{group}: {GROUPS.get(group, '')}".rstrip(": ")
         for entry in entries:
             head = f"{'  ' if len(groups) > 1 else ''}{entry.name:<{width}}  "
-            yield (head + shorten(entry.summary, columns() - len(head) - 2)).rstrip()
+            yield (head + shorten(entry.summary, terminal_width() - len(head) - 2)).rstrip()

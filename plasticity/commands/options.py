@@ -113,23 +113,23 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def table(rows: list[Option], columns: int) -> list[str]:
+def table(rows: list[Option], terminal_width: int) -> list[str]:
     """Return a line per option: usage, default and the first sentence of its description, as much as fits."""
     usage = max((len(row.short_usage) for row in rows), default=0)
     default = min(DEFAULT_WIDTH, max((len(row.default) for row in rows), default=0))
     lines = []
     for row in rows:
         head = f"  {row.short_usage:<{usage}}  {row.default:<{default}}  "
-        lines.append((head + shorten(sentence(row.description), columns - len(head))).rstrip())
+        lines.append((head + shorten(sentence(row.description), terminal_width - len(head))).rstrip())
     return lines
 
 
-def details(rows: list[Option], columns: int) -> Iterator[str]:
+def details(rows: list[Option], terminal_width: int) -> Iterator[str]:
     """Yield every option with its whole description and its default."""
     for row in rows:
         yield f"  {row.usage}"
         text = f"{row.description} Default: {row.default}." if row.default else row.description
-        yield from textwrap.wrap(text, columns - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        yield from textwrap.wrap(text, terminal_width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def sentence(text: str) -> str:
@@ -138,12 +138,12 @@ def sentence(text: str) -> str:
     return text[: min(ends)] if ends else text.removesuffix(".")
 
 
-def shorten(text: str, columns: int) -> str:
+def shorten(text: str, terminal_width: int) -> str:
     """Return as many whole words as fit, with three dots where some are missing."""
-    return text if len(text) <= columns else textwrap.shorten(text, max(columns, 10), placeholder=" ...")
+    return text if len(text) <= terminal_width else textwrap.shorten(text, max(terminal_width, 10), placeholder=" ...")
 
 
-def columns() -> int:
+def terminal_width() -> int:
     """Return the width to write for: the terminal's, from 80 to 120, and 100 where there is none."""
     return min(120, max(80, shutil.get_terminal_size((100, 24)).columns))
 

@@ -15,7 +15,7 @@ from plasticity.tags import ALL
 
 from .arguments import read_arguments
 
-ADDED = "added by a method, which trains it; the update of an agent alone does not"
+BY_A_METHOD = "added by a method, which trains it; the update of an agent alone does not"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     from plasticity.measuring import Measure
     from plasticity.storage.randomness import seed_globally
 
-    from .run import MAX_STEPS, find_run, load_weights, make_agent, make_run_env, require_update
+    from .run import UPDATE_WITHIN, find_run, load_weights, make_agent, make_run_env, require_update
 
     folder, record = find_run(config.run)
     seed_globally(config.seed)  # for methods and environments that draw from the global generators, such as dropout
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         measure = Measure(config.probes, every=1, networks=[n for n in own if n in agent.networks], strict=True)
         start, ctx = agent.updates, context(agent)
         # The update changes this copy of the agent only, which is thrown away.
-        train(env, agent, max(MAX_STEPS, 2 * config.samples), [measure], ctx, stop=lambda: agent.updates > start)
+        train(env, agent, max(UPDATE_WITHIN, 2 * config.samples), [measure], ctx, stop=lambda: agent.updates > start)
         require_update(agent, start, ctx.step)
     finally:
         env.close()
@@ -72,14 +72,14 @@ def main(arguments: Sequence[str]) -> int:
             name: [{"layer": gap.layer, "probe": gap.probe, "reason": gap.reason} for gap in reading.unmeasured]
             for name, reading in measure.last.items()
         }
-        unmeasured |= {name: [{"layer": ALL, "probe": ALL, "reason": ADDED}] for name in added}
+        unmeasured |= {name: [{"layer": ALL, "probe": ALL, "reason": BY_A_METHOD}] for name in added}
         print(json.dumps({"measured": where, "values": readings, "unmeasured": unmeasured}, indent=2))
         return 0
     print(where)
     for name, reading in measure.last.items():
         print(f"\n{name}\n{reading}")
     if added:
-        print(f"\nnot measured: {', '.join(added)} ({ADDED})")
+        print(f"\nnot measured: {', '.join(added)} ({BY_A_METHOD})")
     return 0
 
 

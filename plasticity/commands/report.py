@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from plasticity.tags import RETURNS
+from plasticity.tags import RETURN_TITLES
 
 from .arguments import read_arguments
 
@@ -26,7 +26,7 @@ class ReportConfig:
     """Folder to write into."""
     formats: tuple[Literal["html", "md", "csv", "svg", "png"], ...] = ("html",)
     """Any of: html (one page with everything in it), md, csv, svg, png."""
-    curves: tuple[str, ...] = tuple(RETURNS)
+    curves: tuple[str, ...] = tuple(RETURN_TITLES)
     """Tags to draw as learning curves."""
     metrics: tuple[str, ...] = ()
     """Plasticity metrics to show; default: dormancy, grama, effective_rank and probes of your own, six at most."""
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write the files and name them."""
     config = read_arguments(ReportConfig, "report", arguments)
     from plasticity.reports.document import Report
-    from plasticity.reports.runs import load, only_finished
+    from plasticity.reports.runs import load_runs, only_finished
 
-    runs, notes = load(config.runs)
+    runs, notes = load_runs(config.runs)
     if config.finished:
         runs, notes = only_finished(runs, notes)
     command = shlex.join(["plasticity", "report", *arguments])

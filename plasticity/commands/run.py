@@ -23,7 +23,7 @@ from .contents import nearest
 from .imports import IMPORTED, require_imports
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
-MAX_STEPS = 100_000
+UPDATE_WITHIN = 100_000
 """Environment steps within which a dry run or a probe must see an update."""
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
             flush=True,
         )
-    return start(agent, rest) if folder is None else resume(folder, arguments)
+    return start_run(agent, rest) if folder is None else resume(folder, arguments)
 
 
 def usage() -> str:
@@ -59,7 +59,7 @@ def show_help(agent: str | None, arguments: Sequence[str]) -> None:
         print("\n".join(help.train_options(agent, TrainConfig, find_agent(agent)[1])))
 
 
-def start(agent: str, arguments: Sequence[str]) -> int:
+def start_run(agent: str, arguments: Sequence[str]) -> int:
     """Train a new run, or several seeds of it, or only show what would be trained."""
     import torch
 

@@ -30,7 +30,7 @@ from plasticity.storage.record import write_record
 from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
-from .run import CHECKPOINTS, MAX_STEPS, command_line, describe, require_update, save_model
+from .run import CHECKPOINTS, UPDATE_WITHIN, command_line, describe, require_update, save_model
 from .saving import Randomness, Save, restore, snapshot
 from .settings import chosen, settings
 
@@ -38,7 +38,7 @@ DRY_UPDATES = 20
 """Updates after which a dry run ends even if a network has not been measured."""
 
 
-def joined(*groups: Mapping[str, Callback]) -> dict[str, Callback]:
+def merged(*groups: Mapping[str, Callback]) -> dict[str, Callback]:
     """Return callbacks by name, in order; ValueError for a name that two have, because a checkpoint keeps one state."""
     names = Counter(name for group in groups for name in group)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -67,7 +67,7 @@ class TrainingRun:
         watchers = {"evaluate": self.evaluate, "episodes": Episodes(), "losses": Losses(config.log_every)}
         measure = {"measure": self.measure} if config.probes else {}
         # Interventions first: one may end an episode, and what follows must see that it ended.
-        self.callbacks = joined(
+        self.callbacks = merged(
             chosen(config, "interventions"), measure, chosen(config, "meters"),
             {**watchers, "live": self.live, "random": Randomness()},
         )  # fmt: skip
@@ -187,7 +187,7 @@ class TrainingRun:
         ctx = context(self.agent)
         rebuild([(callback, None) for callback in self.callbacks.values()], ctx)
         try:
-            train(self.env, self.agent, MAX_STEPS, [measure], ctx, stop=shown)
+            train(self.env, self.agent, UPDATE_WITHIN, [measure], ctx, stop=shown)
         finally:
             self.env.close()
         require_update(self.agent, 0, ctx.step)

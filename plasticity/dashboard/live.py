@@ -17,9 +17,9 @@ from plasticity.callback import Callback, Context, Writer
 from plasticity.metrics import find_metric, shown_first
 from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
 
-from .panel import Course, mean, panel
+from .panel import Course, finite_mean, panel
 
-RETURNS = {EPISODIC_RETURN: "return", EVAL_RETURN: "eval"}
+SHORT_TITLES = {EPISODIC_RETURN: "return", EVAL_RETURN: "eval"}
 """Tag -> its short name."""
 NUM_EVENTS = 3
 
@@ -69,7 +69,7 @@ class LiveView(Callback, Writer):
             if parts is not None and parts.layer == ALL:
                 self._networks.setdefault(parts.metric, {})[parts.network] = value
                 measured.add(parts.metric)
-            elif tag in RETURNS:
+            elif tag in SHORT_TITLES:
                 self.values[tag] = value
                 self._course(tag).add(value)
             elif tag == SPEED:
@@ -102,7 +102,7 @@ class LiveView(Callback, Writer):
     def line(self) -> str:
         """Return the state in one line."""
         parts = [self._progress_text()]
-        parts += [f"{name} {self.values[key]:.1f}" for key, name in RETURNS.items() if key in self.values]
+        parts += [f"{name} {self.values[key]:.1f}" for key, name in SHORT_TITLES.items() if key in self.values]
         parts += [f"{name} {text}" for name, text, _ in self._metrics() if text]
         return "  ".join([*parts, *list(self.events)[-1:]])
 
@@ -113,7 +113,7 @@ class LiveView(Callback, Writer):
 
     def _renderable(self) -> Group:
         self._progress.update(self._task, completed=self._step, line=self._progress_text())
-        rows = [(name, f"{self.values[key]:.1f}", self._courses[key].course()) for key, name in RETURNS.items()
+        rows = [(name, f"{self.values[key]:.1f}", self._courses[key].course()) for key, name in SHORT_TITLES.items()
                 if key in self._courses]  # fmt: skip
         return Group(self._progress, panel([*rows, *self._metrics()], self.events))
 
@@ -125,7 +125,7 @@ class LiveView(Callback, Writer):
         ]
 
     def _mean(self, metric: str) -> float:
-        return mean(list(self._networks.get(metric, {}).values()))
+        return finite_mean(list(self._networks.get(metric, {}).values()))
 
     def _course(self, key: str) -> Course:
         return self._courses.setdefault(key, Course())

@@ -29,18 +29,18 @@ class Course:
         """Append a value; NaN is kept as a gap."""
         self._open.append(value)
         if len(self._open) == self._per_point:
-            self.points.append(mean(self._open))
+            self.points.append(finite_mean(self._open))
             self._open = []
         if len(self.points) == self.capacity:
-            self.points = [mean(pair) for pair in zip(self.points[::2], self.points[1::2], strict=True)]
+            self.points = [finite_mean(pair) for pair in zip(self.points[::2], self.points[1::2], strict=True)]
             self._per_point *= 2
 
     def course(self) -> list[float]:
         """Return the points; the last one averages the values since the last full point."""
-        return [*self.points, *([mean(self._open)] if self._open else [])]
+        return [*self.points, *([finite_mean(self._open)] if self._open else [])]
 
 
-def mean(values: Sequence[float]) -> float:
+def finite_mean(values: Sequence[float]) -> float:
     """Return the mean of the finite values; NaN without any."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
@@ -50,7 +50,7 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
     """Return ``values`` as at most ``width`` bars between their minimum and maximum; a gap where one is not finite."""
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [mean(values[a:b]) for a, b in pairwise(edges)]
+        values = [finite_mean(values[a:b]) for a, b in pairwise(edges)]
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return GAP * len(values)

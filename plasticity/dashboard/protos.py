@@ -38,12 +38,12 @@ def histogram(tag: str, values: NDArray[np.float64]) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=tensor, metadata=histograms.create_summary_metadata("", ""))
 
 
-def text(tag: str, markdown: str) -> Summary.Value:
+def text_summary(tag: str, markdown: str) -> Summary.Value:
     """Return a text, shown as markdown."""
     return _string(tag, markdown.encode(), texts.create_summary_metadata("", ""))
 
 
-def layout(scalars_layout: Layout) -> Summary.Value:
+def layout_summary(scalars_layout: Layout) -> Summary.Value:
     """Return the layout of the Custom Scalars tab."""
     content = scalars_layout.SerializeToString()
     return _string(custom_scalars.CONFIG_SUMMARY_TAG, content, custom_scalars.create_summary_metadata())

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-MAX_STEPS = 10_000
+MAX_JUDGED = 10_000
 """Steps of an episode beyond which nothing is recorded or judged, which bounds the memory of endless tasks."""
 NAN = math.nan
 
@@ -54,9 +54,9 @@ class Running:
 
     def write(self, q: Tensor, g: Tensor, reward: Tensor) -> None:
         """Append one step, tensors (n,), to every episode."""
-        if int(self.steps.max()) >= self.values.shape[2] and self.values.shape[2] < MAX_STEPS:
+        if int(self.steps.max()) >= self.values.shape[2] and self.values.shape[2] < MAX_JUDGED:
             self.values = torch.cat([self.values, torch.full_like(self.values, NAN)], 2)
-        env = (self.steps < min(MAX_STEPS, self.values.shape[2])).nonzero().flatten()
+        env = (self.steps < min(MAX_JUDGED, self.values.shape[2])).nonzero().flatten()
         self.values[:, env, self.steps[env]] = torch.stack([q[env], g[env]])
         self.last_q, self.last_reward = q, reward.float().cpu()
         self.steps += 1
@@ -64,7 +64,7 @@ class Running:
     def take(self, index: int) -> tuple[int, Tensor]:
         """Return the length of an episode and its values (2, length), and begin a new one."""
         length = int(self.steps[index])
-        episode = self.values[:, index, : min(length, MAX_STEPS)].clone()
+        episode = self.values[:, index, : min(length, MAX_JUDGED)].clone()
         self.values[:, index] = NAN
         self.steps[index] = 0
         return length, episode

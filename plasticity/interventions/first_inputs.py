@@ -33,10 +33,10 @@ class FirstInputs:
         self._hook.remove()
 
 
-def is_plain(value: Any) -> bool:
+def is_storable(value: Any) -> bool:
     """Return whether nested tuples, lists and dicts hold only tensors and plain values, which a checkpoint can keep."""
     if isinstance(value, (tuple, list)):
-        return all(map(is_plain, value))
+        return all(map(is_storable, value))
     if isinstance(value, dict):
-        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+        return all(isinstance(key, str) and is_storable(item) for key, item in value.items())
     return value is None or isinstance(value, (torch.Tensor, bool, int, float, str))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from plasticity.callback import Context
 
-from .episodes import MAX_STEPS, History, Running
+from .episodes import MAX_JUDGED, History, Running
 from .intervention import Intervention
 from .rules import require
 
@@ -31,7 +31,7 @@ SMALLEST = 1e-8
 """Guards the two divisions."""
 
 
-def median(values: Tensor) -> Tensor:
+def row_medians(values: Tensor) -> Tensor:
     """Return the median (n,) of the rows of (n, k), NaNs left out: the mean of the middle two; NaN if all are NaN."""
     return (values.nanmedian(-1).values - (-values).nanmedian(-1).values) / 2
 
@@ -240,12 +240,12 @@ class LearnToStop(Intervention):
 
     def _wanted(self, step: int, q: Tensor, g: Tensor, running: Running) -> Tensor:
         """Return the environments (n,) whose episode the rule would end now."""
-        may = (running.steps + 1 >= self.min_length) & (running.steps < MAX_STEPS) & ~running.exempt
+        may = (running.steps + 1 >= self.min_length) & (running.steps < MAX_JUDGED) & ~running.exempt
         if step <= self.warmup or self.history.count < self.min_episodes or not may.any():
             return torch.zeros_like(may)
         rows = self.history.rows(running.steps, self.k)
         known = (~rows[0].isnan()).sum(-1) >= self.min_episodes
-        return may & known & is_unpromising(q, median(rows[0]), median(rows[1]), g, *self.bounds())
+        return may & known & is_unpromising(q, row_medians(rows[0]), row_medians(rows[1]), g, *self.bounds())
 
     def _room(self) -> bool:
         """Return whether one more stop keeps the rate of the last ``rate_episodes`` episodes within its cap."""

@@ -14,7 +14,7 @@ from plasticity.callback import Context
 from plasticity.isolation import unwrap
 from plasticity.surgery.function_change import function_change
 
-from .first_inputs import FirstInputs, is_plain
+from .first_inputs import FirstInputs, is_storable
 from .intervention import Intervention
 from .trigger import Trigger
 
@@ -168,7 +168,7 @@ class Scheduled(Intervention):
     def state_dict(self) -> dict[str, Any]:
         """Return counters, generator, clocks, the trigger's memory, and the inputs on which changes are measured."""
         # A checkpoint holds tensors and plain values only: a run with other inputs takes new ones when it is resumed.
-        inputs = {name: first.found for name, first in self._inputs.items() if is_plain(first.found)}
+        inputs = {name: first.found for name, first in self._inputs.items() if is_storable(first.found)}
         clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict()}
         return {**super().state_dict(), **clocks, "inputs": inputs}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plasticity.callback import Context
 
-from .meter import Meter, Values
+from .meter import Measured, Meter
 
 
 def output_churn(before: Tensor, after: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Churn(Meter):
         self._batch, self._held = self._held, None
         self._outputs = {} if self._batch is None else self._run(ctx)
 
-    def measure(self, ctx: Context) -> Values:
+    def measure(self, ctx: Context) -> Measured:
         """Return the churn of every network that could be run."""
         if not self._outputs:
             raise RuntimeError("it has not seen the networks before the update; fire on_update_start in every update")
@@ -82,7 +82,7 @@ class Churn(Meter):
         for name, after in self._run(ctx).items():
             before = self._outputs[name]
             values[name] = {"churn": output_churn(before, after)}
-            if is_discrete(self._batch) and after.dim() == 2 and after.shape[1] > 1:
+            if has_discrete_actions(self._batch) and after.dim() == 2 and after.shape[1] > 1:
                 values[name]["policy_churn"] = policy_churn(before, after)
         self._batch, self._outputs = None, {}
         return values
@@ -94,7 +94,7 @@ class Churn(Meter):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of a meter, and the states that are held for the next update."""
-        return {**super().state_dict(), "held": tensors_of(self._held)}
+        return {**super().state_dict(), "held": batch_tensors(self._held)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
@@ -102,13 +102,13 @@ class Churn(Meter):
         self._held = SimpleNamespace(**state["held"]) if state["held"] else None
 
 
-def is_discrete(batch: Any) -> bool:
+def has_discrete_actions(batch: Any) -> bool:
     """Return whether the actions of a batch are numbers of discrete actions."""
     action = getattr(batch, "action", None)
     return isinstance(action, Tensor) and not action.is_floating_point() and action.dtype != torch.bool
 
 
-def tensors_of(batch: Any) -> dict[str, Tensor]:
+def batch_tensors(batch: Any) -> dict[str, Tensor]:
     """Return the tensors of a batch by name; empty for None."""
     names = [field.name for field in fields(batch)] if is_dataclass(batch) else list(vars(batch)) if batch else []
     return {name: value for name in names if isinstance(value := getattr(batch, name), Tensor)}

@@ -19,7 +19,7 @@ from plasticity.isolation import undisturbed
 from plasticity.tags import plasticity_tag
 
 T = TypeVar("T")
-Values = Mapping[str, Mapping[str, Tensor]]
+Measured = Mapping[str, Mapping[str, Tensor]]
 """Network -> metric -> value, 0-D."""
 
 FIRST = 2
@@ -68,7 +68,7 @@ class Meter(Callback):
     def before(self, ctx: Context) -> None:
         """Look at the networks right before the update that is measured."""
 
-    def measure(self, ctx: Context) -> Values:
+    def measure(self, ctx: Context) -> Measured:
         """Return network -> metric -> value, 0-D; right after the update that is measured."""
         raise NotImplementedError(f"{type(self).__name__} has no measure()")
 

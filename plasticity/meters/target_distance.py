@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plasticity.callback import Context
 
-from .meter import Meter, Values
+from .meter import Measured, Meter
 
 
 def rms_distance(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> Tensor:
@@ -40,7 +40,7 @@ class TargetDistance(Meter):
             raise ValueError(f"TargetDistance finds no target of {wanted}; {ctx.name} has targets of {there}")
         return found
 
-    def measure(self, ctx: Context) -> Values:
+    def measure(self, ctx: Context) -> Measured:
         """Return the distance of every network that has a target."""
         return {
             name: {"target_distance": rms_distance(network.parameters(), ctx.targets[name].parameters())}

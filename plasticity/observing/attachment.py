@@ -11,7 +11,7 @@ from plasticity.isolation import is_scripted, named_modules
 from plasticity.structure.layers import Layer
 from plasticity.structure.sites import Event
 
-from .entries import Entry
+from .entry_points import EntryPoint
 from .hooks import Hook, Recording
 
 
@@ -47,7 +47,7 @@ class Attachment:
         self._handles["begin"] = self._model.register_forward_pre_hook(begin, with_kwargs=True)
         self._handles["end"] = self._model.register_forward_hook(end, always_call=True)
         for method in methods:
-            self._handles["call", method] = Entry(observer, self._model, method)
+            self._handles["call", method] = EntryPoint(observer, self._model, method)
 
     def to_strays(self, observer: Any) -> None:
         """Hook every module until some are chosen, to notice those that run outside every pass."""

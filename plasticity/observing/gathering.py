@@ -18,18 +18,19 @@ from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PRE, PREACTIVATIO
 from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise, weight_rows
 from plasticity.structure.wirings import Wiring
 
+from ..tags import ALL
 from .distributed import Processes
-from .hooks import Entry, Seen
-from .reading import ALL, OUTPUT_LAYER, Coverage, Reading
+from .hooks import Recipient, Seen
+from .reading import OUTPUT_LAYER, Coverage, Reading
 from .sums import Sums
 
 Key = tuple[str, str]
 """A probe or metric, and a layer."""
 Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
-Values = dict[str, dict[str, float]]
+LayerValues = dict[str, dict[str, float]]
 """Metric -> layer -> value."""
-Entries = tuple[Entry, ...]
+Entries = tuple[Recipient, ...]
 """The meaning of each tensor that a pass shows."""
 
 
@@ -86,13 +87,13 @@ class Gathering:
         for name, summand in self._wanting.get(signal, ()) if rows.shape[0] else ():
             try:
                 tensor = rows if summand is None else _summed(summand, rows)
-                entry = Entry(name, layer, signal, num_samples_in(signal, rows), summand is not None)
+                entry = Recipient(name, layer, signal, num_samples_in(signal, rows), summand is not None)
                 seen.append((entry, tensor))
             except Exception as error:
                 self._disable(name, error)
         return seen
 
-    def take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
+    def take(self, seen: Iterable[tuple[Recipient, Tensor]]) -> None:
         """Take in the tensors of a pass."""
         for entry, tensor in seen:
             if entry.reduced:
@@ -117,7 +118,7 @@ class Gathering:
 
     def drop(self) -> None:
         """Forget all pending data."""
-        self._entries: list[Entry] = []
+        self._entries: list[Recipient] = []
         self._tensors: list[Tensor] = []
         self._whole: list[tuple[Entries, list[Tensor]]] = []
         self._rows: Seen = []
@@ -143,7 +144,7 @@ class Gathering:
             self._disable(entries[i].probe, error)
         return tensors
 
-    def _feed(self, entry: Entry, rows: Tensor) -> None:
+    def _feed(self, entry: Recipient, rows: Tensor) -> None:
         if entry.probe in self._failed:
             return
         try:
@@ -196,7 +197,7 @@ class Gathering:
         state = map_tensors(state, lambda tensor: tensor.to(device, copy=True))
         self.num_passes = state["num_passes"]
         for part in state["sums"]:
-            self._sums[tuple(Entry(*entry) for entry in part["plan"])].load_state_dict(part)
+            self._sums[tuple(Recipient(*entry) for entry in part["plan"])].load_state_dict(part)
         for name, layer, saved in state["probes"]:
             self._copies[name, layer] = self._new(name)
             self._copies[name, layer].load_state_dict(saved)
@@ -277,13 +278,13 @@ class Gathering:
         failed = {metric for name in self._failed for metric in self._metrics[name]}
         return {key: value for key, value in results.items() if key[0] not in failed}, scores
 
-    def _tabulate(self, results: Mapping[Key, float], layers: list[Layer], fed: Container[Key]) -> Values:
+    def _tabulate(self, results: Mapping[Key, float], layers: list[Layer], fed: Container[Key]) -> LayerValues:
         """Arrange values by metric and layer, NaN where there is none, and add the value of the network.
 
         The network's value is of its hidden units; projections (layers without an activation) only have their own,
         unless all layers are projections.
         """
-        values: Values = {}
+        values: LayerValues = {}
         for probe, prototype in self.probes.items():
             measured = [layer for layer in layers if (probe, layer.name) in fed and probe not in self._failed]
             measured = [layer for layer in measured if layer.has_units] or measured
@@ -295,7 +296,7 @@ class Gathering:
         return values
 
     def _coverage(
-        self, wiring: Wiring, selected: set[str], values: Values, missing: Mapping[Key, set[str]]
+        self, wiring: Wiring, selected: set[str], values: LayerValues, missing: Mapping[Key, set[str]]
     ) -> list[Coverage]:
         entries = []
         for layer in wiring.layers.values():

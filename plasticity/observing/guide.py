@@ -11,7 +11,7 @@ from torch import nn
 from plasticity.storage.randomness import restore_random_state
 from plasticity.structure.layers import Layer
 from plasticity.structure.trace import trace
-from plasticity.structure.wirings import Step, Wiring, steps
+from plasticity.structure.wirings import EventPair, Wiring, steps
 
 from .passes import Pass
 from .sights import Hooked
@@ -34,7 +34,7 @@ class Guide:
         self.random = False
         """Whether ways seem to be drawn at random, so that a trace needs the random state before the pass."""
         self._failed = ""
-        self._strays: list[tuple[Hooked, set[Step]]] = []
+        self._strays: list[tuple[Hooked, set[EventPair]]] = []
         """The steps of passes whose way could not be traced."""
 
     def known(self) -> Found | None:

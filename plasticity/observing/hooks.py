@@ -14,7 +14,7 @@ from torch import Tensor
 from plasticity.isolation import foreign_pass, map_tensors
 
 
-class Entry(NamedTuple):
+class Recipient(NamedTuple):
     """The probe, layer and signal for which a tensor is seen."""
 
     probe: str
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     """Whether it is what the probe's ``reduce`` returned, which adds up over passes, and not the rows themselves."""
 
 
-Seen = list[tuple[Entry, Tensor]]
+Seen = list[tuple[Recipient, Tensor]]
 """Tensors of one or more signals, with the probes that they are for."""
 
 
@@ -34,7 +34,7 @@ class Recording:
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
-        self.plan: list[tuple[Entry, int]] = []
+        self.plan: list[tuple[Recipient, int]] = []
         """Entries with the positions of their tensors; the other tensors are arguments of the model."""
         self.inputs: tuple[tuple, dict] = ((), {})
         """Arguments of the last pass that counts, with their positions in place of tensors."""
@@ -46,7 +46,7 @@ class Recording:
         self.num_passes += 1
         self.inputs = map_tensors(inputs, lambda tensor: cast(Any, _Position(self._keep(tensor))))
 
-    def take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
+    def take(self, seen: Iterable[tuple[Recipient, Tensor]]) -> None:
         """Note what a pass shows."""
         for entry, tensor in seen:
             self.plan.append((entry, self._keep(tensor)))

@@ -15,7 +15,7 @@ from plasticity.structure.sites import by_neuron, fits
 
 from .gathering import Gathering
 from .gradients import Backward, Backwards
-from .hooks import Entry, Recording, Seen, backward_pass
+from .hooks import Recipient, Recording, Seen, backward_pass
 from .passes import Pass
 from .sights import ACTIVATION, INPUT, OUTPUT, Sight
 
@@ -195,7 +195,7 @@ class Intake:
 
         owner.gradients.add(("weight", layer.name), precise(gradient.detach()), look, backward.final)
 
-    def _take(self, seen: Iterable[tuple[Entry, Tensor]]) -> None:
+    def _take(self, seen: Iterable[tuple[Recipient, Tensor]]) -> None:
         (self.gathering if self.recording is None else self.recording).take(seen)
 
     def _note_mask(self, owner: Pass, tensor: Tensor, axis: int) -> None:

@@ -34,7 +34,7 @@ from plasticity.structure.trace import is_empty
 from plasticity.structure.wirings import Wiring
 
 from .attachment import Attachment
-from .entries import MOST_STACKS, calling_method
+from .entry_points import MOST_STACKS, calling_method
 from .gathering import Gathering
 from .guide import Guide
 from .hooks import Recording, in_backward

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-ALL = "all"
-"""In place of a layer's name: the value of the whole network."""
+from ..tags import ALL
 
 OUTPUT_LAYER = "output layer"
 """The reason of a layer that is left out because its neurons are what the model returns."""

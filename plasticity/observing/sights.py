@@ -12,7 +12,7 @@ from torch import nn
 from plasticity.probes.probe import FORWARD, LINEAR, POST, PRE, PREACTIVATION, WEIGHT_GRADIENT
 from plasticity.structure.layers import Layer
 from plasticity.structure.sites import Event, Site
-from plasticity.structure.wirings import Step, Wiring, steps
+from plasticity.structure.wirings import EventPair, Wiring, steps
 
 ACTIVATION, INPUT, OUTPUT = "activation", "input", "output"
 """Kinds of sights: the activations of a layer, the input of its activation, and the output of the layer itself."""
@@ -29,7 +29,7 @@ class Hooked:
         """Return the events that are noticed."""
         return [(name, side) for name, side in events if name in (self.begun if side == "input" else self.ended)]
 
-    def steps(self, wired: Wiring) -> set[Step]:
+    def steps(self, wired: Wiring) -> set[EventPair]:
         """Return the steps of all traced passes, from one noticed event to the next."""
         return set().union(*(steps(self.noticed(way.events)) for way in wired.ways))
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from plasticity.reports import statistics
 from plasticity.reports.statistics import Interval
 
-from .question import Question, Scores
+from .question import ConfigurationScores, Question
 from .tables import Table, number
 
 FEW = 5
 """Runs below which a percentile bootstrap covers much less than it says; see docs/reports.md."""
 
 
-def aggregates(scores: Scores, question: Question, has_target: bool) -> Table:
+def aggregates(scores: ConfigurationScores, question: Question, has_target: bool) -> Table:
     """Return IQM, median, mean and, on a normalised scale, the optimality gap of each configuration."""
     kinds: dict[str, Callable[..., Any]] = {
         "IQM": statistics.iqm,
@@ -48,7 +48,7 @@ def aggregates(scores: Scores, question: Question, has_target: bool) -> Table:
     return Table("Aggregate scores", ["configuration", "runs", *kinds], rows, note)
 
 
-def improvements(scores: Scores, question: Question) -> Table:
+def improvements(scores: ConfigurationScores, question: Question) -> Table:
     """Return the probability that a run of one configuration beats one of another, for every pair."""
     rows = [
         [f"{a} over {b}", question.interval(statistics.probability_of_improvement, scores[a], scores[b])]
@@ -62,19 +62,19 @@ def improvements(scores: Scores, question: Question) -> Table:
     return Table("Probability of improvement", ["pair", "probability"], rows, note)
 
 
-def profile_thresholds(scores: Scores, count: int) -> NDArray[Any]:
+def profile_thresholds(scores: ConfigurationScores, count: int) -> NDArray[Any]:
     """Return evenly spaced scores from the lowest to the highest of all runs."""
     runs = np.concatenate([task for tasks in scores.values() for task in tasks])
     return np.linspace(runs.min(), runs.max(), count)
 
 
-def profiles(scores: Scores, thresholds: NDArray[Any], question: Question) -> dict[str, Interval]:
+def profiles(scores: ConfigurationScores, thresholds: NDArray[Any], question: Question) -> dict[str, Interval]:
     """Return configuration -> fraction of runs above each threshold, with pointwise intervals (thresholds,)."""
     profile = partial(statistics.performance_profile, thresholds=thresholds)
     return {name: question.interval(profile, tasks) for name, tasks in scores.items()}
 
 
-def profile_table(scores: Scores, question: Question, count: int = 9) -> Table:
+def profile_table(scores: ConfigurationScores, question: Question, count: int = 9) -> Table:
     """Return the performance profiles at a few thresholds."""
     levels = profile_thresholds(scores, count)
     found = profiles(scores, levels, question)
@@ -86,7 +86,7 @@ def profile_table(scores: Scores, question: Question, count: int = 9) -> Table:
     return Table("Performance profiles", ["score above", *scores], rows, note)
 
 
-def per_task(scores: Scores, tasks: Sequence[str], question: Question) -> Table:
+def per_task(scores: ConfigurationScores, tasks: Sequence[str], question: Question) -> Table:
     """Return the IQM of each configuration in each environment."""
     rows = [
         [env, *(question.interval(statistics.iqm, [own[i]]) for own in scores.values())] for i, env in enumerate(tasks)
@@ -103,7 +103,7 @@ def resampled(question: Question) -> str:
     )
 
 
-def cautions(scores: Scores) -> list[str]:
+def cautions(scores: ConfigurationScores) -> list[str]:
     """Return a note where intervals come from few runs."""
     few = [name for name, tasks in scores.items() if sum(map(len, tasks)) < FEW]
     if not few:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plasticity.metrics import METRICS, shown_first
 from plasticity.storage.record import package_version
-from plasticity.tags import RETURNS, plasticity_tags
+from plasticity.tags import RETURN_TITLES, plasticity_tags
 
 from . import overview, tables
 from .figures import encoded, svg
@@ -57,7 +57,7 @@ class Report:
         self,
         runs: Sequence[RecordedRun],
         notes: Sequence[str] = (),
-        tags: Sequence[str] = tuple(RETURNS),
+        tags: Sequence[str] = tuple(RETURN_TITLES),
         metrics: Sequence[str] | None = None,
         command: str = "",
     ) -> None:
@@ -77,7 +77,7 @@ class Report:
         self.results = overview.results(self.configurations, tags, chosen)
         self.details = [
             *filter(None, [overview.interventions(self.configurations)]),
-            *overview.settings(self.configurations),
+            *overview.settings_tables(self.configurations),
             overview.origins(runs),
             overview.versions(runs),
         ]
@@ -192,7 +192,7 @@ def _figure(picture: Picture, count: int) -> str:
 
 
 def _wide(table: Table) -> str:
-    return f'<div class="wide">{tables.page(table)}</div>'
+    return f'<div class="wide">{tables.as_html(table)}</div>'
 
 
 def _slug(table: Table) -> str:

@@ -31,7 +31,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*", "<")
 # Seven, four and nine: no combination comes twice before 252 configurations.
-WIDTH = 9.6
+FIGURE_WIDTH = 9.6
 """Inches; the page shows it at that size."""
 STYLE: Any = {
     "font.size": 9,
@@ -93,7 +93,7 @@ def draw_curves(rows: Sequence[Sequence[Panel]], xlabel: str) -> Figure:
         strips = max(len(panel.strips) for row in rows for panel in row)
         heights = [2.1] * len(rows) + [0.16 * strips + 0.12] * bool(strips)
         columns = max(map(len, rows))
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.7))
+        figure = Figure(figsize=(FIGURE_WIDTH, sum(heights) + 0.7))
         axes = figure.subplots(len(heights), columns, squeeze=False, sharex="col", sharey="row", height_ratios=heights)
         for line, row in zip(axes, rows, strict=False):
             for place, panel in zip(line, row, strict=False):
@@ -114,7 +114,7 @@ def draw_maps(rows: Sequence[Sequence[Map | None]], colour_label: str, xlabel: s
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         maps = [one for row in rows for one in row if one is not None]
         heights = [0.27 * max((len(one.layers) for one in row if one is not None), default=1) + 0.3 for row in rows]
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.75))
+        figure = Figure(figsize=(FIGURE_WIDTH, sum(heights) + 0.75))
         axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=True, sharey="row", height_ratios=heights)
         low, high = _range(np.concatenate([one.values.ravel() for one in maps]))
         image = None
@@ -134,7 +134,7 @@ def draw_maps(rows: Sequence[Sequence[Map | None]], colour_label: str, xlabel: s
 def draw_profiles(curves: Sequence[Curve], xlabel: str) -> Figure:
     """Return performance profiles: ``steps`` of a band are thresholds, values the fraction of runs above them."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH * 0.62, 3.2))
+        figure = Figure(figsize=(FIGURE_WIDTH * 0.62, 3.2))
         place = figure.subplots()
         _curves(place, Panel("", "fraction of runs with a score above it", curves), first=True)
         place.set_xlabel(xlabel)
@@ -147,7 +147,7 @@ def draw_intervals(columns: Mapping[str, Sequence[tuple[str, Any]]]) -> Figure:
     """Return a point and its interval per configuration: statistic -> (configuration, interval), all in one order."""
     with matplotlib.rc_context(STYLE):
         rows = max(map(len, columns.values()))
-        figure = Figure(figsize=(WIDTH, 0.32 * rows + 0.75))
+        figure = Figure(figsize=(FIGURE_WIDTH, 0.32 * rows + 0.75))
         axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
         for place, (name, points) in zip(axes, columns.items(), strict=True):
             for i, (_, (value, low, high)) in enumerate(points):

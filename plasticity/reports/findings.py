@@ -11,7 +11,7 @@ from . import comparison, tables
 from .association import associations
 from .groups import configurations, doubts
 from .question import Question, complete, normalised, reference_anchors, repeated, require_comparable
-from .runs import RecordedRun, load
+from .runs import RecordedRun, load_runs
 from .series import Band
 from .tables import Table, number
 
@@ -30,7 +30,7 @@ class Findings:
         association: str = "last",
         command: str = "",
     ) -> None:
-        runs, notes = load(paths)
+        runs, notes = load_runs(paths)
         runs = _in(runs, envs)
         # What was left out for being unfinished is said below, with the consequence.
         notes = [note for note in notes if ": not finished (" not in note]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from plasticity.reports.statistics import Interval, bootstrap, iqm
-from plasticity.tags import ALL, RETURNS, parse_tag, plasticity_tag, plasticity_tags
+from plasticity.tags import ALL, RETURN_TITLES, parse_tag, plasticity_tag, plasticity_tags
 
 from .groups import Configuration, text
 from .runs import RecordedRun, having
@@ -63,10 +63,10 @@ def _seeds(runs: Sequence[RecordedRun]) -> str:
 def _short(tag: str) -> str:
     """Return ``network: metric`` of a plasticity tag, the name of a chart."""
     parts = parse_tag(tag)
-    return RETURNS.get(tag, tag) if parts is None else f"{parts.network}: {parts.metric.replace('_', ' ')}"
+    return RETURN_TITLES.get(tag, tag) if parts is None else f"{parts.network}: {parts.metric.replace('_', ' ')}"
 
 
-def settings(configurations: Sequence[Configuration]) -> list[Table]:
+def settings_tables(configurations: Sequence[Configuration]) -> list[Table]:
     """Return the settings that are not the same for all configurations, and those that are."""
     keys = list(dict.fromkeys(key for c in configurations for key in c.settings))
     values = {key: [text(c.settings[key]) if key in c.settings else "" for c in configurations] for key in keys}

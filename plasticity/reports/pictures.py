@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.tags import ALL, RETURNS, Tag, plasticity_tag, plasticity_tags
+from plasticity.tags import ALL, RETURN_TITLES, Tag, plasticity_tag, plasticity_tags
 
 from .figures import Curve, Map, Panel, Strip, draw_curves, draw_maps
 from .groups import Configuration
@@ -55,7 +55,7 @@ class Pictures:
         for tag in tags:
             curves = self._curves(tag, remarks)
             if curves:
-                panels.append(Panel(RETURNS.get(tag, tag), "return", curves, self._strips(None)))
+                panels.append(Panel(RETURN_TITLES.get(tag, tag), "return", curves, self._strips(None)))
         if not panels:
             return None
         caption = f"Learning curves{self.where}. {self._band_text(remarks)}{self._strip_text(panels)}"

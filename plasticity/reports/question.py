@@ -19,7 +19,7 @@ from .runs import RecordedRun
 from .series import AT, score, until
 from .tables import number
 
-Scores = dict[str, list[NDArray[Any]]]
+ConfigurationScores = dict[str, list[NDArray[Any]]]
 """Configuration -> scores (runs,) per environment."""
 
 
@@ -136,14 +136,14 @@ def normalised(
     tasks: Sequence[str],
     question: Question,
     anchors: Mapping[str, tuple] | None,
-) -> Scores:
+) -> ConfigurationScores:
     """Return configuration -> scores (runs,) per task, on the scale of ``anchors``: environment -> (its 0, its 1)."""
     if anchors is None and len(tasks) > 1:
         raise ValueError(
             f"returns of {', '.join(tasks)} have no common scale: pass --normalise LOW,HIGH for all (0,1000 for "
             "dm_control), --normalise ENV=LOW,HIGH for each, or --normalise and the name of a reference configuration"
         )
-    found: Scores = {}
+    found: ConfigurationScores = {}
     for c in configurations:
         found[c.name] = []
         for env in tasks:

@@ -61,7 +61,7 @@ class RecordedRun:
         return {key: value for key, value in flat.items() if key not in NO_CONFIGURATION}
 
 
-def load(paths: Sequence[Path | str]) -> tuple[list[RecordedRun], list[str]]:
+def load_runs(paths: Sequence[Path | str]) -> tuple[list[RecordedRun], list[str]]:
     """Return the runs at or below ``paths``, and notes on those left out or damaged.
 
     Of several runs with the same settings and seed one stays, the finished or else the longest: they are copies, not

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Scores = Sequence[NDArray[Any]]
+TaskScores = Sequence[NDArray[Any]]
 _BLOCK = 250  # resamples at once: bounds the memory of statistics that compare all pairs
 _UNDEFINED = 0.05  # largest share of resamples without a value that an interval may leave out
 
@@ -25,19 +25,19 @@ class Interval(NamedTuple):
     high: Any
 
 
-def mean(scores: Scores) -> NDArray[Any]:
+def mean(scores: TaskScores) -> NDArray[Any]:
     """Return the mean over tasks of each task's mean."""
     return np.mean([task.mean(-1) for task in scores], axis=0)
 
 
-def median(scores: Scores) -> NDArray[Any]:
+def median(scores: TaskScores) -> NDArray[Any]:
     """Return the median over tasks of each task's mean, as the paper has it; with one task, the median of its runs."""
     if len(scores) == 1:
         return np.median(scores[0], axis=-1)
     return np.median([task.mean(-1) for task in scores], axis=0)
 
 
-def iqm(scores: Scores) -> NDArray[Any]:
+def iqm(scores: TaskScores) -> NDArray[Any]:
     """Return the interquartile mean: the mean of all runs of all tasks without the lowest and highest quarter.
 
     Of n runs, floor(n / 4) are cut off at each end (``scipy.stats.trim_mean``): with three or fewer it is their mean.
@@ -47,7 +47,7 @@ def iqm(scores: Scores) -> NDArray[Any]:
     return runs[..., cut : runs.shape[-1] - cut].mean(-1)
 
 
-def optimality_gap(scores: Scores, target: float = 1.0) -> NDArray[Any]:
+def optimality_gap(scores: TaskScores, target: float = 1.0) -> NDArray[Any]:
     """Return the mean shortfall of all runs of all tasks from ``target``; a surplus does not make up for it.
 
     Only of scores normalised so that ``target`` means the same in every task. 0 is best.
@@ -55,7 +55,7 @@ def optimality_gap(scores: Scores, target: float = 1.0) -> NDArray[Any]:
     return np.maximum(target - np.concatenate(scores, axis=-1), 0.0).mean(-1)
 
 
-def probability_of_improvement(scores: Scores, baseline: Scores) -> NDArray[Any]:
+def probability_of_improvement(scores: TaskScores, baseline: TaskScores) -> NDArray[Any]:
     """Return P(X > Y) + P(X = Y) / 2 for a run X of ``scores`` and Y of ``baseline`` in one task, averaged over tasks.
 
     It is the Mann-Whitney statistic divided by the number of pairs. 0.5: neither is better. It says nothing about by
@@ -67,7 +67,7 @@ def probability_of_improvement(scores: Scores, baseline: Scores) -> NDArray[Any]
     return np.mean([((x > y) + 0.5 * (x == y)).mean((-2, -1)) for x, y in pairs], axis=0)
 
 
-def performance_profile(scores: Scores, thresholds: ArrayLike) -> NDArray[Any]:
+def performance_profile(scores: TaskScores, thresholds: ArrayLike) -> NDArray[Any]:
     """Return (thresholds, ...): the fraction of runs whose score is above each threshold, averaged over tasks."""
     levels = np.asarray(thresholds, dtype=np.float64)
     return np.stack([np.mean([(task > level).mean(-1) for task in scores], axis=0) for level in levels])
@@ -79,7 +79,7 @@ def ranks(values: NDArray[Any]) -> NDArray[Any]:
     return (there < here).sum(-1) + ((there == here).sum(-1) + 1) / 2
 
 
-def spearman(x: Scores, y: Scores) -> NDArray[Any]:
+def spearman(x: TaskScores, y: TaskScores) -> NDArray[Any]:
     """Return Spearman's rank correlation of ``x`` and ``y`` within groups: (..., runs) per group, in [-1, 1].
 
     Ranks are taken and centred within each group and divided by its runs plus one; their correlation over all groups
@@ -93,7 +93,7 @@ def spearman(x: Scores, y: Scores) -> NDArray[Any]:
 
 def bootstrap(
     statistic: Callable[..., NDArray[Any]],
-    *samples: Scores,
+    *samples: TaskScores,
     paired: bool = False,
     resamples: int = 10_000,
     level: float = 0.95,

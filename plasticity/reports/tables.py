@@ -85,7 +85,7 @@ def latex(table: Table) -> str:
     )
 
 
-def page(table: Table) -> str:
+def as_html(table: Table) -> str:
     """Return the table as HTML, its title and note as the caption; columns of numbers are set to the right."""
     last = table.rows[-1] if table.rows else [""] * len(table.columns)
     right = [isinstance(value, int | float | Interval) for value in last]

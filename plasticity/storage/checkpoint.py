@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from .files import Input, Output, sync_folder
-from .nested import flatten, restore
+from .nested import flatten, unflatten
 from .record import package_version
 from .tensorfile import read_tensors, write_tensors
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
 MAX_MANIFEST, MAX_STATE = 2**16, 2**26
 """Bytes; a longer file was not written by this package."""
@@ -87,7 +87,7 @@ def load(folder: Path | str) -> Any:
     with _opened(folder, TENSORS, files) as file:
         tensors = read_tensors(file)
     with _reading(folder / STATE):
-        return restore(plain, tensors)
+        return unflatten(plain, tensors)
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
@@ -100,8 +100,10 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         manifest = json.loads(text.decode())
         if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
             raise ValueError("it is no manifest of a checkpoint")
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"it has format {manifest['format']}, this version of plasticity reads {FORMAT}")
+        if manifest["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"it has format {manifest['format']}, this version of plasticity reads {CHECKPOINT_FORMAT}"
+            )
         if manifest.keys() != {"format", "version", "notes", "files", "sha256"} or _sealed(manifest) != text:
             raise ValueError("it is damaged: its own checksum does not fit")
         if not _plausible(manifest):
@@ -111,7 +113,9 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
 
 def encode_manifest(files: Mapping[str, Mapping[str, Any]], notes: Mapping[str, Any]) -> bytes:
     """Return the text of a manifest, checksum included."""
-    return _sealed({"format": FORMAT, "version": package_version(), "notes": dict(notes), "files": dict(files)})
+    return _sealed(
+        {"format": CHECKPOINT_FORMAT, "version": package_version(), "notes": dict(notes), "files": dict(files)}
+    )
 
 
 def partial_of(folder: Path) -> Path:

@@ -107,7 +107,7 @@ def _from_numpy(array: np.ndarray, place: str) -> Tensor:
         raise TypeError(f"{place} is an array of dtype {array.dtype}, which torch does not have") from error
 
 
-def restore(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unflatten(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Return the state that :func:`flatten` was given; ValueError for anything that it cannot have written."""
     return _read(plain, tensors, 0)
 

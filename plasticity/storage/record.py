@@ -12,7 +12,7 @@ from .files import write_atomically
 from .upgrade import upgraded
 
 RECORD = "run.json"
-FORMAT = 2
+RECORD_FORMAT = 2
 """Format of the records that this version writes; 0.1.0 wrote 1, without saying so."""
 NO_CONFIGURATION = frozenset(
     {
@@ -25,7 +25,7 @@ NO_CONFIGURATION = frozenset(
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json`` in one step, with format and version; OSError leaves the old one in place."""
-    stamped = {"format": FORMAT, "version": package_version(), **record}
+    stamped = {"format": RECORD_FORMAT, "version": package_version(), **record}
     write_atomically(folder / RECORD, json.dumps(stamped, indent=2).encode() + b"\n")
 
 
@@ -43,10 +43,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     written = record.get("format", 1)
     if type(written) is not int:
         raise ValueError(f"{path} is damaged: its format is {written!r:.40}, no number")
-    if written > FORMAT:
+    if written > RECORD_FORMAT:
         raise ValueError(
             f"{path} has format {written}, written by version {record.get('version', 'unknown')}; this version reads "
-            f"up to {FORMAT}: install the newer one"
+            f"up to {RECORD_FORMAT}: install the newer one"
         )
     if not (isinstance(record.get("agent"), str) and isinstance(record.get("config"), dict)):
         raise ValueError(f"{path} is damaged: it lacks the agent or its config")

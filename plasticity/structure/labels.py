@@ -56,7 +56,7 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Tag:
+class Label:
     """Contents of a tensor: neurons by element, neurons that were mixed (by which operation), or outside data."""
 
     planes: tuple[Plane, ...] = ()
@@ -77,24 +77,24 @@ class Tag:
         """The layer calls whose neurons the planes carry."""
         return set().union(*(plane.calls for plane in self.planes))
 
-    def map(self, change: Callable[[Plane], Plane]) -> Tag:
+    def map(self, change: Callable[[Plane], Plane]) -> Label:
         """Return a tag with ``change`` applied to every plane."""
         return replace(self, planes=tuple(change(plane) for plane in self.planes))
 
-    def without_planes(self) -> Tag:
+    def without_planes(self) -> Label:
         """Return what the tag says besides its planes."""
         return replace(self, planes=())
 
-    def normalised(self) -> Tag:
+    def normalised(self) -> Label:
         """Return the tag after a normalisation over neurons or samples."""
         return self.map(Plane.normalised)
 
-    def reshaped(self, shape: torch.Size) -> Tag:
+    def reshaped(self, shape: torch.Size) -> Label:
         """Return the tag for another view of the same memory."""
         return self.map(lambda p: replace(p, ids=p.ids.reshape(shape), replay=None))
 
 
-def mix(tags: Iterable[Tag], operation: str, statistic: bool = False) -> Tag:
+def mix(tags: Iterable[Label], operation: str, statistic: bool = False) -> Label:
     """Return a tag that remembers only which layers took part, and in which operation."""
     mixed: dict[int, str] = {}
     weighed: frozenset[int] = frozenset()
@@ -103,7 +103,7 @@ def mix(tags: Iterable[Tag], operation: str, statistic: bool = False) -> Tag:
         external |= tag.external
         mixed |= dict.fromkeys(tag.calls, operation) | dict(tag.mixed)
         weighed = weighed.union(tag.weighed, *(plane.calls for plane in tag.planes if plane.weighted))
-    return Tag(mixed=mixed, statistic=statistic, external=external, weighed=weighed)
+    return Label(mixed=mixed, statistic=statistic, external=external, weighed=weighed)
 
 
 def common(ids: Tensor, dims: Iterable[int]) -> Tensor | None:

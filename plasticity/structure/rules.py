@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .labels import NOTHING, Plane, Tag, common, mix, tensors_in
+from .labels import NOTHING, Label, Plane, common, mix, tensors_in
 
 # Names of operations below autograd ("aten"), without the underscore of the in-place form.
 COPIES = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy", "native_dropout"}
@@ -72,18 +72,18 @@ class Operation:
     name: str
     args: tuple
     kwargs: dict
-    operands: Sequence[tuple[Tensor, Tag]]
+    operands: Sequence[tuple[Tensor, Label]]
     """The tensors among its arguments and what they carried before it ran."""
     outputs: Sequence[Tensor]
 
     @property
-    def source(self) -> Tag:
+    def source(self) -> Label:
         """Return the tag of the first argument; an empty one if it is no tensor that was followed."""
         first = self.operands and self.args and self.operands[0][0] is self.args[0]
-        return self.operands[0][1] if first else Tag()
+        return self.operands[0][1] if first else Label()
 
     @property
-    def mixed(self) -> Tag:
+    def mixed(self) -> Label:
         """The tag of a result about which no more is known than who took part."""
         return mix((tag for _, tag in self.operands), self.name)
 
@@ -96,16 +96,16 @@ class Operation:
         return None
 
 
-def propagate(op: Operation) -> list[Tag]:
+def propagate(op: Operation) -> list[Label]:
     """Return what each output of ``op`` carries."""
     try:
         tags = _rule(op)
     except (RuntimeError, IndexError, ValueError):  # an unforeseen shape: name it instead of guessing
         return [op.mixed] * len(op.outputs)
-    return tags + [Tag()] * (len(op.outputs) - len(tags))
+    return tags + [Label()] * (len(op.outputs) - len(tags))
 
 
-def _rule(op: Operation) -> list[Tag]:
+def _rule(op: Operation) -> list[Label]:
     source = op.source
     if op.name in COPIES:
         return [source]
@@ -143,7 +143,7 @@ def _reshape(ids: Tensor, shape: torch.Size) -> Tensor:
     return ids.reshape(shape)
 
 
-def _move(op: Operation) -> list[Tag]:
+def _move(op: Operation) -> list[Label]:
     """Apply the very operation that moved the data to the labels."""
     results: list[list[Plane]] = [[] for _ in op.outputs]
     for plane in op.source.planes:
@@ -153,7 +153,7 @@ def _move(op: Operation) -> list[Tag]:
     return [replace(op.source, planes=tuple(planes)) for planes in results]
 
 
-def _join(op: Operation) -> Tag:
+def _join(op: Operation) -> Label:
     """Concatenate the labels of each operand with nothing in the place of the others."""
     parts = list(op.args[0])
     planes: list[Plane] = []
@@ -166,7 +166,7 @@ def _join(op: Operation) -> Tag:
     return replace(rest, planes=tuple(planes))
 
 
-def _glu(op: Operation) -> Tag:
+def _glu(op: Operation) -> Label:
     dim = op.argument("dim")
 
     def half(plane: Plane, ids: Tensor) -> Plane:
@@ -175,7 +175,7 @@ def _glu(op: Operation) -> Tag:
     return replace(op.source, planes=tuple(half(p, ids) for p in op.source.planes for ids in p.ids.chunk(2, dim)))
 
 
-def _reduce(op: Operation) -> Tag:
+def _reduce(op: Operation) -> Label:
     """Keep the labels if every reduced element carries the same neuron: a mean over time or space."""
     dims, keepdim = op.argument("dim"), bool(op.argument("keepdim"))
     dims = [dims] if isinstance(dims, int) else dims
@@ -188,12 +188,12 @@ def _reduce(op: Operation) -> Tag:
     return replace(op.source, planes=tuple(planes))
 
 
-def _pool(op: Operation, num_spatial: int) -> Tag:
+def _pool(op: Operation, num_spatial: int) -> Label:
     """Keep the channel's label where all positions carry it, at the new spatial size."""
     return op.source.map(partial(_averaged, dims=range(-num_spatial, 0), shape=op.outputs[0].shape))
 
 
-def _weighted_sum(op: Operation) -> Tag:
+def _weighted_sum(op: Operation) -> Label:
     """Keep the labels of the values that attention weights average over; mix the rest."""
     value_at = 2 if op.name.startswith(ATTENTION) else len(op.operands) - 1
     value = op.operands[value_at][1]
@@ -210,7 +210,7 @@ def _averaged(plane: Plane, dims: Sequence[int], shape: torch.Size) -> Plane:
     return replace(plane, ids=ids.expand(shape), replay=None)
 
 
-def _pointwise(op: Operation, shape: torch.Size) -> Tag:
+def _pointwise(op: Operation, shape: torch.Size) -> Label:
     live = [tag for t, tag in op.operands if tag and (t.is_floating_point() or t.is_complex())]
     live, normalised = _absorb_statistics(live)
     same = _same_neurons(live, shape)
@@ -218,7 +218,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Tag:
     # Played again as an out-of-place operation on a copy: the tensor it will be played on belongs to the model.
     step = partial(_play, op.func, op.args[1:], op.kwargs) if len(op.operands) == 1 and op.source else None
 
-    def passed_on(plane: Plane, others: list[Tag]) -> Plane:
+    def passed_on(plane: Plane, others: list[Label]) -> Plane:
         activation = plane.activation or (op.name if nonlinear else None)
         return replace(
             plane,
@@ -242,13 +242,13 @@ def _pointwise(op: Operation, shape: torch.Size) -> Tag:
     return replace(rest, planes=tuple(planes))
 
 
-def _gates(plane: Plane, others: list[Tag]) -> bool:
+def _gates(plane: Plane, others: list[Label]) -> bool:
     """Return whether the product of a plane with others is a gated unit: one of them is activated."""
     factors = [plane, *(factor for tag in others for factor in tag.planes)]
     return len(factors) > 1 and any(f.activation not in (None, "softmax") and not f.summed for f in factors)
 
 
-def _absorb_statistics(live: list[Tag]) -> tuple[list[Tag], bool]:
+def _absorb_statistics(live: list[Label]) -> tuple[list[Label], bool]:
     """Drop operands that are mere statistics of the others: ``x - x.mean()`` is a normalisation, not a sum."""
     calls = set().union(*(tag.calls for tag in live))
     kept = [tag for tag in live if not (tag.statistic and set(tag.mixed) <= calls)]
@@ -259,7 +259,7 @@ def _play(func: Callable[..., Tensor], args: tuple, kwargs: dict, x: Tensor) -> 
     return func(x.clone(), *args, **kwargs)
 
 
-def _same_neurons(live: list[Tag], shape: torch.Size) -> bool:
+def _same_neurons(live: list[Label], shape: torch.Size) -> bool:
     """Return whether several operands carry one plane each with the same neurons, as in ``x * sigmoid(x)``."""
     if len(live) < 2 or any(len(tag.planes) != 1 or tag.mixed or tag.external for tag in live):
         return False

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
-from .labels import NOTHING, STRIDE, Plane, Tag, feature_vector, tensors_in
+from .labels import NOTHING, STRIDE, Label, Plane, feature_vector, tensors_in
 from .layers import (
     LAST_AXIS_NORMS,
     NORM_MODULES,
@@ -98,7 +98,7 @@ class _Trace:
     def __init__(self, modules: dict[str, nn.Module], layers: dict[str, Layer]) -> None:
         self.modules, self.layers = modules, layers
         self.tracer = Tracer({name: module.parameters(recurse=False) for name, module in modules.items()})
-        self.running: list[Tag] = []
+        self.running: list[Label] = []
         """Tags of the first inputs of the modules now running, innermost last."""
         self.events: list[Event] = []
         self.produced: list[int] = []
@@ -129,7 +129,7 @@ class _Trace:
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         inputs = {key: v for key, v in [*enumerate(args), *kwargs.items()] if isinstance(v, Tensor)}
         first = next(iter(inputs.values()), None)
-        tag = Tag() if first is None else self.tracer.tag(first)
+        tag = Label() if first is None else self.tracer.tag(first)
         self.running.append(tag)
         empty = is_empty(inputs.values())
         if not empty:
@@ -194,7 +194,7 @@ class _Trace:
         place = _place(planes, number, self._layer(number))
         return None if place is None else Site(tuple(self.events[self.produced[number] :]), key, *place)
 
-    def _consume(self, name: str, tag: Tag) -> None:
+    def _consume(self, name: str, tag: Label) -> None:
         for plane in tag.planes:
             for layer, columns in self._columns(plane, self.layers[name].axis):
                 if columns is None:
@@ -205,7 +205,7 @@ class _Trace:
         for number, operation in tag.mixed.items():
             self._layer(number).note(f"mixed by {operation} before {name}")
 
-    def _pass_norm(self, name: str, tag: Tag, axis: int) -> None:
+    def _pass_norm(self, name: str, tag: Label, axis: int) -> None:
         """Record the entries of a norm's gain and bias that belong to single neurons."""
         for plane in tag.planes:
             if plane.summed or plane.product:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .labels import STRIDE, Plane, Tag, mix, tensors_in
+from .labels import STRIDE, Label, Plane, mix, tensors_in
 from .rules import MATRIX_PRODUCTS, MOVES, Operation, propagate
 
 FACTORIES = ("_like", "new_", "empty", "zeros", "ones", "rand", "full", "bernoulli")
@@ -81,17 +81,17 @@ class Tracer(TorchDispatchMode):
         shape = [1] * output.dim()
         shape[axis] = num
         ids = torch.arange(num, device=output.device).add_(number * STRIDE).view(shape).expand(output.shape)
-        self.tags[output] = Tag((Plane(ids, frozenset([number])),))
+        self.tags[output] = Label((Plane(ids, frozenset([number])),))
 
     def mark_external(self, tensors: Iterable[Tensor]) -> None:
         """Say that these tensors come from outside: inputs, embeddings, anything that no traced layer wrote."""
         for tensor in tensors:
             if tensor.is_floating_point():
-                self.tags[tensor] = Tag(external=True)
+                self.tags[tensor] = Label(external=True)
 
-    def tag(self, tensor: Tensor) -> Tag:
+    def tag(self, tensor: Tensor) -> Label:
         """Return what ``tensor`` carries; an empty tag for constants and parameters."""
-        return self.tags.get(tensor) or Tag()
+        return self.tags.get(tensor) or Label()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -114,7 +114,7 @@ class Tracer(TorchDispatchMode):
         return bool(owners) or tensor in self._weights
 
     def _follow(
-        self, func: Any, args: tuple, kwargs: dict, operands: list[tuple[Tensor, Tag]], out: Any, weights: bool
+        self, func: Any, args: tuple, kwargs: dict, operands: list[tuple[Tensor, Label]], out: Any, weights: bool
     ) -> None:
         """Tag what came ``out`` of an operation; ``weights``: whether weights of no running layer took part."""
         name = func.overloadpacket.__name__
@@ -134,7 +134,7 @@ class Tracer(TorchDispatchMode):
                 if in_place:
                     self._write_through(tensor, name)
 
-    def _assign(self, tensor: Tensor, tag: Tag, name: str) -> None:
+    def _assign(self, tensor: Tensor, tag: Label, name: str) -> None:
         try:
             tag = tag.map(lambda p: replace(p, ids=p.ids.broadcast_to(tensor.shape)))
         except RuntimeError:
@@ -157,7 +157,7 @@ class Tracer(TorchDispatchMode):
             else:
                 self.tags[alias] = mix([self.tag(alias), tag], f"{name}_ on a part of it")
 
-    def _note_absorbed(self, op: Operation, tags: list[Tag], weights: bool) -> None:
+    def _note_absorbed(self, op: Operation, tags: list[Label], weights: bool) -> None:
         """Remember neurons that were mixed by weights of no known layer, be they themselves made by the model."""
         carried = set().union(*(tag.calls for _, tag in op.operands)) if weights else set()
         if op.name in MATRIX_PRODUCTS and sum(bool(tag) for _, tag in op.operands) > 1:

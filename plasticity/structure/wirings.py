@@ -13,7 +13,7 @@ from plasticity.isolation import is_scripted, named_modules
 from .layers import Consumer, Layer, neuron_axis, num_inputs, union
 from .sites import Event
 
-Step = tuple[Event | None, Event | None]
+EventPair = tuple[Event | None, Event | None]
 """Two events in a row; None before the first and after the last."""
 
 
@@ -29,7 +29,7 @@ class Way:
     """The modules that were called without samples."""
 
 
-def steps(events: Iterable[Event]) -> set[Step]:
+def steps(events: Iterable[Event]) -> set[EventPair]:
     """Return the steps from each event to the next."""
     return set(pairwise([None, *events, None]))
 

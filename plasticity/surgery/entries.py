@@ -14,7 +14,7 @@ def incoming_entries(module: nn.Module, neurons: Tensor) -> Tensor:
     """Return which entries of the weight lead into the neurons: bool (neurons,) -> bool, shape of the weight."""
     where = torch.zeros_like(weight_of(module), dtype=torch.bool)
     view = by_group(module, where)
-    view |= aligned(view, neurons, 1)
+    view |= spread(view, neurons, 1)
     return where
 
 
@@ -22,7 +22,7 @@ def outgoing_entries(module: nn.Module, inputs: Tensor) -> Tensor:
     """Return which entries of a consumer's weight take up its inputs: bool (inputs,) -> bool, shape of the weight."""
     where = torch.zeros_like(weight_of(module), dtype=torch.bool)
     view = by_group(module, where)
-    view |= aligned(view, inputs, 2)
+    view |= spread(view, inputs, 2)
     return where
 
 
@@ -32,7 +32,7 @@ def by_group(module: nn.Module, weight: Tensor) -> Tensor:
     return grouped.transpose(1, 2) if inputs_first(module) else grouped
 
 
-def aligned(view: Tensor, vector: Tensor, dim: int) -> Tensor:
+def spread(view: Tensor, vector: Tensor, dim: int) -> Tensor:
     """Spread a vector over the groups and dimension ``dim`` of a view by groups, so that it broadcasts."""
     shape = [len(view)] + [1] * (view.dim() - 1)
     shape[dim] = view.shape[dim]

@@ -14,7 +14,7 @@ from plasticity.structure.labels import tensors_in
 
 from .state_layout import SCALARS, foreign_state
 
-Step = Literal["keep", "zero"]
+StepCounter = Literal["keep", "zero"]
 
 QUANTISED = re.compile("8bit|4bit|fp8", re.IGNORECASE)
 """Names of optimizers with quantised state: those of bitsandbytes and torchao, which keep small tensors as they are."""
@@ -27,7 +27,7 @@ class SurgeryError(ValueError):
     """Surgery that cannot be done correctly; nothing has been changed."""
 
 
-def clear_state_(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tensor, step: Step = "keep") -> None:
+def clear_state_(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tensor, step: StepCounter = "keep") -> None:
     """Make the optimizers forget the entries of ``parameter`` that ``where`` (bool, its shape) marks.
 
     State is found by the identity of the parameter, whatever its group, order or optimizer; none yet is fine. Every

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from plasticity.structure.layers import Consumer, Layer, num_inputs
 from plasticity.structure.wirings import Wiring
 
-from .entries import aligned, by_group, column_norms, incoming_entries, outgoing_entries
+from .entries import by_group, column_norms, incoming_entries, outgoing_entries, spread
 from .initialisers import Initialiser, bias_of, default_initialiser, weight_of
-from .optimizer_state import Step, SurgeryError, clear_state_, state_refusal
+from .optimizer_state import StepCounter, SurgeryError, clear_state_, state_refusal
 
 Outgoing = Literal["zero", "keep", "small"]
 
@@ -36,7 +36,7 @@ def recycle_(
     incoming: bool = True,
     outgoing: Outgoing = "zero",
     moments: bool = True,
-    step: Step = "keep",
+    step: StepCounter = "keep",
     norms: bool = True,
 ) -> dict[str, list[int]]:
     """Recycle the flagged neurons and return their indices by layer.
@@ -201,7 +201,7 @@ def _check(
     flagged: Iterable[str],
     initialisers: Mapping[str, Initialiser] | None,
     outgoing: Outgoing,
-    step: Step,
+    step: StepCounter,
 ) -> None:
     if outgoing not in ("zero", "keep", "small") or step not in ("keep", "zero"):
         raise SurgeryError(f"outgoing is zero, keep or small, and step keep or zero; got {outgoing!r} and {step!r}")
@@ -286,5 +286,5 @@ def _small_columns(
     noise = torch.randn(weight.shape, generator=generator, device="cpu")
     scales = SMALL * live.mean().cpu() / column_norms(module, noise)
     view = by_group(module, noise)
-    view *= aligned(view, scales, 2)
+    view *= spread(view, scales, 2)
     return noise.to(weight.device, weight.dtype)

@@ -13,7 +13,7 @@ from plasticity.storage.folder import Checkpoints
 from plasticity.tags import ALL, parse_tag
 
 from .method import flags
-from .runs import AGENTS, SHORT, check_run, command, registered, require_same, rows
+from .runs import QUICK_RUNS, SHORT, check_run, command, registered, require_same, rows
 
 EVERY = 7
 
@@ -35,8 +35,8 @@ def check_meter(kind: type[Meter], settings: Mapping[str, Any] | None = None, ag
     options = flags(name, {"every": EVERY, "strict": True, **(settings or {})})
     with registered(METERS, name, kind), TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with_it = check_run(agent, [*AGENTS[agent], *options], folder)
-        command("train", agent, *AGENTS[agent], *SHORT, "--out", folder, "--name", "without")
+        with_it = check_run(agent, [*QUICK_RUNS[agent], *options], folder)
+        command("train", agent, *QUICK_RUNS[agent], *SHORT, "--out", folder, "--name", "without")
         _require_same_run(name, with_it, folder / "without")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from plasticity.callback import listeners
 from plasticity.interventions import INTERVENTIONS, Intervention
 
-from .runs import AGENTS, SHORT, check_run, command, last_state, registered, require_same, rows
+from .runs import QUICK_RUNS, SHORT, check_run, command, last_state, registered, require_same, rows
 
 
 def check_method(
@@ -36,7 +36,7 @@ def check_method(
     require_refusals(kind)
     with registered(INTERVENTIONS, name, kind), TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        whole = check_run(agent, [*AGENTS[agent], *flags(name, settings)], folder)
+        whole = check_run(agent, [*QUICK_RUNS[agent], *flags(name, settings)], folder)
         if not listeners([kind()], "restructure"):
             require_records(name, whole)
         if idle is not None:
@@ -73,7 +73,7 @@ def require_records(name: str, run: Path) -> None:
 
 def require_idle(agent: str, options: list[str], folder: Path) -> None:
     """Check that a run with the idle method is that without, in its agent and in all random streams."""
-    command("train", agent, *AGENTS[agent], *options, *SHORT, "--out", folder, "--name", "idle")
+    command("train", agent, *QUICK_RUNS[agent], *options, *SHORT, "--out", folder, "--name", "idle")
     states = [last_state(folder / "idle"), state_without(agent)]
     for part in ("agent", "buffer", "env"):
         require_same(states[0][part], states[1][part], f"{part} of a run in which the method does nothing")
@@ -85,7 +85,7 @@ def require_idle(agent: str, options: list[str], folder: Path) -> None:
 def state_without(agent: str) -> dict[str, Any]:
     """Return the last state of an agent's run without any method; it is trained once in a process."""
     with TemporaryDirectory() as folder:
-        command("train", agent, *AGENTS[agent], *SHORT, "--out", folder, "--name", "without")
+        command("train", agent, *QUICK_RUNS[agent], *SHORT, "--out", folder, "--name", "without")
         return last_state(Path(folder) / "without")
 
 

@@ -71,7 +71,7 @@ def bfloat16() -> tuple[nn.Module, Tensor]:
     return model.bfloat16(), x.bfloat16()
 
 
-NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "mlp": mlp,
     "conv": conv,
     "residual": residual,

@@ -21,7 +21,7 @@ from plasticity.probes import Probe, make_probes
 from plasticity.storage.folder import Checkpoints
 from plasticity.watching import Watcher
 
-from .networks import NETWORKS, mlp
+from .networks import MODELS, mlp
 from .runs import require_same
 
 NAME = "probe"
@@ -43,7 +43,7 @@ def check_probe(make: Callable[[], Probe]) -> None:
         raise AssertionError(str(error)) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that a batch is small, for one
-        for kind, build in NETWORKS.items():
+        for kind, build in MODELS.items():
             _check_network(make, kind, *build())
         _check_non_finite(make)
         _check_windows(make)

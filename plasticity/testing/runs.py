@@ -26,7 +26,7 @@ SHORT = (
 )
 """Options of a run that takes about a second, with checkpoints half-way and at its end."""
 _REPLAY = ("--hidden", "8", "8", "--batch-size", "8", "--learning-starts", "40", "--buffer-size", "100")
-AGENTS = {
+QUICK_RUNS = {
     "sac": ("--env", "Pendulum-v1", *_REPLAY),
     "td3": ("--env", "Pendulum-v1", *_REPLAY),
     "dqn": ("--env", "CartPole-v1", *_REPLAY, "--train-every", "2"),

@@ -27,8 +27,8 @@ class CsvWriter(FileWriter):
 
     def __init__(self, folder: Path | str) -> None:
         super().__init__(folder)
-        self._metrics = Table(self.folder / METRICS_TABLE, ["step", "time"])
-        self._events = Table(self.folder / EVENTS_TABLE, ["step", "time", "event", "details"])
+        self._metrics = CsvTable(self.folder / METRICS_TABLE, ["step", "time"])
+        self._events = CsvTable(self.folder / EVENTS_TABLE, ["step", "time", "event", "details"])
 
     def resume(self, step: int) -> None:
         """Drop the rows of ``step`` and later ones."""
@@ -57,7 +57,7 @@ class CsvWriter(FileWriter):
         self._tell_dropped()
 
 
-class Table:
+class CsvTable:
     """A file of comma-separated rows that gains columns; it appears with its first row. Methods raise OSError."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -76,7 +76,7 @@ class Table:
             columns, rows = self._read()
             self._rewrite([*columns, *new], rows)
         assert self._file is not None
-        self._file.append(encode([[row.get(column, "") for column in self.columns]]))
+        self._file.append(csv_lines([[row.get(column, "") for column in self.columns]]))
 
     def purge(self, step: int) -> None:
         """Remove the rows of ``step`` and later ones."""
@@ -102,13 +102,13 @@ class Table:
     def _rewrite(self, columns: list[str], rows: list[list[str]]) -> None:
         """Replace the file in one step and go on behind its last row."""
         padded = (row + [""] * (len(columns) - len(row)) for row in rows)
-        write_atomically(self.path, encode([columns, *padded]))
+        write_atomically(self.path, csv_lines([columns, *padded]))
         old, self._file, self.columns = self._file, AppendFile(self.path), columns
         if old is not None:
             old.close()
 
 
-def encode(rows: Sequence[Sequence[Any]]) -> bytes:
+def csv_lines(rows: Sequence[Sequence[Any]]) -> bytes:
     """Return rows as comma-separated lines; floats keep every digit."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)

@@ -16,7 +16,7 @@ from plasticity.dashboard import protos
 from plasticity.dashboard.eventfile import EventFile
 from plasticity.dashboard.layout import layout
 from plasticity.storage.rows import METRICS_FILE, metric_tags, read_metrics
-from plasticity.tags import RETURNS
+from plasticity.tags import RETURN_TITLES
 
 from .files import FileWriter, count_nonfinite
 
@@ -51,8 +51,8 @@ class TensorBoardWriter(FileWriter):
         """Write the settings, and the tags to compare runs by, for the HParams tab; a resumed run has them already."""
         self._has_session = True
         if not self._resumed:
-            flat = flatten(settings)
-            self._write(0, [protos.experiment(flat, RETURNS)])
+            flat = dotted(settings)
+            self._write(0, [protos.experiment(flat, RETURN_TITLES)])
             self._write(0, [protos.session_start(flat)])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -73,7 +73,7 @@ class TensorBoardWriter(FileWriter):
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Write a text for the Text tab."""
-        self._write(step, [protos.text(tag, markdown)])
+        self._write(step, [protos.text_summary(tag, markdown)])
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """Write the scalar ``events/<name>``, which counts the events of this name.
@@ -103,7 +103,7 @@ class TensorBoardWriter(FileWriter):
         new = set(tags) - self._tags
         if new:
             self._tags |= new
-            self._write(self._last_step, [protos.layout(layout(self._tags))])
+            self._write(self._last_step, [protos.layout_summary(layout(self._tags))])
 
     def _write(self, step: int, values: list[Summary.Value]) -> None:
         self._last_step = max(self._last_step, int(step))
@@ -111,12 +111,12 @@ class TensorBoardWriter(FileWriter):
         self._attempt(_FILE, lambda: self._file.append(event))
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as ``a.b`` -> bool, number or string, without those that are None."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{key}.")
+            found |= dotted(value, f"{prefix}{key}.")
         elif value is not None:
             found[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return found

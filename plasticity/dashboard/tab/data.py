@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plasticity.dashboard.tab.story import Series, collapses, effects, tell
+from plasticity.dashboard.tab.story import Curves, collapses, effects, tell
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, is_chart, parse_tag
 
 from .folders import RunFolder
@@ -18,7 +18,7 @@ MAX_EVENTS = 1000
 """Events of a run that are served, the latest."""
 
 
-def payload(series: Series, folder: RunFolder | None, curve: str) -> dict[str, Any]:
+def payload(series: Curves, folder: RunFolder | None, curve: str) -> dict[str, Any]:
     """Return the data of one run: plasticity series, the curve above them, events, collapses, widths."""
     probes = {tag: points for tag, points in series.items() if parse_tag(tag) is not None}
     widths = folder.widths() if folder else {}

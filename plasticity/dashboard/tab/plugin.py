@@ -19,7 +19,7 @@ from werkzeug import wrappers
 from plasticity.dashboard.tab.data import curves, payload, stamp
 from plasticity.dashboard.tab.folders import Folders
 from plasticity.dashboard.tab.groups import group_runs, seed_of
-from plasticity.dashboard.tab.story import Series
+from plasticity.dashboard.tab.story import Curves
 from plasticity.metrics import find_metric, ordered, shown_first
 from plasticity.tags import parse_tag, plasticity_tags
 
@@ -156,7 +156,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
             self._answers.popitem(last=False)
         return kept[1]
 
-    def _read(self, request: wrappers.Request, run: str, tags: Iterable[str], view: View) -> Series:
+    def _read(self, request: wrappers.Request, run: str, tags: Iterable[str], view: View) -> Curves:
         series: dict[str, tuple[list[int], list[float]]] = {}
         wanted: dict[int, list[str]] = {}
         for tag in tags:

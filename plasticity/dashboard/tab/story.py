@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from plasticity.metrics import find_metric, headlines, ordered
 from plasticity.tags import ALL, PLAIN_EVENTS, TASK, plasticity_tag, plasticity_tags
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Tag -> steps and values, in the order of the steps."""
 
 _TOLD = {"step", "time", "event", "network", "layer", "neurons", "layers", "networks", "scores", "function_change"}
@@ -22,7 +22,7 @@ COLLAPSE = 1 / 3
 WINDOW = 8
 
 
-class Site(NamedTuple):
+class EventSite(NamedTuple):
     """The site of an event: a layer of a network, or all of it; ``neurons`` is their number, None if not said."""
 
     network: str
@@ -56,7 +56,7 @@ def tell(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def collapses(series: Series, widths: Mapping[str, int]) -> list[dict[str, Any]]:
+def collapses(series: Curves, widths: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return where a layer lost at least ``COLLAPSE`` of itself within ``WINDOW`` measurements, the worst first.
 
     Metrics that are shares count as they are, the effective rank relative to the layer's width (``widths``:
@@ -104,7 +104,7 @@ def jumps(values: Sequence[float], size: float, window: int) -> list[tuple[int, 
     return found
 
 
-def effects(event: Mapping[str, Any], series: Series) -> list[str]:
+def effects(event: Mapping[str, Any], series: Curves) -> list[str]:
     """Return the change of the layers an event acted on: ``critic/trunk.0 dormancy 0.75 to 0.03``.
 
     Before is the last measurement at or before the event's step, after is the first one behind it.
@@ -137,22 +137,22 @@ def _same(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return alike and entry["start"] <= other["stop"] and other["start"] <= entry["stop"]
 
 
-def _sites(row: Mapping[str, Any]) -> list[Site]:
+def _sites(row: Mapping[str, Any]) -> list[EventSite]:
     network = str(row.get("network", ""))
     neurons, layers = row.get("neurons"), row.get("layers")
     if isinstance(neurons, Mapping):
-        return [Site(network, str(layer), _count(n)) for layer, n in neurons.items()]
+        return [EventSite(network, str(layer), _count(n)) for layer, n in neurons.items()]
     if isinstance(layers, Mapping | list | tuple):
-        return [Site(network, str(layer)) for layer in layers]
+        return [EventSite(network, str(layer)) for layer in layers]
     if isinstance(row.get("networks"), Mapping):
         found = []
         for name, part in row["networks"].items():
             inside = part.get("layers", ()) if isinstance(part, Mapping) else ()
-            found += [Site(str(name), str(layer)) for layer in inside] or [Site(str(name))]
+            found += [EventSite(str(name), str(layer)) for layer in inside] or [EventSite(str(name))]
         return found
     if "layer" in row:
-        return [Site(network, str(row["layer"]), _count(neurons))]
-    return [Site(network)] if network else []
+        return [EventSite(network, str(row["layer"]), _count(neurons))]
+    return [EventSite(network)] if network else []
 
 
 def _parts(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
@@ -160,7 +160,7 @@ def _parts(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return [part for part in networks.values() if isinstance(part, Mapping)] if isinstance(networks, Mapping) else []
 
 
-def _deed(row: Mapping[str, Any], sites: Sequence[Site]) -> str:
+def _deed(row: Mapping[str, Any], sites: Sequence[EventSite]) -> str:
     """Return the action and its place in words, from the counts in the row."""
     where = ", ".join(_place(site, len(sites) > 1) for site in sites[:4]) + (
         f" and {len(sites) - 4} more" if len(sites) > 4 else ""
@@ -182,7 +182,7 @@ def _deed(row: Mapping[str, Any], sites: Sequence[Site]) -> str:
     return f"acted on {where}" if where else _short(row.get("note", "applied"))
 
 
-def _place(site: Site, counted: bool) -> str:
+def _place(site: EventSite, counted: bool) -> str:
     place = "/".join(part for part in (site.network, site.layer) if part)
     return f"{place} ({site.neurons})" if counted and site.neurons is not None else place
 

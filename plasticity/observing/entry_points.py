@@ -34,7 +34,7 @@ def calling_method(model: nn.Module) -> str | None:
     return None if found in OF_TORCH else found
 
 
-class Entry:
+class EntryPoint:
     """A method of one model object that tells an observer when it begins and ends; in a copy, the method itself."""
 
     def __init__(self, observer: Any, model: nn.Module, method: str) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .acting import Acting
 from .bodies import Body, make_body, widths
+from .choices import OneOf, pick
 from .forward import of_obs, of_obs_and_action
-from .networks import Critic
+from .networks import VALUE_HEADS, Critic
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .replay import Batch
@@ -42,6 +43,8 @@ class ActorCriticConfig(AgentConfig):
     """Learning rate of both critics."""
     critic_hidden: tuple[int, ...] | None = None
     """Widths of the critics' hidden layers; None: `hidden`, or what is usual for a critic of the network."""
+    critic_head: Annotated[str, OneOf(VALUE_HEADS)] = "linear"
+    """Head of the critics; unit: on features of length 1 (Hussing et al. 2024)."""
     learning_starts: int = 5_000
     """Environment steps with uniformly random actions before the first update."""
     buffer_size: int = 1_000_000
@@ -51,6 +54,7 @@ class ActorCriticConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        pick(VALUE_HEADS, self.critic_head, "critic_head")
         if broken := [rule for rule, holds in self.checks().items() if not holds]:
             raise ValueError(f"{type(self).__name__} needs {', '.join(broken)}; got {self}")
 
@@ -104,7 +108,8 @@ class ActorCritic(OffPolicy):
         with drawn_on_the_cpu(seed):
             actor = type(self).ACTOR(make_body(config, shape, widths(config, "policy")), self.action_dim)
             hidden = widths(config, "value") if config.critic_hidden is None else config.critic_hidden
-            critics = {key: Critic(make_body(config, shape, hidden, extra_dim=self.action_dim)) for key in CRITICS}
+            bodies = (make_body(config, shape, hidden, extra_dim=self.action_dim) for _ in CRITICS)
+            critics = {key: Critic(body, config.critic_head) for key, body in zip(CRITICS, bodies, strict=True)}
         return {"actor": actor, **critics}
 
     def owe(self, num_steps: int) -> None:

@@ -82,7 +82,8 @@ class DQNConfig(AgentConfig):
     n_step: int = 1
     """Rewards summed before bootstrapping."""
     head: Annotated[str, OneOf(HEADS)] = "linear"
-    """Output layers; dueling: a state value and advantages, each with a hidden layer as wide as the last one."""
+    """Output layers; dueling: a state value and advantages, each with a hidden layer as wide as the last one; unit:
+    on features of length 1 (Hussing et al. 2024)."""
     returns: Annotated[str, OneOf(RETURNS)] = "mean"
     """Learn the mean return, or its distribution (c51)."""
     num_atoms: int = 51

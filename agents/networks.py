@@ -45,12 +45,39 @@ class DeterministicActor(nn.Module):
         return torch.tanh(self.action(self.trunk(self.encoder(obs))))
 
 
+class UnitFeatures(nn.Module):
+    """x / |x|: features of length 1, so that only the output layer sets the scale of values.
+
+    Hussing et al. 2024, arXiv 2403.05996, "output feature normalization".
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1)
+
+
+def with_output(body: Body, num_outputs: int) -> nn.Sequential:
+    """Return the trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
+    return nn.Sequential(*body.trunk, nn.Linear(body.num_features, num_outputs))
+
+
+def with_unit_features(body: Body) -> Body:
+    """Return the body with features of length 1."""
+    return Body(body.encoder, nn.Sequential(*body.trunk, UnitFeatures()), body.num_features)
+
+
+VALUE_HEADS: dict[str, Callable[[Body], nn.Sequential]] = {
+    "linear": lambda body: with_output(body, 1),
+    "unit": lambda body: with_output(with_unit_features(body), 1),
+}
+"""Name -> `make(body)`: trunk and head of a critic, whose last layer has the one output."""
+
+
 class Critic(nn.Module):
     """One action value: forward(obs, action) gives Q(s, a), shape (batch,). Its body has action_dim as `extra_dim`."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Body, head: str = "linear") -> None:
         super().__init__()
-        self.encoder, self.q = body.encoder, with_output(body, 1)
+        self.encoder, self.q = body.encoder, VALUE_HEADS[head](body)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         return self.q(torch.cat([self.encoder(obs), action], -1)).squeeze(-1)
@@ -93,11 +120,19 @@ def _linear(body: Body, num_actions: int, num_atoms: int, stream: Callable[[], B
     return QNetwork(body, num_actions, num_atoms)
 
 
+def _unit(body: Body, num_actions: int, num_atoms: int, stream: Callable[[], Body]) -> nn.Module:
+    return QNetwork(with_unit_features(body), num_actions, num_atoms)
+
+
 def _dueling(body: Body, num_actions: int, num_atoms: int, stream: Callable[[], Body]) -> nn.Module:
     return DuelingQNetwork(body, stream(), stream(), num_actions, num_atoms)
 
 
-HEADS: dict[str, Callable[[Body, int, int, Callable[[], Body]], nn.Module]] = {"linear": _linear, "dueling": _dueling}
+HEADS: dict[str, Callable[[Body, int, int, Callable[[], Body]], nn.Module]] = {
+    "linear": _linear,
+    "unit": _unit,
+    "dueling": _dueling,
+}
 """Name -> `make(body, num_actions, num_atoms, stream)`, a Q network; `stream()` is a new hidden layer on the body."""
 
 
@@ -128,9 +163,9 @@ class CategoricalPolicy(nn.Module):
 class StateValue(nn.Module):
     """One state value: forward(obs) gives V(s), shape (batch,)."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Body, head: str = "linear") -> None:
         super().__init__()
-        self.encoder, self.v = body.encoder, with_output(body, 1)
+        self.encoder, self.v = body.encoder, VALUE_HEADS[head](body)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.v(self.encoder(obs)).squeeze(-1)
@@ -144,11 +179,6 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
             nn.init.orthogonal_(layer.weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def with_output(body: Body, num_outputs: int) -> nn.Sequential:
-    """Return the trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
-    return nn.Sequential(*body.trunk, nn.Linear(body.num_features, num_outputs))
 
 
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

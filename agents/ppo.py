@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 from .acting import Acting
 from .bodies import NETWORKS, make_body, widths
-from .choices import OneOf
+from .choices import OneOf, pick
 from .compiled import Precision
 from .forward import of_obs
 from .gradient import Compile
 from .learner import Learner
-from .networks import CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
+from .networks import VALUE_HEADS, CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, update_norms
 from .optimizers import AgentConfig
 from .parts import ACTIVATIONS
@@ -68,6 +68,8 @@ CHUNK = 1024
 class PPOConfig(AgentConfig):
     activation: Annotated[str, OneOf(ACTIVATIONS)] | None = None  # type: ignore[assignment]
     """Hidden activation; None: tanh for mlp, relu for other networks."""
+    critic_head: Annotated[str, OneOf(VALUE_HEADS)] = "linear"
+    """Head of the critic; unit: on features of length 1 (Hussing et al. 2024)."""
     num_steps: int | None = None
     """Steps of every environment between two rounds of learning; None: 2048 for continuous actions, 128 otherwise."""
     num_minibatches: int | None = None
@@ -104,6 +106,7 @@ class PPOConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        pick(VALUE_HEADS, self.critic_head, "critic_head")
         counts = ("num_steps", "num_minibatches", "num_epochs")
         checks = {
             **{f"{name} >= 1": (value := getattr(self, name)) is None or value >= 1 for name in counts},
@@ -186,7 +189,8 @@ class PPO(Learner):
         config, policy = self.config, GaussianPolicy if self.continuous else CategoricalPolicy
         with drawn_on_the_cpu(seed):
             actor = policy(make_body(config, shape, widths(config, "policy", (64, 64))), action_dim)
-            critic = StateValue(make_body(config, shape, widths(config, "value", (64, 64))))
+            body = make_body(config, shape, widths(config, "value", (64, 64)))
+            critic = StateValue(body, config.critic_head)
             if NETWORKS[config.network].orthogonal:
                 orthogonal_(actor, math.sqrt(2))
                 orthogonal_(critic, math.sqrt(2))

@@ -15,7 +15,7 @@ from plasticity.agents import AGENTS
 from plasticity.agents.bodies import NETWORKS, Architecture, Body, Network, make_body, widths
 from plasticity.agents.choices import OneOf, pick
 from plasticity.agents.dqn import DQN, DQNConfig
-from plasticity.agents.networks import HEADS, QNetwork
+from plasticity.agents.networks import HEADS, VALUE_HEADS, QNetwork, UnitFeatures, with_output
 from plasticity.agents.optimizers import OPTIMIZERS
 from plasticity.agents.parts import ACTIVATIONS, NORMS
 from plasticity.agents.returns import LOSSES, RETURNS, Mean
@@ -26,6 +26,7 @@ REGISTRIES: dict[str, MutableMapping[str, Any]] = {
     "activation": ACTIVATIONS,
     "optimizer": OPTIMIZERS,
     "head": HEADS,
+    "critic_head": VALUE_HEADS,
     "returns": RETURNS,
     "loss": LOSSES,
 }
@@ -113,3 +114,38 @@ def test_a_head_and_returns_of_ones_own() -> None:
     assert type(agent.networks["q"]) is Deep
     obs = torch.randn(6, 3)
     torch.testing.assert_close(agent.q(obs), agent.networks["q"](obs).detach() / 2)
+
+
+@pytest.mark.parametrize("agent", ["sac", "td3", "ppo"])
+def test_critics_have_the_head_that_is_named(agent: str) -> None:
+    VALUE_HEADS["twice"] = lambda body: nn.Sequential(with_output(body, 3), nn.Linear(3, 1))
+    kind, config = AGENTS[agent]
+    spaces_ = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
+    for head, layers in (("linear", [nn.Linear, nn.Linear]), ("twice", [nn.Linear, nn.Linear, nn.Linear])):
+        networks = models.here(kind, *spaces_, config(hidden=(8,), critic_head=head)).networks
+        critics = [network for name, network in networks.items() if name.startswith("critic")]
+        assert len(critics) == (1 if agent == "ppo" else 2)
+        for critic in critics:
+            assert [type(m) for m in critic.modules() if isinstance(m, nn.Linear)] == layers
+
+
+@pytest.mark.parametrize("agent", ["sac", "ppo", "dqn"])
+def test_values_on_unit_features_are_bounded_by_the_output_layer(agent: str) -> None:
+    """|w f + b| <= |w| + |b| for |f| = 1, however long the features of the body are."""
+    kind, config = AGENTS[agent]
+    name, head = ("q", "head") if agent == "dqn" else ("critic" if agent == "ppo" else "critic_1", "critic_head")
+    action = spaces.Discrete(2) if agent == "dqn" else spaces.Box(-1, 1, (2,))
+    network = models.here(kind, spaces.Box(-1, 1, (3,)), action, config(hidden=(8,), **{head: "unit"})).networks[name]
+    assert any(isinstance(module, UnitFeatures) for module in network.modules())
+    given = (1e4 * torch.randn(50, 3),) if agent != "sac" else (1e4 * torch.randn(50, 3), torch.randn(50, 2))
+    output = (network.v if agent == "ppo" else network.q)[-1]
+    assert isinstance(output, nn.Linear)
+    value = network(*given).reshape(50, -1)
+    assert (value.abs() <= output.weight.norm(dim=1) + output.bias.abs() + 1e-5).all()
+
+
+def test_unit_features_by_hand() -> None:
+    assert UnitFeatures()(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist() == [
+        [pytest.approx(0.6), pytest.approx(0.8)],
+        [0, 0],
+    ]

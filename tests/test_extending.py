@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from plasticity.agents import AGENTS, OPTIMIZERS
+from plasticity.agents.networks import HEADS, VALUE_HEADS
 from plasticity.envs import ENVS
 from plasticity.interventions import INTERVENTIONS
 from plasticity.meters import METERS
@@ -27,7 +28,17 @@ from plasticity.writers import WRITERS
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
 """Name of an example -> its source."""
-REGISTRIES: list[dict[str, Any]] = [AGENTS, ENVS, INTERVENTIONS, METERS, OPTIMIZERS, PROBES, WRITERS]
+REGISTRIES: list[dict[str, Any]] = [
+    AGENTS,
+    ENVS,
+    HEADS,
+    INTERVENTIONS,
+    METERS,
+    OPTIMIZERS,
+    PROBES,
+    VALUE_HEADS,
+    WRITERS,
+]
 ALL, DISCRETE = ("sac", "ppo", "dqn"), ("ppo", "dqn")
 
 EXAMPLES: dict[str, tuple[tuple[str, ...], list[str], str]] = {
@@ -35,8 +46,11 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], list[str], str]] = {
     "reach": (ALL, ["--probes", "reach"], "plasticity/.*/reach/all"),
     "spectral": (ALL, ["--probes", "spectral_norm"], "plasticity/.*/spectral_norm/all"),
     "parseval": (ALL, ["--parseval"], "losses/parseval_.*"),
+    "towards_init": (ALL, ["--towards-init"], "losses/towards_init_.*"),
+    "coadaptation": (ALL, ["--coadaptation"], "losses/coadaptation_.*"),
     "churn_penalty": (ALL, ["--churn-penalty"], "losses/churn_.*"),
     "sign": (ALL, ["--optimizer", "sign"], "losses/.*"),
+    "bottleneck": (ALL, ["--critic-head", "bottleneck"], r"plasticity/(critic|critic_1|q)/dormancy/[qv]\.4"),
     "prelu": (ALL, ["--prelu"], "plasticity/.*/dormancy/all"),
     "value_shift": (("sac", "dqn"), ["--value-shift", "--value-shift.every", "7"], "plasticity/.*/value_shift/all"),
     "relearning": (ALL, ["--relearning", "--relearning.every", "30"], "plasticity/.*/relearning/all"),
@@ -46,7 +60,10 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], list[str], str]] = {
     "console": (ALL, ["--log", "tensorboard", "console"], "charts/eval_return"),
 }
 """Example -> the agents that it applies to, its options, and a pattern of a tag or event that it leaves in the rows."""
-TOGETHER = ["saturation", "reach", "spectral", "parseval", "churn_penalty", "sign", "prelu", "relearning", "console"]
+TOGETHER = [
+    *("saturation", "reach", "spectral", "parseval", "towards_init", "coadaptation", "churn_penalty", "sign"),
+    *("bottleneck", "prelu", "relearning", "console"),
+]
 """Examples that one run can have at once: quick one by one on DQN, together on the others."""
 CASES = [
     pytest.param(name, agent, marks=pytest.mark.slow if agent in ("sac", "ppo") and name in TOGETHER else ())
@@ -76,6 +93,8 @@ def register(name: str) -> None:
 def options(agent: str, *names: str) -> list[str]:
     """Return the options of a short run with examples."""
     given = [option for name in names for option in EXAMPLES[name][1]]
+    if agent == "dqn":
+        given = [option.replace("--critic-head", "--head") for option in given]
     if given.count("--probes") > 1:
         probes = [EXAMPLES[name][1][1] for name in names if EXAMPLES[name][1][0] == "--probes"]
         given = [option for option in given if option != "--probes" and option not in probes]
@@ -99,11 +118,11 @@ def test_every_example_is_run_and_linked() -> None:
     assert set(links) == headings
 
 
-SHORT = ("saturation", "reach", "spectral", "parseval", "sign", "value_shift", "moving_target", "corridor", "console")
-"""Examples of what must take at most 15 lines: a probe, loss term, optimizer, meter, method, family, writer."""
+LONGER = ("churn_penalty", "relearning", "reinforce")
+"""Examples with more than 15 lines: state of their own, a training loop, an agent."""
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - LONGER))
 def test_an_example_has_at_most_fifteen_lines(name: str) -> None:
     tree = ast.parse(FILES[name])
     left_out: set[int] = set()

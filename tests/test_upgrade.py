@@ -34,6 +34,12 @@ def test_options_of_dqn_became_names(
     assert old["config"]["agent"]["dueling"] is settings["dueling"]
 
 
+@pytest.mark.parametrize("agent", ["sac", "td3", "ppo"])
+def test_critics_of_old_runs_have_the_one_head_that_there_was(agent: str) -> None:
+    config = AGENTS[agent][1](**upgraded(record(agent, []))["config"]["agent"])
+    assert (config.critic_head, config.optimizer) == ("linear", "adam")
+
+
 def test_other_agents_and_present_records_stay_as_they_are() -> None:
     other = record("mine", ["--dueling"], dueling=True)
     present = record("dqn", ["--head", "dueling"], head="dueling", optimizer="sgd", weight_decay=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import zlib
@@ -43,6 +44,7 @@ class Intervention(Callback):
         self.counts: dict[str, int] = {}
         """Cumulative numbers of what was done, logged with every event."""
         self._handles: list[Any] = []
+        self._kept: dict[str, nn.Module] = {}
         # Not the seed itself: after torch.manual_seed(seed) a redraw would repeat the initial weights.
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{self.NAME}/{getattr(self, 'seed', 0)}".encode()))
 
@@ -58,6 +60,11 @@ class Intervention(Callback):
     def hook(self, handle: Any) -> None:
         """Keep the handle of a hook, to be removed when training ends."""
         self._handles.append(handle)
+
+    def keep_copy(self, name: str, module: nn.Module) -> nn.Module:
+        """Return a frozen copy of a module; its weights are saved and loaded with the state, under ``name``."""
+        self._kept[name] = copy.deepcopy(module).requires_grad_(False)
+        return self._kept[name]
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off."""
@@ -86,13 +93,16 @@ class Intervention(Callback):
         ctx.event(self.NAME, {**details, **counts})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state and the counters; subclasses add theirs."""
-        return {"generator": self.generator.get_state(), "counts": dict(self.counts)}
+        """Return the generator's state, the counters and the modules that are kept; subclasses add theirs."""
+        kept = {name: dict(module.state_dict()) for name, module in self._kept.items()}
+        return {"generator": self.generator.get_state(), "counts": dict(self.counts)} | ({"kept": kept} if kept else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.generator.set_state(state["generator"])
         self.counts = dict(state["counts"])
+        for name, weights in state.get("kept", {}).items():
+            self._kept[name].load_state_dict(weights)
 
     def settings(self) -> dict[str, Any]:
         """Return the resolved hyperparameters."""

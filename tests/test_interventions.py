@@ -38,6 +38,8 @@ FREQUENT: dict[str, dict[str, Any]] = {
     "reset": {"every": 12, "clock": "updates", "layers": 2},
     "shrink_perturb": {"every": 5, "clock": "updates"},
     "plasticity_injection": {"at": (15,), "clock": "updates"},
+    **{name: {"log_every": 3} for name in ("l2_init", "wasserstein_init", "parseval", "spectral", "nap")},
+    **{name: {"log_every": 3} for name in ("weight_clipping", "hyperspherical")},
 }
 """Settings with which every method acts within a few dozen updates."""
 NEVER: dict[str, dict[str, Any]] = {
@@ -49,6 +51,8 @@ NEVER: dict[str, dict[str, Any]] = {
     "reset": {"at": (10**6,), "clock": "updates"},
     "shrink_perturb": {"at": (10**6,), "clock": "updates"},
     "plasticity_injection": {"at": (10**6,), "clock": "updates"},
+    **{name: {"coef": 0.0} for name in ("l2_init", "wasserstein_init", "parseval", "spectral")},
+    **{name: {"every": 10**6} for name in ("nap", "weight_clipping", "hyperspherical")},
 }
 """Settings with which every method is on, and changes nothing."""
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {

@@ -32,6 +32,7 @@ SWITCHED = ("interventions", "meters")
 GROUPS = {
     "reset": "fresh weights for neurons, layers or networks",
     "penalty": "terms added to the loss",
+    "projection": "weights moved into a set after every step",
     "optimizer": "other steps, or what is done to the optimizer",
     "architecture": "other modules in the networks",
     "topology": "sparse networks whose connections change",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from .hyperspherical import Hyperspherical
 from .injection import PlasticityInjection
 from .intervention import Intervention
+from .l2_init import L2Init
 from .least import LearnToStop
+from .nap import NormalizeAndProject
 from .ne import NeuroplasticExpansion
+from .parseval import Parseval
 from .redo import ReDo
 from .regrama import ReGraMa
 from .reset import Reset
 from .shrink_perturb import ShrinkPerturb
+from .spectral import SpectralRegularization
 from .swd import SampleWeightDecay
+from .wasserstein_init import WassersteinInit
+from .weight_clipping import WeightClipping
 
 INTERVENTIONS: dict[str, type[Intervention]] = {
     "redo": ReDo,
@@ -21,18 +28,32 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "reset": Reset,
     "shrink_perturb": ShrinkPerturb,
     "plasticity_injection": PlasticityInjection,
+    "l2_init": L2Init,
+    "wasserstein_init": WassersteinInit,
+    "parseval": Parseval,
+    "spectral": SpectralRegularization,
+    "weight_clipping": WeightClipping,
+    "nap": NormalizeAndProject,
+    "hyperspherical": Hyperspherical,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
 __all__ = [
     "INTERVENTIONS",
+    "Hyperspherical",
     "Intervention",
+    "L2Init",
     "LearnToStop",
     "NeuroplasticExpansion",
+    "NormalizeAndProject",
+    "Parseval",
     "PlasticityInjection",
     "ReDo",
     "ReGraMa",
     "Reset",
     "SampleWeightDecay",
     "ShrinkPerturb",
+    "SpectralRegularization",
+    "WassersteinInit",
+    "WeightClipping",
 ]

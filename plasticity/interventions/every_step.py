@@ -1,0 +1,84 @@
+"""The base of methods that act in every step of an optimizer: their networks, their clock, and what they log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from plasticity.callback import Context
+from plasticity.isolation import named_modules, unwrap
+from plasticity.structure.layers import weight_layers_of
+
+from .intervention import Intervention
+from .rules import require
+
+
+@dataclass
+class EveryStep(Intervention):
+    """A method that acts in every step; :meth:`attach` puts it on one network, :meth:`measured` says what to log."""
+
+    networks: tuple[str, ...] = ()
+    """Names or globs of the networks to act on; empty for all."""
+    log_every: int = 1000
+    """Updates between two logs of what the method does; 0 for never."""
+    seed: int = 0
+    """Seed of the method's own random numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(type(self).__name__, {"log_every >= 0": self.log_every >= 0, **self.rules()}, self)
+        self.updates = 0
+        self.chosen: dict[str, nn.Module] = {}
+        """Network -> the module on which the method acts."""
+
+    def rules(self) -> dict[str, bool]:
+        """Return rules that the settings must keep, and whether they do; a subclass says its own."""
+        return {}
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Attach the method to every network; ValueError for one that no optimizer trains."""
+        self.updates = 0
+        self.chosen = {name: unwrap(network) for name, network in self.choose(ctx, self.networks).items()}
+        ctx.require("optimizers", type(self).__name__)
+        for name, network in self.chosen.items():
+            ctx.optimizer_of(name)
+            self.attach(ctx, name, network)
+
+    def attach(self, ctx: Context, name: str, network: nn.Module) -> None:
+        """Put the method on one network."""
+        raise NotImplementedError
+
+    def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
+        """Count the update, and now and then log what the method does."""
+        self.updates += 1
+        if self.log_every and self.updates % self.log_every == 0:
+            ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in self.measured(metrics).items()})
+
+    def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """Return what to log by name, given the metrics of an update."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates, too."""
+        return {**super().state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.updates = state["updates"]
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the weight layers of a network by name: Linear layers and convolutions."""
+    return weight_layers_of(named_modules(network))
+
+
+def copy_into_(kept: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Copy saved tensors into those of the same place, in nested dicts: graphs that read them stay right."""
+    for key, value in saved.items():
+        if isinstance(value, dict):
+            copy_into_(kept[key], value)
+        else:
+            kept[key].copy_(value)

@@ -1,0 +1,106 @@
+"""Parseval regularisation: keep the rows of hidden layers orthogonal.
+
+Chung, Cherif, Precup & Meger 2024, *Parseval Regularization for Continual Reinforcement Learning*, arXiv 2412.07224.
+Code: wechu/parseval_reg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.structure.layers import weight_rows
+
+from .every_step import layers_of
+from .output_layers import OutputLayers
+from .weight_penalty import WeightPenalty, total
+
+
+def parseval(rows: Tensor, scale: float, normalise: bool = False, groups: int = 1) -> Tensor:
+    """Return ||W W^T - scale I||_F^2, 0-D, of a weight (neurons, inputs).
+
+    ``normalise``: rows of norm 1 first. ``groups``: products count between neurons of one group only, out of so many
+    groups of neighbours. Gradient without the options: 4 (W W^T - scale I) W. Raises ValueError for groups that do not
+    divide the neurons.
+    """
+    if rows.shape[0] % groups:
+        raise ValueError(f"groups must divide the neurons of every hidden layer; {groups} does not divide {len(rows)}")
+    rows = rows / rows.norm(dim=1, keepdim=True) if normalise else rows
+    grouped = rows.unflatten(0, (groups, -1))
+    eye = torch.eye(grouped.shape[1], device=rows.device, dtype=rows.dtype)
+    return (grouped @ grouped.transpose(1, 2) - scale * eye).square().sum()
+
+
+@dataclass
+class Parseval(WeightPenalty):
+    """Keep the neurons of hidden layers orthogonal, and of one norm.
+
+    Adds coef * sum over hidden layers of ||W W^T - scale I||_F^2 to the loss. Gradients then keep their size through
+    the layers, which keeps the curvature, and with it the speed of learning, of a fresh network.
+
+    Defaults: scale 2, the square of the gain sqrt(2) of orthogonal layers (where the penalty begins at 0); coef 1e-3
+    (gridworld and MetaWorld in the code's main.py; 1e-4 for LunarLander and the quadruped). ``official`` also
+    multiplies by (64 / neurons)^2 as the code does, whose coefficient was tuned at width 64. Differences: the code
+    knows hidden layers by their names, and leaves the first one out; here a layer with more neurons than inputs, whose
+    rows cannot be orthogonal, is left out, and so are output layers. Source: Chung et al. 2024, arXiv 2412.07224.
+    """
+
+    NAME: ClassVar[str] = "parseval"
+    PRESETS: ClassVar = {"paper": {"per_width": False}, "official": {"per_width": True}}
+
+    preset: Literal["paper", "official"] = "paper"
+    """Defaults of the options that are None."""
+    coef: float = 1e-3
+    """Weight of the penalty; 0 switches it off."""
+    scale: float = 2.0
+    """Squared norm that every row is pulled to: the square of the initial gain."""
+    normalise: bool = False
+    """Whether rows are scaled to norm 1 first, so that only their directions count; scale should then be 1."""
+    groups: int = 1
+    """Groups of neighbouring neurons within which rows are orthogonal."""
+    per_width: bool | None = None
+    """Whether a layer counts (64 / neurons)^2 times. None: as the preset says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.outputs: dict[str, OutputLayers] = {}
+
+    def rules(self) -> dict[str, bool]:
+        """Return the rules of the settings."""
+        return {**super().rules(), "scale > 0": self.scale > 0, "groups >= 1": self.groups >= 1}
+
+    def begin(self, name: str, network: nn.Module) -> None:
+        """Wait for the first pass, which shows the output layers."""
+        self.outputs[name] = OutputLayers(network, "Parseval")
+        self.hook(self.outputs[name])
+
+    def ready(self, name: str) -> bool:
+        """Return whether the output layers are known."""
+        return self.outputs[name].known is not None
+
+    def penalty(self, name: str, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum over the hidden layers."""
+        values = []
+        for layer, module in layers_of(self.chosen[name]).items():
+            weight = parameters.get(f"{layer}.weight".removeprefix("."))
+            if weight is None or layer in self.outputs[name].names:
+                continue
+            rows = weight_rows(module, weight)
+            if rows.shape[0] <= rows.shape[1]:
+                factor = (64 / rows.shape[0]) ** 2 if self.per_width else 1.0
+                values.append(factor * parseval(rows, self.scale, self.normalise, self.groups))
+        return total(values, parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the output layers, too."""
+        return {**super().state_dict(), "outputs": {name: found.known for name, found in self.outputs.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        for name, names in state["outputs"].items():
+            self.outputs[name].take(names)

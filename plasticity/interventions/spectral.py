@@ -36,9 +36,10 @@ def power_iteration_(rows: Tensor, u: Tensor, v: Tensor, num: int = 1) -> None:
 class SpectralRegularization(WeightPenalty):
     """Keep the largest singular value of every weight at 1.
 
-    Biases are kept at 0 and gains of norms at 1. Adds coef * [sum over weights (sigma_1^power - 1)^2 + sum over biases ||b||^(2 power) + sum over gains (g - 1)^2]
-    to the loss. sigma_1 = u^T W v; u and v take ``iterations`` steps of the power method after every step of the
-    optimizer, without gradients, and are kept in checkpoints, so that a resumed run goes on to the same bits.
+    Biases are kept at 0 and gains of norms at 1: coef * [sum over weights (sigma_1^power - 1)^2 + sum over biases
+    ||b||^(2 power) + sum over gains (g - 1)^2] is added to the loss. sigma_1 = u^T W v; u and v take ``iterations``
+    steps of the power method after every step of the optimizer, without gradients, and are kept in checkpoints, so that
+    a resumed run goes on to the same bits.
 
     Defaults: power 2, coef 1e-4, one iteration (paper; rigorous-plasticity). Differences: there, u and v move when the
     penalty is computed, which is the same sequence. A convolution counts as a matrix (channels, all of its inputs).

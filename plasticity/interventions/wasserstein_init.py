@@ -18,9 +18,10 @@ from .l2_init import TowardsInitial
 class WassersteinInit(TowardsInitial):
     """Keep the distribution of every tensor's weights near its first one.
 
-    The sorted weights are pulled towards the first ones, sorted. Adds coef * sum (sort(theta) - sort(theta0))^2 to the loss, tensor by tensor: the squared Wasserstein-2 distance of
-    the two empirical distributions, times the number of entries. A weight may go anywhere as long as another one takes
-    its place, so less is held back than by L2 Init.
+    The sorted weights are pulled towards the first ones, sorted: coef * sum (sort(theta) - sort(theta0))^2 is added to
+    the loss, tensor by tensor. That is the squared Wasserstein-2 distance of the two empirical distributions, times the
+    number of entries. A weight may go anywhere as long as another one takes its place, so less is held back than by
+    L2 Init.
 
     Defaults: coef 1e-2, that of L2 Init. Differences: wechu/parseval_reg divides by the number of entries of each
     tensor. Source: Lewandowski et al. 2023, arXiv 2312.00246.

@@ -22,7 +22,7 @@ from .weight_penalty import trained
 
 @dataclass
 class WeightClipping(Projection):
-    """Clip the weights of every layer to the bounds of their initialisation.
+    """Clip the weights of every layer to their initial bounds.
 
     After every step: theta <- clip(theta, -kappa / sqrt(fan in), kappa / sqrt(fan in)), the fan of a bias being that of
     its layer's weight. Small weights keep gradients and curvature small, without pulling at weights inside the bounds.

@@ -15,12 +15,12 @@ from torch import nn
 from plasticity.structure.layers import inputs_first, weight_rows
 
 from .every_step import layers_of
-from .projection import Projection
 from .weight_penalty import trained
+from .weight_projection import WeightProjection
 
 
 @dataclass
-class Hyperspherical(Projection):
+class Hyperspherical(WeightProjection):
     """Scale the weights of every neuron to norm 1 after every step.
 
     w_i <- w_i / ||w_i|| for each row of a weight (neurons, inputs); rows of zeros stay. The step of the optimizer then

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from plasticity.structure.layers import NORM_MODULES
 
 from .every_step import copy_into_, layers_of
-from .projection import Projection
 from .weight_penalty import trained
+from .weight_projection import WeightProjection
 
 BENT = (nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.ELU, nn.Softplus, nn.Mish, nn.Hardswish)
 
 
 @dataclass
-class NormalizeAndProject(Projection):
+class NormalizeAndProject(WeightProjection):
     """Scale every weight matrix back to its first norm after every step.
 
     W <- W * ||W_0||_F / ||W||_F for each weight of a layer; a matrix of zeros is left alone. A layer in front of a norm

@@ -16,12 +16,12 @@ from plasticity.structure.layers import weight_rows
 
 from .every_step import layers_of
 from .output_layers import OutputLayers
-from .projection import Projection
 from .weight_penalty import trained
+from .weight_projection import WeightProjection
 
 
 @dataclass
-class WeightClipping(Projection):
+class WeightClipping(WeightProjection):
     """Clip the weights of every layer to their initial bounds.
 
     After every step: theta <- clip(theta, -kappa / sqrt(fan in), kappa / sqrt(fan in)), the fan of a bias being that of

@@ -17,7 +17,7 @@ from .weight_penalty import trained
 
 
 @dataclass
-class Projection(EveryStep):
+class WeightProjection(EveryStep):
     """A projection of the weights of every network: :meth:`project` moves them in place after a step.
 
     It hangs on the optimizer, so it works in any loop and beside compiled updates. Weights that are exactly 0 stay so:

@@ -17,6 +17,7 @@ from .observing.observer import Observer
 from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
+from .structure.functional import slices_of
 from .structure.layers import Layer, weight_layers_of
 from .structure.wirings import Wiring
 
@@ -80,7 +81,8 @@ class Monitor:
         self.mask, self._observer.calls = mask, require_methods(self.model, calls)
 
     def _check_globs(self) -> None:
-        names = list(weight_layers_of(named_modules(self.model)))
+        modules = named_modules(self.model)
+        names = [*weight_layers_of(modules), *slices_of(modules)]
         if self.layers is not None and not any(self._matches(name) for name in names):
             raise ValueError(f"no layer matches {', '.join(self.layers)}; there are {', '.join(names)}")
 

@@ -46,7 +46,9 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
     "masked": lambda: Loose(lambda w, h: F.linear(h, w * (torch.arange(6) % 3 > 0)), 2, 6),
     "noisy": lambda: Loose(lambda w, h: F.linear(h, w[0] + w[1] * torch.randn(2, 6)), 2, 2, 6),
     "einsum": lambda: Loose(lambda w, h: torch.einsum("bi,eio->ebo", h, w), 3, 6, 2),
-    "vectorised": lambda: Loose(lambda w, h: torch.baddbmm(torch.zeros(3, 1, 2), h.expand(3, *h.shape), w), 3, 6, 2),
+    "vectorised": lambda: Loose(
+        lambda w, h: torch.baddbmm(torch.zeros(3, 1, 2), h.expand(3, *h.shape), w.tanh()), 3, 6, 2
+    ),
     "quantised": lambda: Loose(lambda w, h: h @ (w + (w.round() - w).detach()).T, 2, 6),
     "spectral": lambda: Loose(lambda w, h: h @ (w / w.norm()).T, 2, 6),
     "weighted sum": lambda: Loose(lambda w, h: (h * w).sum(-1, keepdim=True), 6),

@@ -305,7 +305,7 @@ def test_layers_that_did_not_run_say_why() -> None:
             self.used, self.none, self.never = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
 
         def forward(self, h: Tensor) -> Tensor:
-            return F.linear(h, self.used.weight) + self.none(h[:0]).sum()
+            return F.linear(h, 2 * self.used.weight) + self.none(h[:0]).sum()
 
     model = Net(lambda s, x: s.o(s.part(F.relu(s.a(x)))), a=nn.Linear(4, 6), part=Attention(), o=nn.Linear(6, 1))
     reading = measure(model, models.vectors(), probes=["dormancy"])

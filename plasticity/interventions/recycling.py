@@ -261,7 +261,7 @@ class Recycling(Intervention):
             wired,
             masks,
             self._optimizers,
-            initialisers={name: self.initialiser(network, name, layer.module) for name, layer in wired.layers.items()},
+            initialisers={name: self.initialiser(network, name, wired.layers[name].module) for name in masks},
             generator=self.generator,
             outgoing=self.outgoing or "zero",
             moments=bool(self.moments),

@@ -70,6 +70,14 @@ class Attachment:
                 handle = module.register_forward_hook(Hook(observer, "leave", name))
             self._handles[name, side] = handle
 
+    def to_hosts(self, observer: Any, hosts: Mapping[str, nn.Module]) -> None:
+        """Hook the modules in which functions take up weights of layers."""
+        for name, module in hosts.items():
+            if ("host", name) not in self._handles:
+                enter, leave = Hook(observer, "enter_host", name), Hook(observer, "leave_host", name)
+                self._handles["host", name] = module.register_forward_pre_hook(enter)
+                self._handles["host end", name] = module.register_forward_hook(leave, always_call=True)
+
     def to_weights(self, observer: Any, layers: Iterable[Layer], recording: Recording | None) -> None:
         """Hook the weights that train; once more with every pass, because a loop may freeze a network in between."""
         # A recorded pass has tensors of its own in the place of the weights.

@@ -358,7 +358,8 @@ def _other_weights(wiring: Wiring) -> Iterator[tuple[str, str]]:
         if is_scripted(module):
             yield name or "(model)", f"{getattr(module, 'original_name', 'it')} is scripted, and runs without hooks"
             continue
-        own = [key for key, parameter in module._parameters.items() if parameter is not None and parameter.dim() > 1]
+        sliced = {layer.module.key for layer in wiring.layers.values() if getattr(layer.module, "host", None) is module}
+        own = [key for key, p in module._parameters.items() if p is not None and p.dim() > 1 and key not in sliced]
         if own:
             kind = type(module).__name__
             yield (

@@ -27,6 +27,7 @@ from plasticity.callback import note
 from plasticity.isolation import map_tensors, named_modules
 from plasticity.probes.probe import FORWARD, WEIGHT_GRADIENT
 from plasticity.storage.randomness import random_state
+from plasticity.structure.functional import FunctionCalls, Part, Taken, Value, Weights, shown
 from plasticity.structure.labels import tensors_in
 from plasticity.structure.layers import Layer
 from plasticity.structure.sites import Event
@@ -78,10 +79,16 @@ class Observer:
         """Calls of the model within the pass now running."""
         self._latest: Pass | None = None
         self._sights: Sights | None = None
+        self._functions: FunctionCalls | None = None
+        self._places: frozenset[str] = frozenset()
+        self._is_host = False
+        """Whether the model's own forward, or a method of it, takes up weights of layers."""
+        self._hosts = 0
+        """Modules now running in which functions take up weights of layers."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without hooks and passes, which stay with the original model."""
-        return {**self.__dict__, "_pass": None, "_latest": None}
+        return {**self.__dict__, "_pass": None, "_latest": None, "_functions": None}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -122,8 +129,14 @@ class Observer:
         self._prepared = (self._wirings, *self._measured, "probes", *self.gathering.working)
         if self._sights is None or not self._sights.are_of(wired, layers, self.gathering.signals):
             self._sights = Sights(wired, layers, self.gathering.signals)
-        self._modules = modules_at(self._sights.hooked, named_modules(self.model))
+        modules = named_modules(self.model)
+        self._modules = modules_at(self._sights.hooked, modules)
         self._hooks.to_modules(self, self._modules)
+        self._places = wired.places
+        if wired.hosts:
+            self._functions = FunctionCalls(Weights(modules), self.take, self.give)
+            self._hooks.to_hosts(self, {name: modules[name] for name in sorted(wired.hosts) if name})
+        self._is_host = "" in wired.hosts
 
     # -- riding on a compiled graph, as `GradientStep` of the agents asks for it ---------------------------------------
 
@@ -203,6 +216,8 @@ class Observer:
             self._fail_mask(error)
             return
         self._pass = self._latest = Pass(method, inputs, mask, trained, repeated, random)
+        if self._is_host:
+            self.enter_host("", module, args)
         if method == "forward":
             self._happen(("", "input"), module, args, kwargs)
 
@@ -214,6 +229,8 @@ class Observer:
             self._depth -= 1
             return
         owner, raised = self._pass, sys.exc_info()[1] not in (None, self._handled)
+        if owner is not None and self._is_host:
+            self.leave_host("", module, args, output)
         if raised:
             self._pass = self._latest = None
         elif owner is not None:
@@ -236,6 +253,38 @@ class Observer:
     def leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Look at the outputs of a module."""
         self._happen((name, "output"), module, output)
+
+    def enter_host(self, name: str, module: nn.Module, args: tuple) -> None:
+        """Begin to look at functions."""
+        if self._functions is not None and (self._hosts or self._owner()[0] is not None):
+            self._hosts += 1
+            if self._hosts == 1:
+                self._functions.__enter__()
+
+    def leave_host(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        """End it."""
+        if self._functions is not None and self._hosts:
+            self._hosts -= 1
+            if not self._hosts:
+                self._functions.__exit__(None, None, None)
+
+    def take(self, taken: Taken) -> None:
+        """Look at what a function takes up, unless a layer's own forward calls it."""
+        owner, again = self._owner()
+        events = [] if owner is None else owner.again if again else owner.events
+        self._outside = events[-1:] != [(taken.place, "input")]
+        if taken.layers and taken.place in self._places and self._outside:
+            self._occur((taken.place, "input"), taken.inputs)
+
+    def give(self, taken: Taken, output: Tensor) -> None:
+        """Look at what a function returns."""
+        if taken.layers and taken.place in self._places and self._outside:
+            self._occur((taken.place, "output"), taken.outputs(output))
+
+    def _owner(self) -> tuple[Pass | None, bool]:
+        """Return the pass that runs now, and whether a backward pass computes it again."""
+        # A module that runs outside every pass is either checkpointed or none of ours.
+        return self._pass or (self._latest if in_backward() else None), self._pass is None
 
     def _fail_mask(self, error: Exception) -> None:
         """Say once that the mask cannot be found; passes without it are not measured."""
@@ -262,12 +311,16 @@ class Observer:
         """Look at what goes into a module or comes out of it."""
         if module is not self._modules.get(event):
             return
-        # A module that runs outside every pass is either checkpointed or none of ours.
-        owner, again = self._pass or (self._latest if in_backward() else None), self._pass is None
         items: dict[Any, Any] = dict(enumerate(values)) if isinstance(values, (tuple, list)) else {0: values}
         if named:
             items.update(named)
-        if owner is None or is_empty(items.values()):
+        if not is_empty(items.values()):
+            self._occur(event, items)
+
+    def _occur(self, event: Event, items: Mapping[Any, Any]) -> None:
+        """Note an event of the pass, and look at what it shows."""
+        owner, again = self._owner()
+        if owner is None:
             return
         assert self._sights is not None
         events = owner.again if again else owner.events
@@ -276,13 +329,16 @@ class Observer:
         if not again and (owner.kept is not None or step not in self._sights.steps):
             self._keep(owner, items)
         for sight, born in self._sights.seen(events):
-            value = items.get(sight.site.key)
+            value = shown(items.get(sight.site.key))
             if sight.site.fits(value) and (arrive := self.intake.see(owner, sight, born, value, again)):
-                self._follow(undivided(value), owner, arrive)
+                self._follow(items[sight.site.key], owner, arrive)
 
-    def _follow(self, tensor: Tensor, owner: Pass, arrive: Callable[[Tensor], None]) -> None:
+    def _follow(self, value: Value, owner: Pass, arrive: Callable[[Tensor], None]) -> None:
+        """Let the gradient of what was seen arrive."""
         generation = self._generation
-        self.intake.follow(tensor, owner, arrive, lambda: generation == self._generation)
+        whole = value.whole if isinstance(value, Part) else undivided(value)
+        arrive_at = (lambda gradient: arrive(value.of(gradient))) if isinstance(value, Part) else arrive
+        self.intake.follow(whole, owner, arrive_at, lambda: generation == self._generation)
 
     # -- ways that are not known yet -----------------------------------------------------------------------------------
 
@@ -292,10 +348,10 @@ class Observer:
             return
         position, owner.kept = len(owner.events) - 1, owner.kept or Kept()
         for key, value in items.items():
-            if isinstance(value, Tensor):
-                owner.kept.tensors.append((position, key, value.detach().clone()))
+            if isinstance(tensor := shown(value), Tensor):
+                owner.kept.tensors.append((position, key, tensor.detach().clone()))
                 arrivals = owner.kept.arrivals[position, key] = []
-                self._follow(undivided(value), owner, partial(_arrive_at, arrivals))
+                self._follow(value, owner, partial(_arrive_at, arrivals))
 
     def _learn(self, owner: Pass) -> None:
         """Trace a pass whose way was not known, and look at what was kept of it."""

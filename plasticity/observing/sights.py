@@ -87,18 +87,19 @@ def _wanted(layer: Layer, signals: frozenset[str]) -> Iterator[tuple[str, Site]]
         yield from ((INPUT, site) for site in layer.inputs)
     # A weight's gradient is looked at where one reaches the layer.
     if signals & {PREACTIVATION, LINEAR} or (WEIGHT_GRADIENT in signals and not layer.inputs):
-        yield OUTPUT, Site(((layer.name, "output"),), 0, layer.axis, layer.num_neurons)
+        yield OUTPUT, layer.own or Site(((layer.name, "output"),), 0, layer.axis, layer.num_neurons)
 
 
 def _hooked(wired: Wiring, sites: Iterable[Site]) -> Hooked:
     """Return the modules to hook: those of the sites, and those that tell one way through the model from another."""
     events = [site.event for site in sites]
-    begun = {name for name, side in events if side == "input"} | wired.uncalled
-    ended = {name for name, side in events if side == "output"} | {*wired.layers} | wired.uncalled
+    begun = {name for name, side in events if side == "input"} | wired.uncalled | wired.places
+    ended = {name for name, side in events if side == "output"} | {*wired.layers} | wired.uncalled | wired.places
     return Hooked(frozenset(begun), frozenset(ended))
 
 
 def modules_at(hooked: Hooked, modules: dict[str, nn.Module]) -> dict[Event, nn.Module]:
-    """Return the module of every event that is noticed."""
-    begun = {(name, "input"): modules[name] for name in sorted(hooked.begun)}
-    return {**begun, **{(name, "output"): modules[name] for name in sorted(hooked.ended)}}  # type: ignore[dict-item]
+    """Return the module of every event that is noticed; calls of functions have none."""
+    begun = {(name, "input"): modules[name] for name in sorted(hooked.begun) if name in modules}
+    ended = {(name, "output"): modules[name] for name in sorted(hooked.ended) if name in modules}
+    return {**begun, **ended}  # type: ignore[dict-item]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -42,9 +43,31 @@ LAST_AXIS_NORMS = (nn.LayerNorm, nn.RMSNorm)
 """Norms whose gains lie along the last axis; those of the others lie along axis 1."""
 
 
+class Slice(nn.Module):
+    """One matrix of a three-dimensional parameter, such as an expert's: a layer, though no module of the model."""
+
+    def __init__(self, host: nn.Module, key: str, index: int, neurons_last: bool) -> None:
+        super().__init__()
+        self.host: nn.Module
+        self.__dict__["host"] = host  # no child: it is the model's
+        self.key, self.index, self.neurons_last = key, index, neurons_last
+        shape = self.matrix.shape
+        self.out_features, self.in_features = shape if not neurons_last else shape[::-1]
+
+    @property
+    def matrix(self) -> Tensor:
+        """The slice of the parameter, as it is now."""
+        return cast(Tensor, self.host._parameters[self.key])[self.index]
+
+    @property
+    def rows(self) -> Tensor:
+        """The slice as (neurons, inputs)."""
+        return self.matrix.T if self.neurons_last else self.matrix
+
+
 def neuron_axis(module: nn.Module) -> int | None:
     """Return the axis, counted from the end, along which a weight layer's neurons lie; None for other modules."""
-    if isinstance(module, nn.Linear) or is_conv1d(module):
+    if isinstance(module, (nn.Linear, Slice)) or is_conv1d(module):
         return -1
     return next((-1 - dims for kind, dims in CONVOLUTIONS.items() if isinstance(module, kind)), None)
 
@@ -108,6 +131,8 @@ def weight_rows(module: nn.Module, weight: Tensor) -> Tensor:
 
 def current_weight(module: nn.Module) -> Tensor | None:
     """Return the weight that a layer computes with, also a parametrised one; None where it is no parameter."""
+    if isinstance(module, Slice):
+        return module.rows
     if parametrize.is_parametrized(module, "weight"):
         with undisturbed(module, module), torch.no_grad():  # a parametrisation may draw numbers and change buffers
             return module.weight  # type: ignore[return-value]
@@ -167,6 +192,8 @@ class Layer:
     """Where its activations are observed: in a single pass, one site per call."""
     inputs: list[Site] = field(default_factory=list)
     """Where the input of its activation is observed: its own output, or what comes out of the last norm before."""
+    own: Site | None = None
+    """Where the layer's own output is observed; None where it was not called."""
     activation: str | None = None
     """The first non-linear operation on the neurons; None where there is none."""
     gated: bool = False
@@ -220,7 +247,7 @@ def union(layers: list[Layer]) -> Layer:
     """Return one layer as several passes show it: with every consumer, norm and site that it has in any of them."""
     ran = [layer for layer in layers if layer.num_calls] or layers[:1]
     first = ran[0]
-    found = Layer(first.name, first.module, first.axis, first.num_neurons, first.adapter)
+    found = Layer(first.name, first.module, first.axis, first.num_neurons, first.adapter, own=first.own)
     for layer in ran:
         found.num_calls = max(found.num_calls, layer.num_calls)
         found.activation = found.activation or layer.activation

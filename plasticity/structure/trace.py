@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
+from .functional import FunctionCalls, Taken, Weights, shown, slices_of
 from .labels import NOTHING, STRIDE, Label, Plane, feature_vector, tensors_in
 from .layers import (
     LAST_AXIS_NORMS,
@@ -23,6 +24,7 @@ from .layers import (
     Consumer,
     Layer,
     Norm,
+    Slice,
     neuron_axis,
     num_neurons,
     weight_layers_of,
@@ -65,7 +67,7 @@ def trace(
     }
     if lazy := [name for name, module in modules.items() if any(map(is_lazy, module.parameters(recurse=False)))]:
         raise ValueError(f"{', '.join(lazy)}: lazy, without weights before the first pass; call the model once before")
-    if not layers:
+    if not (layers or slices_of(modules)):
         raise ValueError(f"wiring needs a model with Linear or Conv layers; {type(model).__name__} has none")
     traced = _Trace(modules, layers)
     # Without gradients, or checkpointing around the model would miss what this pass saves. What the model warns of, it
@@ -76,6 +78,7 @@ def trace(
         torch.no_grad(),
         traced.watch(),
         traced.tracer,
+        FunctionCalls(traced.weights, traced.take, traced.give),
     ):
         warnings.simplefilter("ignore")
         if before is not None:
@@ -98,11 +101,18 @@ class _Trace:
     def __init__(self, modules: dict[str, nn.Module], layers: dict[str, Layer]) -> None:
         self.modules, self.layers = modules, layers
         self.tracer = Tracer({name: module.parameters(recurse=False) for name, module in modules.items()})
+        self.weights = Weights(modules)
+        self.hosts: set[str] = set()
+        self.places: set[str] = set()
+        self.names = [""]
+        """The modules now running, innermost last."""
         self.running: list[Label] = []
         """Tags of the first inputs of the modules now running, innermost last."""
         self.events: list[Event] = []
         self.produced: list[int] = []
         """Number of a layer call -> the position of its end among the events."""
+        self.keys: list[int] = []
+        """Number of a layer call -> its position in what that event shows."""
         self.sites: dict[int, Site] = {}
         """Number of a layer call -> where its activations are seen."""
         self.products: dict[int, Site] = {}
@@ -131,6 +141,7 @@ class _Trace:
         first = next(iter(inputs.values()), None)
         tag = Label() if first is None else self.tracer.tag(first)
         self.running.append(tag)
+        self.names.append(name)
         empty = is_empty(inputs.values())
         if not empty:
             self.tracer.used.add(name)
@@ -148,6 +159,7 @@ class _Trace:
 
     def leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         tag = self.running.pop()
+        self.names.pop()
         outputs = output if isinstance(output, (tuple, list)) else [output]
         empty = is_empty(outputs)
         if not empty:
@@ -171,10 +183,48 @@ class _Trace:
     def _produce(self, name: str, output: Tensor) -> None:
         layer = self.layers[name]
         self.tracer.label(name, layer.num_calls, output, layer.axis)
+        self._count(layer, 0)
+
+    def _count(self, layer: Layer, key: int) -> None:
         self.produced.append(len(self.events) - 1)
+        self.keys.append(key)
         layer.num_calls += 1
-        if name not in self.order:
-            self.order.append(name)
+        if layer.name not in self.order:
+            self.order.append(layer.name)
+
+    # -- layers whose weights functions take up ------------------------------------------------------------------------
+
+    def take(self, taken: Taken) -> None:
+        """Begin the call of a function, unless it is that of a layer's own forward."""
+        self.tracer.inside += 1
+        if self.tracer.inside > 1:
+            return
+        self.hosts.add(self.names[-1])
+        for found in self.weights.slices.values():
+            self.places.update(found)
+            for name, module in found.items():
+                self.layers.setdefault(name, Layer(name, module, -1, num_neurons(module)))
+        if not taken.layers:
+            return
+        self.places.add(taken.place)
+        self.tracer.used.update(taken.layers.values())
+        self.events.append((taken.place, "input"))
+        for key, value in taken.inputs.items():
+            piece = shown(value)
+            self._look_for_sites(key, piece)
+            self._consume(taken.layers[key], self.tracer.tag(piece))
+
+    def give(self, taken: Taken, output: Tensor) -> None:
+        """End the call of a function: what it returns are the neurons of the layers."""
+        self.tracer.inside -= 1
+        if self.tracer.inside or not taken.layers:
+            return
+        self.events.append((taken.place, "output"))
+        layers = [self.layers[name] for name in taken.layers.values()]
+        calls = [(layer.name, layer.num_calls) for layer in layers]
+        self.tracer.label_parts(calls, [taken.indices[key] for key in taken.layers], output, layers[0].axis)
+        for key, layer in zip(taken.layers, layers, strict=True):
+            self._count(layer, key)
 
     def _look_for_sites(self, key: int | str, tensor: Tensor) -> None:
         """Remember the first place where all neurons of a layer's call can be seen: activated, and behind each norm."""
@@ -230,6 +280,10 @@ class _Trace:
 
     def finish(self, output: Any) -> Wiring:
         """Return the wiring, given the output of the pass; ValueError if no layer saw a sample."""
+        if not self.layers:
+            raise ValueError(
+                f"wiring needs a model with Linear or Conv layers; {type(self.modules['']).__name__} has none"
+            )
         if self.empty and not self.order:
             raise ValueError(f"cannot trace an empty batch: {next(iter(self.empty.values()))}")
         for number, operation in self.tracer.absorbed.items():
@@ -247,16 +301,50 @@ class _Trace:
                     layer.note(RETURNED)
         for number, call in enumerate(self.tracer.calls):
             self._settle_sites(number, self.layers[call.layer])
+        for parameter, slices in self.weights.slices.items():
+            self._wire_alike([self.layers[name] for name in slices], parameter)
         names = self.order + [name for name in self.layers if name not in self.order]
         layers = {name: self.layers[name] for name in names}
-        way = Way(tuple(self.events), layers, frozenset(self.tracer.used), frozenset(self.empty))
+        used, hosts, places = map(frozenset, (self.tracer.used, self.hosts, self.places))
+        way = Way(tuple(self.events), layers, used, frozenset(self.empty), hosts, places)
         return Wiring.of((way,), self.modules)
+
+    def _wire_alike(self, slices: list[Layer], parameter: str) -> None:
+        """Wire slices without samples as one that had some, where one function serves all of them: experts."""
+        known = next((layer for layer in slices if layer.own and layer.own.module == parameter), None)
+        for layer in slices:
+            if known is not None and not layer.num_calls:
+                self.layers[layer.name] = self._alike(known, layer)
+                self.order.append(layer.name)
+
+    def _alike(self, known: Layer, layer: Layer) -> Layer:
+        before, after = cast(Slice, known.module).index, cast(Slice, layer.module).index
+
+        def moved(site: Site) -> Site:
+            return replace(site, key=after) if site.key == before else site
+
+        def renamed(consumer: Consumer) -> Consumer:
+            place, _, index = consumer.layer.rpartition(".")
+            mine = place in self.weights.slices and index == str(before)
+            return replace(consumer, layer=f"{place}.{after}") if mine else consumer
+
+        return replace(
+            known,
+            name=layer.name,
+            module=layer.module,
+            own=moved(cast(Site, known.own)),
+            sites=list(map(moved, known.sites)),
+            inputs=list(map(moved, known.inputs)),
+            consumers=list(map(renamed, known.consumers)),
+            norms=[*known.norms],
+            unresolved=[*known.unresolved],
+        )
 
     def _settle_sites(self, number: int, layer: Layer) -> None:
         """Choose where a call is observed; the layer's own output where no module sees the activation."""
         first = self.tracer.activated(number)
         layer.activation = layer.activation or (first.activation if first else None)
-        own = Site((self.events[self.produced[number]],), 0, layer.axis, layer.num_neurons)
+        layer.own = own = Site((self.events[self.produced[number]],), self.keys[number], layer.axis, layer.num_neurons)
         layer.gated |= number in self.products
         if number in self.products:
             layer.sites.append(self.products[number])

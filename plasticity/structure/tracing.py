@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .labels import STRIDE, Label, Plane, mix, tensors_in
+from .labels import NOTHING, STRIDE, Label, Plane, mix, tensors_in
 from .rules import MATRIX_PRODUCTS, MOVES, Operation, propagate
 
 FACTORIES = ("_like", "new_", "empty", "zeros", "ones", "rand", "full", "bernoulli")
@@ -82,6 +82,21 @@ class Tracer(TorchDispatchMode):
         shape[axis] = num
         ids = torch.arange(num, device=output.device).add_(number * STRIDE).view(shape).expand(output.shape)
         self.tags[output] = Label((Plane(ids, frozenset([number])),))
+
+    def label_parts(
+        self, calls: list[tuple[str, int]], indices: list[int | slice | None], output: Tensor, axis: int
+    ) -> None:
+        """Give the parts of ``output`` neuron numbers of their own: a function has written several layers at once."""
+        num = output.shape[axis]
+        if indices == [None]:
+            self.label(*calls[0], output, axis)
+            return
+        ids = torch.full(output.shape, NOTHING, device=output.device)
+        numbers = range(len(self.calls), len(self.calls) + len(calls))
+        for number, (layer, call), index in zip(numbers, calls, indices, strict=True):
+            self.calls.append(Call(layer, call, num))
+            ids[index] = torch.arange(num, device=output.device).add_(number * STRIDE)
+        self.tags[output] = Label((Plane(ids, frozenset(numbers)),))
 
     def mark_external(self, tensors: Iterable[Tensor]) -> None:
         """Say that these tensors come from outside: inputs, embeddings, anything that no traced layer wrote."""

@@ -27,6 +27,10 @@ class Way:
     """The modules that were called, or whose parameters were used."""
     empty: frozenset[str] = frozenset()
     """The modules that were called without samples."""
+    hosts: frozenset[str] = frozenset()
+    """The modules in which functions took up weights of layers, without a call of these layers."""
+    places: frozenset[str] = frozenset()
+    """The names of the events of such functions: layers, and parameters that several layers are slices of."""
 
 
 def steps(events: Iterable[Event]) -> set[EventPair]:
@@ -51,13 +55,24 @@ class Wiring:
     def of(cls, ways: tuple[Way, ...], modules: dict[str, nn.Module], unfollowed: bool = False) -> Wiring:
         """Return the wiring that several passes show together."""
         called = [name for way in ways for name, layer in way.layers.items() if layer.num_calls]
-        names = dict.fromkeys([*called, *ways[0].layers])
-        return cls({n: union([way.layers[n] for way in ways]) for n in names}, modules, ways, unfollowed)
+        names = dict.fromkeys([*called, *(name for way in ways for name in way.layers)])
+        layers = {n: union([way.layers[n] for way in ways if n in way.layers]) for n in names}
+        return cls(layers, modules, ways, unfollowed)
 
     @property
     def hidden(self) -> list[Layer]:
         """The layers whose neurons are hidden units."""
         return [layer for layer in self.layers.values() if layer.is_hidden]
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The modules in which functions took up weights of layers, without a call of these layers."""
+        return frozenset().union(*(way.hosts for way in self.ways))
+
+    @property
+    def places(self) -> frozenset[str]:
+        """The names of the events of such functions."""
+        return frozenset().union(*(way.places for way in self.ways))
 
     @property
     def uncalled(self) -> set[str]:

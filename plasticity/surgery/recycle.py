@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.structure.layers import Consumer, Layer, num_inputs
+from plasticity.structure.layers import Consumer, Layer, Slice, num_inputs
 from plasticity.structure.wirings import Wiring
 
 from .entries import by_group, column_norms, incoming_entries, outgoing_entries, spread
@@ -159,6 +159,8 @@ def _unfit(wired: Wiring, layer: str, keys: Sequence[str]) -> str | None:
     module = wired.layers[layer].module
     if wired.layers[layer].adapter:
         return f"{layer} has an adapter, whose weights add to its own"
+    if isinstance(module, Slice):
+        return f"{layer} is a slice of a parameter that several layers share"
     for key in keys:
         name = f"{layer}.{key}".removeprefix(".")
         if key not in module._parameters:

@@ -1,0 +1,207 @@
+"""Layers that run without a module's call: slices of parameters, and weights that a function takes up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from models import Net, linears
+from test_interventions import plain_loop
+from torch import Tensor, nn
+
+from plasticity import measure, watch, wiring
+from plasticity.interventions import ReDo
+
+
+class Stack(nn.Module):
+    """Three networks in two parameters; ``product`` says how an input meets a weight."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor, Tensor], Tensor], neurons_last: bool = True) -> None:
+        super().__init__()
+        shapes = ((4, 6), (6, 2)) if neurons_last else ((6, 4), (2, 6))
+        self.up, self.down = (nn.Parameter(torch.randn(3, *shape)) for shape in shapes)
+        self.bias = nn.Parameter(torch.randn(3, 1, 6))
+        self.product, self.neurons_last = product, neurons_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.product(x.expand(3, *x.shape), self.up, self.bias)
+        return self.product(F.relu(h), self.down, torch.zeros(3, 1, 2)).sum(0)
+
+    def by_hand(self, x: Tensor) -> list[Tensor]:
+        """Return the linear outputs of the three networks."""
+        up = self.up if self.neurons_last else self.up.mT
+        return [x @ up[i] + self.bias[i] for i in range(3)]
+
+
+class Experts(nn.Module):
+    """Gated experts in two parameters, as transformers has them; ``dead`` experts get no sample."""
+
+    def __init__(self, grouped: bool, dead: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(4, 16, 4)), nn.Parameter(torch.randn(4, 4, 8))
+        self.act, self.grouped, self.dead = nn.SiLU(), grouped, dead
+
+    def chosen(self, x: Tensor) -> Tensor:
+        """Return the expert of every sample."""
+        alive = torch.tensor([i for i in range(4) if i not in self.dead])
+        return alive[(x.sum(-1) * 100).long() % len(alive)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.chosen(x)
+        if self.grouped:
+            order = chosen.argsort(stable=True)
+            ends = torch.bincount(chosen, minlength=4).cumsum(0).int()
+            gate, up = F.grouped_mm(x[order], self.up.mT, offs=ends).chunk(2, -1)
+            return F.grouped_mm(self.act(gate) * up, self.down.mT, offs=ends)[order.argsort()]
+        out = torch.zeros_like(x)
+        for i in chosen.unique():
+            gate, up = F.linear(x[chosen == i], self.up[i]).chunk(2, -1)
+            out = out.index_add(0, (chosen == i).nonzero()[:, 0], F.linear(self.act(gate) * up, self.down[i]))
+        return out
+
+
+PRODUCTS: dict[str, Callable[[], Stack]] = {
+    "bmm": lambda: Stack(lambda x, w, b: torch.bmm(x, w) + b),
+    "matmul": lambda: Stack(lambda x, w, b: x @ w + b),
+    "baddbmm": lambda: Stack(lambda x, w, b: torch.baddbmm(b, x, w)),
+    "transposed": lambda: Stack(lambda x, w, b: x @ w.transpose(1, 2) + b, neurons_last=False),
+    "one by one": lambda: Stack(lambda x, w, b: torch.stack([x[i] @ w[i] + b[i] for i in range(3)])),
+    "linear": lambda: Stack(
+        lambda x, w, b: torch.stack([F.linear(x[i], w[i], b[i, 0]) for i in range(3)]), neurons_last=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_network_of_a_stack_is_a_layer(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = PRODUCTS[name](), torch.randn(32, 4)
+    with torch.no_grad():
+        model.bias[1, 0, :3] = -100
+    loss = lambda out, y: ((out - y) ** 2).mean()  # noqa: E731
+    found = measure(model, (x, torch.zeros(32, 2)), loss, probes=["dormancy", "grama", "rank"])
+    linear = model.by_hand(x)
+    outs = [F.relu(z) @ (model.down[i] if model.neurons_last else model.down[i].T) for i, z in enumerate(linear)]
+    gradients = torch.autograd.grad(loss(sum(outs), torch.zeros(32, 2)), linear)
+    for i, (z, gradient) in enumerate(zip(linear, gradients, strict=True)):
+        h = reference.rows(F.relu(z))
+        np.testing.assert_allclose(found.scores["dormancy"][f"up.{i}"], reference.scores(h), rtol=1e-5)
+        by_hand = reference.scores(reference.rows(gradient))
+        np.testing.assert_allclose(found.scores["grama"][f"up.{i}"], by_hand, rtol=1e-5, atol=1e-6)
+        assert found.values["effective_rank"][f"up.{i}"] == pytest.approx(
+            reference.ranks(h)["effective_rank"], rel=1e-5
+        )
+    assert found.values["dormancy"]["up.1"] == 0.5
+
+
+@pytest.mark.parametrize("dead", [(), (0,), (1, 3)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_expert_is_a_layer_and_those_without_samples_have_no_value(grouped: bool, dead: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.o(x + s.experts(x)), experts=Experts(grouped, dead), o=nn.Linear(4, 1))
+    x = torch.randn(64, 4)
+    found, chosen = measure(model, x, probes=["dormancy"]), model.experts.chosen(x)
+    for i in range(4):
+        gate, up = F.linear(x[chosen == i], model.experts.up[i]).chunk(2, -1)
+        if i in dead:
+            assert f"experts.up.{i}" not in found.scores["dormancy"]
+        else:
+            expected = np.tile(reference.scores(reference.rows(F.silu(gate) * up)), 2)
+            np.testing.assert_allclose(found.scores["dormancy"][f"experts.up.{i}"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_experts_that_get_samples_later_are_measured_then(grouped: bool) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.o(x + s.experts(x)), experts=Experts(grouped), o=nn.Linear(4, 1))
+    x, optimizer = torch.randn(64, 4), torch.optim.SGD(model.parameters(), 0.0)
+    with watch(model, optimizer, every=1, log=None, strict=True, probes=["dormancy", "grama"]) as session:
+        for dead in ((0, 1), (2, 3), (0,)):
+            model.experts.dead = dead
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            scores = session.last["model"].scores
+            measured = {int(name[-1]) for name in scores["grama"] if name.startswith("experts.up")}
+            assert measured == {0, 1, 2, 3} - {*dead}
+            assert len({name for name in scores["dormancy"] if name.startswith("experts.down")}) == len(measured)
+
+
+def test_the_bits_of_a_stack_and_of_experts_stay() -> None:
+    for build in (*PRODUCTS.values(), lambda: Experts(True), lambda: Experts(False)):
+        finals = []
+        for watched in (False, True):
+            torch.manual_seed(0)
+            model = build()
+            x, optimizer = torch.randn(64, 4), torch.optim.Adam(model.parameters())
+            session = (
+                watch(model, optimizer, every=1, log=None, strict=True, probes=["dormancy", "grama"])
+                if watched
+                else None
+            )
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+            if session:
+                session.close()
+            finals.append(model.state_dict())
+        torch.testing.assert_close(*finals, rtol=0, atol=0)
+
+
+BY_FUNCTION: dict[str, Callable[..., Tensor]] = {
+    "linear": lambda s, x: s.c(F.relu(F.linear(F.relu(s.a(x)), s.b.weight, s.b.bias))),
+    "named": lambda s, x: s.c(F.relu(F.linear(input=F.relu(s.a(x)), weight=s.b.weight, bias=s.b.bias))),
+    "addmm": lambda s, x: s.c(F.relu(torch.addmm(s.b.bias, F.relu(s.a(x)), s.b.weight.T))),
+    "matmul": lambda s, x: s.c(F.relu(F.relu(s.a(x)) @ s.b.weight.T + s.b.bias)),
+    "parameters": lambda s, x: s.c(F.relu(F.linear(F.relu(s.a(x)), *s.b.parameters()))),
+}
+
+
+@pytest.mark.parametrize("name", BY_FUNCTION)
+def test_a_layer_whose_weight_is_given_to_a_function_is_measured_and_recycled(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Net(BY_FUNCTION[name], **linears(4, 7, 6, 2)), torch.randn(32, 4)
+    assert [consumer.layer for consumer in wiring(model, x).layers["a"].consumers] == ["b"]
+    with torch.no_grad():
+        model.a.bias[:2], model.b.bias[:] = -100, 1
+        model.b.bias[3:5] = -100
+    before, old = model(x).detach(), {key: value.clone() for key, value in model.state_dict().items()}
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    model(x).square().mean().backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    assert writer.named("redo")[0]["neurons"] == {"a": [0, 1], "b": [3, 4]}
+    torch.testing.assert_close(model(x).detach(), before)
+    assert not model.b.weight[[0, 1, 2, 5]][:, :2].any()
+    assert not model.c.weight[:, 3:5].any()
+    assert torch.equal(model.a.weight[2:], old["a.weight"][2:])
+
+
+def test_a_weight_that_is_used_the_other_way_round_is_no_layer() -> None:
+    model = Net(lambda s, x: F.linear(F.relu(s.a(x)), s.a.weight.T), a=nn.Linear(6, 6))
+    layer = wiring(model, torch.randn(8, 6)).layers["a"]
+    assert layer.num_calls == 1
+    assert "weights of no Linear or Conv layer" in layer.unresolved[0]
+
+
+def test_recycling_leaves_slices_alone_and_says_so() -> None:
+    torch.manual_seed(0)
+    model = PRODUCTS["bmm"]()
+    with torch.no_grad():
+        model.bias[1, 0, :3] = -100
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ctx, writer = plain_loop(nn.Sequential(nn.Linear(4, 4), model), torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    ctx.networks["net"](torch.randn(32, 4)).square().mean().backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert "is a slice of a parameter" in writer.named("redo_skipped")[0]["reason"]

@@ -17,7 +17,7 @@ from plasticity.isolation import is_scripted
 
 from .layers import NORM_MODULES, Slice, inputs_first, neuron_axis
 
-FUNCTIONS: dict[str, tuple[int, bool]] = {
+TAKING: dict[str, tuple[int, bool]] = {
     **{"linear": (0, False), **{f"conv{d}d": (0, False) for d in (1, 2, 3)}},
     **{"matmul": (0, True), "__matmul__": (0, True), "mm": (0, True), "bmm": (0, True)},
     **{"addmm": (1, True), "baddbmm": (1, True), "grouped_mm": (0, True), "_grouped_mm": (0, True)},
@@ -85,7 +85,7 @@ class Weights:
 
     def taken(self, func: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Taken | None:
         """Return what a call of a function takes up; None where these are no weights of layers."""
-        known = FUNCTIONS.get(getattr(func, "__name__", ""))
+        known = TAKING.get(getattr(func, "__name__", ""))
         if known is None:
             return None
         position, inputs_first = known

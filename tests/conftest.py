@@ -87,6 +87,12 @@ def everywhere(device: str) -> Iterator[str]:
         yield device
 
 
+@pytest.fixture(params=["traced", pytest.param("inductor", marks=(pytest.mark.inductor, pytest.mark.slow))])
+def compiled_if_slow(request: pytest.FixtureRequest, as_traced: None) -> str:
+    """Run a test that is about graphs, not about inductor, as traced, and once more compiled if slow tests run."""
+    return request.param
+
+
 @pytest.fixture
 def as_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run graphs as they were traced, which saves compiling them, unless the test is marked `inductor`."""

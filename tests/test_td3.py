@@ -220,6 +220,10 @@ def test_the_target_asks_the_target_actor_at_the_disturbed_action() -> None:
 # --- problems with known values ---
 
 
+QUICK = ("both", "clock", "discount")
+"""Observation and action, truncation, and delayed rewards: what only the others have, SAC's quick tests cover."""
+
+
 def solve(name: str, gamma: float) -> TD3:
     env = make_env(f"sanity/{name}-continuous", num_envs=8, seed=0)
     config = TD3Config(
@@ -232,7 +236,7 @@ def solve(name: str, gamma: float) -> TD3:
     return agent
 
 
-@pytest.mark.parametrize("name", SANITY)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SANITY])
 @pytest.mark.on_real_devices
 def test_true_values_and_the_best_actions_are_learned(name: str) -> None:
     agent = solve(name, gamma=0.8)

@@ -35,7 +35,7 @@ def weights_after(learner: Quadratic, seeds: range = range(3)) -> None:
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.inductor
+@pytest.mark.usefixtures("compiled_if_slow")
 def test_a_term_is_added_to_the_loss_logged_and_clipped_with_it() -> None:
     """lr 0.1 on loss + 0.5 |w|^2 / 2 is a step on the loss, after which 0.05 of the old weight is taken off."""
     for compile in ("off", "on"):
@@ -71,7 +71,7 @@ def far(net: nn.Module) -> nn.Module:
     return other
 
 
-@pytest.mark.inductor
+@pytest.mark.usefixtures("compiled_if_slow")
 def test_modules_that_a_term_reads_are_inputs() -> None:
     one, other = twins()
     for learner in (one, other):
@@ -107,7 +107,7 @@ def test_a_draw_is_fresh_in_every_step() -> None:
     assert not torch.allclose(fixed.weights()[0], other.weights()[0])
 
 
-@pytest.mark.inductor
+@pytest.mark.usefixtures("compiled_if_slow")
 @pytest.mark.on_real_devices  # constants of a trace are none of the other one's
 def test_tensors_that_a_term_closes_over_are_read_anew() -> None:
     one, other = twins()

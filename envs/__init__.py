@@ -10,15 +10,16 @@ Nothing here imports dm_control, MuJoCo, MinAtar or ale-py before an environment
 
 from __future__ import annotations
 
-from . import atari, dmc, gym, minatar_games, pixels, sanity
+from . import atari, dmc, gym, minatar_games, offsets, permuted, physics, pixels, sanity, sequences
 from .extras import missing_extras
 from .family import Family
 from .graphics import set_default_gl
 from .gym import GymEnv
 from .names import unknown_name
+from .stream import TaskPlan
 from .transition import Env, Transition
 
-__all__ = ["ENVS", "Env", "Family", "Transition", "find_family", "make_env", "missing_extras"]
+__all__ = ["ENVS", "Env", "Family", "TaskPlan", "Transition", "find_family", "make_env", "missing_extras"]
 
 ENVS: dict[str, Family] = {
     "dmc": dmc.FAMILY,
@@ -26,6 +27,12 @@ ENVS: dict[str, Family] = {
     "minatar": minatar_games.FAMILY,
     "atari": atari.FAMILY,
     "sanity": sanity.FAMILY,
+    "cgym": offsets.FAMILY,
+    "cgym-short": offsets.SHORT,
+    **physics.FAMILIES,
+    "cdmc": sequences.CDMC,
+    "cminatar": sequences.CMINATAR,
+    "permute": permuted.FAMILY,
     "gymnasium": gym.FAMILY,
 }
 """Families by name, in the order in which `plasticity list envs` prints them; add your own.
@@ -42,12 +49,14 @@ def make_env(
     device: str = "cpu",
     action_repeat: int | None = None,
     max_episode_steps: int | None = None,
+    tasks: TaskPlan | None = None,
 ) -> Env:
     """Make `num_envs` environments of one kind; docs/environments.md has a table of the names.
 
     Args: `seed`, the root from which every environment and the action space get their own; `action_repeat`, the
     simulator steps per decision (default: the family's; 2 for dm_control, as in most published results, 4 for Atari, 1
-    elsewhere); `max_episode_steps`, in simulator steps, replaces the environment's own limit.
+    elsewhere); `max_episode_steps`, in simulator steps, replaces the environment's own limit; `tasks`, the seed, number
+    and length of the tasks of a stream (default: the family's, drawn from seed 0).
     Raises ValueError for an unknown id (with the nearest one) and for a space that cannot be used, ModuleNotFoundError
     for a package that is missing, RuntimeError where images cannot be rendered.
     """
@@ -60,7 +69,7 @@ def make_env(
             raise ValueError(f"{what} must be at least 1, got {count}")
     family = find_family(name)
     set_default_gl()
-    return GymEnv(name, family.vector(name, action_repeat, max_episode_steps), num_envs, seed, device)
+    return GymEnv(name, family.vector(name, action_repeat, max_episode_steps, tasks), num_envs, seed, device)
 
 
 def find_family(name: str) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,10 +13,14 @@ from gymnasium.vector import VectorEnv
 from .contract import watch_contract
 from .journal import Journal
 from .serial import serial
+from .stream import TaskPlan
 from .wrappers import adapt, repeat_actions
 
 MakeVector = Callable[[list[int]], VectorEnv]
 """Builds one environment per seed, stepped as one."""
+
+
+NO_TASKS = TaskPlan()
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Family:
     """Whether the family has a name, for families with spellings that `ids` does not list; None: only those listed."""
     observe: Callable[[gymnasium.Env, str], gymnasium.Env] | None = None
     """(environment, name) -> environment with other observations; outside the action repeat, once per decision."""
+    stream: Callable[[gymnasium.Env, str, TaskPlan, int], gymnasium.Env] | None = None
+    """(environment, name, plan of this environment, number of environments) -> stream of tasks; outermost of all."""
+    tasks: TaskPlan = NO_TASKS
+    """Length and number of the tasks of a stream, where the user does not say."""
 
     def __post_init__(self) -> None:
         if (self.make is None) == (self.make_vector is None):
@@ -62,18 +71,28 @@ class Family:
             reason = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"the family {self.prefix!r} cannot list its names: {reason}") from error
 
-    def vector(self, name: str, action_repeat: int | None, limit: int | None) -> MakeVector:
-        """Return the function that makes `name` once per seed, in the form that `GymEnv` steps."""
-        times = action_repeat or self.action_repeat
+    def vector(
+        self, name: str, action_repeat: int | None, limit: int | None, tasks: TaskPlan | None = None
+    ) -> MakeVector:
+        """Return the function that makes `name` once per seed, in the form that `GymEnv` steps.
+
+        Raises ValueError for `tasks` that say how long or how many where the family has no stream.
+        """
+        times, plan = action_repeat or self.action_repeat, (tasks or TaskPlan()).filled(self.tasks)
+        if self.stream is None and tasks is not None and (tasks.steps or tasks.num):
+            raise ValueError(f"{name} has no tasks that follow each other; task_steps and num_tasks are for streams")
         if self.make_vector is not None:
             make_vector = self.make_vector
             return lambda seeds: make_vector(name, len(seeds), times, limit)
 
-        def make_one(seed: int) -> gymnasium.Env:
+        def make_one(seed: int, num_envs: int) -> gymnasium.Env:
             env = repeat_actions(watch_contract(self._made(name, seed, limit), name), times)
-            return Journal(adapt(env if self.observe is None else self.observe(env, name), name))
+            env = adapt(env if self.observe is None else self.observe(env, name), name)
+            if self.stream is not None:
+                env = self.stream(env, name, plan.shared(num_envs), num_envs)
+            return Journal(env)
 
-        return serial(make_one)
+        return lambda seeds: serial(partial(make_one, num_envs=len(seeds)))(seeds)
 
     def _made(self, name: str, seed: int, limit: int | None) -> gymnasium.Env:
         assert self.make is not None

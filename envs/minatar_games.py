@@ -27,14 +27,14 @@ class MinAtar(gymnasium.Env):
     """Play one game with MinAtar's own settings: actions stick with probability 0.1, the difficulty ramps up.
 
     Observations are (C, 10, 10) uint8: a channel per kind of object, 255 where there is one and 0 elsewhere, so that a
-    network that divides images by 255 sees 1 and 0. Actions are the game's minimal set.
+    network that divides images by 255 sees 1 and 0. Actions are the game's minimal set, or all six.
     """
 
-    def __init__(self, game: str) -> None:
+    def __init__(self, game: str, all_actions: bool = False) -> None:
         from minatar import Environment
 
         self._game = Environment(game)
-        self._actions = self._game.minimal_action_set()
+        self._actions = list(range(self._game.num_actions())) if all_actions else self._game.minimal_action_set()
         height, width, channels = self._game.state_shape()
         self.observation_space = spaces.Box(0, 255, (channels, height, width), np.uint8)
         self.action_space = spaces.Discrete(len(self._actions))
@@ -70,7 +70,12 @@ def make_minatar(name: str, seed: int, max_episode_steps: int | None = None) -> 
     """Make one game; raises ModuleNotFoundError without the extra "minatar"."""
     del seed  # comes with the first reset
     extras.require_extra("minatar", name)
-    return TimeLimit(MinAtar(name.removeprefix(PREFIX)), max_episode_steps or MAX_EPISODE_STEPS)
+    return limited(MinAtar(name.removeprefix(PREFIX)), max_episode_steps)
+
+
+def limited(env: gymnasium.Env, max_episode_steps: int | None) -> gymnasium.Env:
+    """Cut the episodes of a game."""
+    return TimeLimit(env, max_episode_steps or MAX_EPISODE_STEPS)
 
 
 def minatar_ids() -> list[str]:

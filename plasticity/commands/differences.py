@@ -25,7 +25,14 @@ SAFE = frozenset(
 """Settings that a resumed run may change: learning from each step stays the same."""
 NOTED = frozenset({"device", "torch_threads", "compile", "precision"})
 """Settings that it may change, too, but with which it no longer continues to the same bits."""
-IMPLIED = {"probe_window": 1, "compile": "off", "precision": "float32"}
+IMPLIED = {
+    "probe_window": 1,
+    "compile": "off",
+    "precision": "float32",
+    "task_steps": None,
+    "num_tasks": None,
+    "normaliser": "keep",
+}
 """Settings that runs of earlier versions lack -> the value they acted by."""
 ABSENT = "not there"
 

@@ -111,12 +111,15 @@ def make_run_env(
     record: Mapping[str, Any], *, name: str | None, seed: int, device: str, num_envs: int | None = None
 ) -> Any:
     """Make the environment of a run, or ``name`` in its place; ValueError for one that would import a module."""
-    from plasticity.envs import make_env
+    from plasticity.envs import TaskPlan, make_env
 
     require_device(device)
     settings = record["config"]
     if name is None and ":" in settings["env"]:
         raise ValueError(f"the run's environment {settings['env']} imports a module; pass --env if you trust it")
+    plan = TaskPlan(settings["seed"])
+    if name is None:
+        plan = TaskPlan(settings["seed"], settings.get("task_steps"), settings.get("num_tasks"))
     return make_env(
         name or settings["env"],
         num_envs=settings["num_envs"] if num_envs is None else num_envs,
@@ -124,6 +127,7 @@ def make_run_env(
         device=device,
         action_repeat=settings["action_repeat"],
         max_episode_steps=settings["max_episode_steps"],
+        tasks=plan,
     )
 
 

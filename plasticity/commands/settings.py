@@ -48,6 +48,12 @@ class TrainConfig:
     """Simulator steps per environment step; None: 2 for dm_control and 4 for Atari, as is usual, 1 elsewhere."""
     max_episode_steps: int | None = None
     """Simulator steps per episode, in place of the environment's own limit."""
+    task_steps: int | None = None
+    """Environment steps of each task of a stream; None: the stream's own."""
+    num_tasks: int | None = None
+    """Tasks of a stream; None: the stream's own. The last one goes on until the run ends."""
+    normaliser: Literal["keep", "reset"] = "keep"
+    """Statistics of observations and rewards when a task begins: keep them, or start them anew."""
     probes: tuple[str, ...] = DEFAULT_PROBES
     """Probes to run on every network; see plasticity list probes. Give the flag without names for none."""
     probe_every: int = 1000

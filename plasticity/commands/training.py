@@ -20,7 +20,7 @@ from plasticity.agents.train import context, train
 from plasticity.callback import Callback, noting, rebuild
 from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import LiveView
-from plasticity.envs import make_env
+from plasticity.envs import TaskPlan, make_env
 from plasticity.measuring import Measure
 from plasticity.metrics import DEFAULT_PROBES
 from plasticity.storage.files import RunLock
@@ -30,6 +30,7 @@ from plasticity.storage.record import write_record
 from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
+from .normaliser import NormaliserReset
 from .run import CHECKPOINTS, UPDATE_WITHIN, command_line, describe, require_update, save_model
 from .saving import Randomness, Save, restore, snapshot
 from .settings import chosen, settings
@@ -64,7 +65,8 @@ class TrainingRun:
             config.eval_every or config.steps,
             config.eval_episodes,
         )
-        watchers = {"evaluate": self.evaluate, "episodes": Episodes(), "losses": Losses(config.log_every)}
+        normaliser = {"normaliser": NormaliserReset(self.agent)} if config.normaliser == "reset" else {}
+        watchers = {**normaliser, "evaluate": self.evaluate, "episodes": Episodes(), "losses": Losses(config.log_every)}
         measure = {"measure": self.measure} if config.probes else {}
         # Interventions first: one may end an episode, and what follows must see that it ended.
         self.callbacks = merged(
@@ -82,6 +84,7 @@ class TrainingRun:
                 device=c.device,
                 action_repeat=c.action_repeat,
                 max_episode_steps=c.max_episode_steps,
+                tasks=TaskPlan(c.seed, c.task_steps, c.num_tasks),
             )
 
     def _make_agent(self, config: Any) -> Any:

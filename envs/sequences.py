@@ -18,7 +18,7 @@ from gymnasium import spaces
 
 from . import dmc, extras, minatar_games
 from .family import Family
-from .journal import random_state, set_random_state
+from .journal import env_random_state, set_random_state
 from .stream import Stream, TaskPlan
 
 BODIES = {
@@ -69,7 +69,7 @@ class Several(gymnasium.Env):
 
     def random_state(self) -> dict[str, Any]:
         """Return the random states of all environments so far, and which were seeded."""
-        states = {name: random_state(env.unwrapped) for name, env in self._envs.items()}
+        states = {name: env_random_state(env.unwrapped) for name, env in self._envs.items()}
         return {"states": states, "seed": self._seed, "seeded": sorted(self._seeded)}
 
     def set_random_state(self, state: dict[str, Any]) -> None:

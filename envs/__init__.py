@@ -28,7 +28,7 @@ ENVS: dict[str, Family] = {
     "atari": atari.FAMILY,
     "sanity": sanity.FAMILY,
     "cgym": offsets.FAMILY,
-    "cgym-short": offsets.SHORT,
+    "cgym-short": offsets.SHORT_FAMILY,
     **physics.FAMILIES,
     "cdmc": sequences.CDMC,
     "cminatar": sequences.CMINATAR,

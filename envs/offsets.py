@@ -19,10 +19,10 @@ from .family import Family
 from .gym import make_gymnasium
 from .stream import Stream, TaskPlan
 
-GAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "lunarlander": "LunarLander-v3"}
+CONTROL_GAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "lunarlander": "LunarLander-v3"}
 ITERATION = 800
 """Environment steps after which the agent of the papers learns."""
-MAX_EPISODE_STEPS = 400
+EPISODE_STEPS = 400
 SPREAD = 2.0
 
 
@@ -52,8 +52,8 @@ class Offset(Stream):
 
 
 def _make(name: str, seed: int, max_episode_steps: int | None = None) -> gymnasium.Env:
-    game = GAMES[name.partition("/")[2]]
-    return make_gymnasium(game, seed, max_episode_steps or MAX_EPISODE_STEPS)
+    game = CONTROL_GAMES[name.partition("/")[2]]
+    return make_gymnasium(game, seed, max_episode_steps or EPISODE_STEPS)
 
 
 def _stream(env: gymnasium.Env, name: str, plan: TaskPlan, num_envs: int) -> gymnasium.Env:
@@ -64,10 +64,10 @@ def _stream(env: gymnasium.Env, name: str, plan: TaskPlan, num_envs: int) -> gym
 
 def _family(prefix: str, iterations: int) -> Family:
     def ids() -> list[str]:
-        return [f"{prefix}{game}" for game in GAMES]
+        return [f"{prefix}{game}" for game in CONTROL_GAMES]
 
     return Family(prefix, ids, _make, stream=_stream, tasks=TaskPlan(steps=iterations * ITERATION, num=10))
 
 
 FAMILY = _family("cgym/", 200)
-SHORT = _family("cgym-short/", 40)
+SHORT_FAMILY = _family("cgym-short/", 40)

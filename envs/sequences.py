@@ -21,12 +21,12 @@ from .family import Family
 from .journal import env_random_state, set_random_state
 from .stream import Stream, TaskPlan
 
-BODIES = {
+TASKS_OF_BODY = {
     "walker": ("walker-stand", "walker-walk", "walker-run") * 2,
     "quadruped": ("quadruped-walk", "quadruped-run") * 3,
     "dog": ("dog-stand", "dog-walk", "dog-run", "dog-trot") * 2,
 }
-GAMES = ("space_invaders", "asterix", "seaquest")
+GAMES_IN_TURN = ("space_invaders", "asterix", "seaquest")
 NUM_CHANNELS = 10
 
 
@@ -116,7 +116,7 @@ class Padded(gymnasium.ObservationWrapper):
 
 
 def _cdmc(name: str, seed: int, max_episode_steps: int | None = None) -> gymnasium.Env:
-    tasks = BODIES[name.partition("/")[2]]
+    tasks = TASKS_OF_BODY[name.partition("/")[2]]
     return Several(lambda task: dmc.make_dmc(f"dmc/{task}", seed, max_episode_steps), tasks)
 
 
@@ -127,7 +127,7 @@ def _cminatar(name: str, seed: int, max_episode_steps: int | None = None) -> gym
         env = minatar_games.MinAtar(game, all_actions=True)
         return Padded(minatar_games.limited(env, max_episode_steps))
 
-    return Several(make, GAMES)
+    return Several(make, GAMES_IN_TURN)
 
 
 def _stream(env: gymnasium.Env, name: str, plan: TaskPlan, num_envs: int) -> gymnasium.Env:
@@ -135,7 +135,7 @@ def _stream(env: gymnasium.Env, name: str, plan: TaskPlan, num_envs: int) -> gym
 
 
 def _bodies() -> list[str]:
-    return [f"cdmc/{body}" for body in BODIES]
+    return [f"cdmc/{body}" for body in TASKS_OF_BODY]
 
 
 CDMC = Family("cdmc/", _bodies, _cdmc, action_repeat=2, stream=_stream, tasks=TaskPlan(steps=50_000, num=6))

@@ -97,4 +97,4 @@ def _family(kind: str) -> Family:
     return Family(f"{kind}-", ids, _make, stream=partial(_stream, kind=kind), tasks=TaskPlan(steps=100_000, num=10))
 
 
-FAMILIES = {kind: _family(kind) for kind in RANGES}
+SLIPPERY, GRAVITY, MASS, ACTUATOR = map(_family, RANGES)

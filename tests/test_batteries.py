@@ -22,12 +22,27 @@ from plasticity.testing import check_agent, check_method
 from plasticity.testing.runs import QUICK_RUNS as OPTIONS
 from plasticity.testing.runs import SHORT, attempt, command, registered
 
+NOT_FOR = {
+    ("swd", "ppo"): "it has no replay buffer",
+    ("ne", "ppo"): "FREQUENT reviews old experience, and it has no replay buffer",
+    ("least", "ppo"): "it has no value of (observation, action)",
+}
+"""(method, agent) -> why the one cannot do without something that the other lacks."""
 CARTPOLE = ("--env", "CartPole-v1")
 
 
 @pytest.mark.parametrize("name", some([(name,) for name in INTERVENTIONS], share=8))
 def test_every_method_passes(name: str) -> None:
     check_method(INTERVENTIONS[name], FREQUENT[name], NEVER.get(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["td3", "dqn", "ppo"])
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_every_method_passes_on_every_agent(name: str, agent: str) -> None:
+    if (name, agent) in NOT_FOR:
+        pytest.skip(NOT_FOR[name, agent])
+    check_method(INTERVENTIONS[name], FREQUENT[name], NEVER.get(name), agent)
 
 
 def test_an_agent_from_the_protocol_alone_passes() -> None:

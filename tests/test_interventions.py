@@ -1,4 +1,4 @@
-"""What every intervention keeps to: contract tables over methods, optimizers and pairs of methods."""
+"""What every intervention keeps to: contract tables over methods and optimizers; pairs are in test_pairs.py."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ FREQUENT: dict[str, dict[str, Any]] = {
     "plasticity_injection": {"at": (15,), "clock": "updates"},
     **{name: {"log_every": 3} for name in ("l2_init", "wasserstein_init", "parseval", "spectral", "nap")},
     **{name: {"log_every": 3} for name in ("weight_clipping", "hyperspherical")},
+    "optimizer_reset": {"every": 4, "clock": "updates"},
+    "fire": {"every": 12, "clock": "updates"},
+    "hare_tortoise": {"every": 7, "clock": "updates", "momentum": 0.8},
 }
 """Settings with which every method acts within a few dozen updates."""
 NEVER: dict[str, dict[str, Any]] = {
@@ -53,6 +56,9 @@ NEVER: dict[str, dict[str, Any]] = {
     "plasticity_injection": {"at": (10**6,), "clock": "updates"},
     **{name: {"coef": 0.0} for name in ("l2_init", "wasserstein_init", "parseval", "spectral")},
     **{name: {"every": 10**6} for name in ("nap", "weight_clipping", "hyperspherical")},
+    "optimizer_reset": {"at": (10**6,), "clock": "updates"},
+    "fire": {"at": (10**6,), "clock": "updates"},
+    "hare_tortoise": {"at": (10**6,), "clock": "updates"},
 }
 """Settings with which every method is on, and changes nothing."""
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
@@ -376,23 +382,6 @@ def test_a_bare_flag_switches_on_and_a_dotted_one_sets(capsys: pytest.CaptureFix
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.on_real_devices
-@pytest.mark.parametrize(("one", "other"), some(itertools.combinations(INTERVENTIONS, 2), share=20))
-def test_any_two_methods_compose(one: str, other: str) -> None:
-    methods = {name: INTERVENTIONS[name](**FREQUENT[name]) for name in (one, other)}
-    ne = methods.get("ne")
-
-    def check(ctx: Context) -> None:
-        assert_sound(ctx)
-        if isinstance(ne, NeuroplasticExpansion):
-            assert_masked(ne, ctx)
-
-    agent, ctx, writer = run_sac([*methods.values(), Check(check)], steps=60)
-    assert all(acted(name, method, writer) for name, method in methods.items())
-    check(ctx)
-    assert_moves(ctx, lambda: agent.learn(agent.buffer.sample(64)))
 
 
 @pytest.mark.on_real_devices

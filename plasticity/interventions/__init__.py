@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .fire import FIRE
+from .hare_tortoise import HareTortoise
 from .hyperspherical import Hyperspherical
 from .injection import PlasticityInjection
 from .intervention import Intervention
@@ -9,6 +11,7 @@ from .l2_init import L2Init
 from .least import LearnToStop
 from .nap import NormalizeAndProject
 from .ne import NeuroplasticExpansion
+from .optimizer_reset import OptimizerReset
 from .parseval import Parseval
 from .redo import ReDo
 from .regrama import ReGraMa
@@ -35,17 +38,23 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "weight_clipping": WeightClipping,
     "nap": NormalizeAndProject,
     "hyperspherical": Hyperspherical,
+    "optimizer_reset": OptimizerReset,
+    "fire": FIRE,
+    "hare_tortoise": HareTortoise,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
 __all__ = [
+    "FIRE",
     "INTERVENTIONS",
+    "HareTortoise",
     "Hyperspherical",
     "Intervention",
     "L2Init",
     "LearnToStop",
     "NeuroplasticExpansion",
     "NormalizeAndProject",
+    "OptimizerReset",
     "Parseval",
     "PlasticityInjection",
     "ReDo",

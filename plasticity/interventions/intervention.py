@@ -31,6 +31,8 @@ class Intervention(Callback):
     """The flag on the command line and the name of its events."""
     KIND: ClassVar[str] = "other"
     """The group in lists: reset, penalty, optimizer, architecture, topology, data, or a word of your own."""
+    NEEDS: ClassVar[tuple[str, ...]] = ("networks", "optimizers")
+    """Parts of a run that the method cannot do without, for lists and pages."""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset -> values of the fields that are None."""
 
@@ -86,11 +88,21 @@ class Intervention(Callback):
         return call
 
     def report(self, ctx: Context, details: Mapping[str, Any], **counts: int) -> None:
-        """Log an application: an event with details, and cumulative counters ``interventions/<name>/<count>``."""
+        """Log an application: an event with details, and cumulative counters ``interventions/<name>/<count>``.
+
+        Where the method keeps numbers beside the networks, :meth:`parameters_added` is logged with the counters.
+        """
         for key, count in counts.items():
             self.counts[key] = self.counts.get(key, 0) + count
-        ctx.log({f"interventions/{self.NAME}/{key}": float(self.counts[key]) for key in counts})
+        values = {key: float(self.counts[key]) for key in counts}
+        if added := self.parameters_added():
+            values["parameters_added"] = float(added)
+        ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in values.items()})
         ctx.event(self.NAME, {**details, **counts})
+
+    def parameters_added(self) -> int:
+        """Return how many numbers the method adds to what is trained, or keeps beside it, now; 0 for none."""
+        return 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the generator's state, the counters and the modules that are kept; subclasses add theirs."""

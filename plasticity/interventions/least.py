@@ -87,6 +87,7 @@ class LearnToStop(Intervention):
 
     NAME: ClassVar[str] = "least"
     KIND: ClassVar[str] = "data"
+    NEEDS: ClassVar[tuple[str, ...]] = ("value",)
     PRESETS: ClassVar = {
         "paper": {"coef": 0.5, "omega_min": 0.0, "omega_max": 1.0},
         "clamped": {"coef": 1.0, "omega_min": 0.3, "omega_max": 0.6},

@@ -19,6 +19,7 @@ from .intervention import Intervention
 from .trigger import Trigger
 
 T = TypeVar("T")
+_COUNTED = ("updates", "gradient_steps", "rollouts")
 _SCHEDULE = ("every", "at", "when", "stalled", "stop")
 
 
@@ -39,10 +40,11 @@ class Scheduled(Intervention):
     """Apply when a logged value crosses a bound, such as "plasticity/critic_1/grama/all > 0.3"."""
     stalled: str | None = None
     """Apply when a logged value stands still, such as "plasticity/critic_1/effective_rank/all < 0.01 over 20000"."""
-    clock: Literal["env_steps", "updates", "gradient_steps", "tasks"] | None = None
-    """The unit of every, at, start, stop and cooldown. tasks: tasks that are over, so that every=1 applies at the start
-    of each task but the first. None: the preset's, or gradient steps (of the optimizer of the first network chosen) if
-    you set every, at, when or stalled."""
+    clock: Literal["env_steps", "updates", "gradient_steps", "rollouts", "tasks"] | None = None
+    """The unit of every, at, start, stop and cooldown. rollouts: times that updates began after environment steps, so
+    that every=1 applies before the first update on new data. tasks: tasks that are over, so that every=1 applies at the
+    start of each task but the first. None: the preset's, or gradient steps (of the optimizer of the first network
+    chosen) if you set every, at, when or stalled."""
     margin: float = 0.0
     """Distance that the value of when must go back over its bound before it can apply again."""
     cooldown: int = 0
@@ -69,8 +71,8 @@ class Scheduled(Intervention):
         self.generator.manual_seed(zlib.crc32(f"{self.NAME}/{self.seed}".encode()))
         self.at = tuple(self.at or ())
         self.trigger = self._new_trigger()
-        self.ticks = {"updates": 0, "gradient_steps": 0}
-        self._pending = self._updating = False
+        self.ticks = dict.fromkeys(_COUNTED, 0)
+        self._pending = self._updating = self._collected = False
         self._inputs: dict[str, FirstInputs] = {}
 
     def on_train_start(self, ctx: Context) -> None:
@@ -78,14 +80,18 @@ class Scheduled(Intervention):
         self._ctx, self._networks = ctx, {n: unwrap(net) for n, net in self.choose(ctx, self.networks).items()}
         ctx.require("optimizers", type(self).__name__)
         optimizers = [ctx.optimizer_of(name) for name in self._networks]
-        self._pending = self._updating = False
-        self.ticks = {"updates": 0, "gradient_steps": 0}
+        self._pending = self._updating = self._collected = False
+        self.ticks = dict.fromkeys(_COUNTED, 0)
         self.trigger = self._new_trigger()
         self.trigger.begin(self._now())
+        self.prepare(ctx)
         self.hook(optimizers[0].register_step_post_hook(self.named(self._after_step)))
         for name, network in self._networks.items():
             self._inputs[name] = FirstInputs(network)
             self.hook(self._inputs[name])
+
+    def prepare(self, ctx: Context) -> None:
+        """Run when the networks are found, before any hook: those registered here run before an application."""
 
     def _new_trigger(self) -> Trigger:
         return Trigger(
@@ -121,11 +127,16 @@ class Scheduled(Intervention):
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Look at the clock of environment steps."""
+        self._collected = True
         if self.clock == "env_steps":
             self._consider()
 
     def on_update_start(self, ctx: Context) -> None:
-        """Wait until the update is over."""
+        """Count a rollout with its first update, then wait until the update is over."""
+        if self._collected:
+            self._collected = False
+            self.ticks["rollouts"] += 1
+            self._consider(self.clock == "rollouts")
         self._updating = True
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Any]) -> None:
@@ -141,12 +152,13 @@ class Scheduled(Intervention):
             where = {
                 "tasks": "train in an environment with tasks, or call start_task",
                 "env_steps": "count Context.step",
+                "rollouts": "fire on_step and on_update_start",
             }
             raise ValueError(
                 f"{type(self).__name__} counts {self.clock}, and after 100 gradient steps there was none: "
                 f"{where.get(str(self.clock), 'fire the events')}, or pass clock='gradient_steps'"
             )
-        self._consider(self.clock != "updates")
+        self._consider(self.clock not in ("updates", "rollouts"))
 
     def _now(self) -> int:
         if self.clock == "tasks":
@@ -169,13 +181,14 @@ class Scheduled(Intervention):
         """Return counters, generator, clocks, the trigger's memory, and the inputs on which changes are measured."""
         # A checkpoint holds tensors and plain values only: a run with other inputs takes new ones when it is resumed.
         inputs = {name: first.found for name, first in self._inputs.items() if is_storable(first.found)}
-        clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict()}
+        clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict(), "collected": self._collected}
         return {**super().state_dict(), **clocks, "inputs": inputs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.ticks = dict(state["ticks"])
+        self.ticks |= state["ticks"]
         self.trigger.load_state_dict(state["trigger"])
+        self._collected = state.get("collected", False)
         for name, first in self._inputs.items():
             first.take(state["inputs"].get(name))

@@ -243,6 +243,7 @@ class SampleWeightDecay(Intervention):
 
     NAME: ClassVar[str] = "swd"
     KIND: ClassVar[str] = "data"
+    NEEDS: ClassVar[tuple[str, ...]] = ("buffer",)
     PRESETS: ClassVar = {"paper": {}, "official": {}}
 
     preset: Literal["paper", "official"] = "paper"

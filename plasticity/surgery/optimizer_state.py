@@ -55,7 +55,7 @@ def clear_state_(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tens
                 fresh = _first_value(optimizer, group, parameter, key).to(value.device, value.dtype)
                 value.copy_(torch.where(where.to(value.device), fresh, value))
             if step == "zero":
-                _restart_(optimizer.state.get(parameter, {}), group)
+                restart_(optimizer, parameter)
 
 
 def forget_(optimizers: Iterable[Optimizer], parameter: Tensor) -> None:
@@ -114,10 +114,15 @@ def _first_value(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tens
     return torch.tensor(0.0)
 
 
-def _restart_(state: dict[str, Any], group: Mapping[str, Any]) -> None:
-    for key, first in SCALARS.items():
+def restart_(optimizer: Optimizer, parameter: Tensor) -> None:
+    """Set the counters that an optimizer keeps for a parameter (its step, a schedule's factors) to their first values.
+
+    Averages stay: Adam then corrects their bias as if they were young. Nothing happens where it holds no such state.
+    """
+    group, state = _group_of(optimizer, parameter), optimizer.state.get(parameter, {})
+    for key, first in SCALARS.items() if group is not None else ():
         if key in state:
-            value = group[first] if isinstance(first, str) else first
+            value = group[first] if isinstance(first, str) else first  # type: ignore[index]
             if isinstance(state[key], Tensor):
                 state[key].fill_(value)
             else:

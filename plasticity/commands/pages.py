@@ -1,0 +1,109 @@
+"""Pages of ``docs/interventions`` that methods write themselves: ``python -m plasticity.commands.pages docs``.
+
+A page is made of the module's docstring (source), the class's (algorithm, presets, differences) and the fields. Pages
+that somebody wrote by hand are left as they are; the table of all methods in ``docs/interventions.md`` has a row each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from .options import options, value_text
+
+MARK = "<!-- Written by `python -m plasticity.commands.pages docs` from the source: change the docstring there. -->"
+BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
+LINE = 125
+
+
+def page(name: str, kind: type[Any]) -> str:
+    """Return the page of a method, in Markdown."""
+    flag = f"--{name.replace('_', '-')}"
+    parts = [f"# {kind.__name__} (`{flag}`)", MARK, _prose(source(kind)), _prose(inspect.getdoc(kind) or "")]
+    if kind.PRESETS:
+        parts += ["## Presets", _presets(kind)]
+    parts += ["## Options", _options(kind, flag)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def source(kind: type[Any]) -> str:
+    """Return the docstring of a method's module: title, papers, code."""
+    return inspect.getdoc(sys.modules[kind.__module__]) or ""
+
+
+def row(name: str, kind: type[Any]) -> str:
+    """Return a method's row in the table of all methods."""
+    summary = (inspect.getdoc(kind) or "").splitlines()[0].rstrip(".")
+    papers = ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", source(kind)))) or "-"
+    return (
+        f"| [{name}](interventions/{name}.md) | {kind.KIND} | {_cell(summary)} | {', '.join(kind.NEEDS)} | {papers} |"
+    )
+
+
+def table(methods: dict[str, type[Any]]) -> str:
+    """Return the table of all methods, with the marks that it stands between."""
+    head = ["| method | kind | does | needs | arXiv |", "|---|---|---|---|---|"]
+    return "\n".join([BEGIN, *head, *(row(name, kind) for name, kind in methods.items()), END])
+
+
+def with_table(text: str, methods: dict[str, type[Any]]) -> str:
+    """Return ``text`` with what stands between the marks replaced by the present table."""
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: table(methods), text, flags=re.DOTALL)
+
+
+def _prose(text: str) -> str:
+    """Return a docstring as Markdown, its paragraphs wrapped anew; what is indented stays as it is."""
+    paragraphs = []
+    for paragraph in text.replace("``", "`").split("\n\n"):
+        indented = any(line.startswith(" ") for line in paragraph.splitlines())
+        paragraphs.append(paragraph if indented else textwrap.fill(" ".join(paragraph.split()), LINE))
+    return "\n\n".join(paragraphs)
+
+
+def _presets(kind: type[Any]) -> str:
+    keys = list(dict.fromkeys(key for values in kind.PRESETS.values() for key in values))
+    head = [f"| preset | {' | '.join(f'`{key}`' for key in keys)} |", f"|---|{'---|' * len(keys)}"]
+    cells = [
+        [_cell(value_text(values[key])) if key in values else "-" for key in keys] for values in kind.PRESETS.values()
+    ]
+    return "\n".join([*head, *(f"| `{p}` | {' | '.join(c)} |" for p, c in zip(kind.PRESETS, cells, strict=True))])
+
+
+def _options(kind: type[Any], flag: str) -> str:
+    filled = {f.name for f in dataclasses.fields(kind) if any(f.name in values for values in kind.PRESETS.values())}
+    lines = ["| option | default | |", "|---|---|---|"]
+    for option in options(kind, f"{flag}."):
+        name = option.flag.rpartition(".")[2].replace("-", "_")
+        default = "the preset's" if name in filled else option.default
+        lines.append(f"| `{option.flag}` | {_cell(default)} | {_cell(option.description)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def written_by_hand(path: Path) -> bool:
+    """Return whether there is a page that this command did not write."""
+    return path.exists() and MARK not in path.read_text(encoding="utf-8")
+
+
+def main(folder: str) -> None:
+    """Write the pages and the table below ``folder``, the documentation's."""
+    from plasticity.interventions import INTERVENTIONS
+
+    for name, kind in INTERVENTIONS.items():
+        path = Path(folder) / "interventions" / f"{name}.md"
+        if not written_by_hand(path):
+            path.write_text(page(name, kind), encoding="utf-8")
+    index = Path(folder) / "interventions.md"
+    index.write_text(with_table(index.read_text(encoding="utf-8"), dict(INTERVENTIONS)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plasticity.commands.pages import main, page, table, written_by_hand
+from plasticity.commands.pages import main, method_page, methods_table, written_by_hand
 from plasticity.interventions import INTERVENTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -17,11 +17,11 @@ def test_a_page_is_what_the_source_says(name: str) -> None:
     path = DOCS / "interventions" / f"{name}.md"
     assert path.exists(), "python -m plasticity.commands.pages docs"
     if not written_by_hand(path):
-        assert path.read_text() == page(name, INTERVENTIONS[name]), "python -m plasticity.commands.pages docs"
+        assert path.read_text() == method_page(name, INTERVENTIONS[name]), "python -m plasticity.commands.pages docs"
 
 
 def test_the_table_has_a_row_for_every_method() -> None:
-    assert table(dict(INTERVENTIONS)) in (DOCS / "interventions.md").read_text(), (
+    assert methods_table(dict(INTERVENTIONS)) in (DOCS / "interventions.md").read_text(), (
         "python -m plasticity.commands.pages docs"
     )
 

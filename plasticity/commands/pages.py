@@ -21,7 +21,7 @@ BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
 LINE = 125
 
 
-def page(name: str, kind: type[Any]) -> str:
+def method_page(name: str, kind: type[Any]) -> str:
     """Return the page of a method, in Markdown."""
     flag = f"--{name.replace('_', '-')}"
     parts = [f"# {kind.__name__} (`{flag}`)", MARK, _prose(source(kind)), _prose(inspect.getdoc(kind) or "")]
@@ -45,7 +45,7 @@ def row(name: str, kind: type[Any]) -> str:
     )
 
 
-def table(methods: dict[str, type[Any]]) -> str:
+def methods_table(methods: dict[str, type[Any]]) -> str:
     """Return the table of all methods, with the marks that it stands between."""
     head = ["| method | kind | does | needs | arXiv |", "|---|---|---|---|---|"]
     return "\n".join([BEGIN, *head, *(row(name, kind) for name, kind in methods.items()), END])
@@ -53,7 +53,7 @@ def table(methods: dict[str, type[Any]]) -> str:
 
 def with_table(text: str, methods: dict[str, type[Any]]) -> str:
     """Return ``text`` with what stands between the marks replaced by the present table."""
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: table(methods), text, flags=re.DOTALL)
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: methods_table(methods), text, flags=re.DOTALL)
 
 
 def _prose(text: str) -> str:
@@ -100,7 +100,7 @@ def main(folder: str) -> None:
     for name, kind in INTERVENTIONS.items():
         path = Path(folder) / "interventions" / f"{name}.md"
         if not written_by_hand(path):
-            path.write_text(page(name, kind), encoding="utf-8")
+            path.write_text(method_page(name, kind), encoding="utf-8")
     index = Path(folder) / "interventions.md"
     index.write_text(with_table(index.read_text(encoding="utf-8"), dict(INTERVENTIONS)), encoding="utf-8")
 

@@ -22,7 +22,7 @@ from plasticity.surgery.entries import by_group
 
 from .anchors import Anchors
 from .rules import require
-from .whole import EVERY, WholeNetwork
+from .whole import RESET_SCHEDULE, WholeNetwork
 
 
 def polar(matrix: Tensor, iterations: int | None = None) -> Tensor:
@@ -74,9 +74,15 @@ class FIRE(WholeNetwork):
     NAME: ClassVar[str] = "fire"
     KIND: ClassVar[str] = "reset"
     PRESETS: ClassVar = {
-        "paper": {**EVERY, "linear": "polar", "clear": False, "sync_targets": False},
-        "official": {**EVERY, "linear": "polar", "iterations": 10, "clear": False, "sync_targets": False},
-        "official_dqn": {**EVERY, "linear": "initial", "iterations": 10, "clear": False, "sync_targets": False},
+        "paper": {**RESET_SCHEDULE, "linear": "polar", "clear": False, "sync_targets": False},
+        "official": {**RESET_SCHEDULE, "linear": "polar", "iterations": 10, "clear": False, "sync_targets": False},
+        "official_dqn": {
+            **RESET_SCHEDULE,
+            "linear": "initial",
+            "iterations": 10,
+            "clear": False,
+            "sync_targets": False,
+        },
     }
 
     preset: Literal["paper", "official", "official_dqn"] = "paper"

@@ -16,7 +16,7 @@ from plasticity.callback import Context
 
 from .anchors import Anchors
 from .rules import require
-from .whole import EVERY, WholeNetwork
+from .whole import RESET_SCHEDULE, WholeNetwork
 
 
 @dataclass
@@ -32,7 +32,7 @@ class HareTortoise(WholeNetwork):
 
     NAME: ClassVar[str] = "hare_tortoise"
     KIND: ClassVar[str] = "reset"
-    PRESETS: ClassVar = {"paper": {**EVERY, "momentum": 0.999, "clear": False, "sync_targets": False}}
+    PRESETS: ClassVar = {"paper": {**RESET_SCHEDULE, "momentum": 0.999, "clear": False, "sync_targets": False}}
 
     preset: Literal["paper"] = "paper"
     """Defaults of the options that are None; the schedule is that of ``reset``, the paper's depends on the task."""

@@ -21,7 +21,7 @@ from plasticity.surgery.origin import Origins
 from .reset import copy_to_target_, require_alike
 from .scheduled import Scheduled
 
-EVERY = {"every": 200_000, "clock": "env_steps"}
+RESET_SCHEDULE = {"every": 200_000, "clock": "env_steps"}
 """The schedule of Nikishin et al. 2022 for SAC, where a method's own paper applies it at boundaries between tasks."""
 
 

@@ -1,4 +1,4 @@
-"""Streams whose tasks are environments of their own, with the same observations and actions.
+"""Environments in turn, with the same spaces: tasks of one body, or games.
 
     cdmc/<body>   tasks of one body of dm_control, in a row; 50,000 steps each (1 million in the papers)
     cminatar      Space Invaders, Asterix, Seaquest of MinAtar; 200,000 steps each (2 million in the papers)

@@ -1,4 +1,4 @@
-"""The choice and display of plasticity metrics: default probes, order, short names, scales, those shown first.
+"""The choice and display of plasticity metrics: probes by default and in sets, order, short names, scales.
 
 A metric that is not listed here is shown too, under its own name, on a scale of its own range. A line in ``METRICS``
 gives it a short name, a scale and a place in the order.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +40,21 @@ class Metric:
 DEFAULT_PROBES = ("dormancy", "grama", "rank")
 """Names of the probes that measure where nobody chose any."""
 
+SETS: dict[str, tuple[str, ...]] = {
+    "basic": DEFAULT_PROBES,
+    "activity": (
+        *("dormancy", "rdu", "fau", "fau_units", "dead", "never_fired", "rarely_fires", "linearised", "saturated"),
+        *("silent", "quadrants", "dormant_again"),
+    ),
+    "gradient": ("grama", "gradient_norm", "zero_gradient", "rua", "rua_volatile", "step_cosine"),
+    "ranks": ("rank", "spectrum", "feature_norm"),
+    "weights": (
+        *("weight_magnitude", "weight_spectrum", "weight_distance", "weight_change", "update_ratio", "unchanged"),
+    ),
+}
+"""Set -> its probes. ``ranks`` holds ``rank``, which is the name of one probe."""
+SETS["all"] = tuple(dict.fromkeys(name for names in SETS.values() for name in names))
+
 METRICS: dict[str, Metric] = {
     "dormancy": Metric("dormant", "share", headline=True),
     "grama": Metric("GraMa", "share", headline=True),
@@ -47,8 +62,20 @@ METRICS: dict[str, Metric] = {
     "srank": Metric("srank", "rank"),
     "feature_rank": Metric("feature rank", "rank"),
     "stable_rank": Metric("stable rank"),
+    "rdu": Metric("RDU", "share"),
+    "dead": Metric("dead", "share"),
+    "never_fired": Metric("never fired", "share"),
+    "rarely_fires": Metric("rarely fires", "share"),
+    "silent": Metric("silent", "share"),
+    "linearised": Metric("linear", "share"),
+    "saturated": Metric("saturated", "share"),
+    "rua": Metric("RUA", "share"),
+    "pca_rank": Metric("PCA rank", "rank"),
+    "numerical_rank": Metric("numerical rank", "rank"),
 }
 """Name -> how it is shown, in the order in which metrics are shown."""
+DEFAULT_METRICS = ("dormancy", "grama", "effective_rank", "srank", "feature_rank", "stable_rank")
+"""Metrics of the default probes: of these, headlines alone are shown first; all others were asked for."""
 MOST_SHOWN = 6
 """Metrics that are shown at first, at most."""
 
@@ -60,6 +87,11 @@ def find_metric(name: str) -> Metric:
     family = next((known for known in METRICS if name.startswith(f"{known}_")), None)
     plain = METRICS[family] if family else Metric("")
     return dataclasses.replace(plain, short=name.replace("_", " "), headline=False)
+
+
+def is_asked_for(name: str) -> bool:
+    """Return whether a metric is there because somebody chose it: no default probe gives it."""
+    return name not in DEFAULT_METRICS
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -76,9 +108,14 @@ def headlines() -> list[str]:
 def shown_first(names: Iterable[str]) -> list[str]:
     """Return which of the metrics are shown where nobody chose any: at most ``MOST_SHOWN``.
 
-    Headline metrics come first, then those that ``METRICS`` does not list, such as a probe of one's own. Where there is
-    neither, all of them count.
+    Headline metrics come first, then those that no default probe gives. Where there is neither, all of them count.
     """
     there = ordered(names)
-    chosen = [name for name in there if name not in METRICS or METRICS[name].headline]
+    chosen = [name for name in there if is_asked_for(name) or METRICS[name].headline]
     return (chosen or there)[:MOST_SHOWN]
+
+
+def expanded(names: Iterable[str], probes: Container[str]) -> list[str]:
+    """Return the names with every set replaced by its probes, each once; a probe goes before a set of its name."""
+    found = [(name,) if name in probes else SETS.get(name, (name,)) for name in names]
+    return list(dict.fromkeys(one for some in found for one in some))

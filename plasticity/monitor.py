@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from .isolation import is_compiled, named_modules, unwrap
@@ -185,8 +186,18 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        device = next((p.device for p in self.model.parameters()), None)
-        self._observer.gathering.load_state_dict(state, device)
+        self._observer.gathering.load_state_dict(state, self._device())
+
+    def memory(self) -> list[list[Any]]:
+        """Return what probes remember of earlier readings."""
+        return self._observer.gathering.remembered()
+
+    def load_memory(self, state: Sequence[Sequence[Any]]) -> None:
+        """Go on from :meth:`memory`."""
+        self._observer.gathering.remember(state, self._device())
+
+    def _device(self) -> torch.device | None:
+        return next((p.device for p in self.model.parameters()), None)
 
     # -- results -------------------------------------------------------------------------------------------------------
 

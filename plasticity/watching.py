@@ -110,8 +110,11 @@ class Watcher:
         if self._closed is not None:
             return self._closed
         armed = {name: monitor for name, monitor in self.monitors.items() if monitor.attached}
-        gathered = {name: monitor.state_dict() for name, monitor in armed.items() if monitor.num_passes}
-        return {"steps": self.steps(), "armed": list(armed), "gathered": gathered, "settings": self._settings()}
+        states = {name: (monitor.num_passes, monitor.state_dict()) for name, monitor in armed.items()}
+        gathered = {name: state for name, (passes, state) in states.items() if passes or "before" in state}
+        memory = {name: kept for name, monitor in self.monitors.items() if (kept := monitor.memory())}
+        state = {"steps": self.steps(), "armed": list(armed), "gathered": gathered, "settings": self._settings()}
+        return {**state, "memory": memory} if memory else state
 
     def _settings(self) -> list[Any]:
         """Return the settings that another run has to share to go on with what was gathered."""
@@ -124,6 +127,7 @@ class Watcher:
         for name, monitor in self.monitors.items():
             monitor.detach()
             monitor.reset()
+            monitor.load_memory(state.get("memory", {}).get(name, ()))
             if not same:
                 self._arm(name, monitor, self._steps[id(self._trained_by[name])] + 1)
             elif name in state["armed"]:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 Array = np.ndarray
 
+PROBED = ("dormancy", "grama", "grama_weight", "grama_linear", "grama_post", "rank")
+"""The probes that tests of monitors attach: every signal of passes, with definitions for all of them here."""
+
 
 def rows(tensor: Tensor, axis: int = -1) -> Array:
     """Return a tensor as (samples, neurons) in float64; ``axis`` is where the neurons lie."""

@@ -206,4 +206,4 @@ def test_every_page_of_a_method_names_its_source(capsys: pytest.CaptureFixture[s
         e.name for kind in ("agents", "probes", "meters", "interventions") for e in contents.written(kind).values()
     ]
     pages = {name: text_of(capsys, "help", name) for name in names if name not in elsewhere}
-    assert [name for name, page in pages.items() if not re.search(r"arXiv|doi|Nature", page)] == []
+    assert [name for name, page in pages.items() if not re.search(r"arXiv|doi|Nature|github\.com/", page)] == []

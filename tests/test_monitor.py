@@ -24,12 +24,12 @@ from torch.utils.checkpoint import checkpoint
 
 from plasticity.measuring import measure
 from plasticity.monitor import Monitor
-from plasticity.probes import PROBES, Dormancy, Probe
+from plasticity.probes import Dormancy, Probe
 from plasticity.structure.trace import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
-ALL_PROBES = list(PROBES)
+ALL_PROBES = list(reference.PROBED)
 
 
 def hooks_of(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from plasticity.metrics import SETS
 from plasticity.probes import PROBES, Dormancy, Probe, Rank
 from plasticity.testing import check_probe
 
@@ -17,6 +18,11 @@ pytestmark = pytest.mark.usefixtures("everywhere")
 
 QUICK = ("dormancy", "grama", "grama_weight", "rank")
 """One probe of each class and signal; the others are variants by their arguments."""
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_all_probes_pass_their_battery_together() -> None:
+    check_probe({name: PROBES[name] for name in SETS["all"]})
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PROBES])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from plasticity.measuring import measure
 from plasticity.monitor import Monitor
-from plasticity.probes import PROBES, RANKS, Dormancy, GradientActivity, make_probes
+from plasticity.probes import RANKS, Dormancy, GradientActivity, make_probes
 from plasticity.structure.layers import weight_rows
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -181,7 +181,7 @@ def test_every_probe_agrees_with_a_second_implementation(name: str) -> None:
     case = CASES[name]
     model, inputs, hand = prepare(case)
     before = [p.grad.clone() for p in model.parameters()]
-    reading = measure(model, (inputs, None), loss_of, probes=list(PROBES))
+    reading = measure(model, (inputs, None), loss_of, probes=list(reference.PROBED))
     assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
     assert list(reading.num_neurons) == list(hand.hidden), "exactly the hidden layers are measured"
     for entry in reading.unmeasured:
@@ -214,7 +214,7 @@ def test_planted_dead_neurons_are_found_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", ["mlp", "in-place relu, sequences", "conv", "residual", "transformer", "tanh"])
 def test_the_training_passes_of_a_loop_give_the_same_numbers(name: str) -> None:
     model, inputs, hand = prepare(CASES[name])
-    probes = make_probes(list(PROBES))
+    probes = make_probes(list(reference.PROBED))
     with Monitor(model, probes, passes="training", strict=True) as monitor:
         with torch.no_grad():
             model(*(3 * x for x in inputs))
@@ -303,7 +303,7 @@ def test_non_finite_gradients_do_not_spoil_the_activations() -> None:
 
 
 def test_without_a_loss_there_are_no_gradients() -> None:
-    reading = measure(models.mlp(), torch.randn(64, 4), probes=list(PROBES))
+    reading = measure(models.mlp(), torch.randn(64, 4), probes=list(reference.PROBED))
     for probe in ("grama", "grama_weight", "grama_post"):
         assert all(math.isnan(v) for v in reading.values[probe].values())
         assert reasons(reading, "0")[probe] == "no gradient reached it"
@@ -320,7 +320,7 @@ def test_layers_without_a_value_say_why() -> None:
         return s.b(x + F.relu(F.layer_norm(s.a(x), (4,))))
 
     net = models.Net(hidden_from_view, a=nn.Linear(4, 4), b=nn.Linear(4, 2))
-    reading = measure(net, (torch.randn(64, 4), None), loss_of, probes=list(PROBES))
+    reading = measure(net, (torch.randn(64, 4), None), loss_of, probes=list(reference.PROBED))
     assert reasons(reading, "a")["dormancy"] == "no module sees its neurons after relu"
     assert math.isnan(reading.values["dormancy"]["a"])
     assert reasons(reading, "a")["grama"] == "no module sees the input of its activation, behind a norm"
@@ -406,12 +406,12 @@ def test_half_precision_is_measured_in_full(dtype: torch.dtype, how: str) -> Non
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2))
     x = torch.randn(4096, 4)
-    exact = measure(model, (x, None), loss_of, probes=list(PROBES))
+    exact = measure(model, (x, None), loss_of, probes=list(reference.PROBED))
     if how == "model":
-        half = measure(model.to(dtype), (x.to(dtype), None), loss_of, probes=list(PROBES))
+        half = measure(model.to(dtype), (x.to(dtype), None), loss_of, probes=list(reference.PROBED))
     else:
         with torch.autocast(models.place(), dtype):
-            half = measure(model, (x, None), loss_of, probes=list(PROBES))
+            half = measure(model, (x, None), loss_of, probes=list(reference.PROBED))
     for probe in ("dormancy", "grama"):
         for layer, scores in exact.scores[probe].items():
             torch.testing.assert_close(half.scores[probe][layer], scores, rtol=0.1, atol=0.05)

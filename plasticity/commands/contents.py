@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -37,18 +37,27 @@ GROUPS = {
     "architecture": "other modules in the networks",
     "topology": "sparse networks whose connections change",
     "data": "what is collected, kept and replayed",
+    "activity": "which neurons fire, and which get a gradient besides",
+    "gradient": "gradients of neurons and weights",
+    "rank": "how many directions features span",
+    "weights": "size, distance, spectrum and change of weights",
     "other": "",
 }
-"""Group of methods (``KIND``) -> what its methods do, in the order in which they are listed."""
+"""Group of methods or probes (``KIND``) -> what it holds, in the order in which they are listed."""
+
+
+FACTS = {"WORSE": "worse", "COST": "cost", "SOURCE": "source"}
+"""Constant of a class -> its name in lists."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a registry, the first line of what it stands for, and the group of a method."""
+    """A name in a registry, the first line of what it stands for, the group of a method or probe, and its facts."""
 
     name: str
     summary: str
     group: str = ""
+    facts: str = ""
 
 
 def registry(kind: str) -> Mapping[str, Any]:
@@ -109,13 +118,19 @@ def _read(name: str, definition: Definition, whole: Mapping[int, str]) -> Entry:
     summary = _first(doc_of(meant))
     if meant is not None and (chosen := given(definition)) and id(meant.node) in whole:
         summary = f"As {whole[id(meant.node)]}, for {', '.join(chosen)} only."
-    return Entry(name, summary, class_constant(meant, "KIND"))
+    return Entry(name, summary, class_constant(meant, "KIND"), _facts(lambda key: class_constant(meant, key)))
 
 
 def _described(name: str, thing: Any) -> Entry:
     thing = subject(thing)
     ours = inspect.isclass(thing) or inspect.isroutine(thing)  # an object has the docstring of its class
-    return Entry(name, _first(inspect.getdoc(thing) or "" if ours else ""), getattr(thing, "KIND", ""))
+    summary = _first(inspect.getdoc(thing) or "" if ours else "")
+    return Entry(name, summary, getattr(thing, "KIND", ""), _facts(lambda key: getattr(thing, key, "")))
+
+
+def _facts(of: Callable[[str], str]) -> str:
+    """Return what a class says of itself in constants: the bad side, the cost and the source of a probe."""
+    return "; ".join(f"{word}: {text}" for key, word in FACTS.items() if (text := of(key)))
 
 
 def subject(thing: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from plasticity.metrics import SETS
+
 from .contents import GROUPS, REGISTRIES, contents, grouped, nearest
 from .options import shorten, terminal_width
 
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     for kind in arguments or REGISTRIES:
         hint = " (plasticity list envs: every name)" if kind == "envs" and not arguments else ""
         print(f"{kind}:{hint}")
-        for line in _environments() if kind == "envs" and arguments else _entries(kind):
+        for line in _environments() if kind == "envs" and arguments else _entries(kind, bool(arguments)):
             print(f"  {line}")
     return 0
 
@@ -39,8 +41,8 @@ def _environments() -> Iterator[str]:
     yield from missing_extras()
 
 
-def _entries(kind: str) -> Iterator[str]:
-    """Yield a line per entry, in groups where there are some."""
+def _entries(kind: str, whole: bool) -> Iterator[str]:
+    """Yield a line per entry, in groups where there are some; ``whole``: a second line of facts, and the sets."""
     width = max(map(len, contents(kind)), default=0)
     groups = grouped(kind)
     for group, entries in groups.items():
@@ -49,3 +51,7 @@ def _entries(kind: str) -> Iterator[str]:
         for entry in entries:
             head = f"{'  ' if len(groups) > 1 else ''}{entry.name:<{width}}  "
             yield (head + shorten(entry.summary, terminal_width() - len(head) - 2)).rstrip()
+            if whole and kind == "probes":
+                inside = ", ".join(name for name, probes in SETS.items() if entry.name in probes)
+                facts = "; ".join(filter(None, (entry.facts, inside and f"sets: {inside}")))
+                yield f"{'':<{len(head)}}{shorten(facts, terminal_width() - len(head) - 2)}".rstrip()

@@ -55,7 +55,8 @@ class TrainConfig:
     normaliser: Literal["keep", "reset"] = "keep"
     """Statistics of observations and rewards when a task begins: keep them, or start them anew."""
     probes: tuple[str, ...] = DEFAULT_PROBES
-    """Probes to run on every network; see plasticity list probes. Give the flag without names for none."""
+    """Probes to run on every network, and sets of them (activity, gradient, ranks, weights, all); see plasticity list
+    probes. Give the flag without names for none."""
     probe_every: int = 1000
     """Optimizer steps between two measurements."""
     probe_window: int = 1

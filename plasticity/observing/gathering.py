@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,17 @@ from torch import Tensor, nn
 from plasticity.callback import note
 from plasticity.isolation import is_scripted, map_tensors
 from plasticity.probes import Probe
-from plasticity.probes.probe import FORWARD, OF_WEIGHTS, POST, PRE, PREACTIVATION, WEIGHT, Summand, num_samples_in
+from plasticity.probes.probe import (
+    FORWARD,
+    OF_WEIGHTS,
+    POST,
+    PRE,
+    PREACTIVATION,
+    WEIGHT,
+    WEIGHT_BEFORE,
+    Summand,
+    num_samples_in,
+)
 from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise, weight_rows
 from plasticity.structure.wirings import Wiring
 
@@ -30,8 +41,29 @@ Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
 LayerValues = dict[str, dict[str, float]]
 """Metric -> layer -> value."""
+NO_STEP = "no optimizer step was watched: it takes watch(), or a run"
+
 Entries = tuple[Recipient, ...]
 """The meaning of each tensor that a pass shows."""
+
+
+class Found(NamedTuple):
+    """The results of probes, on their device, and what they say besides."""
+
+    values: Results
+    scores: dict[str, dict[str, Tensor]]
+    details: dict[str, dict[str, dict[str, Any]]]
+    why_not: dict[Key, str]
+
+
+@contextmanager
+def _informed(probe: Probe, activation: str | None, memory: Any) -> Iterator[None]:
+    """Within, let a probe know of its layer what no signal says; it keeps none of it."""
+    probe.activation, probe.memory = activation, memory
+    try:
+        yield
+    finally:
+        del probe.activation, probe.memory
 
 
 class Gathering:
@@ -44,10 +76,19 @@ class Gathering:
         self.probes, self.strict, self.deferred = dict(probes), strict, deferred
         self._spare = False
         self._failed: dict[str, str] = {}
+        self.memory: dict[Key, Any] = {}
+        """(probe, layer) -> its memory of earlier readings."""
+        self._remembered: dict[Key, Any] = {}
+        """The same of the last reading, until it is over."""
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything gathered; a probe that failed stays off."""
+        """Forget everything gathered; a probe that failed stays off, and what was read last becomes memory."""
+        self.memory.update(self._remembered)
+        self._remembered = {}
+        self._before: dict[str, Tensor] = {}
+        """Layer -> its weight at the start of the window."""
+        self._steps = 0
         self._copies: dict[Key, Probe] = {}
         """The probes that were fed rows."""
         self._arrived: defaultdict[Key, set[str]] = defaultdict(set)
@@ -76,8 +117,15 @@ class Gathering:
             probe = self.probes[name]
             for signal in probe.signals:
                 self._wanting[signal].append((name, None if probe.takes_rows(signal) else probe.sums()[signal]))
-        self.signals = frozenset(self._wanting) - {WEIGHT}
+        self.signals = frozenset(self._wanting) - {WEIGHT, WEIGHT_BEFORE}
         """The signals to observe in passes."""
+
+    def begin(self, layers: Iterable[Layer]) -> None:
+        """Keep the weights of layers at the start of a window, for the probes that compare them."""
+        for layer in layers if WEIGHT_BEFORE in self._wanting else ():
+            weight = current_weight(layer.module)
+            if weight is not None and layer.name not in self._before:
+                self._before[layer.name] = weight_rows(layer.module, precise(weight.detach())).clone()
 
     # -- data of passes ----------------------------------------------------------------------------------------------
 
@@ -126,6 +174,7 @@ class Gathering:
 
     def commit(self) -> None:
         """Give the probes all pending data."""
+        self._steps += 1
         whole, rows = [*self._whole, (tuple(self._entries), self._tensors)], self._rows
         self.num_passes += self._pending_passes
         self.drop()
@@ -189,6 +238,8 @@ class Gathering:
             "probes": [[*key, probe.state_dict()] for key, probe in self._copies.items()],
             "arrived": [[*key, sorted(signals)] for key, signals in self._arrived.items()],
         }
+        if self._before:
+            state |= {"before": self._before, "steps": self._steps}
         return map_tensors(state, torch.clone)
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
@@ -196,6 +247,7 @@ class Gathering:
         self.reset()
         state = map_tensors(state, lambda tensor: tensor.to(device, copy=True))
         self.num_passes = state["num_passes"]
+        self._before, self._steps = dict(state.get("before", {})), state.get("steps", 0)
         for part in state["sums"]:
             self._sums[tuple(Recipient(*entry) for entry in part["plan"])].load_state_dict(part)
         for name, layer, saved in state["probes"]:
@@ -204,6 +256,17 @@ class Gathering:
             self._arrived[name, layer] = {*self.probes[name].signals}  # all, in runs of 0.1.0
         for name, layer, signals in state.get("arrived", ()):
             self._arrived[name, layer] = {*signals}
+
+    def remembered(self) -> list[list[Any]]:
+        """Return what probes remember, for a checkpoint: probe, layer and memory each."""
+        kept = {**self.memory, **self._remembered}
+        return map_tensors([[*key, memory] for key, memory in kept.items()], torch.clone)
+
+    def remember(self, state: Iterable[Sequence[Any]], device: torch.device | None) -> None:
+        """Go on from :meth:`remembered`."""
+        state = map_tensors(list(state), lambda tensor: tensor.to(device, copy=True))
+        self.memory = {(probe, layer): memory for probe, layer, memory in state}
+        self._remembered = {}
 
     def _disable(self, probe: str, error: Exception) -> None:
         if self.strict:
@@ -221,15 +284,16 @@ class Gathering:
         copies = fed if processes is None else processes.combined(fed)
         self._weigh(copies, missing, layers)
         complete = {key: probe for key, probe in copies.items() if not missing[key]}
-        results, scores = self._compute(complete)
-        values = self._tabulate(_to_host(results), layers, complete)
+        found = self._compute(complete, {layer.name: "gated" if layer.gated else layer.activation for layer in layers})
+        values = self._tabulate(_to_host(found.values), layers, complete.keys() - found.why_not.keys())
         return Reading(
             values=values,
-            scores={name: by_layer for name, by_layer in scores.items() if name not in self._failed},
+            scores={name: by_layer for name, by_layer in found.scores.items() if name not in self._failed},
             num_neurons={layer.name: layer.num_neurons for layer in layers},
-            coverage=self._coverage(wiring, {layer.name for layer in layers}, values, missing),
+            coverage=self._coverage(wiring, {layer.name for layer in layers}, values, missing, found.why_not),
             num_passes=self.num_passes,
             projections=frozenset(layer.name for layer in layers if not layer.has_units),
+            details={name: by_layer for name, by_layer in found.details.items() if by_layer},
         )
 
     def _missing(self, layers: list[Layer]) -> dict[Key, set[str]]:
@@ -245,40 +309,54 @@ class Gathering:
 
     def _weigh(self, copies: dict[Key, Probe], missing: dict[Key, set[str]], layers: list[Layer]) -> None:
         """Give weights to the probes that use them, which become copies: a weight counts for one reading only."""
-        for name in [name for name, _ in self._wanting.get(WEIGHT, ())]:
-            for layer in layers:
-                key, weight = (name, layer.name), current_weight(layer.module)
-                if weight is None or name in self._failed:
-                    continue
-                try:
-                    copies[key] = copy.deepcopy(copies[key]) if key in copies else self._new(name)
-                    with torch.no_grad():
-                        copies[key].on_weight(weight_rows(layer.module, precise(weight.detach())))
-                    missing[key].discard(WEIGHT)
-                except Exception as error:
-                    self._disable(name, error)
+        for layer in layers if self._wanting.keys() & {WEIGHT, WEIGHT_BEFORE} else ():
+            weight = current_weight(layer.module)
+            now = None if weight is None else weight_rows(layer.module, precise(weight.detach()))
+            before = self._before.get(layer.name) if self.deferred and self._steps else None
+            for signal, rows in ((WEIGHT, now), (WEIGHT_BEFORE, before)):
+                for name in [name for name, _ in self._wanting.get(signal, ()) if rows is not None]:
+                    self._show(copies, (name, layer.name), signal, rows)
+                    missing[name, layer.name].discard(signal)
 
-    def _compute(self, copies: Mapping[Key, Probe]) -> tuple[Results, dict[str, dict[str, Tensor]]]:
-        results: Results = {}
-        scores: dict[str, dict[str, Tensor]] = {n: {} for n, p in self.probes.items() if p.per_neuron}
+    def _show(self, copies: dict[Key, Probe], key: Key, signal: str, rows: Any) -> None:
+        """Give rows to a copy of a probe."""
+        if key[0] in self._failed:
+            return
+        try:
+            copies[key] = copy.deepcopy(copies[key]) if key in copies else self._new(key[0])
+            with torch.no_grad():
+                getattr(copies[key], signal)(rows)
+        except Exception as error:
+            self._disable(key[0], error)
+
+    def _compute(self, copies: Mapping[Key, Probe], activations: Mapping[str, str | None]) -> Found:
+        """Return the results of the probes that have one, and what else they say."""
+        found = Found({}, {n: {} for n, p in self.probes.items() if p.per_neuron}, {n: {} for n in self.probes}, {})
         for (name, layer), probe in copies.items():
             if name in self._failed:
                 continue
             try:
-                with torch.no_grad():
+                with torch.no_grad(), _informed(probe, activations.get(layer), self.memory.get((name, layer))):
+                    if (memory := probe.remember()) is not None:
+                        self._remembered[name, layer] = map_tensors(memory, torch.clone)
+                    if reason := probe.why_not():
+                        found.why_not[name, layer] = reason
+                        continue
                     value = probe.compute()
                     parts = value if isinstance(value, dict) else {name: value}
                     _require_numbers(parts)
                     if probe.per_neuron:
-                        scores[name][layer] = probe.scores().cpu()
+                        found.scores[name][layer] = probe.scores().cpu()
+                    if details := probe.details():
+                        found.details[name][layer] = details
                 self._metrics[name] = tuple(parts)
-                results |= {(metric, layer): part for metric, part in parts.items()}
+                found.values.update({(metric, layer): part for metric, part in parts.items()})
             except Exception as error:
                 self._disable(name, error)
         failed = {metric for name in self._failed for metric in self._metrics[name]}
-        return {key: value for key, value in results.items() if key[0] not in failed}, scores
+        return found._replace(values={key: value for key, value in found.values.items() if key[0] not in failed})
 
-    def _tabulate(self, results: Mapping[Key, float], layers: list[Layer], fed: Container[Key]) -> LayerValues:
+    def _tabulate(self, results: Mapping[Key, float], layers: list[Layer], fed: Collection[Key]) -> LayerValues:
         """Arrange values by metric and layer, NaN where there is none, and add the value of the network.
 
         The network's value is of its hidden units; projections (layers without an activation) only have their own,
@@ -288,15 +366,20 @@ class Gathering:
         for probe, prototype in self.probes.items():
             measured = [layer for layer in layers if (probe, layer.name) in fed and probe not in self._failed]
             measured = [layer for layer in measured if layer.has_units] or measured
-            weights = {layer.name: layer.num_neurons if prototype.per_neuron else 1 for layer in measured}
+            neurons = {layer.name: layer.num_neurons for layer in measured}
             for metric in self._metrics[probe]:
                 found = {layer.name: results.get((metric, layer.name), torch.nan) for layer in layers}
-                total = sum(weight * found[name] for name, weight in weights.items())
-                values[metric] = {**found, ALL: total / sum(weights.values()) if weights else torch.nan}
+                whole = prototype.of_network([found[name] for name in neurons], list(neurons.values()))
+                values[metric] = {**found, ALL: whole if neurons else torch.nan}
         return values
 
     def _coverage(
-        self, wiring: Wiring, selected: set[str], values: LayerValues, missing: Mapping[Key, set[str]]
+        self,
+        wiring: Wiring,
+        selected: set[str],
+        values: LayerValues,
+        missing: Mapping[Key, set[str]],
+        why_not: Mapping[Key, str],
     ) -> list[Coverage]:
         entries = []
         for layer in wiring.layers.values():
@@ -304,6 +387,7 @@ class Gathering:
                 reason = self._why_not(
                     wiring, layer, name, layer.name in selected, missing.get((name, layer.name), {FORWARD})
                 )
+                reason = reason or why_not.get((name, layer.name), "")
                 if not reason and any(v != v for v in (values[m][layer.name] for m in self._metrics[name])):
                     reason = probe.nan_reason
                 entries.append(Coverage(layer.name, name, not reason, reason))
@@ -321,6 +405,8 @@ class Gathering:
             return self._failed[probe]
         if not missing:
             return ""
+        if missing == {WEIGHT_BEFORE}:
+            return NO_STEP
         if missing & {FORWARD, POST} and not layer.sites:
             return "; ".join(layer.unresolved) or "its activations are out of every module's sight"
         if POST in missing and all(site.replay for site in layer.sites):

@@ -131,6 +131,7 @@ class Observer:
             self._sights = Sights(wired, layers, self.gathering.signals)
         modules = named_modules(self.model)
         self._modules = modules_at(self._sights.hooked, modules)
+        self.gathering.begin(layers)
         self._hooks.to_modules(self, self._modules)
         self._places = wired.places
         if wired.hosts:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from ..tags import ALL
+
+WIDEST = 8
+"""Metrics that stand side by side in a table; of more, each gets a line."""
 
 OUTPUT_LAYER = "output layer"
 """The reason of a layer that is left out because its neurons are what the model returns."""
@@ -40,6 +44,9 @@ class Reading:
     projections: frozenset[str] = frozenset()
     """The layers without an activation, which have values of their own and no part in that of the network."""
 
+    details: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Probe -> layer -> what belongs beside the value by name, such as ``samples``, for probes that say so."""
+
     @property
     def unmeasured(self) -> list[Coverage]:
         """The entries of :attr:`coverage` that have no value."""
@@ -59,21 +66,36 @@ class Reading:
         return sum(units or self.num_neurons.values())
 
     def __str__(self) -> str:
-        layers = [*self.num_neurons, ALL]
-        rows = [["layer", "neurons", *self.values]]
-        for layer in layers:
-            count = str(self._num_units() if layer == ALL else self.num_neurons[layer])
-            rows.append([layer, count, *(_cell(by_layer.get(layer, math.nan)) for by_layer in self.values.values())])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        table = self._table()
+        if len(self.values) > WIDEST:
+            table = [list(column) for column in zip(*table, strict=True)]
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows
+            for row in table
         ]
+        return "\n".join([*lines, *self._remarks()])
+
+    def _table(self) -> list[list[str]]:
+        """Return a row of cells for every layer, and one for the network."""
+        rows = [["layer", "neurons", *self.values]]
+        for layer in [*self.num_neurons, ALL]:
+            count = str(self._num_units() if layer == ALL else self.num_neurons[layer])
+            rows.append([layer, count, *(_cell(by_layer.get(layer, math.nan)) for by_layer in self.values.values())])
+        return rows
+
+    def _remarks(self) -> list[str]:
+        """Return lines on what was not measured and why, and on what belongs beside the values."""
         reasons: dict[tuple[str, str], list[str]] = {}
         for entry in self.unmeasured:
             reasons.setdefault((entry.layer, entry.reason), []).append(entry.probe)
         notes = [f"not measured: {la} ({', '.join(probes)}): {reason}" for (la, reason), probes in reasons.items()]
-        return "\n".join([*lines, *notes])
+        said: dict[str, list[str]] = {}
+        for probe, by_layer in self.details.items() if len(self.values) > WIDEST else ():
+            for layer, details in by_layer.items():
+                words = ", ".join(f"{name} {value}" for name, value in details.items())
+                said.setdefault(f"{probe}: {words}", []).append(layer)
+        return notes + [f"{text} ({', '.join(layers)})" for text, layers in said.items()]
 
 
 def _cell(value: float) -> str:

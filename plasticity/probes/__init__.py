@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 
-from plasticity.metrics import DEFAULT_PROBES
+from plasticity.metrics import DEFAULT_PROBES, SETS, expanded
 
 from .activity import Activity, inactive_fraction, normalised_scores
 from .check import require_probe
 from .dormancy import Dormancy
+from .firing import ActiveEntries, ActiveUnits, Dead, Linearised, NeverFired, RarelyFires, Saturated
+from .gradient import GradientNorm, StepCosine, UnitUpdates, ZeroGradients
 from .grama import GradientActivity
+from .inactivity import DormantAgain, DormantRatio, Quadrants, Silent
 from .probe import Probe
 from .rank import RANKS, Rank, effective_rank, feature_rank, singular_values, srank, stable_rank
+from .spectrum import FeatureNorm, Spectrum
+from .weights import Distance, Unchanged, UpdateRatio, WeightMagnitude, WeightSpectrum
 
 PROBES: dict[str, Callable[[], Probe]] = {
     "dormancy": Dormancy,
@@ -26,12 +31,36 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "srank": partial(Rank, ["srank"]),
     "stable_rank": partial(Rank, ["stable_rank"]),
     "feature_rank": partial(Rank, ["feature_rank"]),
+    "rdu": DormantRatio,
+    "fau": ActiveEntries,
+    "fau_units": ActiveUnits,
+    "dead": Dead,
+    "never_fired": NeverFired,
+    "rarely_fires": RarelyFires,
+    "linearised": Linearised,
+    "saturated": Saturated,
+    "silent": Silent,
+    "quadrants": Quadrants,
+    "dormant_again": DormantAgain,
+    "gradient_norm": GradientNorm,
+    "zero_gradient": ZeroGradients,
+    "rua": UnitUpdates,
+    "rua_volatile": partial(UnitUpdates, "volatile"),
+    "step_cosine": StepCosine,
+    "spectrum": Spectrum,
+    "feature_norm": FeatureNorm,
+    "weight_magnitude": WeightMagnitude,
+    "weight_spectrum": WeightSpectrum,
+    "weight_distance": Distance,
+    "weight_change": partial(Distance, "reading"),
+    "update_ratio": UpdateRatio,
+    "unchanged": Unchanged,
 }
 """Name -> a probe with its default settings; ``rank`` gives all four ranks from one decomposition."""
 
 
 def make_probes(probes: Mapping[str, Probe] | Iterable[str]) -> dict[str, Probe]:
-    """Return probes by name, those that are given as names with default settings.
+    """Return probes by name, those that are given as names, of probes or of sets of them, with default settings.
 
     Raises ValueError for an unknown name, for an entry that fails, and for an object that is no usable probe: see
     :func:`require_probe`.
@@ -42,10 +71,13 @@ def make_probes(probes: Mapping[str, Probe] | Iterable[str]) -> dict[str, Probe]
     if nameless := [probe for probe in names if not isinstance(probe, str)]:
         found = nameless[0].__name__ if isinstance(nameless[0], type) else type(nameless[0]).__name__
         raise ValueError(f"probes are names or a mapping from names to probes, {{'mine': {found}()}}; got {probes!r}")
+    names = expanded(names, PROBES)
     if unknown := [name for name in names if name not in PROBES]:
-        near = get_close_matches(unknown[0], PROBES, 1)
+        near = get_close_matches(unknown[0], [*PROBES, *SETS], 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown probe {', '.join(unknown)}; {hint}there are {', '.join(PROBES)}")
+        raise ValueError(
+            f"unknown probe {', '.join(unknown)}; {hint}there are {', '.join(PROBES)}; sets: {', '.join(SETS)}"
+        )
     return {name: require_probe(name, _made(name)) for name in names}
 
 
@@ -61,6 +93,7 @@ __all__ = [
     "DEFAULT_PROBES",
     "PROBES",
     "RANKS",
+    "SETS",
     "Activity",
     "Dormancy",
     "GradientActivity",

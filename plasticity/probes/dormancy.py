@@ -5,7 +5,7 @@ from .probe import FORWARD
 
 
 class Dormancy(Activity):
-    """Fraction of tau-dormant neurons, which hardly fire beside the mean of their layer.
+    """Fraction of tau-dormant neurons, which hardly fire beside their layer.
 
     Dormant: mean |activation| at most ``threshold`` times the layer's mean. Range [0, 1]; higher is worse.
     ``threshold`` is the paper's tau: 0.025 by default, 0.1 at high replay ratios, 0 for neurons that never fired on the
@@ -13,6 +13,11 @@ class Dormancy(Activity):
     a norm follows it: compare :class:`~plasticity.probes.grama.GradientActivity`. Source: arXiv 2302.12902, equation 1
     and definition 3.1; the division by the mean (not the sum) as its authors confirm in google/dopamine issue 209.
     """
+
+    KIND = "activity"
+    WORSE = "higher"
+    COST = "sums"
+    SOURCE = "Sokar et al. 2023"
 
     def __init__(self, threshold: float = 0.025) -> None:
         super().__init__(FORWARD, threshold)

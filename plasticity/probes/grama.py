@@ -36,6 +36,11 @@ class GradientActivity(Activity):
     github.com/torressliu/grad-based-plasticity-metrics (``GradientReDo``) for ``weight``.
     """
 
+    KIND = "gradient"
+    WORSE = "higher"
+    COST = "sums"
+    SOURCE = "Liu et al. 2025"
+
     def __init__(self, reading: str = "pre", threshold: float = 0.01) -> None:
         if reading not in READINGS:
             raise ValueError(f"GradientActivity knows the readings {', '.join(READINGS)}; got {reading!r}")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-SIGNALS = FORWARD, PREACTIVATION, PRE, LINEAR, POST, WEIGHT, WEIGHT_GRADIENT = (
+SIGNALS = FORWARD, PREACTIVATION, PRE, LINEAR, POST, WEIGHT, WEIGHT_BEFORE, WEIGHT_GRADIENT = (
     "on_forward",
     "on_preactivation",
     "on_backward",
     "on_linear_gradient",
     "on_activation_gradient",
     "on_weight",
+    "on_weight_before",
     "on_weight_gradient",
 )
-OF_WEIGHTS = frozenset({WEIGHT, WEIGHT_GRADIENT})
+OF_WEIGHTS = frozenset({WEIGHT, WEIGHT_BEFORE, WEIGHT_GRADIENT})
 """Signals whose rows are neurons, not samples."""
+
+FIRST = "there is no earlier reading to compare with"
+"""The reason of a probe that compares two readings, at the first."""
 
 Summand = Callable[[Tensor], Tensor]
 """A pure function of the rows of one signal in one pass."""
@@ -35,12 +39,27 @@ class Probe:
     ``.item()``: a reading brings all results to the host at once.
     """
 
+    KIND: ClassVar[str] = ""
+    """The family, for lists."""
+    WORSE: ClassVar[str] = ""
+    """The bad side: "higher", "lower", or words."""
+    COST: ClassVar[str] = ""
+    """The cost class: "sums" of what a pass shows, "weights" at a reading, "rows" that are kept and decomposed, "pass"
+    (runs the network once more), "passes" (many times)."""
+    SOURCE: ClassVar[str] = ""
+    """Paper or code of the definition."""
+
     per_neuron = False
     """Whether :meth:`scores` gives a number per neuron and :meth:`compute` a fraction of neurons."""
     last_step_only = False
     """Whether a reading over a window of optimizer steps is of the last step alone."""
     nan_reason = "non-finite values"
     """The meaning of a NaN result."""
+    activation: str | None = None
+    """The activation function of the layer, as torch names the operation ("relu", "tanh"), "gated" for factors of gated
+    units, None without one; known while results are made."""
+    memory: Any = None
+    """The result of :meth:`remember` at the last reading of this layer; None at the first. Known with results."""
 
     # -- signals -------------------------------------------------------------------------------------------------------
 
@@ -75,6 +94,13 @@ class Probe:
     def on_weight(self, weight: Tensor) -> None:
         """Take the layer's weight, (neurons, inputs), once for every reading: as it is when the reading is taken."""
         self._sum(WEIGHT, weight)
+
+    def on_weight_before(self, weight: Tensor) -> None:
+        """Take the weight as it was before the optimizer steps of the window, (neurons, inputs), once for a reading.
+
+        Arrives with :meth:`on_weight` where a watched optimizer made steps; their difference is the real step.
+        """
+        self._sum(WEIGHT_BEFORE, weight)
 
     def on_weight_gradient(self, gradients: Tensor) -> None:
         """Take dL/dW of one backward pass, (neurons, inputs)."""
@@ -146,6 +172,27 @@ class Probe:
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Return the result, 0-D on the model's device; several results that share work come as a dict by name."""
         raise NotImplementedError(f"{type(self).__name__} has no compute()")
+
+    def why_not(self) -> str:
+        """Return why the layer has no value though all signals arrived, such as its activation; empty: it has one.
+
+        A layer without a value is left out of that of the network.
+        """
+        return ""
+
+    def remember(self) -> Any:
+        """Return what the next reading of this layer needs of this one: plain values and tensors, None for nothing."""
+        return None
+
+    def of_network(self, values: Sequence[float], neurons: Sequence[int]) -> float:
+        """Return the value of the network from those of its layers: by default their mean, of fractions by neurons."""
+        weights = neurons if self.per_neuron else [1] * len(values)
+        total = sum(weight * value for weight, value in zip(weights, values, strict=True))
+        return total / sum(weights) if weights else torch.nan
+
+    def details(self) -> dict[str, Any]:
+        """Return what belongs beside the value, such as the number of samples: plain values by name."""
+        return {}
 
     def scores(self) -> Tensor:
         """Return a number per neuron, (neurons,), which interventions consume."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -84,6 +85,26 @@ def feature_rank(sigma: Tensor, num_samples: int, epsilon: float = 0.01) -> Tens
     return torch.where(sigma.isnan().any(), torch.nan, count)
 
 
+def pca_rank(sigma: Tensor, share: float = 0.99) -> Tensor:
+    """Return the least number of directions that hold ``share`` of the sum of squares: of the variance, if centred.
+
+    0 for a zero matrix. Source: Yang et al. 2020 (arXiv 1909.12255), *approximate rank*; at 0.99 in Lyle et al. and in
+    SimBaV2's code.
+    """
+    squares = sigma.square()
+    count = 1 + (squares.cumsum(0)[:-1] < share * squares.sum()).sum()
+    return torch.where(sigma.isnan().any(), torch.nan, torch.where(squares.sum() == 0, 0, count.to(sigma.dtype)))
+
+
+def numerical_rank(sigma: Tensor, shape: Sequence[int], precision: float = 2.0**-23) -> Tensor:
+    """Return how many singular values exceed max(``shape``) * ``precision`` * the largest, as numpy's matrix_rank.
+
+    ``precision``: the machine epsilon of the features, that of float32 by default.
+    """
+    count = (sigma > sigma[0] * max(shape) * precision).sum().to(sigma.dtype)
+    return torch.where(sigma.isnan().any(), torch.nan, count)
+
+
 RANKS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "effective_rank": lambda sigma, num_samples: effective_rank(sigma),
     "srank": lambda sigma, num_samples: srank(sigma),
@@ -99,24 +120,23 @@ def warn_of_few_samples() -> None:
     warnings.warn(f"Rank: fewer samples than features; {message}", RuntimeWarning, stacklevel=3)
 
 
-class Rank(Probe):
-    """Number of directions that a layer's features span, by four definitions of rank.
+class Features(Probe):
+    """A probe of a layer's feature matrix on the samples of one step, by named metrics.
 
-    Lower than the width is room lost, 1 is collapse. Sources: effective_rank, Roy & Vetterli 2007; srank, Kumar et al.
-    2021 (arXiv 2010.14498); feature_rank, Lyle et al. 2022 (arXiv 2204.09560).
-
-    ``metrics``: which of effective_rank, srank, stable_rank and feature_rank. At most ``max_samples`` rows are kept,
-    the first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.
+    ``metrics``: some of ``KNOWN``. At most ``max_samples`` rows are kept, the first ones seen.
     """
 
+    KIND = "rank"
+    COST = "rows"
+    WORSE = "lower"
+    KNOWN: ClassVar[tuple[str, ...]] = ()
     last_step_only = True  # features of many steps would cost memory, and a decomposition of them time
     nan_reason = "non-finite features"
 
-    def __init__(self, metrics: Sequence[str] = tuple(RANKS), max_samples: int = 4096) -> None:
-        unknown = [m for m in metrics if m not in RANKS]
-        if unknown:
-            raise ValueError(f"Rank knows {', '.join(RANKS)}; got {', '.join(unknown)}")
-        self.metrics, self.max_samples = tuple(metrics), max_samples
+    def __init__(self, metrics: Sequence[str] = (), max_samples: int = 4096) -> None:
+        if unknown := [m for m in metrics if m not in self.KNOWN]:
+            raise ValueError(f"{type(self).__name__} knows {', '.join(self.KNOWN)}; got {', '.join(unknown)}")
+        self.metrics, self.max_samples = tuple(metrics or self.KNOWN), max_samples
         self.reset()
 
     def reset(self) -> None:
@@ -132,11 +152,34 @@ class Rank(Probe):
             self._rows.append(rows)
             self._num_samples += len(rows)
 
+    def features(self) -> Tensor:
+        """Return the feature matrix, (samples, neurons); RuntimeError without data."""
+        if not self._rows:
+            raise RuntimeError(f"{type(self).__name__} has seen no data")
+        return torch.cat(self._rows)
+
+    def details(self) -> dict[str, Any]:
+        """Return the numbers of samples and features, and the precision of the features."""
+        samples, neurons = self._num_samples, self._rows[0].shape[1]
+        return {"samples": samples, "features": neurons, "dtype": str(self._rows[0].dtype).removeprefix("torch.")}
+
+
+class Rank(Features):
+    """Number of directions that a layer's features span, by four ranks.
+
+    Lower than the width is room lost, 1 is collapse. Sources: effective_rank, Roy & Vetterli 2007; srank, Kumar et al.
+    2021 (arXiv 2010.14498); feature_rank, Lyle et al. 2022 (arXiv 2204.09560).
+
+    ``metrics``: which of effective_rank, srank, stable_rank and feature_rank. At most ``max_samples`` rows are kept,
+    the first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.
+    """
+
+    SOURCE = "Roy & Vetterli 2007; Kumar et al. 2021; Lyle et al. 2022"
+    KNOWN = tuple(RANKS)
+
     def compute(self) -> dict[str, Tensor]:
         """Return each rank by name, 0-D, float64."""
-        if not self._rows:
-            raise RuntimeError("Rank has seen no data")
-        features = torch.cat(self._rows)
+        features = self.features()
         samples, neurons = features.shape
         if samples < neurons:
             warn_of_few_samples()

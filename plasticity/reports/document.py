@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from plasticity.metrics import METRICS, shown_first
+from plasticity.metrics import is_asked_for, shown_first
 from plasticity.storage.record import package_version
 from plasticity.tags import RETURN_TITLES, plasticity_tags
 
@@ -179,9 +179,9 @@ def _metrics(runs: Sequence[RecordedRun], chosen: Sequence[str] | None) -> list[
 
 
 def _left_out(runs: Sequence[RecordedRun], shown: Sequence[str]) -> list[str]:
-    """Return a note on measured metrics, not listed in ``METRICS``, that are not shown."""
+    """Return a note on measured metrics of no default probe that are not shown."""
     present = dict.fromkeys(tag.metric for run in runs for tag in plasticity_tags(run.series))
-    names = [metric for metric in present if metric not in shown and metric not in METRICS]
+    names = [metric for metric in present if metric not in shown and is_asked_for(metric)]
     return [f"measured, and not shown: {', '.join(names)}; choose with --metrics"] if names else []
 
 

@@ -52,6 +52,24 @@ def transformer() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)), _batch(8, 3, 4)
 
 
+class Gate(nn.Module):
+    """A gated block: SwiGLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply two projections, one of them activated, and project the product."""
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def gated() -> tuple[nn.Module, Tensor]:
+    """Return a network with gated units, and a batch."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Gate(6), nn.Linear(6, 2)), _batch(16, 4)
+
+
 def dead() -> tuple[nn.Module, Tensor]:
     """Return a perceptron whose first layer never fires, and a batch."""
     model, x = mlp()
@@ -76,6 +94,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "conv": conv,
     "residual": residual,
     "transformer": transformer,
+    "gated": gated,
     "dead": dead,
     "one sample": one_sample,
     "bfloat16": bfloat16,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,11 +25,14 @@ from .networks import MODELS, mlp
 from .runs import require_same
 
 NAME = "probe"
+Make = Callable[[], dict[str, Probe]]
 STEPS, WINDOW = 5, 3
 
 
-def check_probe(make: Callable[[], Probe]) -> None:
+def check_probe(make: Callable[[], Probe] | Mapping[str, Callable[[], Probe]]) -> None:
     """Check the probes that ``make`` returns against their contract, on small networks of many kinds.
+
+    ``make``: a class or function that returns a new probe; or several of them by name, which are checked together.
 
     Checked: no bit of outputs, gradients, buffers or random states changes; the value is the same twice, and the same
     by ``measure``, ``Monitor`` and ``Watcher``, eager and compiled; a window that is stopped and resumed from a
@@ -37,31 +40,36 @@ def check_probe(make: Callable[[], Probe]) -> None:
     numbers has the value NaN; scores are one per neuron, and their fraction is in [0, 1]. Raises AssertionError with
     the first thing that is broken.
     """
+    makes = make if isinstance(make, Mapping) else {NAME: make}
+
+    def made() -> dict[str, Probe]:
+        return {name: one() for name, one in makes.items()}
+
     try:
-        make_probes({NAME: make()})
+        make_probes(made())
     except ValueError as error:
         raise AssertionError(str(error)) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that a batch is small, for one
         for kind, build in MODELS.items():
-            _check_network(make, kind, *build())
-        _check_non_finite(make)
-        _check_windows(make)
-        _check_compiled(make)
+            _check_network(made, kind, *build())
+        _check_non_finite(made)
+        _check_windows(made)
+        _check_compiled(made)
 
 
 def _loss(output: Tensor, target: Any = None) -> Tensor:
     return (output - 0.3).square().mean()
 
 
-def _reading(make: Callable[[], Probe], model: nn.Module, x: Tensor) -> Reading:
+def _reading(make: Make, model: nn.Module, x: Tensor) -> Reading:
     try:
-        return measure(model, (x, None), _loss, probes={NAME: make()})
+        return measure(model, (x, None), _loss, probes=make())
     except Exception as error:
         raise AssertionError(f"measuring raised {type(error).__name__}: {error}") from error
 
 
-def _check_network(make: Callable[[], Probe], kind: str, model: nn.Module, x: Tensor) -> None:
+def _check_network(make: Make, kind: str, model: nn.Module, x: Tensor) -> None:
     """Check the values on one network, and that it stays as it was."""
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     reading = _reading(make, model, x)
@@ -69,32 +77,33 @@ def _check_network(make: Callable[[], Probe], kind: str, model: nn.Module, x: Te
     require_same(torch.get_rng_state(), random, f"{kind}: the global random state after measuring")
     assert reading.values, f"{kind}: no value at all"
     _require_equal(_reading(make, model, x), reading, f"{kind}: measured twice", exact=True)
-    _check_results(make(), kind, reading)
+    for name, probe in make().items():
+        _check_results(name, probe, kind, reading)
     _check_passes(make, kind, model, x, reading)
 
 
-def _check_results(probe: Probe, kind: str, reading: Reading) -> None:
+def _check_results(name: str, probe: Probe, kind: str, reading: Reading) -> None:
     """Check that layers have values or say why not, and what scores promise."""
     for entry in reading.unmeasured:
         assert "the probe failed" not in entry.reason, f"{kind}, layer {entry.layer}: {entry.reason}"
     if not probe.per_neuron:
         return
-    for layer, scores in reading.scores[NAME].items():
+    for layer, scores in reading.scores[name].items():
         shape = (reading.num_neurons[layer],)
         assert tuple(scores.shape) == shape, (
             f"{kind}: scores() has shape {tuple(scores.shape)} for layer {layer}, not {shape}"
         )
-        value = reading.values[NAME][layer]
+        value = reading.values[name][layer]
         assert math.isnan(value) or 0 <= value <= 1, (
             f"{kind}: per_neuron, but compute() gives {value} for layer {layer}"
         )
 
 
-def _check_passes(make: Callable[[], Probe], kind: str, model: nn.Module, x: Tensor, expected: Reading) -> None:
+def _check_passes(make: Make, kind: str, model: nn.Module, x: Tensor, expected: Reading) -> None:
     """Check that the passes of a training step show the same, and run to the same bits as without a monitor."""
     watched = copy.deepcopy(model)
     found = []
-    for net, monitor in ((model, None), (watched, Monitor(watched, {NAME: make()}, passes="training", strict=True))):
+    for net, monitor in ((model, None), (watched, Monitor(watched, make(), passes="training", strict=True))):
         net.eval()
         if monitor is not None:
             monitor.attach()
@@ -111,7 +120,7 @@ def _check_passes(make: Callable[[], Probe], kind: str, model: nn.Module, x: Ten
     )
 
 
-def _check_non_finite(make: Callable[[], Probe]) -> None:
+def _check_non_finite(make: Make) -> None:
     """Check that a layer of non-finite numbers has no value."""
     model, x = mlp()
     with torch.no_grad():
@@ -126,13 +135,13 @@ def _batches() -> list[Tensor]:
     return [torch.randn(16, 4, generator=generator, device="cpu") for generator in generators]
 
 
-def _watched(make: Callable[[], Probe], model: nn.Module, optimizer: Any, window: int) -> tuple[Watcher, list[Reading]]:
+def _watched(make: Make, model: nn.Module, optimizer: Any, window: int) -> tuple[Watcher, list[Reading]]:
     readings: list[Reading] = []
     watcher = Watcher(
         {"net": model},
         [optimizer],
         lambda network, reading, step: readings.append(reading),
-        probes={NAME: make()},
+        probes=make(),
         every=window,
         window=window,
         strict=True,
@@ -140,7 +149,7 @@ def _watched(make: Callable[[], Probe], model: nn.Module, optimizer: Any, window
     return watcher, readings
 
 
-def _check_windows(make: Callable[[], Probe]) -> None:
+def _check_windows(make: Make) -> None:
     """Check that a window reads the same when training is stopped and resumed within it."""
     found = []
     for stop in (None, 2, 3):
@@ -176,7 +185,7 @@ def _saved(state: dict[str, Any]) -> dict[str, Any]:
         return checkpoints.load_latest()[1]["watcher"]
 
 
-def _check_compiled(make: Callable[[], Probe]) -> None:
+def _check_compiled(make: Make) -> None:
     """Check that a compiled update shows what an eager one does."""
     found = []
     for compile in ("off", "on"):

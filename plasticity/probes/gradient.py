@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .firing import share_of
-from .probe import FIRST, WEIGHT, WEIGHT_GRADIENT, Probe, Summand
+from .probe import NO_EARLIER, WEIGHT, WEIGHT_GRADIENT, Probe, Summand
 from .weights import root_of_squares
 
 EPSILON = 1e-8
@@ -130,7 +130,7 @@ class StepCosine(OfWeightGradients):
 
     def why_not(self) -> str:
         """Return that there is no earlier gradient of this shape."""
-        return FIRST if self.memory is None or self.memory.shape != self.gradient().shape else ""
+        return NO_EARLIER if self.memory is None or self.memory.shape != self.gradient().shape else ""
 
     def compute(self) -> Tensor:
         """Return the cosine."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from .activity import inactive_fraction, magnitude_sums, normalised_scores
 from .dormancy import Dormancy
 from .firing import share_of
-from .probe import FIRST, FORWARD, PRE, Probe, Summand
+from .probe import FORWARD, NO_EARLIER, PRE, Probe, Summand
 
 
 class DormantRatio(Dormancy):
@@ -122,7 +122,7 @@ class DormantAgain(Dormancy):
 
     def why_not(self) -> str:
         """Return that there is no earlier reading of as many neurons."""
-        return FIRST if self.memory is None or self.memory.shape != self.dormant().shape else ""
+        return NO_EARLIER if self.memory is None or self.memory.shape != self.dormant().shape else ""
 
     def compute(self) -> Tensor:
         """Return the share of the neurons that were dormant."""

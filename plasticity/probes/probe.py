@@ -21,7 +21,7 @@ SIGNALS = FORWARD, PREACTIVATION, PRE, LINEAR, POST, WEIGHT, WEIGHT_BEFORE, WEIG
 OF_WEIGHTS = frozenset({WEIGHT, WEIGHT_BEFORE, WEIGHT_GRADIENT})
 """Signals whose rows are neurons, not samples."""
 
-FIRST = "there is no earlier reading to compare with"
+NO_EARLIER = "there is no earlier reading to compare with"
 """The reason of a probe that compares two readings, at the first."""
 
 Summand = Callable[[Tensor], Tensor]

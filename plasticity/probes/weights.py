@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .probe import FIRST, WEIGHT, WEIGHT_BEFORE, Probe, Summand
+from .probe import NO_EARLIER, WEIGHT, WEIGHT_BEFORE, Probe, Summand
 from .rank import singular_values, stable_rank
 
 
@@ -114,7 +114,7 @@ class Distance(Changed):
 
     def why_not(self) -> str:
         """Return that there is no earlier weight."""
-        return FIRST if self.earlier() is None else ""
+        return NO_EARLIER if self.earlier() is None else ""
 
     def compute(self) -> Tensor:
         """Return the distance."""

@@ -47,7 +47,7 @@ Entries = tuple[Recipient, ...]
 """The meaning of each tensor that a pass shows."""
 
 
-class Findings(NamedTuple):
+class Computed(NamedTuple):
     """The results of probes, on their device, and what they say besides."""
 
     values: Results
@@ -329,9 +329,9 @@ class Gathering:
         except Exception as error:
             self._disable(key[0], error)
 
-    def _compute(self, copies: Mapping[Key, Probe], activations: Mapping[str, str | None]) -> Findings:
+    def _compute(self, copies: Mapping[Key, Probe], activations: Mapping[str, str | None]) -> Computed:
         """Return the results of the probes that have one, and what else they say."""
-        found = Findings({}, {n: {} for n, p in self.probes.items() if p.per_neuron}, {n: {} for n in self.probes}, {})
+        found = Computed({}, {n: {} for n, p in self.probes.items() if p.per_neuron}, {n: {} for n in self.probes}, {})
         for (name, layer), probe in copies.items():
             if name in self._failed:
                 continue

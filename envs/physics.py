@@ -97,4 +97,11 @@ def _family(kind: str) -> Family:
     return Family(f"{kind}-", ids, _make, stream=partial(_stream, kind=kind), tasks=TaskPlan(steps=100_000, num=10))
 
 
-SLIPPERY, GRAVITY, MASS, ACTUATOR = map(_family, RANGES)
+SLIPPERY = _family("slippery")
+"""Bodies of MuJoCo on a floor whose friction changes from task to task."""
+GRAVITY = _family("gravity")
+"""Bodies of MuJoCo under a gravity that changes from task to task."""
+MASS = _family("mass")
+"""Bodies of MuJoCo whose masses and inertias change from task to task."""
+ACTUATOR = _family("actuator")
+"""Bodies of MuJoCo whose actuators change in strength from task to task."""

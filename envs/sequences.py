@@ -139,4 +139,6 @@ def _bodies() -> list[str]:
 
 
 CDMC = Family("cdmc/", _bodies, _cdmc, action_repeat=2, stream=_stream, tasks=TaskPlan(steps=50_000, num=6))
+"""Tasks of one body of dm_control, in turn."""
 CMINATAR = Family("cminatar", lambda: ["cminatar"], _cminatar, stream=_stream, tasks=TaskPlan(steps=200_000, num=3))
+"""Three games of MinAtar in turn, with the same channels and actions."""

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .source import Definition, class_constant, doc_of, given, page_at, target
+from .source import Definition, class_constant, doc_of, given, page_at, target, variable_doc
 
 REGISTRIES = {
     "agents": ("plasticity.agents", "AGENTS"),
@@ -115,7 +115,7 @@ def _key(name: str) -> str:
 def _read(name: str, definition: Definition, whole: Mapping[int, str]) -> Entry:
     """Return an entry as its source describes it; ``whole``: class (its node) -> its entry without arguments."""
     meant = target(definition)
-    summary = _first(doc_of(meant))
+    summary = _first(variable_doc(definition) or doc_of(meant))
     if meant is not None and (chosen := given(definition)) and id(meant.node) in whole:
         summary = f"As {whole[id(meant.node)]}, for {', '.join(chosen)} only."
     return Entry(name, summary, class_constant(meant, "KIND"), _facts(lambda key: class_constant(meant, key)))

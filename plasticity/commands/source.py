@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -111,6 +112,19 @@ def doc_of(definition: Definition | None) -> str:
     if definition is None or not isinstance(definition.node, (ast.ClassDef, ast.FunctionDef, ast.Module)):
         return ""
     return ast.get_docstring(definition.node) or ""
+
+
+def variable_doc(definition: Definition) -> str:
+    """Return the text under the assignment of ``NAME`` in its module, for an entry ``module.NAME``; empty without."""
+    module, node = target(definition), definition.node
+    if module is None or not isinstance(module.node, ast.Module) or not isinstance(node, ast.Attribute):
+        return ""
+    for before, after in pairwise(module.node.body):
+        names = [name.id for name in ast.walk(before) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
+        text = after.value if isinstance(after, ast.Expr) else None
+        if isinstance(before, ast.Assign) and node.attr in names and isinstance(text, ast.Constant):
+            return str(text.value)
+    return ""
 
 
 def class_constant(definition: Definition | None, name: str) -> str:

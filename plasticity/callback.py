@@ -63,6 +63,7 @@ NEEDED = {
     "buffer": "a replay buffer",
     "value": "a value function of (observation, action)",
     "forward": "a way to run networks on a batch, in Context.forward",
+    "steps": "gradient steps of agents, in Context.steps",
     "peek": "past transitions to look at, Context.peek",
 }
 """Attribute of a context -> what it is, for the error where it is missing."""
@@ -98,6 +99,8 @@ class Context:
     """Network name -> the positions of its inputs that are samples: see ``mask`` of :class:`~plasticity.Monitor`."""
     peek: Callable[..., Any] | None = None
     """``peek(num, generator)``: a batch of past transitions, drawn without changing what is learned."""
+    extras: dict[str, nn.Module] = field(default_factory=dict)
+    """Modules that methods train beside the networks, with their optimizers."""
     set_noise: Callable[[float], None] | None = None
     """Sets the scale of the agent's exploration noise, for agents that add some."""
     writer: Writer | None = None

@@ -63,6 +63,16 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
             _restore(module, name, buffer, saved)
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Within, no observer counts a pass of any model; nothing else changes, so gradients flow as ever."""
+    token = _OWNER.set(object())
+    try:
+        yield
+    finally:
+        _OWNER.reset(token)
+
+
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of ``model`` by name, without the ``_orig_mod`` that ``torch.compile`` inserts.
 

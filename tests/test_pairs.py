@@ -7,7 +7,7 @@ import random
 import zlib
 
 import pytest
-from test_interventions import FREQUENT, Check, acted, assert_masked, assert_moves, assert_sound, run_sac, some
+from test_interventions import FREQUENT, ON_SAC, Check, acted, assert_masked, assert_moves, assert_sound, run_sac, some
 
 from plasticity.callback import Context
 from plasticity.interventions import INTERVENTIONS, NeuroplasticExpansion
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("everywhere")
 
 REFUSED: dict[frozenset[str], str] = {}
 """Pair -> the reason with which it is refused, as a pattern, before the first step."""
-PAIRS = list(itertools.combinations(INTERVENTIONS, 2))
-TRIPLES = random.Random(0).sample(list(itertools.combinations(INTERVENTIONS, 3)), 40)
+PAIRS = list(itertools.combinations(ON_SAC, 2))
+TRIPLES = random.Random(0).sample(list(itertools.combinations(ON_SAC, 3)), 40)
 
 
 def check_together(names: tuple[str, ...]) -> None:

@@ -112,7 +112,7 @@ def test_parseval_begins_at_0_for_orthogonal_layers_and_leaves_the_ends_alone() 
         net[2].weight.mul_(2)  # W W^T = 8 I, 8 neurons, and (64 / 8)^2 of the code's scale
     assert value_and_gradient(method, net)[0] == pytest.approx(1e-3 * 8 * 36, rel=1e-5)
     official = Parseval(preset="official")
-    official.chosen, official.outputs = method.chosen, method.outputs
+    official.chosen, official.depths = method.chosen, method.depths
     assert official.penalty("net", trained(net)).item() == pytest.approx(64 * 8 * 36, rel=1e-5)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from .chain import Chain
+from .dr3 import DR3
+from .feature_norm import FeatureNorm
 from .fire import FIRE
 from .hare_tortoise import HareTortoise
 from .hyperspherical import Hyperspherical
+from .infer import InFeR
 from .injection import PlasticityInjection
 from .intervention import Intervention
 from .l2_init import L2Init
@@ -13,6 +17,7 @@ from .nap import NormalizeAndProject
 from .ne import NeuroplasticExpansion
 from .optimizer_reset import OptimizerReset
 from .parseval import Parseval
+from .pfo import ProximalFeatures
 from .redo import ReDo
 from .regrama import ReGraMa
 from .reset import Reset
@@ -41,14 +46,23 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "optimizer_reset": OptimizerReset,
     "fire": FIRE,
     "hare_tortoise": HareTortoise,
+    "feature_norm": FeatureNorm,
+    "pfo": ProximalFeatures,
+    "chain": Chain,
+    "dr3": DR3,
+    "infer": InFeR,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
 __all__ = [
+    "DR3",
     "FIRE",
     "INTERVENTIONS",
+    "Chain",
+    "FeatureNorm",
     "HareTortoise",
     "Hyperspherical",
+    "InFeR",
     "Intervention",
     "L2Init",
     "LearnToStop",
@@ -57,6 +71,7 @@ __all__ = [
     "OptimizerReset",
     "Parseval",
     "PlasticityInjection",
+    "ProximalFeatures",
     "ReDo",
     "ReGraMa",
     "Reset",

@@ -38,10 +38,11 @@ class EveryStep(Intervention):
         return {}
 
     def on_train_start(self, ctx: Context) -> None:
-        """Attach the method to every network; ValueError for one that no optimizer trains."""
+        """Attach the method to every network; ValueError for what is missing, or a network that no optimizer trains."""
         self.updates = 0
         self.chosen = {name: unwrap(network) for name, network in self.choose(ctx, self.networks).items()}
-        ctx.require("optimizers", type(self).__name__)
+        for need in self.NEEDS:
+            ctx.require(need, type(self).__name__)
         for name, network in self.chosen.items():
             ctx.optimizer_of(name)
             self.attach(ctx, name, network)
@@ -54,7 +55,9 @@ class EveryStep(Intervention):
         """Count the update, and now and then log what the method does."""
         self.updates += 1
         if self.log_every and self.updates % self.log_every == 0:
-            ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in self.measured(metrics).items()})
+            added = {"parameters_added": float(self.parameters_added())} if self.parameters_added() else {}
+            values = {**self.measured(metrics), **added}
+            ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in values.items()})
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Return what to log by name, given the metrics of an update."""

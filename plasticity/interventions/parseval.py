@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from plasticity.structure.layers import weight_rows
 
 from .every_step import layers_of
-from .output_layers import OutputLayers
+from .layer_depths import LayerDepths
 from .weight_penalty import WeightPenalty, total
 
 
@@ -67,7 +67,7 @@ class Parseval(WeightPenalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.outputs: dict[str, OutputLayers] = {}
+        self.depths: dict[str, LayerDepths] = {}
 
     def rules(self) -> dict[str, bool]:
         """Return the rules of the settings."""
@@ -75,19 +75,19 @@ class Parseval(WeightPenalty):
 
     def begin(self, name: str, network: nn.Module) -> None:
         """Wait for the first pass, which shows the output layers."""
-        self.outputs[name] = OutputLayers(network, "Parseval")
-        self.hook(self.outputs[name])
+        self.depths[name] = LayerDepths(network, "Parseval")
+        self.hook(self.depths[name])
 
     def ready(self, name: str) -> bool:
         """Return whether the output layers are known."""
-        return self.outputs[name].known is not None
+        return self.depths[name].known
 
     def penalty(self, name: str, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the sum over the hidden layers."""
         values = []
         for layer, module in layers_of(self.chosen[name]).items():
             weight = parameters.get(f"{layer}.weight".removeprefix("."))
-            if weight is None or layer in self.outputs[name].names:
+            if weight is None or layer in self.depths[name].outputs:
                 continue
             rows = weight_rows(module, weight)
             if rows.shape[0] <= rows.shape[1]:
@@ -96,11 +96,11 @@ class Parseval(WeightPenalty):
         return total(values, parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the output layers, too."""
-        return {**super().state_dict(), "outputs": {name: found.known for name, found in self.outputs.items()}}
+        """Return the order of the layers, too."""
+        return {**super().state_dict(), "depths": {name: found.state_dict() for name, found in self.depths.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
-        for name, names in state["outputs"].items():
-            self.outputs[name].take(names)
+        for name, found in state["depths"].items():
+            self.depths[name].load_state_dict(found)

@@ -208,7 +208,7 @@ def loose_parameters(ctx: Context) -> dict[str, Tensor]:
 
     Raises ValueError for one with two dimensions or more: that is a layer of a network that was not passed.
     """
-    held = {id(p) for network in ctx.networks.values() for p in network.parameters()}
+    held = {id(p) for network in (*ctx.networks.values(), *ctx.extras.values()) for p in network.parameters()}
     found = {}
     for name, optimizer in ctx.optimizers.items():
         for place, parameter in enumerate(all_parameters(optimizer)):

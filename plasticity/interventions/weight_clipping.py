@@ -15,7 +15,7 @@ from torch import nn
 from plasticity.structure.layers import weight_rows
 
 from .every_step import layers_of
-from .output_layers import OutputLayers
+from .layer_depths import LayerDepths
 from .weight_penalty import trained
 from .weight_projection import WeightProjection
 
@@ -42,7 +42,7 @@ class WeightClipping(WeightProjection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.found: dict[str, OutputLayers] = {}
+        self.depths: dict[str, LayerDepths] = {}
 
     def rules(self) -> dict[str, bool]:
         """Return the rules of the settings."""
@@ -51,13 +51,13 @@ class WeightClipping(WeightProjection):
     def begin(self, name: str, network: nn.Module) -> None:
         """Wait for the first pass where it matters which layers are output layers."""
         if not self.outputs:
-            self.found[name] = OutputLayers(network, "WeightClipping(outputs=False)")
-            self.hook(self.found[name])
+            self.depths[name] = LayerDepths(network, "WeightClipping(outputs=False)")
+            self.hook(self.depths[name])
 
     def project(self, name: str, network: nn.Module) -> None:
         """Clip weights and biases of all layers in place."""
         parameters = trained(network)
-        left_out = self.found[name].names if name in self.found else ()
+        left_out = self.depths[name].outputs if name in self.depths else ()
         for layer, module in layers_of(network).items():
             weight = module._parameters.get("weight")
             if weight is None or layer in left_out:
@@ -68,11 +68,11 @@ class WeightClipping(WeightProjection):
                     parameter.clamp_(-bound, bound)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the output layers, too."""
-        return {**super().state_dict(), "outputs": {name: found.known for name, found in self.found.items()}}
+        """Return the order of the layers, too."""
+        return {**super().state_dict(), "depths": {name: found.state_dict() for name, found in self.depths.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
-        for name, names in state["outputs"].items():
-            self.found[name].take(names)
+        for name, found in state["depths"].items():
+            self.depths[name].load_state_dict(found)

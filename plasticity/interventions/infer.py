@@ -61,7 +61,7 @@ class InFeR(FeaturePenalty):
         super().__post_init__()
         self.made: dict[str, nn.Linear] = {}
         """Network -> its heads, as one layer."""
-        self.frozen: dict[str, nn.Linear] = {}
+        self.frozen: dict[str, nn.Module] = {}
         self.initial: dict[str, nn.Module] = {}
         self.first: dict[str, LayerDepths] = {}
         self._at = -1

@@ -17,7 +17,7 @@ from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.ppo import PPO, PPOConfig
 from plasticity.agents.train import context
 from plasticity.callback import Context, start
-from plasticity.interventions import DR3, Chain, FeatureNorm, InFeR, Intervention, ProximalFeatures
+from plasticity.interventions import DR3, Chain, FeatureNormPenalty, InFeR, Intervention, ProximalFeatures
 from plasticity.interventions.chain import coefficient, output_change
 from plasticity.interventions.dr3 import co_adaptation
 from plasticity.interventions.feature_norm import feature_norm
@@ -92,7 +92,7 @@ def critic_features(critic: nn.Module, obs: Tensor, action: Tensor) -> Tensor:
 
 
 def test_features_are_the_inputs_of_the_output_layers() -> None:
-    method = FeatureNorm()
+    method = FeatureNormPenalty()
     agent, ctx, batch = prepared(method)
     begin(method, ctx)
     critic, actor = agent.networks["critic_1"], agent.networks["actor"]
@@ -231,8 +231,8 @@ def fake_batch() -> Any:
 def test_what_is_missing_is_said_before_the_first_step() -> None:
     net = nn.Linear(2, 2)
     ctx = Context({"net": net}, {"net": torch.optim.SGD(net.parameters(), 0.1)})
-    with pytest.raises(ValueError, match="FeatureNorm needs gradient steps of agents"):
-        FeatureNorm().on_train_start(ctx)
+    with pytest.raises(ValueError, match="FeatureNormPenalty needs gradient steps of agents"):
+        FeatureNormPenalty().on_train_start(ctx)
     with pytest.raises(ValueError, match="DR3 needs a replay buffer; ppo has none"):
         DR3().on_train_start(context(small_ppo()))
     with pytest.raises(ValueError, match="ProximalFeatures needs an agent that learns from its last rollout; sac has"):
@@ -240,7 +240,12 @@ def test_what_is_missing_is_said_before_the_first_step() -> None:
 
 
 def all_methods() -> list[Intervention]:
-    return [FeatureNorm(log_every=3), Chain(log_every=3, batch_size=4), DR3(log_every=3), InFeR(log_every=3, heads=2)]
+    return [
+        FeatureNormPenalty(log_every=3),
+        Chain(log_every=3, batch_size=4),
+        DR3(log_every=3),
+        InFeR(log_every=3, heads=2),
+    ]
 
 
 @pytest.mark.on_real_devices
@@ -265,7 +270,7 @@ def test_the_terms_are_no_passes_that_probes_count() -> None:
     from plasticity import Measure
 
     counts = []
-    for methods in ([], [FeatureNorm(coef=1e-12)]):
+    for methods in ([], [FeatureNormPenalty(coef=1e-12)]):
         measure = Measure(["dormancy"], every=1)
         run_sac([*methods, measure], steps=20)
         counts.append(measure.last["critic_1"].scores["dormancy"]["q.0"])

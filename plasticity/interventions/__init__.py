@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .chain import Chain
 from .dr3 import DR3
-from .feature_norm import FeatureNorm
+from .feature_norm import FeatureNormPenalty
 from .fire import FIRE
 from .hare_tortoise import HareTortoise
 from .hyperspherical import Hyperspherical
@@ -46,7 +46,7 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "optimizer_reset": OptimizerReset,
     "fire": FIRE,
     "hare_tortoise": HareTortoise,
-    "feature_norm": FeatureNorm,
+    "feature_norm": FeatureNormPenalty,
     "pfo": ProximalFeatures,
     "chain": Chain,
     "dr3": DR3,
@@ -59,7 +59,7 @@ __all__ = [
     "FIRE",
     "INTERVENTIONS",
     "Chain",
-    "FeatureNorm",
+    "FeatureNormPenalty",
     "HareTortoise",
     "Hyperspherical",
     "InFeR",

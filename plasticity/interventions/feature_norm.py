@@ -22,7 +22,7 @@ def feature_norm(features: Tensor, reduce: str = "sum") -> Tensor:
 
 
 @dataclass
-class FeatureNorm(FeaturePenalty):
+class FeatureNormPenalty(FeaturePenalty):
     """Keep the features in front of the output layers small.
 
     Adds coef * mean over samples ||h||^2 to the loss, h the input of the output layers.

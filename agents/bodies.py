@@ -26,13 +26,13 @@ class Network:
     make: "Callable[[Architecture, tuple[int, ...], tuple[int, ...], int], Body]"
     """`make(architecture, obs_shape, hidden, extra_dim)` returns a new body."""
     images: bool = False
-    """Whether it takes images (channels, height, width), and not vectors (features,)."""
+    """True if it takes images (channels, height, width); otherwise it takes vectors (features,)."""
     policy: tuple[int, ...] | None = None
     """Usual widths of a policy's hidden layers; None: the agent's own."""
     value: tuple[int, ...] | None = None
     """Usual widths of a value network's hidden layers; None: the agent's own."""
     orthogonal: bool = False
-    """Whether PPO draws its weights orthogonally; otherwise they keep the initialisation that `make` gives them."""
+    """True if PPO draws its weights orthogonally; otherwise they keep the initialisation that `make` gives them."""
 
 
 NETWORKS: dict[str, Network] = {}

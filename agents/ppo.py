@@ -88,7 +88,7 @@ class PPOConfig(AgentConfig):
     clip_range: float = 0.2
     """How far the ratio of new to old policy may move from 1 before its gradient stops; eps above."""
     clip_values: bool = True
-    """Whether to clip the value's change too, by the same amount, in the units of (normalised) rewards."""
+    """Clip the value's change too, by the same amount, in the units of (normalised) rewards."""
     value_coef: float = 0.5
     """Weight of the value loss."""
     entropy_coef: float | None = None
@@ -100,9 +100,9 @@ class PPOConfig(AgentConfig):
     target_kl: float | None = None
     """Approximate KL divergence at the end of an epoch beyond which no further epoch follows; None: no such limit."""
     normalize_observations: bool | None = None
-    """Whether to standardise observations by running statistics; None: for continuous actions and vectors only."""
+    """Standardise observations by running statistics; None: for continuous actions and vectors only."""
     normalize_rewards: bool | None = None
-    """Whether to scale rewards by the running spread of their discounted sums; None: as for observations."""
+    """Scale rewards by the running spread of their discounted sums; None: as for observations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,7 +56,7 @@ class SACConfig(ActorCriticConfig):
     init_alpha: float = 1.0
     """Initial temperature."""
     learn_alpha: bool = True
-    """Whether to adapt the temperature; if not, it stays at init_alpha."""
+    """Adapt the temperature; otherwise it stays at init_alpha."""
 
     def checks(self) -> dict[str, bool]:
         return {**super().checks(), "init_alpha > 0": self.init_alpha > 0}

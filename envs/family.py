@@ -45,7 +45,7 @@ class Family:
     """(name, num_envs, action_repeat, max_episode_steps) -> all environments, for a simulator that steps them together.
     Its `reset` takes a list of seeds and the option `reset_mask`; its `step` never resets; spaces as `adapt` makes."""
     accepts: Callable[[str], bool] | None = None
-    """Whether the family has a name, for families with spellings that `ids` does not list; None: only those listed."""
+    """name -> true if the family has it, where some spellings are not in `ids`; None: only those listed."""
     observe: Callable[[gymnasium.Env, str], gymnasium.Env] | None = None
     """(environment, name) -> environment with other observations; outside the action repeat, once per decision."""
     stream: Callable[[gymnasium.Env, str, TaskPlan, int], gymnasium.Env] | None = None

@@ -32,7 +32,7 @@ class Journal(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         self.replayed = True
-        """Whether the last `resume` gave the saved rewards and observation."""
+        """True if the last `resume` gave the saved rewards and observation."""
         self.unrestored: dict[str, tuple[Any, Any]] = {}
         """Attribute -> its value when saved and after the last `resume`, in a replayed episode, where they differ."""
         self._stateful = layers.stateful(env)

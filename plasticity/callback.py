@@ -112,7 +112,7 @@ class Context:
     num_tasks: int = 0
     """Tasks begun so far, the first one included."""
     interrupted: bool = False
-    """Whether training ends before its last step and may go on from a checkpoint: final summaries are left out then."""
+    """True if training ends before its last step and may go on from a checkpoint: final summaries are left out then."""
     name: str = "this run"
     latest: dict[str, float] = field(default_factory=dict)
     """The last value logged under each tag, which triggers look at."""

@@ -102,7 +102,7 @@ class Monitor:
 
     @property
     def attached(self) -> bool:
-        """Whether hooks are on the model."""
+        """True if hooks are on the model."""
         return self._observer.attached
 
     @property

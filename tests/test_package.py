@@ -270,7 +270,7 @@ def docstrings(tree):
 
 
 def test_docstrings_name_their_noun():
-    pattern = re.compile(r"(what|who|whoever)\b", re.IGNORECASE)
+    pattern = re.compile(r"(what|who|whoever|whether)\b", re.IGNORECASE)
     files = [*sources("plasticity"), *sources("agents"), *sources("envs")]
     found = [
         f"{file.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"

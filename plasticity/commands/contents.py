@@ -24,7 +24,7 @@ REGISTRIES = {
     "optimizers": ("plasticity.agents.optimizers", "OPTIMIZERS"),
     "writers": ("plasticity.writers", "WRITERS"),
 }
-"""Kind -> the module of its contents page, and the name of the dict there."""
+"""Kind -> the module of its registry, and the name of the dict there."""
 
 SWITCHED = ("interventions", "meters")
 """Kinds that ``plasticity train`` switches on by a bare flag each, and sets by dotted ones."""
@@ -76,7 +76,7 @@ def contents(kind: str) -> dict[str, Entry]:
 
 @cache
 def written(kind: str) -> dict[str, Entry]:
-    """Return the entries that the source of a contents page has; nothing is imported."""
+    """Return the entries of a registry as its source writes them; nothing is imported."""
     module, name = REGISTRIES[kind]
     package, below = module.split(".")[:2], module.split(".")[2:]
     spec = find_spec(".".join(package))  # imports what is above: this package alone, which is light
@@ -113,7 +113,7 @@ def _key(name: str) -> str:
 
 
 def _read(name: str, definition: Definition, whole: Mapping[int, str]) -> Entry:
-    """Return an entry as its source describes it; ``whole``: class (its node) -> its entry without arguments."""
+    """Return the entry of a name, from its source; ``whole``: node of a class -> the entry that is the class."""
     meant = target(definition)
     summary = _first(variable_doc(definition) or doc_of(meant))
     if meant is not None and (chosen := given(definition)) and id(meant.node) in whole:

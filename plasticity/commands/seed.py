@@ -34,7 +34,7 @@ class Seed:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def look(self) -> None:
-        """Take in the rows that were written since the last look."""
+        """Read the rows that were written since the last call."""
         try:
             with (self.folder / METRICS_FILE).open("rb") as file:
                 file.seek(self.offset)

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 SHOW_CURSOR = b"\x1b[?25h"
-"""A live display hides the cursor, and a process that leaves at once cannot take it down."""
+"""Control sequence that shows the cursor, which a live display hides and a process that ends at once leaves hidden."""
 
 
 class Stopper:

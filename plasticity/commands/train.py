@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def usage() -> str:
-    """Return how the command is called."""
+    """Return the usage line."""
     return f"""usage: plasticity train <agent> --env ENV [options]
        plasticity train --resume RUN [options that may change: --steps, --eval-every, --log-every, --checkpoint.every]
 agents: {", ".join(contents("agents"))}

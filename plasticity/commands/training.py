@@ -154,7 +154,7 @@ class TrainingRun:
         return stopper.exit_code
 
     def _state(self, ctx: Any) -> tuple[dict[str, Any], float | None]:
-        """Return all that the run needs to go on, and how good it is."""
+        """Return the state of the run, and its score: the mean return of this step's evaluation, if there was one."""
         score = self.evaluate.score_at(ctx.step)  # none of an earlier step: the parameters have moved on
         return snapshot(ctx, self.agent, self.env, self.callbacks), score
 
@@ -170,7 +170,7 @@ class TrainingRun:
         print(f"run folder: {folder}\nsee it with: plasticity dashboard {folder.parent}")
 
     def _first_update(self) -> str:
-        """Return what to change in a run that ended before its first update."""
+        """Return the advice for a run that ended before its first update."""
         starts = getattr(self.config.agent, "learning_starts", None)
         if starts is None:
             return "train for more --steps"

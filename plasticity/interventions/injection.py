@@ -37,7 +37,7 @@ class Injected(nn.Module):
         self.new = fresh
         self.copy = copy.deepcopy(fresh).requires_grad_(False)
         self.span = span
-        """Whether the head was the last modules of an ``nn.Sequential``, not one module."""
+        """True if the head was the last modules of an ``nn.Sequential``, not one module."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run all three; gradients reach the inputs through each of them."""
@@ -74,7 +74,7 @@ class Head:
     parent: str
     names: tuple[str, ...]
     span: bool
-    """Whether they are the end of an ``nn.Sequential``."""
+    """True if they are the end of an ``nn.Sequential``."""
 
     @property
     def path(self) -> str:

@@ -22,7 +22,7 @@ class TowardsInitial(WeightPenalty):
     """A penalty on the distance of every parameter from its first value, which checkpoints keep."""
 
     norms: bool = True
-    """Whether gains and biases of norms count too."""
+    """Count gains and biases of norms too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -119,11 +119,11 @@ class NeuroplasticExpansion(Intervention):
     rewire: float | None = None
     """Fraction of the live connections rewired per event at full density, decaying with a cosine over ``end``."""
     dense_ends: bool | None = None
-    """Whether input and output layers stay dense."""
+    """Keep input and output layers dense."""
     keep: Literal["random", "magnitude"] | None = None
     """Which connections exist at the start."""
     review: bool = False
-    """Whether to replay the oldest experience more when few units are active (needs a replay buffer)."""
+    """Replay the oldest experience more when few units are active (needs a replay buffer)."""
     awaken: float = 0.4
     """Active fraction below which old experience is reviewed."""
     review_share: float = 0.3

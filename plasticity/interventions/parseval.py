@@ -59,11 +59,11 @@ class Parseval(WeightPenalty):
     scale: float = 2.0
     """Squared norm that every row is pulled to: the square of the initial gain."""
     normalise: bool = False
-    """Whether rows are scaled to norm 1 first, so that only their directions count; scale should then be 1."""
+    """Scale rows to norm 1 first, so that only their directions count; scale should then be 1."""
     groups: int = 1
     """Groups of neighbouring neurons within which rows are orthogonal."""
     per_width: bool | None = None
-    """Whether a layer counts (64 / neurons)^2 times. None: as the preset says."""
+    """Count a layer (64 / neurons)^2 times. None: as the preset says."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,11 +86,11 @@ class Recycling(Intervention):
     init: Literal["own", "he_uniform", "xavier_uniform", "lecun_normal"] | None = None
     """Distribution of redrawn incoming weights: the layer's own initialiser, or one of released code."""
     moments: bool | None = None
-    """Whether to clear the optimizer's state of the affected weights."""
+    """Clear the optimizer's state of the affected weights."""
     adam_step: Literal["keep", "zero"] | None = None
-    """Whether to reset the step counter of the affected tensors, which also scales the step of their other weights."""
+    """Reset the step counter of the affected tensors, which also scales the step of their other weights."""
     norms: bool | None = None
-    """Whether norm-layer entries go back to gain 1 and bias 0 with their neuron."""
+    """Let norm-layer entries go back to gain 1 and bias 0 with their neuron."""
     start: int = 0
     """First gradient step at which to act."""
     stop: int | None = None

@@ -70,7 +70,7 @@ class ReGraMa(Recycling):
     """Which reading of the gradient scores a neuron: before the activation, of the incoming weights, or behind the
     activation, which contradicts the paper's theorem."""
     score_norms: bool = True
-    """Whether entries of normalisation layers are scored and reset as neurons of their own."""
+    """Score and reset entries of normalisation layers as neurons of their own."""
 
     def probe(self) -> Probe:
         """Return the GraMa probe."""

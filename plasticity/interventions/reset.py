@@ -130,10 +130,10 @@ class Reset(Scheduled):
     layers: int | None = None
     """Number of weight layers to reset, counted from the output; None: all, or as the preset says."""
     temperature: bool | None = None
-    """Whether parameters that an optimizer trains and no network holds, such as SAC's temperature, go back to their
+    """Let parameters that an optimizer trains and no network holds, such as SAC's temperature, go back to their
     first values too; only where networks is empty. None: as the preset says."""
     targets: bool = True
-    """Whether target networks receive what was reset."""
+    """Copy what was reset to target networks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -83,12 +83,12 @@ class ShrinkPerturb(Scheduled):
     perturb: float | None = None
     """Factor of the fresh weights; None: 1 - shrink."""
     norms: bool = True
-    """Whether gains and biases of norms are pulled to their first values (1 and 0) by 1 - shrink; if not, they stay."""
+    """Pull gains and biases of norms to their first values (1 and 0) by 1 - shrink; otherwise they stay."""
     clear: bool | None = None
-    """Whether the optimizer forgets the weights it changed. hard: yes, as in DrM's code: the moments were gathered at
+    """Clear the optimizer's state of the changed weights. hard: yes, as in DrM's code: the moments were gathered at
     weights that are gone. soft: no, every step of Adam would be its first, of full size."""
     sync_targets: bool | None = None
-    """Whether target networks become copies of the changed ones; if not, they follow slowly. hard: yes, as after a
+    """Copy the changed networks to their targets; otherwise these follow slowly. hard: yes, as after a
     reset: values of the old network are no target for the new one. soft: no."""
 
     def __post_init__(self) -> None:

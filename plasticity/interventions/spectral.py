@@ -55,7 +55,7 @@ class SpectralRegularization(WeightPenalty):
     iterations: int = 1
     """Iterations of the power method per step of the optimizer."""
     biases: bool = True
-    """Whether biases and gains count too."""
+    """Count biases and gains too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,7 +38,7 @@ class WeightClipping(WeightProjection):
     kappa: float = 1.0
     """Multiple of 1 / sqrt(fan in), the bound of PyTorch's default initialisation."""
     outputs: bool = True
-    """Whether output layers are clipped too."""
+    """Clip output layers too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,11 +18,11 @@ class Backward(NamedTuple):
 
     number: int
     final: bool
-    """Whether the graph is freed, so that no other gradient can arrive."""
+    """True if the graph is freed, so that no other gradient can arrive."""
     accumulates: bool
-    """Whether it is a ``backward()``, which writes to ``.grad``, and not an ``autograd.grad``."""
+    """True if it is a ``backward()``, which writes to ``.grad``, and not an ``autograd.grad``."""
     differentiable: bool
-    """Whether its gradients will be differentiated again."""
+    """True if its gradients will be differentiated again."""
 
 
 class Backwards:
@@ -75,9 +75,9 @@ class Arrivals:
 
     _waiting: dict[Hashable, tuple[Tensor, Callable[[Tensor], Any]]] = field(default_factory=dict)
     _of_loss: bool = False
-    """Whether a ``backward()`` has arrived."""
+    """True if a ``backward()`` has arrived."""
     _provisional: bool = False
-    """Whether an ``autograd.grad`` has arrived whose gradients will be differentiated again."""
+    """True if an ``autograd.grad`` has arrived whose gradients will be differentiated again."""
     _decided: tuple[int, bool] = (-1, False)
 
     def accept(self, backward: Backward) -> bool:

@@ -32,7 +32,7 @@ class Guide:
         self.error: str | None = None
         """Why the model cannot be traced."""
         self.random = False
-        """Whether ways seem to be drawn at random, so that a trace needs the random state before the pass."""
+        """True if ways seem to be drawn at random, so that a trace needs the random state before the pass."""
         self._failed = ""
         self._strays: list[tuple[Hooked, set[EventPair]]] = []
         """The steps of passes whose way could not be traced."""

@@ -22,7 +22,7 @@ class Recipient(NamedTuple):
     signal: str
     num_samples: int
     reduced: bool
-    """Whether it is what the probe's ``reduce`` returned, which adds up over passes, and not the rows themselves."""
+    """True if it is what the probe's ``reduce`` returned, which adds up over passes, and not the rows themselves."""
 
 
 Seen = list[tuple[Recipient, Tensor]]

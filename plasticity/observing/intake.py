@@ -33,11 +33,11 @@ class Intake:
         self.gathering = gathering
         self.recording: Recording | None = None
         self.mask_fitted = False
-        """Whether some layer's output had the shape of the mask."""
+        """True if some layer's output had the shape of the mask."""
         self.mask_shape: torch.Size | None = None
         """The shape of the last mask of a pass."""
         self.stale = False
-        """Whether the next pass that counts replaces what is pending, or was gathered."""
+        """True if the next pass that counts replaces what is pending, or was gathered."""
         self.seconds = 0.0
         """Wall-clock time spent on gradients."""
         self._inputs: tuple[tuple, dict] | None = None

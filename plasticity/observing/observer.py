@@ -82,7 +82,7 @@ class Observer:
         self._functions: FunctionCalls | None = None
         self._places: frozenset[str] = frozenset()
         self._is_host = False
-        """Whether the model's own forward, or a method of it, takes up weights of layers."""
+        """True if the model's own forward, or a method of it, takes up weights of layers."""
         self._hosts = 0
         """Modules now running in which functions take up weights of layers."""
 
@@ -94,7 +94,7 @@ class Observer:
 
     @property
     def attached(self) -> bool:
-        """Whether hooks are on the model."""
+        """True if hooks are on the model."""
         return bool(self._hooks)
 
     def attach(self) -> None:
@@ -143,7 +143,7 @@ class Observer:
 
     @property
     def can_ride(self) -> bool:
-        """Whether a graph can compute what is measured: passes are told apart by their gradient, and have no mask."""
+        """True if a graph can compute what is measured: passes are told apart by their gradient, and have no mask."""
         return self.passes == "training" and self.mask is None
 
     def key(self) -> Hashable | None:

@@ -41,7 +41,7 @@ class Pass:
     parameters: list[Tensor]
     """The parameters that train, in this pass: a traced one has others in their place."""
     repeated: bool = False
-    """Whether it runs inside a backward pass, where the pass it repeats was not seen: whole-model checkpointing."""
+    """True if it runs inside a backward pass, where the pass it repeats was not seen: whole-model checkpointing."""
     random: Any = None
     """The state of the random generators before the pass, where its way depends on them."""
     events: list[Event] = field(default_factory=list)

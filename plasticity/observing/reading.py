@@ -19,7 +19,7 @@ OUTPUT_LAYER = "output layer"
 
 @dataclass(frozen=True)
 class Coverage:
-    """Whether one probe measured one layer, and if not, why."""
+    """Record of one probe on one layer: measured, or the reason why not."""
 
     layer: str
     probe: str

@@ -50,9 +50,9 @@ class Probe:
     """Paper or code of the definition."""
 
     per_neuron = False
-    """Whether :meth:`scores` gives a number per neuron and :meth:`compute` a fraction of neurons."""
+    """True if :meth:`scores` gives a number per neuron and :meth:`compute` a fraction of neurons."""
     last_step_only = False
-    """Whether a reading over a window of optimizer steps is of the last step alone."""
+    """True if a reading over a window of optimizer steps is of the last step alone."""
     nan_reason = "non-finite values"
     """The meaning of a NaN result."""
     activation: str | None = None

@@ -31,21 +31,21 @@ class Plane:
     norms: int = 0
     """How many normalisations it went through before that."""
     renormalised: bool = False
-    """Whether a normalisation came after that activation, so that a dead neuron no longer shows as 0."""
+    """True if a normalisation came after that activation, so that a dead neuron no longer shows as 0."""
     summed: bool = False
-    """Whether something else was added on top: a residual stream."""
+    """True if something else was added on top: a residual stream."""
     product: bool = False
-    """Whether it was multiplied with other neurons: a gate."""
+    """True if it was multiplied with other neurons: a gate."""
     gated: bool = False
-    """Whether it is a factor of a product of neurons of which one is activated: that product is the hidden unit."""
+    """True if it is a factor of a product of neurons of which one is activated: that product is the hidden unit."""
     weighted: bool = False
-    """Whether it was multiplied by weights of no layer: a sum over neurons is then a product with these weights."""
+    """True if it was multiplied by weights of no layer: a sum over neurons is then a product with these weights."""
     replay: Replay | None = ()
     """The operations that lead here from the layer's own output; None where other tensors took part."""
 
     @property
     def clean(self) -> bool:
-        """Whether the element is the neuron's own activation and nothing else."""
+        """True if the element is the neuron's own activation and nothing else."""
         return self.activation is not None and not (self.renormalised or self.summed or self.product)
 
     def normalised(self) -> Plane:
@@ -63,9 +63,9 @@ class Label:
     mixed: Mapping[int, str] = field(default_factory=dict)
     """Number of a layer call -> the operation that mixed its neurons."""
     statistic: bool = False
-    """Whether the mixture is a mere reduction over neurons (a mean, a norm), as normalisers compute it."""
+    """True if the mixture is a mere reduction over neurons (a mean, a norm), as normalisers compute it."""
     external: bool = False
-    """Whether the model's inputs, an embedding or the like take part."""
+    """True if the model's inputs, an embedding or the like take part."""
     weighed: frozenset[int] = frozenset()
     """Numbers of layer calls whose neurons were mixed after they were multiplied by weights of no layer."""
 

@@ -154,9 +154,9 @@ class Consumer:
     columns: Tensor
     """(input features or channels of the consumer,) the index of the neuron each one carries, or -1."""
     summed: bool
-    """Whether the columns carry a residual stream: other layers, or the input, are added in."""
+    """True if the columns carry a residual stream: other layers, or the input, are added in."""
     product: bool
-    """Whether the columns carry the neurons multiplied with others: a gate."""
+    """True if the columns carry the neurons multiplied with others: a gate."""
 
     def same_as(self, other: Consumer) -> bool:
         """Return whether both say the same."""
@@ -171,7 +171,7 @@ class Norm:
     module: str
     entries: Tensor
     before: bool = False
-    """Whether it stands before the neurons' activation."""
+    """True if it stands before the neurons' activation."""
 
 
 @dataclass
@@ -183,7 +183,7 @@ class Layer:
     axis: int
     num_neurons: int
     adapter: bool = False
-    """Whether an adapter (LoRA) around the module adds to its neurons."""
+    """True if an adapter (LoRA) around the module adds to its neurons."""
     num_calls: int = 0
     """Calls in one pass; the most of all passes that were traced."""
     consumers: list[Consumer] = field(default_factory=list)
@@ -197,22 +197,22 @@ class Layer:
     activation: str | None = None
     """The first non-linear operation on the neurons; None where there is none."""
     gated: bool = False
-    """Whether its neurons are factors of gated units (SwiGLU, GLU), and observed as these products."""
+    """True if its neurons are factors of gated units (SwiGLU, GLU), and observed as these products."""
     is_output: bool = False
-    """Whether the neurons are what the model returns and nothing else consumes them."""
+    """True if the neurons are what the model returns and nothing else consumes them."""
     writes_to_stream: bool = False
-    """Whether the neurons are added to something: then they have no columns of their own."""
+    """True if the neurons are added to something: then they have no columns of their own."""
     unresolved: list[str] = field(default_factory=list)
     """Operations that could not be followed, in words."""
 
     @property
     def is_hidden(self) -> bool:
-        """Whether the layer was called and is not an output layer."""
+        """True if the layer was called and is not an output layer."""
         return self.num_calls > 0 and not self.is_output
 
     @property
     def has_units(self) -> bool:
-        """Whether its neurons are hidden units: behind an activation, or factors of gated units."""
+        """True if its neurons are hidden units: behind an activation, or factors of gated units."""
         return self.activation is not None or self.gated
 
     @property

@@ -44,9 +44,9 @@ class Activated:
 
     plane: Plane
     reduced: bool = False
-    """Whether a statistic was taken of it."""
+    """True if a statistic was taken of it."""
     used: bool = False
-    """Whether it went into anything else."""
+    """True if it went into anything else."""
 
 
 class Tracer(TorchDispatchMode):

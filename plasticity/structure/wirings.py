@@ -49,7 +49,7 @@ class Wiring:
     ways: tuple[Way, ...] = field(default=(), repr=False)
     """The passes that were traced."""
     unfollowed: bool = False
-    """Whether the model also takes ways that were not traced, because it takes too many."""
+    """True if the model also takes ways that were not traced, because it takes too many."""
 
     @classmethod
     def of(cls, ways: tuple[Way, ...], modules: dict[str, nn.Module], unfollowed: bool = False) -> Wiring:

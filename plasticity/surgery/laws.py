@@ -153,7 +153,7 @@ def random_law(values: Tensor, fan_in: int, fan_out: int) -> Law:
 
 
 def _compatible(x: Tensor, law: Law) -> bool:
-    """Whether a Kolmogorov-Smirnov test of the sorted values lets the law pass (Stephens' form of the statistic)."""
+    """True if a Kolmogorov-Smirnov test of the sorted values lets the law pass (Stephens' form of the statistic)."""
     n, cdf = len(x), law.cdf(x)
     rank = torch.arange(n, dtype=x.dtype, device=x.device)
     distance = float(torch.maximum(cdf - rank / n, (rank + 1) / n - cdf).max())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .acting import Acting
 from .bodies import Body, make_body, widths
-from .choices import OneOf, pick
+from .choices import OneOf
 from .forward import of_obs, of_obs_and_action
 from .networks import VALUE_HEADS, Critic
 from .off_policy import OffPolicy
@@ -52,15 +52,9 @@ class ActorCriticConfig(AgentConfig):
     updates_per_step: float = 1.0
     """Updates per environment step (each of num_envs parallel environments counts); may be a fraction."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        pick(VALUE_HEADS, self.critic_head, "critic_head")
-        if broken := [rule for rule, holds in self.checks().items() if not holds]:
-            raise ValueError(f"{type(self).__name__} needs {', '.join(broken)}; got {self}")
-
-    def checks(self) -> dict[str, bool]:
-        """Return the rules, and whether they hold; a subclass adds its own."""
+    def rules(self) -> dict[str, bool]:
         return {
+            **super().rules(),
             "gamma in [0, 1]": 0 <= self.gamma <= 1,
             "target_tau in (0, 1]": 0 < self.target_tau <= 1,
             "batch_size >= 1": self.batch_size >= 1,

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from .choices import OneOf, pick
+from .choices import OneOf, Settings, pick
 from .normalise import RunningNorm
 from .parts import ACTIVATIONS, NORMS, Residual, Scale, activated, expansion, he_truncated_, linear
 
@@ -40,7 +40,7 @@ NETWORKS: dict[str, Network] = {}
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(Settings):
     """The options every agent has for its networks: a base of its config."""
 
     network: Annotated[str, OneOf(NETWORKS)] = "mlp"
@@ -52,12 +52,6 @@ class Architecture:
     """Normalisation before every hidden activation; simba and bronet have layer norms of their own besides."""
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
     """Hidden activation."""
-
-    def __post_init__(self) -> None:
-        pick(NETWORKS, self.network, "network")
-        pick(NORMS, self.norm, "norm")
-        if self.activation is not None:  # an agent may have a default that depends on the network
-            pick(ACTIVATIONS, self.activation, "activation")
 
 
 class Body(nn.Module):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .acting import Acting
 from .bodies import make_body, widths
-from .choices import OneOf, pick
+from .choices import OneOf
 from .compiled import Precision
 from .forward import of_obs
 from .gradient import Compile
@@ -101,13 +101,11 @@ class DQNConfig(AgentConfig):
     priority_steps: int = 100_000
     """Environment steps over which that exponent rises to 1, linearly."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, registry in (("loss", LOSSES), ("head", HEADS), ("returns", RETURNS)):
-            pick(registry, getattr(self, name), name)
+    def rules(self) -> dict[str, bool]:
         shares = ("gamma", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta")
         counts = ("batch_size", "train_every", "updates_per_train", "target_every", "n_step", "priority_steps")
-        checks = {
+        return {
+            **super().rules(),
             **{f"{name} in [0, 1]": 0 <= getattr(self, name) <= 1 for name in shares},
             **{f"{name} >= 1": getattr(self, name) >= 1 for name in counts},
             "target_tau in (0, 1]": 0 < self.target_tau <= 1,
@@ -117,8 +115,6 @@ class DQNConfig(AgentConfig):
             "v_min < v_max": self.v_min < self.v_max,
             "0 <= learning_starts < buffer_size": 0 <= self.learning_starts < self.buffer_size,
         }
-        if broken := [rule for rule, holds in checks.items() if not holds]:
-            raise ValueError(f"DQNConfig needs {', '.join(broken)}; got {self}")
 
 
 class DQN(OffPolicy):

@@ -43,11 +43,8 @@ class AgentConfig(Architecture):
     """Weight decay per optimizer step: this share of a weight is added to its gradient (adam, sgd, rmsprop) or, times
     the learning rate, taken off it (adamw)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        pick(OPTIMIZERS, self.optimizer, "optimizer")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is at least 0, got {self.weight_decay}")
+    def rules(self) -> dict[str, bool]:
+        return {"weight_decay >= 0": self.weight_decay >= 0}
 
     def make_optimizer(self, params: Iterable[Tensor], lr: float, **defaults: Any) -> Optimizer:
         """Return the optimizer of these parameters.

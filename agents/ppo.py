@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .acting import Acting
 from .bodies import NETWORKS, make_body, widths
-from .choices import OneOf, pick
+from .choices import OneOf
 from .compiled import Precision
 from .forward import of_obs
 from .gradient import Compile
@@ -104,11 +104,10 @@ class PPOConfig(AgentConfig):
     normalize_rewards: bool | None = None
     """Scale rewards by the running spread of their discounted sums; None: as for observations."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        pick(VALUE_HEADS, self.critic_head, "critic_head")
+    def rules(self) -> dict[str, bool]:
         counts = ("num_steps", "num_minibatches", "num_epochs")
-        checks = {
+        return {
+            **super().rules(),
             **{f"{name} >= 1": (value := getattr(self, name)) is None or value >= 1 for name in counts},
             "lr > 0": self.lr is None or self.lr > 0,
             "anneal_steps >= 0": self.anneal_steps is None or self.anneal_steps >= 0,
@@ -120,8 +119,6 @@ class PPOConfig(AgentConfig):
             "max_grad_norm > 0": self.max_grad_norm > 0,
             "target_kl > 0": self.target_kl is None or self.target_kl > 0,
         }
-        if broken := [rule for rule, holds in checks.items() if not holds]:
-            raise ValueError(f"PPOConfig needs {', '.join(broken)}; got {self}")
 
     def filled(self, continuous: bool) -> PPOConfig:
         """Return the same with every None replaced by what is usual, save for target_kl, where None means none."""

@@ -58,8 +58,8 @@ class SACConfig(ActorCriticConfig):
     learn_alpha: bool = True
     """Adapt the temperature; otherwise it stays at init_alpha."""
 
-    def checks(self) -> dict[str, bool]:
-        return {**super().checks(), "init_alpha > 0": self.init_alpha > 0}
+    def rules(self) -> dict[str, bool]:
+        return {**super().rules(), "init_alpha > 0": self.init_alpha > 0}
 
 
 class SAC(ActorCritic):

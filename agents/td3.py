@@ -54,9 +54,9 @@ class TD3Config(ActorCriticConfig):
     exploration_noise: float = 0.1
     """Standard deviation of the noise on the actions taken while training."""
 
-    def checks(self) -> dict[str, bool]:
+    def rules(self) -> dict[str, bool]:
         return {
-            **super().checks(),
+            **super().rules(),
             "policy_every >= 1": self.policy_every >= 1,
             "target_noise >= 0": self.target_noise >= 0,
             "noise_clip >= 0": self.noise_clip >= 0,

@@ -142,15 +142,18 @@ def is_compiled(model: nn.Module) -> bool:
     return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
 
 
+def wrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the model, then the module inside each wrapper of ``torch.compile`` or data-parallel training."""
+    yield model
+    if hasattr(model, "_orig_mod"):
+        yield from wrapped(model._orig_mod)  # type: ignore[arg-type]
+    elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        yield from wrapped(model.module)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside the wrappers of ``torch.compile`` and data-parallel training."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
+    return list(wrapped(model))[-1]
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

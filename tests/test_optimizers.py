@@ -74,7 +74,7 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer is one of adam, adamw, sgd, rmsprop, got 'adm'; did you mean"):
         DQNConfig(optimizer="adm")
     for decay in (-0.1, float("nan")):
-        with pytest.raises(ValueError, match="weight_decay is at least 0"):
+        with pytest.raises(ValueError, match="weight_decay >= 0"):
             DQNConfig(weight_decay=decay)
 
 

@@ -34,9 +34,9 @@ class WholeNetwork(Scheduled):
     """
 
     clear: bool | None = None
-    """Whether the optimizer forgets what it knows of the edited tensors, step counter included."""
+    """True if the optimizer forgets what it knows of the edited tensors, step counter included."""
     sync_targets: bool | None = None
-    """Whether target networks become copies of the edited ones; if not, they follow slowly."""
+    """True if target networks become copies of the edited ones; if not, they follow slowly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

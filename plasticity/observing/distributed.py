@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from plasticity.isolation import wrapped
 from plasticity.probes.probe import Probe
 
 K = TypeVar("K", bound=tuple[str, ...])
@@ -27,9 +28,8 @@ GO, GIVEN_UP = "go", "given up"
 
 def process_group(model: nn.Module) -> Any | None:
     """Return the processes that train ``model`` together; None unless it is in DistributedDataParallel."""
-    while hasattr(model, "_orig_mod"):
-        model = model._orig_mod  # type: ignore[assignment]
-    return model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else None
+    parallel = nn.parallel.DistributedDataParallel
+    return next((module.process_group for module in wrapped(model) if isinstance(module, parallel)), None)
 
 
 class ProcessesError(RuntimeError):

@@ -55,7 +55,7 @@ class InFeR(FeaturePenalty):
     beta: float = 100.0
     """Factor of the frozen heads' outputs."""
     reduce: Literal["mean", "sum"] = "mean"
-    """Whether squares are averaged over heads, or summed."""
+    """Average squares over heads; otherwise sum them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ class LayerDepths:
 
     @property
     def known(self) -> bool:
-        """Whether a training pass was seen."""
+        """True if a training pass was seen."""
         return self._depths is not None or self._inputs.found is not None
 
     def look(self) -> dict[str, int]:

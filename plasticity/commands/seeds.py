@@ -3,65 +3,48 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live as LiveDisplay
 from rich.table import Table
 
 from plasticity.metrics import find_metric, headlines, shown_first
-from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
 from .differences import NOTED, differences
-from .imports import import_flags
-from .run import CHECKPOINTS
-from .seed import Seed, set_aside
-
-POLL, PLAIN_EVERY = 0.5, 30.0
-"""Seconds between two looks at the processes; between two printed states where there is no terminal."""
+from .fleet import Fleet
+from .seed import Seed
 
 
-class Seeds:
+class Seeds(Fleet):
     """Train ``config.seeds`` seeds of ``arguments``, at most ``config.jobs`` at once."""
 
     def __init__(self, agent: str, config: Any, arguments: Sequence[str], expected: Mapping[str, Any]) -> None:
-        if config.jobs < 1 or config.retries < 0:
-            raise ValueError(f"--jobs must be at least 1 and --retries at least 0, got {config.jobs}, {config.retries}")
         methods = [name.replace("_", "-") for name in expected["interventions"]]
-        self.name = config.name or "_".join([agent, config.env.replace("/", "-"), *methods])
+        name = config.name or "_".join([agent, config.env.replace("/", "-"), *methods])
         self.agent, self.config, self.arguments, self.expected = agent, config, list(arguments), dict(expected)
-        self.group = config.out / self.name
+        self.group = config.out / name
         numbers = range(config.seed, config.seed + config.seeds)
-        self.seeds = [Seed(number, self.group / f"seed_{number}") for number in numbers]
-        self.console = Console(stderr=True)
+        runs = [Seed(number, self.group / f"seed_{number}") for number in numbers]
+        super().__init__(name, runs, config.jobs, config.retries, config.quiet)
 
     def train(self) -> int:
         """Run every seed that is not finished; return 0 if all are, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
         for seed in self.seeds:
             self._claim(seed)
-        self.group.mkdir(parents=True, exist_ok=True)
-        with _signals() as received, self._display() as show:
-            while any(seed.state in ("waiting", "running") for seed in self.seeds):
-                if received:
-                    self._stop(received[0])
-                    break
-                self._advance()
-                show()
-                time.sleep(POLL)
-            show()
+        code = self.run()
         self._summary()
-        if received:
-            return 128 + received[0]
-        return 0 if all(seed.state in ("finished", "skipped") for seed in self.seeds) else 1
+        return code
+
+    def command(self, seed: Seed) -> list[str]:
+        """Return the arguments that begin the run of a seed."""
+        own = ["--seeds", "1", "--seed", str(seed.number), "--out", str(self.group), "--name", seed.folder.name]
+        return [self.agent, *self.arguments, *own]
+
+    def environment(self, seed: Seed) -> str:
+        """Return the environment, the same for all."""
+        return self.config.env
 
     def _claim(self, seed: Seed) -> None:
         """Skip a finished run of the same settings; refuse one of other settings."""
@@ -77,83 +60,6 @@ class Seeds:
         if record["status"] == "finished":
             seed.state = "skipped"
             seed.look()
-
-    def _advance(self) -> None:
-        """Look at the running processes, and start those that have a free place."""
-        for seed in self.seeds:
-            if seed.process is not None:
-                seed.look()
-                if (code := seed.process.poll()) is not None:
-                    self._ended(seed, code)
-        running = sum(seed.state == "running" for seed in self.seeds)
-        for seed in self.seeds:
-            if seed.state == "waiting" and running < self.config.jobs:
-                self._start(seed)
-                running += 1
-
-    def _start(self, seed: Seed) -> None:
-        seed.attempts += 1
-        seed.state, seed.offset, seed.step = "running", 0, 0
-        if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
-            command = ["--resume", str(seed.folder), "--env", self.config.env]  # typed by whoever started this
-        else:
-            set_aside(seed.folder)
-            own = ["--seeds", "1", "--seed", str(seed.number), "--out", str(self.group), "--name", seed.folder.name]
-            command = [self.agent, *self.arguments, *own]
-        seed.log = seed.console.open("ab")
-        seed.process = subprocess.Popen(
-            [sys.executable, "-m", "plasticity", *import_flags(), "train", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=seed.log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
-        )
-
-    def _ended(self, seed: Seed, code: int) -> None:
-        assert seed.log is not None
-        seed.log.close()
-        seed.process = None
-        if code == 0:
-            seed.state = "finished"
-            return
-        lines = seed.console.read_text(errors="replace").strip().splitlines()
-        seed.error = f"exit code {code}: {lines[-1] if lines else 'no output'}"
-        seed.state = "failed" if seed.attempts > self.config.retries else "waiting"
-
-    def _stop(self, number: int) -> None:
-        """Pass a signal on to every process and wait until they have saved."""
-        running = [seed for seed in self.seeds if seed.process is not None]
-        for seed in running:
-            assert seed.process is not None
-            seed.process.send_signal(number)
-        for seed in running:
-            assert seed.process is not None
-            seed.process.wait()
-        for seed in self.seeds:
-            if seed.state in ("waiting", "running"):
-                seed.state = "stopped"
-
-    @contextmanager
-    def _display(self) -> Iterator[Any]:
-        """Give a function that shows the state: a live table in a terminal, a line now and then elsewhere."""
-        if self.config.quiet:
-            yield lambda: None
-        elif self.console.is_terminal:
-            with LiveDisplay(self.table(), console=self.console, auto_refresh=False) as display:
-                yield lambda: display.update(self.table(), refresh=True)
-        else:
-            last, states = -math.inf, ""
-
-            def lines() -> None:
-                nonlocal last, states
-                now = " ".join(seed.state for seed in self.seeds)
-                if now != states or time.monotonic() - last > PLAIN_EVERY:
-                    last, states = time.monotonic(), now
-                    parts = [f"seed {seed.number} {seed.state} {seed.step:,}" for seed in self.seeds]
-                    self.console.print(f"{self.name}: " + "  ".join(parts), highlight=False, soft_wrap=True)
-
-            yield lines
 
     def table(self) -> Table:
         """Return the state of all seeds, a row each."""
@@ -187,15 +93,3 @@ class Seeds:
             print(f"compare with: plasticity compare {self.config.out}")
         else:
             print(f"{finished} of {len(self.seeds)} finished; the same command goes on with the rest")
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list in place of dying from them."""
-    received: list[int] = []
-    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

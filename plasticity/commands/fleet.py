@@ -1,0 +1,155 @@
+"""Several training runs as processes: some at once, a live table, a retry after a crash, signals passed on."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live as LiveDisplay
+from rich.table import Table
+
+from plasticity.storage.folder import Checkpoints
+
+from .imports import import_flags
+from .run import CHECKPOINTS
+from .seed import Seed, set_aside
+
+POLL, PLAIN_EVERY = 0.5, 30.0
+"""Seconds between two looks at the processes; between two printed states where there is no terminal."""
+
+
+class Fleet:
+    """Train every run that is not finished, at most ``jobs`` at once; a subclass says which, and shows them."""
+
+    def __init__(self, name: str, runs: Sequence[Seed], jobs: int, retries: int, quiet: bool) -> None:
+        if jobs < 1 or retries < 0:
+            raise ValueError(f"--jobs must be at least 1 and --retries at least 0, got {jobs}, {retries}")
+        self.name, self.seeds, self.jobs, self.retries, self.quiet = name, list(runs), jobs, retries, quiet
+        self.console = Console(stderr=True)
+
+    def command(self, seed: Seed) -> list[str]:
+        """Return the arguments of ``plasticity train`` that begin a run."""
+        raise NotImplementedError
+
+    def environment(self, seed: Seed) -> str:
+        """Return the environment of a run."""
+        raise NotImplementedError
+
+    def table(self) -> Table:
+        """Return the state of all runs."""
+        raise NotImplementedError
+
+    def state_line(self) -> str:
+        """Return the state of all runs as a line, for output that is no terminal."""
+        return "  ".join(f"seed {seed.number} {seed.state} {seed.step:,}" for seed in self.seeds)
+
+    def run(self) -> int:
+        """Train; return 0 if all are finished then, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
+        with _signals() as received, self._display() as show:
+            while any(seed.state in ("waiting", "running") for seed in self.seeds):
+                if received:
+                    self._stop(received[0])
+                    break
+                self._advance()
+                show()
+                time.sleep(POLL)
+            show()
+        if received:
+            return 128 + received[0]
+        return 0 if all(seed.state in ("finished", "skipped") for seed in self.seeds) else 1
+
+    def _advance(self) -> None:
+        """Look at the running processes, and start those that have a free place."""
+        for seed in self.seeds:
+            if seed.process is not None:
+                seed.look()
+                if (code := seed.process.poll()) is not None:
+                    self._ended(seed, code)
+        running = sum(seed.state == "running" for seed in self.seeds)
+        for seed in self.seeds:
+            if seed.state == "waiting" and running < self.jobs:
+                self._start(seed)
+                running += 1
+
+    def _start(self, seed: Seed) -> None:
+        seed.attempts += 1
+        seed.state, seed.offset, seed.step = "running", 0, 0
+        if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
+            command = ["--resume", str(seed.folder), "--env", self.environment(seed)]  # typed by whoever started this
+        else:
+            set_aside(seed.folder)
+            command = self.command(seed)
+        seed.folder.parent.mkdir(parents=True, exist_ok=True)
+        seed.log = seed.console.open("ab")
+        seed.process = subprocess.Popen(
+            [sys.executable, "-m", "plasticity", *import_flags(), "train", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=seed.log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
+        )
+
+    def _ended(self, seed: Seed, code: int) -> None:
+        assert seed.log is not None
+        seed.log.close()
+        seed.process = None
+        if code == 0:
+            seed.state = "finished"
+            return
+        lines = seed.console.read_text(errors="replace").strip().splitlines()
+        seed.error = f"exit code {code}: {lines[-1] if lines else 'no output'}"
+        seed.state = "failed" if seed.attempts > self.retries else "waiting"
+
+    def _stop(self, number: int) -> None:
+        """Pass a signal on to every process and wait until they have saved."""
+        running = [seed for seed in self.seeds if seed.process is not None]
+        for seed in running:
+            assert seed.process is not None
+            seed.process.send_signal(number)
+        for seed in running:
+            assert seed.process is not None
+            seed.process.wait()
+        for seed in self.seeds:
+            if seed.state in ("waiting", "running"):
+                seed.state = "stopped"
+
+    @contextmanager
+    def _display(self) -> Iterator[Any]:
+        """Give a function that shows the state: a live table in a terminal, a line now and then elsewhere."""
+        if self.quiet:
+            yield lambda: None
+        elif self.console.is_terminal:
+            with LiveDisplay(self.table(), console=self.console, auto_refresh=False) as display:
+                yield lambda: display.update(self.table(), refresh=True)
+        else:
+            last, states = -math.inf, ""
+
+            def lines() -> None:
+                nonlocal last, states
+                now = " ".join(seed.state for seed in self.seeds)
+                if now != states or time.monotonic() - last > PLAIN_EVERY:
+                    last, states = time.monotonic(), now
+                    self.console.print(f"{self.name}: {self.state_line()}", highlight=False, soft_wrap=True)
+
+            yield lines
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list in place of dying from them."""
+    received: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

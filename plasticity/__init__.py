@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callback import Callback, Context, Writer, fire, start
+    from .diagnosis import Diagnosis, diagnose
     from .interventions import INTERVENTIONS, Intervention
     from .measuring import Measure, measure
     from .meters import METERS, Meter
@@ -29,6 +30,7 @@ __all__ = [
     "WRITERS",
     "Callback",
     "Context",
+    "Diagnosis",
     "Intervention",
     "Measure",
     "Meter",
@@ -37,6 +39,7 @@ __all__ = [
     "Reading",
     "Wiring",
     "Writer",
+    "diagnose",
     "fire",
     "measure",
     "start",
@@ -51,6 +54,7 @@ _HOMES = {
     "WRITERS": "writers",
     "Callback": "callback",
     "Context": "callback",
+    "Diagnosis": "diagnosis",
     "Intervention": "interventions",
     "Measure": "measuring",
     "Meter": "meters",
@@ -59,6 +63,7 @@ _HOMES = {
     "Reading": "observing.reading",
     "Wiring": "structure.wirings",
     "Writer": "callback",
+    "diagnose": "diagnosis",
     "fire": "callback",
     "measure": "measuring",
     "start": "callback",

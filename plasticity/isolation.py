@@ -39,7 +39,7 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=devices))
-            stack.enter_context(_other_generators())
+            stack.enter_context(other_generators())
             # Inference mode hides composite operations and refuses gradients; leaving it switches gradients on.
             gradients = torch.is_grad_enabled()
             stack.enter_context(torch.inference_mode(False))
@@ -170,7 +170,7 @@ def _restore(module: nn.Module, name: str, buffer: Tensor, saved: Tensor) -> Non
 
 
 @contextmanager
-def _other_generators() -> Iterator[None]:
+def other_generators() -> Iterator[None]:
     """Restore the global generators of Python and, where it is loaded, NumPy."""
     python_state = random.getstate()
     numpy: Any = sys.modules.get("numpy")

@@ -108,7 +108,7 @@ LAYERS = [
     {"monitor"},
     {"watching"},
     {"dashboard", "interventions", "measuring", "meters", "reports"},
-    {"writers", "agents", "envs"},
+    {"diagnosis", "writers", "agents", "envs"},
     {"commands"},
     {"cli"},
     {"testing", "__main__"},

@@ -1,0 +1,9 @@
+"""Diagnosis: whether a network can still learn, where that is lost, and what would help, tried on copies."""
+
+from __future__ import annotations
+
+from .examine import diagnose
+from .fit import Curve, fit
+from .verdict import Diagnosis, Finding
+
+__all__ = ["Curve", "Diagnosis", "Finding", "diagnose", "fit"]

@@ -1,0 +1,130 @@
+"""Aged against fresh in one lesson: is the aged network slower than another fresh one would be, and by how much.
+
+The null distribution is that of fresh networks: each of them, like the aged one, learns from all teachers, and the
+spread of their means says how much chance alone does. The aged network is slower where its mean lies below the interval
+in which the mean of one more fresh network would lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .fit import Curve
+from .intervals import Interval, of_mean, of_next, of_ratio
+from .trials import AGED, FRESH, OWN, Change, Trials
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of an examination."""
+
+    teachers: int = 4
+    fresh: int = 6
+    """Fresh networks: their spread is the null distribution."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The curves of the aged and the fresh networks in one lesson."""
+
+    lesson: str
+    rate: float | None
+    aged: tuple[Curve, ...]
+    """One per teacher."""
+    fresh: tuple[tuple[Curve, ...], ...]
+    """Fresh network -> one per teacher."""
+
+    def outcome(self, curve: Curve) -> float:
+        """Return how well a fit went, higher is better: the share learned; on the own loss, its fall to the final one.
+
+        The own loss falls from that of an untrained network, the highest first loss of the fresh ones; to end above it
+        counts as 0, as it does in the other lessons.
+        """
+        if self.lesson != OWN:
+            return curve.learned
+        start = max(c.first for curves in self.fresh for c in curves)
+        return start - min(curve.final, start)
+
+    @property
+    def null(self) -> Interval:
+        """The outcome of fresh networks, and the interval in which that of another one would lie."""
+        return of_next([_mean(list(map(self.outcome, curves))) for curves in self.fresh])
+
+    @property
+    def learned(self) -> Interval:
+        """The outcome of the aged network, with its interval over teachers."""
+        return of_mean(list(map(self.outcome, self.aged)))
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the aged network learned less than another fresh one would."""
+        return self.learned.value < self.null.low
+
+    @property
+    def fresh_learns(self) -> bool:
+        """Whether fresh networks learn anything: their mean is above 0 beyond chance."""
+        return of_mean([_mean(list(map(self.gain, curves))) for curves in self.fresh]).low > 0
+
+    def gain(self, curve: Curve) -> float:
+        """Return what was learned in a fit: the share, or the fall of the own loss from its first to its last fifth."""
+        return curve.learned if self.lesson != OWN else curve.fall
+
+    @property
+    def gaps(self) -> list[float]:
+        """By teacher, what the fresh networks learned more than the aged one."""
+        fresh = [_mean([self.outcome(curves[t]) for curves in self.fresh]) for t in range(len(self.aged))]
+        return [f - self.outcome(a) for f, a in zip(fresh, self.aged, strict=True)]
+
+    @property
+    def slowdown(self) -> Interval:
+        """The steps of the aged network over those of the fresh ones to the same loss, with its interval over teachers.
+
+        The loss is the higher of the two final ones, so that both reach it; the mean is the geometric one.
+        """
+        logs = []
+        for teacher, aged in enumerate(self.aged):
+            fresh = _mean_curve([curves[teacher] for curves in self.fresh])
+            level = max(aged.final, fresh.final)
+            pair = [_reached(curve, level) for curve in (aged, fresh)]
+            logs.append(math.log(pair[0] / pair[1]))
+        return Interval(*(math.exp(min(x, 700)) for x in of_mean(logs)))
+
+    def closes(self, curves: Sequence[Curve]) -> Interval:
+        """Return the share of the gap that closes for an aged network that was changed, by its curves."""
+        gains = [self.outcome(new) - self.outcome(old) for new, old in zip(curves, self.aged, strict=True)]
+        return of_ratio(gains, self.gaps)
+
+    def suffices(self, curves: Sequence[Curve]) -> bool:
+        """Return whether a changed network is no longer told from a fresh one."""
+        return _mean(list(map(self.outcome, curves))) >= self.null.low
+
+
+def compare(trials: Trials, lesson: str, size: Size, rate: float | None = None) -> Comparison:
+    """Let the aged and the fresh networks learn a lesson; raise OutOfTime where the budget ends before."""
+    teachers = range(size.teachers)
+    fresh = tuple(
+        tuple(trials.curve(lesson, f"{FRESH} {i}", t, rate=rate) for t in teachers) for i in range(size.fresh)
+    )
+    return Comparison(lesson, rate, tuple(trials.curve(lesson, AGED, t, rate=rate) for t in teachers), fresh)
+
+
+def changed(trials: Trials, comparison: Comparison, name: str, change: Change) -> tuple[Curve, ...]:
+    """Return the curves of the aged network after a change, one per teacher of the comparison."""
+    lesson, rate = comparison.lesson, comparison.rate
+    return tuple(trials.curve(lesson, name, t, change, rate) for t in range(len(comparison.aged)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    return Curve(tuple(_mean(losses) for losses in zip(*(c.losses for c in curves), strict=True)))
+
+
+def _reached(curve: Curve, level: float) -> float:
+    """Return the first step at which a curve, taken as falling, is at ``level``; at least 1, the last step if never."""
+    found = curve.steps_to(level)
+    return float(min(max(found, 1.0), curve.at[-1]))

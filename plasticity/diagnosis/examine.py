@@ -1,0 +1,204 @@
+"""The examination of a network: the order of its trials, and ``plasticity.diagnose``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from plasticity.isolation import unwrap
+from plasticity.surgery.origin import Origin
+
+from .comparison import Comparison, Size, changed, compare
+from .fit import Curve
+from .fresh import Fresh, from_builder, from_defaults, from_origin, undrawn
+from .intervals import Interval
+from .parts import parts_of
+from .remedies import Remedy, remedies_of
+from .symptoms import Symptoms, symptoms_of
+from .targets import POLICIES
+from .trainee import Forward, Patient, first_output, rate_of
+from .trials import BANDIT, OWN, RESIDUAL, Budget, OutOfTime, Trials
+from .verdict import Diagnosis, judge
+
+STEPS = 40
+"""Updates of a fit."""
+MAX_BATCHES = 8
+
+
+@dataclass
+class Tried:
+    """The effect of a change: of a part that was made fresh, or of a method."""
+
+    name: str
+    cause: str
+    closes: Interval
+    suffices: bool
+    remedy: Remedy | None = None
+
+
+@dataclass
+class Examination:
+    """All that the trials of one network found; None or empty where the budget ended before."""
+
+    patient: Patient
+    steps: int
+    residual: Comparison | None = None
+    """At the optimizer's own rate."""
+    rates: dict[float, Comparison] = field(default_factory=dict)
+    """Rate -> the same at other rates."""
+    own: Comparison | None = None
+    bandit: Comparison | None = None
+    parts: list[Tried] = field(default_factory=list)
+    remedies: list[Tried] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Method -> why it does not apply."""
+    symptoms: Symptoms | None = None
+    remarks: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def main(self) -> Comparison | None:
+        """The comparison by which parts and methods are judged: the first in which the aged network is slower.
+
+        None where it is in none. A random teacher tells most of the weights, rewards most of the policy, and the own
+        loss is the last: its fall also depends on what was learned before.
+        """
+        return next((c for c in (self.residual, self.bandit, self.own) if c is not None and c.is_slower), None)
+
+
+def diagnose(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    *,
+    forward: Forward | None = None,
+    fresh: Callable[[], nn.Module] | Origin | None = None,
+    policy: str | None = None,
+    budget: float = 60.0,
+    steps: int = STEPS,
+    teachers: int = 4,
+    remedies: bool = True,
+    name: str = "model",
+    store: Path | str | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Diagnosis:
+    """Say whether a network can still learn, where that is lost, and what would help, by trials on copies.
+
+    ``batches``: the first 8 of these are used; a pair (inputs, targets), inputs alone, or anything that ``forward`` and
+    ``loss`` take. ``loss(model, batch)``: the loss of training, a number. ``forward(model, batch)``: the outputs, one
+    tensor, (batch, ...); left out, the model is called on the inputs. ``fresh``: builds the model anew, or the recorded
+    :class:`~plasticity.surgery.origin.Origin` of its weights; left out, every module's own ``reset_parameters``.
+    ``policy``: a key of :data:`~plasticity.diagnosis.targets.POLICIES` where outputs are a policy. ``budget``: seconds.
+    ``steps``: updates of a fit; ``teachers``: random teachers. ``remedies``: whether to try methods. ``store``: a file
+    to go on from. ``tell(what)`` is called after each trial. ``print`` the result.
+
+    Model, optimizer, gradients and random states stay as they were. Raises ValueError for no batches, for outputs
+    without a floating-point tensor and for a ``fresh`` of another structure; errors of model and loss pass through.
+    """
+    found = list(islice(batches, MAX_BATCHES))
+    if not found:
+        raise ValueError("diagnose needs at least one batch; got none")
+    if policy is not None and policy not in POLICIES:
+        raise ValueError(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
+    if teachers < 2 or steps < 2:
+        raise ValueError(f"diagnose needs at least 2 teachers and 2 steps; got {teachers} and {steps}")
+    maker, remarks = _maker(model, fresh)
+    patient = Patient(name, unwrap(model), optimizer, found, forward or first_output, maker, loss=loss, policy=policy)
+    trials = Trials(patient, steps, Budget(budget, tell), None if store is None else Path(store), seed)
+    return judge(examine(trials, Size(teachers=teachers), remarks, remedies))
+
+
+def _maker(model: nn.Module, fresh: Callable[[], nn.Module] | Origin | None) -> tuple[Fresh, list[str]]:
+    if isinstance(fresh, Origin):
+        return from_origin(model, fresh), []
+    if fresh is not None:
+        return from_builder(fresh, model), []
+    remarks = ["fresh networks are drawn by each module's reset_parameters; pass fresh= where the start was another"]
+    if kept := undrawn(model):
+        remarks.append(
+            f"not drawn anew, for want of reset_parameters: {', '.join(name or 'the model' for name in kept)}"
+        )
+    return from_defaults(model), remarks
+
+
+def examine(
+    trials: Trials, size: Size | None = None, remarks: Sequence[str] = (), remedies: bool = True
+) -> Examination:
+    """Make the trials of one network, the most telling first, until they are made or the budget ends."""
+    size = size or Size()
+    found = Examination(trials.patient, trials.steps, remarks=list(remarks))
+    try:
+        found.residual = compare(trials, RESIDUAL, size)
+        _compare_rates(trials, found, size)
+        if trials.patient.loss is not None:
+            found.own = compare(trials, OWN, size)
+        if trials.patient.policy is not None:
+            found.bandit = compare(trials, BANDIT, size)
+        found.symptoms = symptoms_of(trials, size.fresh)
+        if found.main is not None and found.residual.fresh_learns:
+            _try_parts(trials, found.main, found.parts)
+            if remedies:
+                _try_remedies(trials, found.main, found)
+        found.complete = True
+    except OutOfTime:
+        found.remarks.append(f"the budget of {trials.budget.seconds:g} s ended before all trials were made; give more")
+    return found
+
+
+def _compare_rates(trials: Trials, found: Examination, size: Size) -> None:
+    """Compare at other rates where the aged network is slower at its own, or fresh ones learn nothing at it."""
+    assert found.residual is not None
+    if not found.residual.is_slower and found.residual.fresh_learns:
+        return
+    own = rate_of(trials.patient.optimizer)
+    usual = float(trials.patient.optimizer.defaults.get("lr", 1e-3)) or 1e-3
+    default = _default_rate(trials.patient.optimizer)
+    grid = {own / 10, own * 10, default} if own else {usual, default}
+    for rate in sorted(grid - {own, 0.0}):
+        found.rates[rate] = compare(trials, RESIDUAL, size, rate)
+
+
+def _default_rate(optimizer: Optimizer) -> float:
+    """Return the rate that the optimizer's class has by default, 1e-3 where it has none."""
+    import inspect
+
+    parameter = inspect.signature(type(optimizer).__init__).parameters.get("lr")
+    value = None if parameter is None else parameter.default
+    return float(value) if isinstance(value, (int, float, Tensor)) and float(value) > 0 else 1e-3
+
+
+def _try_parts(trials: Trials, comparison: Comparison, results: list[Tried]) -> None:
+    for part in parts_of(trials.patient):
+        curves = changed(trials, comparison, f"part {part.name}", part.renew)
+        results.append(Tried(part.name, part.cause, comparison.closes(curves), comparison.suffices(curves)))
+
+
+def _try_remedies(trials: Trials, comparison: Comparison, found: Examination) -> None:
+    remedies, found.refused = remedies_of(trials.patient)
+    for remedy in remedies:
+        try:
+            curves: tuple[Curve, ...] = changed(trials, comparison, f"remedy {remedy.name}", remedy.apply)
+        except OutOfTime:
+            raise
+        except Exception as error:  # a method that fails on a copy says so in the table
+            found.refused[remedy.name] = f"{type(error).__name__}: {error}"
+            continue
+        closes = comparison.closes(curves)
+        found.remedies.append(Tried(remedy.name, "", closes, comparison.suffices(curves), remedy))
+        found.remedies.sort(key=_rank)
+
+
+def _rank(tried: Tried) -> tuple[bool, float, float]:
+    """Return the place of a method: those that restore all that is lost by how little they disturb, then the rest."""
+    assert tried.remedy is not None
+    share = -tried.closes.value if math.isfinite(tried.closes.value) else math.inf
+    return not tried.suffices, round(tried.remedy.disturbance, 3) if tried.suffices else 0.0, share

@@ -1,0 +1,88 @@
+"""Fresh twins: networks of the same structure as they could have been before training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from plasticity.isolation import named_modules, named_parameters, unwrap
+from plasticity.structure.layers import NORM_MODULES
+from plasticity.surgery.initialisers import fresh_parameters
+from plasticity.surgery.origin import Origin, Replacement, fresh_copy
+
+from .trainee import seed_everything
+
+Fresh = Callable[[torch.Generator], nn.Module]
+
+
+def from_origin(model: nn.Module, origin: Origin) -> Fresh:
+    """Return a maker of twins whose parameters are drawn from recorded laws; running statistics of norms start anew."""
+
+    def make(generator: torch.Generator) -> nn.Module:
+        bare = copy.deepcopy(unwrap(model))
+        kept = {id(p) for m in bare.modules() if isinstance(m, Replacement) for p in m.parameters()}
+        for parameter in bare.parameters():
+            if id(parameter) not in kept:
+                parameter.requires_grad_(True)
+        return _restarted(fresh_copy(bare, origin, generator))
+
+    return make
+
+
+def from_builder(build: Callable[[], nn.Module], model: nn.Module) -> Fresh:
+    """Return a maker of twins that calls ``build()``; ValueError where its parameters are not those of the model."""
+    shapes = {name: tuple(p.shape) for name, p in named_parameters(unwrap(model)).items()}
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def make(generator: torch.Generator) -> nn.Module:
+        with torch.random.fork_rng():
+            seed_everything(int(torch.randint(2**31, (), generator=generator)))
+            twin = unwrap(build()).to(place)
+        found = {name: tuple(p.shape) for name, p in named_parameters(twin).items()}
+        if found != shapes:
+            differing = sorted(set(found.items()) ^ set(shapes.items()))[:4]
+            raise ValueError(f"fresh() must build the model with new weights; the two differ in {differing}")
+        twin.train(unwrap(model).training)
+        return twin
+
+    return make
+
+
+def from_defaults(model: nn.Module) -> Fresh:
+    """Return a maker of twins by each module's own ``reset_parameters``, for models whose start is not known.
+
+    Parameters of modules that have no such method stay as they are: give ``fresh`` where the model draws its weights by
+    another law. :func:`undrawn` names them.
+    """
+
+    def make(generator: torch.Generator) -> nn.Module:
+        twin = copy.deepcopy(unwrap(model))
+        for module in twin.modules():
+            if not module._parameters or not _can_reset(module):
+                continue
+            with torch.no_grad():
+                for name, value in fresh_parameters(module, generator).items():
+                    if value is not None:
+                        module._parameters[name].copy_(value)  # type: ignore[union-attr]
+        return _restarted(twin)
+
+    return make
+
+
+def undrawn(model: nn.Module) -> list[str]:
+    """Return the names of modules with parameters of their own that cannot be drawn anew by default."""
+    return [name for name, m in named_modules(unwrap(model)).items() if m._parameters and not _can_reset(m)]
+
+
+def _can_reset(module: nn.Module) -> bool:
+    return hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")
+
+
+def _restarted(twin: nn.Module) -> nn.Module:
+    for module in twin.modules():
+        if isinstance(module, NORM_MODULES) and hasattr(module, "reset_running_stats"):
+            module.reset_running_stats()  # type: ignore[operator]
+    return twin

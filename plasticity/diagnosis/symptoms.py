@@ -1,0 +1,45 @@
+"""Symptoms: what the installed probes say of the aged network, beside fresh ones on the same data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from plasticity.monitor import Monitor
+
+from .intervals import Interval, of_next
+from .trainee import Patient, evaluating
+from .trials import Trials
+
+PROBES = ("dormancy", "rank")
+
+
+@dataclass(frozen=True)
+class Symptoms:
+    """Metric -> layer -> value in the aged network, and what another fresh one would have."""
+
+    aged: dict[str, dict[str, float]]
+    fresh: dict[str, dict[str, Interval]]
+
+    def lower(self, metric: str) -> list[str]:
+        """Return the layers in which the aged network has less of a metric than another fresh one would have."""
+        known = self.fresh.get(metric, {})
+        return [la for la, value in self.aged.get(metric, {}).items() if la in known and value < known[la].low]
+
+
+def symptoms_of(trials: Trials, num_fresh: int) -> Symptoms:
+    """Measure the network and ``num_fresh`` fresh ones on the first batch."""
+    aged = _values(trials.patient, trials.patient.aged().model)
+    fresh = [_values(trials.patient, trials.trainee(f"fresh {i}", 0).model) for i in range(num_fresh)]
+    both: dict[str, dict[str, Interval]] = {}
+    for metric, layers in aged.items():
+        columns = {la: [f[metric][la] for f in fresh if la in f.get(metric, {})] for la in layers}
+        both[metric] = {layer: of_next(values) for layer, values in columns.items() if values}
+    return Symptoms(aged, both)
+
+
+def _values(patient: Patient, model: nn.Module) -> dict[str, dict[str, float]]:
+    with Monitor(model, PROBES) as monitor, evaluating(model):
+        patient.forward(model, patient.batches[0])
+    return monitor.read().values

@@ -1,0 +1,164 @@
+"""Trials: every fit of an examination by its key, kept on disk, within a budget of time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from torch import nn
+
+from .fit import Curve, fit, one_number
+from .parts import renew_all
+from .targets import Lesson, bandit, residual, teach
+from .trainee import Patient, Trainee, aside, seed_everything
+
+AGED, FRESH = "aged", "fresh"
+RESIDUAL, BANDIT, OWN = "residual", "bandit", "own"
+Change = Callable[[Trainee, nn.Module], Any]
+"""``change(trainee, twin)`` does something to a copy before it learns; ``twin`` is a fresh network."""
+
+
+class OutOfTime(Exception):
+    """The budget is used up; trials that were made are kept."""
+
+
+@dataclass
+class Budget:
+    """Seconds that an examination may take; ``tell(done)`` is called after every trial."""
+
+    seconds: float = math.inf
+    tell: Callable[[str], None] = lambda what: None
+    began: float = field(default_factory=perf_counter)
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.began + self.seconds - perf_counter()
+
+    def require(self) -> None:
+        """Raise OutOfTime where none is left."""
+        if self.left() <= 0:
+            raise OutOfTime
+
+
+class Trials:
+    """The fits of one patient, each made once: ``curve(lesson, who, teacher)``.
+
+    ``steps``: updates of a fit. ``store``: a file that keeps the curves, from which a later examination goes on.
+    """
+
+    def __init__(self, patient: Patient, steps: int, budget: Budget, store: Path | None = None, seed: int = 0) -> None:
+        self.patient, self.steps, self.budget, self.store, self.seed = patient, steps, budget, store, seed
+        self._curves: dict[str, list[float]] = {}
+        self.notes: dict[str, float] = {}
+        """Other numbers of a trial by key, such as the seconds that a fit took."""
+        self._signals: dict[int, Any] = {}
+        self._weights: dict[str, float] = {}
+        self._twins: dict[int, nn.Module] = {}
+        if store is not None and store.is_file():
+            saved = json.loads(store.read_text())
+            self._curves, self.notes = saved["curves"], saved["notes"]
+
+    def curve(
+        self, lesson: str, who: str, teacher: int, change: Change | None = None, rate: float | None = None
+    ) -> Curve:
+        """Return the losses of ``who`` in a lesson by a teacher; raise OutOfTime where it is new and no time is left.
+
+        ``who``: ``aged``; ``fresh 0``, ``fresh 1``, ...; any other name is the aged network after ``change``.
+        """
+        key = f"{self.patient.name}|{lesson}|{who}|{teacher}|{rate}"
+        if key not in self._curves:
+            self.budget.require()
+            self._curves[key] = list(self._fit(lesson, who, teacher, change, rate).losses)
+            self._save()
+            self.budget.tell(f"{self.patient.name}: {lesson}, {who}")
+        return Curve(tuple(math.inf if loss is None else loss for loss in self._curves[key]))
+
+    def twin(self, seed: int) -> nn.Module:
+        """Return a fresh network, kept for later."""
+        if seed not in self._twins:
+            self._twins[seed] = self.patient.twin(seed)
+        return self._twins[seed]
+
+    def trainee(self, who: str, teacher: int, change: Change | None = None) -> Trainee:
+        """Return a copy for a trial, changed and ready to learn."""
+        trainee = self.patient.aged()
+        if who.startswith(FRESH):
+            renew_all(trainee, self.twin(self._number("fresh", int(who.split()[1]))))
+        elif change is not None:
+            change(trainee, self.twin(self._number("change", teacher)))
+        return trainee
+
+    def lesson(self, name: str, model: nn.Module, teacher: int) -> Lesson:
+        """Return what ``model`` is to learn: residual, bandit or own."""
+        patient = self.patient
+        if name == OWN:
+            assert patient.loss is not None
+            shift = teacher % len(patient.batches)  # another order
+            return Lesson([*patient.batches[shift:], *patient.batches[:shift]], patient.loss)
+        if teacher not in self._signals:
+            self._signals[teacher] = teach(patient, self._number("teacher", teacher))
+        if name == BANDIT:
+            assert patient.policy is not None
+            return bandit(patient.policy, patient.forward, patient.batches, self._signals[teacher])
+        return residual(model, patient.forward, patient.batches, self._signals[teacher])
+
+    def _fit(self, lesson: str, who: str, teacher: int, change: Change | None, rate: float | None) -> Curve:
+        with aside(self.patient.model, self._number("fit", teacher)):
+            trainee = self.trainee(who, teacher, change)
+            trainee.set_rate_(rate)
+            made, weight = self.lesson(lesson, trainee.model, teacher), self._weight(lesson)
+            began, optimizer = perf_counter(), trainee.optimizer
+            seed_everything(self._number("fit", teacher))
+            curve = fit(trainee.model, optimizer, made.items, made.loss, self.steps, weight, trainee.attached)
+        self.notes[f"{self.patient.name}|seconds|{who}"] = perf_counter() - began
+        return curve
+
+    def _weight(self, lesson: str) -> float:
+        """Return the factor that brings the gradient of a lesson, for a fresh network, to the size of that of training.
+
+        An optimizer that divides by past gradients, such as Adam, would otherwise make smaller or larger steps for that
+        reason alone, and its state would be blamed. 1 where the loss of training is not known or has no gradient.
+        """
+        if lesson == OWN or self.patient.loss is None or not self.patient.optimizer.state:
+            return 1.0
+        if lesson not in self._weights:
+            sizes = []
+            for name in (OWN, lesson):
+                model = self.trainee(f"{FRESH} 0", 0).model
+                sizes.append(_gradient_size(model, self.lesson(name, model, 0)))
+            own, theirs = sizes
+            usable = math.isfinite(own) and math.isfinite(theirs) and own > 0 and theirs > 0
+            self._weights[lesson] = own / theirs if usable else 1.0
+        return self._weights[lesson]
+
+    def _number(self, what: str, index: int) -> int:
+        """Return the seed of a stream of random numbers."""
+        kinds = {"fresh": 1, "teacher": 2, "change": 3, "fit": 4}
+        return self.seed * 1_000_003 + kinds[what] * 10_007 + index
+
+    def _save(self) -> None:
+        if self.store is not None:
+            self.store.parent.mkdir(parents=True, exist_ok=True)
+            plain = {k: [x if math.isfinite(x) else None for x in c] for k, c in self._curves.items()}
+            partial = self.store.with_suffix(".partial")
+            partial.write_text(json.dumps({"curves": plain, "notes": self.notes}))
+            partial.replace(self.store)
+
+
+def _gradient_size(model: nn.Module, lesson: Lesson) -> float:
+    """Return the root mean square, over batches, of the norm of the gradient."""
+    squares = []
+    for batch in lesson.items:
+        model.zero_grad()
+        loss = one_number(lesson.loss(model, batch))
+        if not loss.requires_grad:
+            return 0.0
+        loss.backward()
+        found = [p.grad.double().square().sum() for p in model.parameters() if p.grad is not None]
+        squares.append(float(sum(found)))
+    return math.sqrt(sum(squares) / len(squares))

@@ -1,0 +1,212 @@
+"""The verdict: causes in plain words, each with its evidence, the most certain and least invasive first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .comparison import Comparison
+from .intervals import Interval
+from .trainee import rate_of
+from .trials import BANDIT, OWN
+
+if TYPE_CHECKING:
+    from .examine import Examination, Tried
+
+NOTHING, UNKNOWN = "nothing is wrong", "cannot tell"
+TITLES = {
+    "rate": "the learning rate",
+    "loss": "the loss, not the network",
+    "optimizer state": "the optimizer's state",
+    "frozen": "parameters that are not trained",
+    "dead neurons": "dead neurons",
+    "scale": "the scale of the weights",
+    "norms": "the norms",
+    "biases": "the biases",
+    "last layer": "the last layer",
+    "collapsed features": "collapsed features",
+    "layer": "one layer",
+    "weights": "the weights as a whole",
+    "policy": "the policy has lost its entropy, not the network its plasticity",
+    NOTHING: NOTHING,
+    UNKNOWN: UNKNOWN,
+}
+"""Cause -> its name in a sentence."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause, the sentence that names it, and the numbers that the sentence rests on."""
+
+    cause: str
+    sentence: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        shown = [
+            f"{key}: {value.text() if isinstance(value, Interval) else value}" for key, value in self.evidence.items()
+        ]
+        return self.sentence + (f"  ({'; '.join(shown)})" if shown else "")
+
+
+@dataclass
+class Diagnosis:
+    """The findings on one network, the main one first, and the examination that they rest on."""
+
+    findings: list[Finding]
+    examination: Examination
+
+    @property
+    def cause(self) -> str:
+        """The cause that is named first: a key of ``TITLES``."""
+        return self.findings[0].cause
+
+    @property
+    def advice(self) -> str | None:
+        """The flag of the method that restored most, None where none did."""
+        best = next(iter(helpful(self.examination)), None)
+        return None if best is None or best.remedy is None else best.remedy.flag
+
+    def __str__(self) -> str:
+        from .tables import text
+
+        return text(self)
+
+
+def judge(found: Examination) -> Diagnosis:
+    """Return the verdict on an examination."""
+    findings = list(_findings(found)) or [_nothing(found)]
+    if (best := next(iter(helpful(found)), None)) is not None and best.remedy is not None:
+        findings.append(
+            Finding(
+                "remedy",
+                f"Try {best.remedy.flag}: used once on a copy, it returns {_percent(best.closes)} of what is lost",
+                {"change of the outputs": f"{best.remedy.disturbance:.1%}"},
+            )
+        )
+    return Diagnosis(findings, found)
+
+
+def helpful(found: Examination) -> list[Tried]:
+    """Return the methods that restored learning beyond chance, the best first."""
+    return [tried for tried in found.remedies if tried.closes.low > 0]
+
+
+def _findings(found: Examination) -> Iterator[Finding]:
+    name, residual = found.patient.name, found.residual
+    if residual is None:
+        yield Finding(UNKNOWN, f"Cannot tell: the budget ended before {name} and fresh networks had learned one lesson")
+        return
+    if not residual.fresh_learns:
+        yield from _teaches_nothing(found, residual)
+        return
+    if found.own is not None and not found.own.fresh_learns:
+        yield Finding(
+            "loss",
+            f"The loss teaches nothing: fresh networks do not lower it in {found.steps} updates, and they learn a "
+            "random teacher from the same data",
+            {"random teacher, fresh": residual.null},
+        )
+    if found.main is not None and found.main.lesson == BANDIT:
+        yield from _policy(found, found.main)
+    elif found.main is not None:
+        yield from _lost(found, found.main)
+
+
+def _teaches_nothing(found: Examination, residual: Comparison) -> Iterator[Finding]:
+    own = rate_of(found.patient.optimizer)
+    works = [(rate, c) for rate, c in found.rates.items() if c.fresh_learns]
+    if works:
+        rate, best = max(works, key=lambda pair: pair[1].null.value)
+        yield Finding(
+            "rate",
+            f"The learning rate is {own:g}: with it fresh networks learn nothing either, with {rate:g} they do",
+            {"learned at the own rate, fresh": residual.null, f"at {rate:g}": best.null},
+        )
+    else:
+        yield Finding(
+            UNKNOWN,
+            f"Cannot tell: fresh networks learn nothing from these data in {found.steps} updates; give more",
+            {"learned, fresh": residual.null},
+        )
+
+
+def _lost(found: Examination, main: Comparison) -> Iterator[Finding]:
+    name, evidence = found.patient.name, {"learned": main.learned, "fresh networks": main.null}
+    slower = _slower(main)
+    if not found.parts:
+        yield Finding(UNKNOWN, f"{name} {slower}; cannot tell where that is lost: the budget ended", evidence)
+        return
+    first = next((part for part in found.parts if part.suffices), None)
+    at_best = _at_best_rates(found, main) if main is found.residual else None
+    if at_best is not None and (first is None or first.cause in LATER_THAN_RATE):
+        yield Finding(
+            "rate", f"{name} {slower} at its own rate, and as fast at {at_best:g}: it is badly scaled", evidence
+        )
+        return
+    if first is None:
+        first = max(found.parts, key=lambda part: part.closes.value)
+    cause, where = _cause(found, first)
+    returned = f"{_percent(first.closes)} of it returns with fresh {first.name}"
+    yield Finding(cause, f"{name} {slower}; {returned}: {where}", evidence)
+
+
+LATER_THAN_RATE = ("norms", "biases", "last layer", "layer", "weights")
+"""Causes that are named only where no other rate does as well."""
+
+
+def _at_best_rates(found: Examination, residual: Comparison) -> float | None:
+    """Return the rate at which the aged network learns as fresh ones do at their best, None if there is none."""
+    every = {rate_of(found.patient.optimizer): residual, **found.rates}
+    best_fresh = max(every.values(), key=lambda c: c.null.value)
+    rate, best_aged = max(every.items(), key=lambda pair: pair[1].learned.value)
+    return rate if best_aged.learned.value >= best_fresh.null.low else None
+
+
+def _cause(found: Examination, part: Tried) -> tuple[str, str]:
+    """Return the cause that a part stands for, and the words for it."""
+    collapsed = found.symptoms.lower("effective_rank") if found.symptoms else []
+    layers = [layer for layer in collapsed if layer != "all"]
+    if part.cause in ("last layer", "layer", "weights") and layers:
+        assert found.symptoms is not None
+        layer = layers[0]
+        rank, usual = found.symptoms.aged["effective_rank"][layer], found.symptoms.fresh["effective_rank"][layer]
+        return (
+            "collapsed features",
+            f"the features of {layer} collapsed, effective rank {rank:.1f}, fresh {usual.text('.1f')}",
+        )
+    return part.cause, TITLES[part.cause]
+
+
+def _policy(found: Examination, bandit: Comparison) -> Iterator[Finding]:
+    first = next((part for part in found.parts if part.suffices), None)
+    returned = f"; {_percent(first.closes)} of that returns with fresh {first.name}" if first else ""
+    yield Finding(
+        "policy",
+        f"{found.patient.name} no longer follows rewards, and learns a random teacher as a fresh network would: "
+        f"{TITLES['policy']}{returned}",
+        {"learned from rewards": bandit.learned, "fresh networks": bandit.null},
+    )
+
+
+def _nothing(found: Examination) -> Finding:
+    residual = found.residual
+    assert residual is not None
+    return Finding(
+        NOTHING,
+        f"Nothing is wrong with {found.patient.name}: it learns a random teacher as a fresh network would",
+        {"learned": residual.learned, "fresh networks": residual.null},
+    )
+
+
+def _slower(comparison: Comparison) -> str:
+    what = "its own loss" if comparison.lesson == OWN else "a random teacher"
+    ratio = comparison.slowdown
+    if sum(curve.final for curve in comparison.aged) >= sum(curve.first for curve in comparison.aged):
+        return f"learns nothing of {what}, fresh networks do"
+    return f"learns {what} {ratio.value:.1f} times slower than a fresh network [{ratio.low:.1f}, {ratio.high:.1f}]"
+
+
+def _percent(share: Interval) -> str:
+    return f"{min(share.value, 1):.0%} [{min(share.low, 1):.0%}, {min(share.high, 1):.0%}]"

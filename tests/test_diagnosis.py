@@ -1,0 +1,292 @@
+"""Diagnosis: golden numbers, equality with loops written by hand, no trace in what is examined, and planted causes."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from models import build
+from planted_causes import (
+    CAUSES,
+    broken_loss,
+    killed_neurons,
+    mlp,
+    plant,
+    rate_of_zero,
+    saturated_policy,
+    squared_error,
+    stale_moments,
+    trained,
+)
+from torch import nn
+
+import plasticity
+from plasticity.diagnosis import Curve, fit
+from plasticity.diagnosis.intervals import of_mean, of_next, of_ratio, t_quantile
+from plasticity.diagnosis.targets import POLICIES, bandit, residual, teach
+from plasticity.diagnosis.trainee import Patient, Trainee, first_output
+from plasticity.diagnosis.trials import Budget, Trials
+from plasticity.testing.runs import require_same
+
+# -- numbers by hand ---------------------------------------------------------------------------------------------------
+
+
+def test_golden_curve() -> None:
+    curve = Curve((1.0, 0.5, 0.25), (0, 10, 20))
+    assert curve.area == 0.5625
+    assert (curve.first, curve.final) == (1.0, pytest.approx(1.75 / 3))
+    assert (curve.steps_to(0.5), curve.steps_to(0.3), curve.steps_to(0.1)) == (10, 20, math.inf)
+    assert curve.learned == pytest.approx(1 - 0.5625)
+    assert Curve((1.0, 3.0, 0.0)).learned == pytest.approx(0.25)  # 3 counts as 1: areas 1 and 1/2, of 2
+    assert Curve((1.0, math.inf, math.inf)).learned == 0
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = [0.31, 0.27, 0.36, 0.22, 0.3]
+    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert (of_mean(values).low, of_mean(values).high) == pytest.approx(expected, rel=1e-3)
+    assert [t_quantile(n) for n in (1, 4, 30)] == pytest.approx(stats.t.ppf(0.975, [1, 4, 30]), rel=1e-3)
+
+
+def test_golden_intervals() -> None:
+    assert of_mean([1.0, 3.0]) == pytest.approx((2.0, 2 - 12.706, 2 + 12.706))
+    assert of_next([1.0, 3.0]).high == pytest.approx(2 + 12.706 * 3**0.5)  # s = sqrt(2), times sqrt(1 + 1/2)
+    assert of_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == pytest.approx((0.5, 0.5, 0.5))
+    assert math.isnan(of_ratio([1.0], [0.0]).value)
+
+
+def test_prediction_intervals_cover_the_next_draw() -> None:
+    generator = np.random.default_rng(0)
+    inside = [low <= x[6] <= high for x in generator.normal(size=(4000, 7)) for _, low, high in [of_next(list(x[:6]))]]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
+
+
+# -- the fit probe -----------------------------------------------------------------------------------------------------
+
+
+def patient(network: str = "mlp", optimizer: type[torch.optim.Optimizer] = torch.optim.Adam, num: int = 3) -> Patient:
+    """Return an untrained patient from the zoo of models, with ``num`` batches."""
+    model, inputs = build(network)
+    batches = [tuple(x + 0.01 * i if x.is_floating_point() else x for x in inputs) for i in range(num)]
+    forward = lambda m, b: first_output(m, b) if len(b) == 1 else m(*b)  # noqa: E731
+    return Patient(
+        "net", model, optimizer(model.parameters(), lr=1e-2), batches, forward, lambda _: build(network, 1)[0]
+    )
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("network", ["mlp", "batchnorm conv", "transformer"])
+def test_a_fit_is_a_plain_loop(network: str, optimizer: type[torch.optim.Optimizer]) -> None:
+    one = patient(network, optimizer)
+    signals = teach(one, 5)
+    trainee = one.aged()
+    trainee.model.eval()
+    lesson = residual(trainee.model, one.forward, one.batches, signals)
+    curve = fit(trainee.model, trainee.optimizer, lesson.items, lesson.loss, 7)
+
+    by_hand = copy.deepcopy(one.model).eval()
+    with torch.no_grad():
+        targets = [one.forward(by_hand, batch) + s for batch, s in zip(one.batches, signals, strict=True)]
+    own, losses = optimizer(by_hand.parameters(), lr=1e-2), []
+    for step in range(8):
+        batch, target, signal = one.batches[step % 3], targets[step % 3], signals[step % 3]
+        loss = torch.mean((one.forward(by_hand, batch) - target) ** 2) / torch.mean(signal**2)
+        losses.append(loss.item())
+        own.zero_grad()
+        loss.backward()
+        own.step()
+    assert curve.losses == pytest.approx(losses, abs=1e-6, rel=1e-5)
+
+
+def test_lbfgs_learns_and_its_attributes_are_copied() -> None:
+    one = patient(optimizer=torch.optim.LBFGS)
+    trainee = one.aged()
+    lesson = residual(trainee.model, one.forward, one.batches[:1], teach(one, 5)[:1])
+    before = copy.deepcopy(one.model.state_dict())
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = 1e-3
+    curve = fit(trainee.model, trainee.optimizer, lesson.items, lesson.loss, 5)
+    assert curve.losses[0] == 1
+    assert curve.losses[-1] != 1
+    require_same(dict(one.model.state_dict()), dict(before), "the network whose copy learned")
+
+
+def test_signals_are_standardised_outputs_of_a_fresh_network() -> None:
+    one = patient()
+    signals = torch.cat(teach(one, 5))
+    assert signals.mean(0).abs().max() < 1e-5
+    assert signals.std(0, correction=0) == pytest.approx(1.0, abs=1e-4)
+    with torch.no_grad():
+        outputs = torch.cat([build("mlp", 1)[0](batch[0]) for batch in one.batches])
+    expected = (outputs - outputs.mean(0)) / outputs.std(0, correction=0)
+    assert torch.allclose(signals, expected, atol=1e-4)
+
+
+def test_a_constant_teacher_gives_random_labels() -> None:
+    one = patient()
+    zero = build("mlp")[0]
+    nn.init.zeros_(zero[-1].weight)
+    one.fresh = lambda _: zero
+    signals = torch.cat(teach(one, 0))
+    assert 0.5 < signals.std() < 1.5
+    assert len(signals.unique(dim=0)) == len(signals)
+
+
+def test_golden_regrets() -> None:
+    reward = torch.tensor([[1.0, -1.0]])
+    assert float(POLICIES["softmax"](torch.zeros(1, 2), reward)) == 1
+    assert float(POLICIES["softmax"](torch.tensor([[100.0, 0.0]]), reward)) == pytest.approx(0)
+    assert float(POLICIES["softmax"](torch.tensor([[0.0, 100.0]]), reward)) == pytest.approx(2)
+    assert float(POLICIES["bounded"](torch.tensor([[1.0, -1.0]]), reward)) == 0
+    assert float(POLICIES["tanh"](torch.zeros(1, 2), reward)) == 1
+    gaussian = torch.tensor([[100.0, -100.0, 7.0, 7.0]])  # the standard deviations count for nothing
+    assert float(POLICIES["tanh_gaussian"](gaussian, torch.tensor([[1.0, -1.0, 5.0, 5.0]]))) == pytest.approx(0)
+
+
+def test_a_saturated_policy_learns_no_rewards_but_a_teacher() -> None:
+    one = patient()
+    with torch.no_grad():
+        one.model[-1].bias[0] = 50.0
+    for name, most in (("bandit", 0.05), ("residual", 1.0)):
+        trainee = one.aged()
+        signals = teach(one, 0)
+        made = (bandit("softmax", one.forward, one.batches, signals) if name == "bandit"
+                else residual(trainee.model, one.forward, one.batches, signals))  # fmt: skip
+        learned = fit(trainee.model, trainee.optimizer, made.items, made.loss, 60).learned
+        assert learned <= most
+        assert name == "bandit" or learned > 0.2
+
+
+# -- no trace ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_changes(everywhere: torch.device) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    batches = [(torch.randn(16, 4), torch.randn(16, 2)) for _ in range(2)]
+    session = plasticity.watch(model, optimizer, every=1, log=None)
+    squared_error(model, batches[0]).backward()
+    optimizer.step()
+    model[0].weight.register_hook(lambda gradient: gradient)
+
+    def state() -> dict:
+        return {
+            "model": copy.deepcopy(dict(model.state_dict())),
+            "optimizer": copy.deepcopy(optimizer.state_dict()),
+            "gradients": [p.grad.clone() for p in model.parameters()],
+            "modes": [m.training for m in model.modules()],
+            "random": [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()],
+        }
+
+    before = state()
+    plasticity.diagnose(model, optimizer, batches, squared_error, steps=3, teachers=2)
+    require_same(state(), before, "the state after a diagnosis")
+    session.close()
+
+
+def test_copies_share_nothing_with_the_network() -> None:
+    one = patient()
+    trainee = one.aged()
+    assert not {id(p) for p in trainee.model.parameters()} & {id(p) for p in one.model.parameters()}
+    held = {id(p) for group in trainee.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in trainee.model.parameters()}
+
+
+def test_the_same_seed_gives_the_same_curves() -> None:
+    curves = []
+    for _ in range(2):
+        torch.manual_seed(torch.seed() % 2**31)  # the global generator does not matter
+        trials = Trials(patient(), 5, Budget())
+        curves.append([trials.curve("residual", who, t) for who in ("aged", "fresh 0") for t in (0, 1)])
+    assert curves[0] == curves[1]
+
+
+def test_thawing_and_rates() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    net[0].requires_grad_(False)
+    trainee = Trainee.of(net, torch.optim.SGD(net[1].parameters(), lr=0.1))
+    assert trainee.frozen() == ["0.weight", "0.bias"]
+    trainee.thaw_()
+    assert trainee.frozen() == []
+    trainee.set_rate_(0.01)
+    assert [group["lr"] for group in trainee.optimizer.param_groups] == pytest.approx([0.01, 0.01])
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def named(cause: object, network: str, seed: int, **more: int) -> str:
+    """Return the cause that is named first."""
+    p = plant(cause, network, seed)  # type: ignore[arg-type]
+    how = {**p.options, **more, "remedies": False, "budget": 600}
+    return plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, **how).cause
+
+
+FEW = [
+    (broken_loss, "residual", 10, 2),
+    (saturated_policy, "mlp", 40, 4),
+    (rate_of_zero, "conv", 5, 2),
+    (stale_moments, "mlp", 20, 2),
+]
+
+
+@pytest.mark.parametrize(("cause", "network", "steps", "teachers"), FEW, ids=[cause.__name__ for cause, *_ in FEW])
+def test_some_planted_causes_are_named_first(cause: object, network: str, steps: int, teachers: int) -> None:
+    assert named(cause, network, 0, teachers=teachers, steps=steps) == CAUSES[cause]  # type: ignore[index]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mlp", "conv", "residual"])
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_causes_are_named_first(network: str, seed: int) -> None:
+    found = {cause.__name__: named(cause, network, seed) for cause in CAUSES}
+    wrong = {name: cause for name, cause in found.items() if cause != {c.__name__: w for c, w in CAUSES.items()}[name]}
+    assert len(wrong) <= 1, wrong
+
+
+def test_dead_neurons_are_found_and_recycling_is_advised() -> None:
+    p = plant(killed_neurons, "mlp", 0)
+    found = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, fresh=mlp, steps=20, teachers=2, budget=600)
+    assert found.cause == "dead neurons"
+    assert found.advice in ("--redo", "--regrama", "--reset")
+    text = str(found)
+    assert "dead neurons" in text
+    assert found.advice in text
+
+
+def test_a_budget_that_is_too_small_is_said(tmp_path) -> None:
+    p = trained("mlp", 0)
+    cut = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, fresh=mlp, budget=0.0, store=tmp_path / "d.json")
+    assert cut.cause == "cannot tell"
+    assert "budget" in str(cut)
+
+
+def test_a_diagnosis_goes_on_from_its_file(tmp_path) -> None:
+    p, told = trained("mlp", 0), []
+    how = {"fresh": mlp, "steps": 5, "teachers": 2, "store": tmp_path / "d.json", "tell": told.append}
+    first = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, **how)
+    made = len(told)
+    again = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, **how)
+    assert made > 0
+    assert len(told) == made  # no trial is made twice
+    assert again.examination.residual == first.examination.residual
+
+
+def test_bad_input() -> None:
+    p = trained("mlp", 0)
+    with pytest.raises(ValueError, match="at least one batch"):
+        plasticity.diagnose(p.model, p.optimizer, [], p.loss)
+    with pytest.raises(ValueError, match="no policy 'beta'; there are softmax"):
+        plasticity.diagnose(p.model, p.optimizer, p.batches, policy="beta")
+    with pytest.raises(ValueError, match="2 teachers"):
+        plasticity.diagnose(p.model, p.optimizer, p.batches, teachers=1)
+    with pytest.raises(ValueError, match="differ in"):
+        plasticity.diagnose(p.model, p.optimizer, p.batches, fresh=lambda: nn.Linear(6, 3))
+    with pytest.raises(ValueError, match="must be one number"):
+        plasticity.diagnose(p.model, p.optimizer, p.batches, lambda m, b: m(b[0]), fresh=mlp)

@@ -25,9 +25,9 @@ from planted_causes import (
 from torch import nn
 
 import plasticity
-from plasticity.diagnosis import Curve, fit
+from plasticity.diagnosis import FitCurve, fit
 from plasticity.diagnosis.intervals import of_mean, of_next, of_ratio, t_quantile
-from plasticity.diagnosis.targets import POLICIES, bandit, residual, teach
+from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
 from plasticity.diagnosis.trainee import Patient, Trainee, first_output
 from plasticity.diagnosis.trials import Budget, Trials
 from plasticity.testing.runs import require_same
@@ -36,13 +36,13 @@ from plasticity.testing.runs import require_same
 
 
 def test_golden_curve() -> None:
-    curve = Curve((1.0, 0.5, 0.25), (0, 10, 20))
+    curve = FitCurve((1.0, 0.5, 0.25), (0, 10, 20))
     assert curve.area == 0.5625
     assert (curve.first, curve.final) == (1.0, pytest.approx(1.75 / 3))
     assert (curve.steps_to(0.5), curve.steps_to(0.3), curve.steps_to(0.1)) == (10, 20, math.inf)
     assert curve.learned == pytest.approx(1 - 0.5625)
-    assert Curve((1.0, 3.0, 0.0)).learned == pytest.approx(0.25)  # 3 counts as 1: areas 1 and 1/2, of 2
-    assert Curve((1.0, math.inf, math.inf)).learned == 0
+    assert FitCurve((1.0, 3.0, 0.0)).learned == pytest.approx(0.25)  # 3 counts as 1: areas 1 and 1/2, of 2
+    assert FitCurve((1.0, math.inf, math.inf)).learned == 0
 
 
 def test_intervals_are_those_of_scipy() -> None:
@@ -86,7 +86,7 @@ def test_a_fit_is_a_plain_loop(network: str, optimizer: type[torch.optim.Optimiz
     signals = teach(one, 5)
     trainee = one.aged()
     trainee.model.eval()
-    lesson = residual(trainee.model, one.forward, one.batches, signals)
+    lesson = residual_lesson(trainee.model, one.forward, one.batches, signals)
     curve = fit(trainee.model, trainee.optimizer, lesson.items, lesson.loss, 7)
 
     by_hand = copy.deepcopy(one.model).eval()
@@ -106,7 +106,7 @@ def test_a_fit_is_a_plain_loop(network: str, optimizer: type[torch.optim.Optimiz
 def test_lbfgs_learns_and_its_attributes_are_copied() -> None:
     one = patient(optimizer=torch.optim.LBFGS)
     trainee = one.aged()
-    lesson = residual(trainee.model, one.forward, one.batches[:1], teach(one, 5)[:1])
+    lesson = residual_lesson(trainee.model, one.forward, one.batches[:1], teach(one, 5)[:1])
     before = copy.deepcopy(one.model.state_dict())
     for group in trainee.optimizer.param_groups:
         group["lr"] = 1e-3
@@ -155,8 +155,8 @@ def test_a_saturated_policy_learns_no_rewards_but_a_teacher() -> None:
     for name, most in (("bandit", 0.05), ("residual", 1.0)):
         trainee = one.aged()
         signals = teach(one, 0)
-        made = (bandit("softmax", one.forward, one.batches, signals) if name == "bandit"
-                else residual(trainee.model, one.forward, one.batches, signals))  # fmt: skip
+        made = (bandit_lesson("softmax", one.forward, one.batches, signals) if name == "bandit"
+                else residual_lesson(trainee.model, one.forward, one.batches, signals))  # fmt: skip
         learned = fit(trainee.model, trainee.optimizer, made.items, made.loss, 60).learned
         assert learned <= most
         assert name == "bandit" or learned > 0.2

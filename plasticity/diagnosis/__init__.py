@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .examine import diagnose
-from .fit import Curve, fit
+from .fit import FitCurve, fit
 from .verdict import Diagnosis, Finding
 
-__all__ = ["Curve", "Diagnosis", "Finding", "diagnose", "fit"]
+__all__ = ["Diagnosis", "Finding", "FitCurve", "diagnose", "fit"]

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .fit import Curve
-from .intervals import Interval, of_mean, of_next, of_ratio
+from .fit import FitCurve
+from .intervals import Estimate, of_mean, of_next, of_ratio
 from .trials import AGED, FRESH, OWN, Change, Trials
 
 
@@ -31,12 +31,12 @@ class Comparison:
 
     lesson: str
     rate: float | None
-    aged: tuple[Curve, ...]
+    aged: tuple[FitCurve, ...]
     """One per teacher."""
-    fresh: tuple[tuple[Curve, ...], ...]
+    fresh: tuple[tuple[FitCurve, ...], ...]
     """Fresh network -> one per teacher."""
 
-    def outcome(self, curve: Curve) -> float:
+    def outcome(self, curve: FitCurve) -> float:
         """Return how well a fit went, higher is better: the share learned; on the own loss, its fall to the final one.
 
         The own loss falls from that of an untrained network, the highest first loss of the fresh ones; to end above it
@@ -48,12 +48,12 @@ class Comparison:
         return start - min(curve.final, start)
 
     @property
-    def null(self) -> Interval:
+    def null(self) -> Estimate:
         """The outcome of fresh networks, and the interval in which that of another one would lie."""
         return of_next([_mean(list(map(self.outcome, curves))) for curves in self.fresh])
 
     @property
-    def learned(self) -> Interval:
+    def learned(self) -> Estimate:
         """The outcome of the aged network, with its interval over teachers."""
         return of_mean(list(map(self.outcome, self.aged)))
 
@@ -67,7 +67,7 @@ class Comparison:
         """Whether fresh networks learn anything: their mean is above 0 beyond chance."""
         return of_mean([_mean(list(map(self.gain, curves))) for curves in self.fresh]).low > 0
 
-    def gain(self, curve: Curve) -> float:
+    def gain(self, curve: FitCurve) -> float:
         """Return what was learned in a fit: the share, or the fall of the own loss from its first to its last fifth."""
         return curve.learned if self.lesson != OWN else curve.fall
 
@@ -78,7 +78,7 @@ class Comparison:
         return [f - self.outcome(a) for f, a in zip(fresh, self.aged, strict=True)]
 
     @property
-    def slowdown(self) -> Interval:
+    def slowdown(self) -> Estimate:
         """The steps of the aged network over those of the fresh ones to the same loss, with its interval over teachers.
 
         The loss is the higher of the two final ones, so that both reach it; the mean is the geometric one.
@@ -89,14 +89,14 @@ class Comparison:
             level = max(aged.final, fresh.final)
             pair = [_reached(curve, level) for curve in (aged, fresh)]
             logs.append(math.log(pair[0] / pair[1]))
-        return Interval(*(math.exp(min(x, 700)) for x in of_mean(logs)))
+        return Estimate(*(math.exp(min(x, 700)) for x in of_mean(logs)))
 
-    def closes(self, curves: Sequence[Curve]) -> Interval:
+    def closes(self, curves: Sequence[FitCurve]) -> Estimate:
         """Return the share of the gap that closes for an aged network that was changed, by its curves."""
         gains = [self.outcome(new) - self.outcome(old) for new, old in zip(curves, self.aged, strict=True)]
         return of_ratio(gains, self.gaps)
 
-    def suffices(self, curves: Sequence[Curve]) -> bool:
+    def suffices(self, curves: Sequence[FitCurve]) -> bool:
         """Return whether a changed network is no longer told from a fresh one."""
         return _mean(list(map(self.outcome, curves))) >= self.null.low
 
@@ -110,7 +110,7 @@ def compare(trials: Trials, lesson: str, size: Size, rate: float | None = None) 
     return Comparison(lesson, rate, tuple(trials.curve(lesson, AGED, t, rate=rate) for t in teachers), fresh)
 
 
-def changed(trials: Trials, comparison: Comparison, name: str, change: Change) -> tuple[Curve, ...]:
+def changed(trials: Trials, comparison: Comparison, name: str, change: Change) -> tuple[FitCurve, ...]:
     """Return the curves of the aged network after a change, one per teacher of the comparison."""
     lesson, rate = comparison.lesson, comparison.rate
     return tuple(trials.curve(lesson, name, t, change, rate) for t in range(len(comparison.aged)))
@@ -120,11 +120,11 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    return Curve(tuple(_mean(losses) for losses in zip(*(c.losses for c in curves), strict=True)))
+def _mean_curve(curves: Sequence[FitCurve]) -> FitCurve:
+    return FitCurve(tuple(_mean(losses) for losses in zip(*(c.losses for c in curves), strict=True)))
 
 
-def _reached(curve: Curve, level: float) -> float:
+def _reached(curve: FitCurve, level: float) -> float:
     """Return the first step at which a curve, taken as falling, is at ``level``; at least 1, the last step if never."""
     found = curve.steps_to(level)
     return float(min(max(found, 1.0), curve.at[-1]))

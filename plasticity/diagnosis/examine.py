@@ -16,9 +16,9 @@ from plasticity.isolation import unwrap
 from plasticity.surgery.origin import Origin
 
 from .comparison import Comparison, Size, changed, compare
-from .fit import Curve
+from .fit import FitCurve
 from .fresh import Fresh, from_builder, from_defaults, from_origin, undrawn
-from .intervals import Interval
+from .intervals import Estimate
 from .parts import parts_of
 from .remedies import Remedy, remedies_of
 from .symptoms import Symptoms, symptoms_of
@@ -38,7 +38,7 @@ class Tried:
 
     name: str
     cause: str
-    closes: Interval
+    closes: Estimate
     suffices: bool
     remedy: Remedy | None = None
 
@@ -186,7 +186,7 @@ def _try_remedies(trials: Trials, comparison: Comparison, found: Examination) ->
     remedies, found.refused = remedies_of(trials.patient)
     for remedy in remedies:
         try:
-            curves: tuple[Curve, ...] = changed(trials, comparison, f"remedy {remedy.name}", remedy.apply)
+            curves: tuple[FitCurve, ...] = changed(trials, comparison, f"remedy {remedy.name}", remedy.apply)
         except OutOfTime:
             raise
         except Exception as error:  # a method that fails on a copy says so in the table

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-LAST = 5
+LAST_LOSSES = 5
 """Losses at the end of a fit whose mean is its final loss: one minibatch alone is noisy."""
 
 
-class Attachment(Protocol):
+class AtWork(Protocol):
     """A method at work on the copy."""
 
     def before(self) -> None:
@@ -36,7 +36,7 @@ class Attachment(Protocol):
 
 
 @dataclass(frozen=True)
-class Curve:
+class FitCurve:
     """Losses over the steps of a fit, inf from the first one on that was not finite."""
 
     losses: tuple[float, ...]
@@ -56,7 +56,7 @@ class Curve:
     @property
     def final(self) -> float:
         """The mean of the last five losses, or of all if there are fewer."""
-        last = self.losses[-LAST:]
+        last = self.losses[-LAST_LOSSES:]
         return sum(last) / len(last)
 
     @property
@@ -99,8 +99,8 @@ def fit(
     loss: Callable[[nn.Module, Any], Tensor],
     steps: int,
     weight: float = 1.0,
-    attached: Attachment | None = None,
-) -> Curve:
+    attached: AtWork | None = None,
+) -> FitCurve:
     """Train ``model`` in place for ``steps`` updates on ``loss(model, batch)`` and return its losses.
 
     Batches are taken in order, again and again. Each loss is measured before its update, and once more after the last
@@ -115,12 +115,10 @@ def fit(
             found.append(value.detach().reshape(()).double())
             if step < steps and value.requires_grad:
                 _update(optimizer, partial(loss, model, batch), value, weight, attached)
-    return Curve(_finite(torch.stack(found).tolist()))
+    return FitCurve(_finite(torch.stack(found).tolist()))
 
 
-def _update(
-    optimizer: Optimizer, loss: partial[Tensor], value: Tensor, weight: float, attached: Attachment | None
-) -> None:
+def _update(optimizer: Optimizer, loss: partial[Tensor], value: Tensor, weight: float, attached: AtWork | None) -> None:
     """Take one update on a loss whose ``value`` is known; LBFGS asks for it again."""
     known = [value]
 

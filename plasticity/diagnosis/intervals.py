@@ -20,7 +20,7 @@ _QUANTILES = (
 """The 0.975 quantile of Student's t with 1, 2, 3, ... degrees of freedom."""
 
 
-class Interval(NamedTuple):
+class Estimate(NamedTuple):
     """A number and the ends of its 95 % interval."""
 
     value: float
@@ -39,22 +39,22 @@ def t_quantile(degrees: int) -> float:
     return _QUANTILES[degrees - 1] if degrees <= len(_QUANTILES) else 1.960
 
 
-def of_mean(values: Sequence[float]) -> Interval:
+def of_mean(values: Sequence[float]) -> Estimate:
     """Return the mean and its confidence interval; unbounded with a single value."""
     return _around(values, 1 / len(values))
 
 
-def of_next(values: Sequence[float]) -> Interval:
+def of_next(values: Sequence[float]) -> Estimate:
     """Return the mean and the interval in which one more draw from the same distribution would lie."""
     return _around(values, 1 + 1 / len(values))
 
 
-def _around(values: Sequence[float], factor: float) -> Interval:
+def _around(values: Sequence[float], factor: float) -> Estimate:
     mean = sum(values) / len(values)
     if len(values) < 2:
-        return Interval(mean, -math.inf, math.inf)
+        return Estimate(mean, -math.inf, math.inf)
     half = t_quantile(len(values) - 1) * _deviation(values) * math.sqrt(factor)
-    return Interval(mean, mean - half, mean + half)
+    return Estimate(mean, mean - half, mean + half)
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -62,18 +62,18 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def of_ratio(parts: Sequence[float], wholes: Sequence[float]) -> Interval:
+def of_ratio(parts: Sequence[float], wholes: Sequence[float]) -> Estimate:
     """Return sum(parts) / sum(wholes) with the interval of a ratio estimate over pairs (Cochran 1977, equation 6.13).
 
     NaN where the wholes add up to 0.
     """
     total = sum(wholes)
     if total == 0:
-        return Interval(math.nan, math.nan, math.nan)
+        return Estimate(math.nan, math.nan, math.nan)
     ratio = sum(parts) / total
     rest = [part - ratio * whole for part, whole in zip(parts, wholes, strict=True)]
     if len(rest) < 2:
-        return Interval(ratio, -math.inf, math.inf)
+        return Estimate(ratio, -math.inf, math.inf)
     error = math.sqrt(sum(r * r for r in rest) / (len(rest) - 1)) * math.sqrt(len(rest)) / abs(total)
     half = t_quantile(len(rest) - 1) * error
-    return Interval(ratio, ratio - half, ratio + half)
+    return Estimate(ratio, ratio - half, ratio + half)

@@ -22,14 +22,14 @@ from plasticity.surgery.initialisers import Initialiser, weight_layers
 from plasticity.surgery.laws import Law
 from plasticity.surgery.recycle import recycle_, refusals
 
-from .trainee import Patient, Trainee, evaluating
+from .trainee import Patient, Trainee, in_evaluation
 
 Renew = Callable[[Trainee, nn.Module], None]
 """``renew(trainee, twin)`` makes a part of the trainee as it is in a fresh twin, in place."""
 
 
 @dataclass(frozen=True)
-class Part:
+class FreshPart:
     """A part that can be made fresh, and the cause that is named where that restores learning."""
 
     name: str
@@ -37,29 +37,29 @@ class Part:
     renew: Renew
 
 
-def parts_of(patient: Patient) -> list[Part]:
+def parts_of(patient: Patient) -> list[FreshPart]:
     """Return the parts of a network that can be made fresh, the least invasive first."""
     trainee, wired = patient.aged(), wiring_of(patient)
     modules = named_modules(trainee.model)
     own = named_parameters(trainee.model)
-    parts: list[Part] = []
+    parts: list[FreshPart] = []
     if trainee.optimizer.state:
-        parts.append(Part("optimizer state", "optimizer state", lambda t, _: t.forget_()))
+        parts.append(FreshPart("optimizer state", "optimizer state", lambda t, _: t.forget_()))
     if trainee.frozen():
-        parts.append(Part("frozen parameters", "frozen", lambda t, _: t.thaw_()))
+        parts.append(FreshPart("frozen parameters", "frozen", lambda t, _: t.thaw_()))
     dead = dead_neurons(patient) if wired is not None else {}
     if any(mask.any() for mask in dead.values()):
-        parts.append(Part("dead neurons", "dead neurons", _recycle(patient, dead)))
-    parts.append(Part("scale of weights", "scale", _rescale))
+        parts.append(FreshPart("dead neurons", "dead neurons", _recycle(patient, dead)))
+    parts.append(FreshPart("scale of weights", "scale", _rescale))
     norms = [n for n in own if isinstance(modules[_owner(n)], NORM_MODULES)]
     layers = dict(weight_layers(trainee.model))
     biases = [n for n in own if _owner(n) in layers and n.endswith("bias")]
     last = _last(wired, list(layers))
     groups = {"norms": norms, "biases": biases, "last layer": _of_modules(own, last)}
-    parts += [Part(name, name, _take(names)) for name, names in groups.items() if names]
+    parts += [FreshPart(name, name, _take(names)) for name, names in groups.items() if names]
     hidden = [name for name in layers if name not in last]
-    parts += [Part(f"layer {n}", "layer", _take(names)) for n in hidden if (names := _of_modules(own, [n]))]
-    return [*parts, Part("everything", "weights", renew_all)]
+    parts += [FreshPart(f"layer {n}", "layer", _take(names)) for n in hidden if (names := _of_modules(own, [n]))]
+    return [*parts, FreshPart("everything", "weights", renew_all)]
 
 
 def renew_all(trainee: Trainee, twin: nn.Module) -> None:
@@ -122,7 +122,7 @@ def wiring_of(patient: Patient, model: nn.Module | None = None) -> Wiring | None
     model = patient.aged().model if model is None else model
     seen: list[tuple[tuple, dict]] = []
     handle = model.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-    with evaluating(model):
+    with in_evaluation(model):
         patient.forward(model, patient.batches[0])
     handle.remove()
     try:
@@ -134,7 +134,7 @@ def wiring_of(patient: Patient, model: nn.Module | None = None) -> Wiring | None
 def dead_neurons(patient: Patient) -> dict[str, Tensor]:
     """Return hidden layer -> (neurons,) bool: those that never fire on any of the batches."""
     model = patient.aged().model
-    with Monitor(model, {"dormancy": Dormancy()}) as monitor, evaluating(model):
+    with Monitor(model, {"dormancy": Dormancy()}) as monitor, in_evaluation(model):
         for batch in patient.batches:
             patient.forward(model, batch)
     scores = monitor.read().scores.get("dormancy", {})

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plasticity.interventions import INTERVENTIONS, Intervention
 
 from .attached import Attached
-from .trainee import Patient, Trainee, aside, evaluating
+from .trainee import Patient, Trainee, aside, in_evaluation
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Remedy:
             group["lr"] = rate
 
     def _outputs(self, model: nn.Module) -> Tensor:
-        with evaluating(model):
+        with in_evaluation(model):
             return self.patient.forward(model, self.patient.batches[0]).detach().double().flatten()
 
 

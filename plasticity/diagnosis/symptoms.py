@@ -8,11 +8,11 @@ from torch import nn
 
 from plasticity.monitor import Monitor
 
-from .intervals import Interval, of_next
-from .trainee import Patient, evaluating
+from .intervals import Estimate, of_next
+from .trainee import Patient, in_evaluation
 from .trials import Trials
 
-PROBES = ("dormancy", "rank")
+SHOWN = ("dormancy", "rank")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Symptoms:
     """Metric -> layer -> value in the aged network, and what another fresh one would have."""
 
     aged: dict[str, dict[str, float]]
-    fresh: dict[str, dict[str, Interval]]
+    fresh: dict[str, dict[str, Estimate]]
 
     def lower(self, metric: str) -> list[str]:
         """Return the layers in which the aged network has less of a metric than another fresh one would have."""
@@ -32,7 +32,7 @@ def symptoms_of(trials: Trials, num_fresh: int) -> Symptoms:
     """Measure the network and ``num_fresh`` fresh ones on the first batch."""
     aged = _values(trials.patient, trials.patient.aged().model)
     fresh = [_values(trials.patient, trials.trainee(f"fresh {i}", 0).model) for i in range(num_fresh)]
-    both: dict[str, dict[str, Interval]] = {}
+    both: dict[str, dict[str, Estimate]] = {}
     for metric, layers in aged.items():
         columns = {la: [f[metric][la] for f in fresh if la in f.get(metric, {})] for la in layers}
         both[metric] = {layer: of_next(values) for layer, values in columns.items() if values}
@@ -40,6 +40,6 @@ def symptoms_of(trials: Trials, num_fresh: int) -> Symptoms:
 
 
 def _values(patient: Patient, model: nn.Module) -> dict[str, dict[str, float]]:
-    with Monitor(model, PROBES) as monitor, evaluating(model):
+    with Monitor(model, SHOWN) as monitor, in_evaluation(model):
         patient.forward(model, patient.batches[0])
     return monitor.read().values

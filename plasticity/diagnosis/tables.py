@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .verdict import Diagnosis
 
 
-def text(diagnosis: Diagnosis) -> str:
+def page_text(diagnosis: Diagnosis) -> str:
     """Return the verdict in sentences, then the tables."""
     found = diagnosis.examination
     lines = [f"{found.patient.name}", *(f"  {finding}" for finding in diagnosis.findings)]
@@ -30,15 +30,15 @@ def _tables(found: Examination) -> Iterator[str]:
         head = ["lesson", "rate", "learned", "fresh", "first", "fresh", "final", "fresh", "area", "fresh"]
         yield ""
         yield f"aged beside fresh networks, {found.steps} updates (intervals: over teachers; of another fresh network)"
-        yield from table([head, *rows])
+        yield from in_columns([head, *rows])
     main = f"share of the gap that closes ({found.main.lesson})" if found.main is not None else ""
     if found.parts:
         yield ""
-        yield from table([["made fresh", main, "as a fresh network"], *map(_part, found.parts)])
+        yield from in_columns([["made fresh", main, "as a fresh network"], *map(_part, found.parts)])
     if found.remedies:
         yield ""
         head = ["method", main, "change of outputs", "seconds"]
-        yield from table([head, *map(_remedy, found.remedies)])
+        yield from in_columns([head, *map(_remedy, found.remedies)])
     if found.refused:
         yield f"  not tried: {'; '.join(f'{name} ({why})' for name, why in found.refused.items())}"
     yield from (f"  note: {remark}" for remark in found.remarks)
@@ -63,7 +63,7 @@ def _remedy(tried: Tried) -> list[str]:
     return [remedy.flag, tried.closes.text(".0%"), f"{remedy.disturbance:.1%}", f"{remedy.cost:.2g}"]
 
 
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def in_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield the lines of a table, indented, its columns as wide as they need to be."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

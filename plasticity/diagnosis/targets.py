@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .trainee import Forward, Patient, aside, evaluating
+from .trainee import Forward, Patient, aside, in_evaluation
 
 FLAT = 1e-6
 """Standard deviation, relative to the largest output, below which float32 outputs of a teacher are constant."""
@@ -45,7 +45,7 @@ def teach(patient: Patient, seed: int) -> list[Tensor]:
     normal numbers for every sample, which a network can only memorise.
     """
     teacher, generator = patient.twin(seed), torch.Generator().manual_seed(seed)
-    with aside(teacher, seed), evaluating(teacher):
+    with aside(teacher, seed), in_evaluation(teacher):
         outputs = [patient.forward(teacher, batch).float() for batch in patient.batches]
     rows = torch.cat([o.reshape(-1, o.shape[-1]) if o.dim() > 1 else o.reshape(-1, 1) for o in outputs])
     mean, std = rows.mean(0), rows.std(0, correction=0)
@@ -57,9 +57,9 @@ def teach(patient: Patient, seed: int) -> list[Tensor]:
     return [(o / std if o.dim() > 1 else o / std[0]) for o in scaled]
 
 
-def residual(model: nn.Module, forward: Forward, batches: Sequence[Any], signals: Sequence[Tensor]) -> Lesson:
+def residual_lesson(model: nn.Module, forward: Forward, batches: Sequence[Any], signals: Sequence[Tensor]) -> Lesson:
     """Return the lesson to add ``signals`` to the present outputs of ``model``; loss 1: nothing learned."""
-    with evaluating(model):
+    with in_evaluation(model):
         starts = [forward(model, batch).float() for batch in batches]
 
     def loss(network: nn.Module, item: Any) -> Tensor:
@@ -98,7 +98,7 @@ softmax: logits of actions. tanh: means before a tanh. tanh_gaussian: mean and l
 [-1, 1]."""
 
 
-def bandit(policy: str, forward: Forward, batches: Sequence[Any], signals: Sequence[Tensor]) -> Lesson:
+def bandit_lesson(policy: str, forward: Forward, batches: Sequence[Any], signals: Sequence[Tensor]) -> Lesson:
     """Return the lesson to act for the rewards that ``signals`` give; loss 1: rewards ignored."""
     regret = POLICIES[policy]
 

@@ -141,7 +141,7 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def in_evaluation(model: nn.Module) -> Iterator[None]:
     """Within, all modules are in evaluation mode, and there are no gradients."""
     modes = [(module, module.training) for module in model.modules()]
     try:

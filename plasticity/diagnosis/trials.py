@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from .fit import Curve, fit, one_number
+from .fit import FitCurve, fit, one_number
 from .parts import renew_all
-from .targets import Lesson, bandit, residual, teach
+from .targets import Lesson, bandit_lesson, residual_lesson, teach
 from .trainee import Patient, Trainee, aside, seed_everything
 
 AGED, FRESH = "aged", "fresh"
@@ -65,7 +65,7 @@ class Trials:
 
     def curve(
         self, lesson: str, who: str, teacher: int, change: Change | None = None, rate: float | None = None
-    ) -> Curve:
+    ) -> FitCurve:
         """Return the losses of ``who`` in a lesson by a teacher; raise OutOfTime where it is new and no time is left.
 
         ``who``: ``aged``; ``fresh 0``, ``fresh 1``, ...; any other name is the aged network after ``change``.
@@ -76,7 +76,7 @@ class Trials:
             self._curves[key] = list(self._fit(lesson, who, teacher, change, rate).losses)
             self._save()
             self.budget.tell(f"{self.patient.name}: {lesson}, {who}")
-        return Curve(tuple(math.inf if loss is None else loss for loss in self._curves[key]))
+        return FitCurve(tuple(math.inf if loss is None else loss for loss in self._curves[key]))
 
     def twin(self, seed: int) -> nn.Module:
         """Return a fresh network, kept for later."""
@@ -104,10 +104,10 @@ class Trials:
             self._signals[teacher] = teach(patient, self._number("teacher", teacher))
         if name == BANDIT:
             assert patient.policy is not None
-            return bandit(patient.policy, patient.forward, patient.batches, self._signals[teacher])
-        return residual(model, patient.forward, patient.batches, self._signals[teacher])
+            return bandit_lesson(patient.policy, patient.forward, patient.batches, self._signals[teacher])
+        return residual_lesson(model, patient.forward, patient.batches, self._signals[teacher])
 
-    def _fit(self, lesson: str, who: str, teacher: int, change: Change | None, rate: float | None) -> Curve:
+    def _fit(self, lesson: str, who: str, teacher: int, change: Change | None, rate: float | None) -> FitCurve:
         with aside(self.patient.model, self._number("fit", teacher)):
             trainee = self.trainee(who, teacher, change)
             trainee.set_rate_(rate)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .comparison import Comparison
-from .intervals import Interval
+from .intervals import Estimate
 from .trainee import rate_of
 from .trials import BANDIT, OWN
 
@@ -45,7 +45,7 @@ class Finding:
 
     def __str__(self) -> str:
         shown = [
-            f"{key}: {value.text() if isinstance(value, Interval) else value}" for key, value in self.evidence.items()
+            f"{key}: {value.text() if isinstance(value, Estimate) else value}" for key, value in self.evidence.items()
         ]
         return self.sentence + (f"  ({'; '.join(shown)})" if shown else "")
 
@@ -69,9 +69,9 @@ class Diagnosis:
         return None if best is None or best.remedy is None else best.remedy.flag
 
     def __str__(self) -> str:
-        from .tables import text
+        from .tables import page_text
 
-        return text(self)
+        return page_text(self)
 
 
 def judge(found: Examination) -> Diagnosis:
@@ -208,5 +208,5 @@ def _slower(comparison: Comparison) -> str:
     return f"learns {what} {ratio.value:.1f} times slower than a fresh network [{ratio.low:.1f}, {ratio.high:.1f}]"
 
 
-def _percent(share: Interval) -> str:
+def _percent(share: Estimate) -> str:
     return f"{min(share.value, 1):.0%} [{min(share.low, 1):.0%}, {min(share.high, 1):.0%}]"

@@ -12,7 +12,7 @@ from .intervals import Estimate, of_next
 from .trainee import Patient, in_evaluation
 from .trials import Trials
 
-SHOWN = ("dormancy", "rank")
+SYMPTOM_PROBES = ("dormancy", "rank")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,6 @@ def symptoms_of(trials: Trials, num_fresh: int) -> Symptoms:
 
 
 def _values(patient: Patient, model: nn.Module) -> dict[str, dict[str, float]]:
-    with Monitor(model, SHOWN) as monitor, in_evaluation(model):
+    with Monitor(model, SYMPTOM_PROBES) as monitor, in_evaluation(model):
         patient.forward(model, patient.batches[0])
     return monitor.read().values

@@ -59,12 +59,12 @@ class Comparison:
 
     @property
     def is_slower(self) -> bool:
-        """Whether the aged network learned less than another fresh one would."""
+        """Return whether the aged network learned less than another fresh one would."""
         return self.learned.value < self.null.low
 
     @property
     def fresh_learns(self) -> bool:
-        """Whether fresh networks learn anything: their mean is above 0 beyond chance."""
+        """Return whether fresh networks learn anything: their mean is above 0 beyond chance."""
         return of_mean([_mean(list(map(self.gain, curves))) for curves in self.fresh]).low > 0
 
     def gain(self, curve: FitCurve) -> float:

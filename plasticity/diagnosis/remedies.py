@@ -64,7 +64,7 @@ class Remedy:
 
     @property
     def has_schedule(self) -> bool:
-        """Whether the method is applied every so often, and not all the time."""
+        """Return whether the method is applied every so often, and not all the time."""
         return "every" in self._fields
 
     @property

@@ -46,6 +46,9 @@ FREQUENT: dict[str, dict[str, Any]] = {
     "chain": {"log_every": 3, "batch_size": 4},
     "infer": {"log_every": 3, "heads": 2},
     "pfo": {"log_every": 2},
+    "cbp": {"rate": 0.03, "maturity": 4, "decay": 0.8},
+    "ccbp": {"log_every": 3},
+    "snr": {"every": 5, "limit_max": 64, "quantile": 0.5},
 }
 """Settings with which every method acts within a few dozen updates."""
 NEVER: dict[str, dict[str, Any]] = {
@@ -63,6 +66,9 @@ NEVER: dict[str, dict[str, Any]] = {
     "optimizer_reset": {"at": (10**6,), "clock": "updates"},
     "fire": {"at": (10**6,), "clock": "updates"},
     "hare_tortoise": {"at": (10**6,), "clock": "updates"},
+    "cbp": {"rate": 0.0},
+    "ccbp": {"rate": 0.0},
+    "snr": {"limit_max": 10**8, "start": 10**6},
 }
 """Settings with which every method is on, and changes nothing."""
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {

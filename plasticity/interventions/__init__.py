@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .cbp import ContinualBackprop
+from .ccbp import ContinuousBackprop
 from .chain import Chain
 from .dr3 import DR3
 from .feature_norm import FeatureNormPenalty
@@ -22,6 +24,7 @@ from .redo import ReDo
 from .regrama import ReGraMa
 from .reset import Reset
 from .shrink_perturb import ShrinkPerturb
+from .snr import SelfNormalizedResets
 from .spectral import SpectralRegularization
 from .swd import SampleWeightDecay
 from .wasserstein_init import WassersteinInit
@@ -51,6 +54,9 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "chain": Chain,
     "dr3": DR3,
     "infer": InFeR,
+    "cbp": ContinualBackprop,
+    "ccbp": ContinuousBackprop,
+    "snr": SelfNormalizedResets,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
@@ -59,6 +65,8 @@ __all__ = [
     "FIRE",
     "INTERVENTIONS",
     "Chain",
+    "ContinualBackprop",
+    "ContinuousBackprop",
     "FeatureNormPenalty",
     "HareTortoise",
     "Hyperspherical",
@@ -76,6 +84,7 @@ __all__ = [
     "ReGraMa",
     "Reset",
     "SampleWeightDecay",
+    "SelfNormalizedResets",
     "ShrinkPerturb",
     "SpectralRegularization",
     "WassersteinInit",

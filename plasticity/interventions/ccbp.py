@@ -1,0 +1,136 @@
+"""Continuous continual backprop: move every neuron towards a fresh one, the useless ones faster.
+
+*Continuous Continual Backprop*, submission UJqXhFFzKu to ICLR 2026 (openreview.net/forum?id=UJqXhFFzKu, doi none yet);
+code of a third party: ccbp-pytorch 0.0.3 on PyPI.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from plasticity.observing.reading import Reading
+from plasticity.probes import Probe
+from plasticity.structure.layers import Layer, weight_rows
+from plasticity.structure.wirings import Wiring
+from plasticity.surgery.entries import by_group, spread
+from plasticity.surgery.initialisers import bias_of, weight_of
+from plasticity.surgery.optimizer_state import entry_state
+from plasticity.surgery.recycle import refusals
+from plasticity.surgery.unit_weights import scale_columns_
+
+from .rules import require
+from .unit_signals import MomentsProbe, unit_moments
+from .units import UnitMethod
+
+
+def reset_shares(utility: Tensor, rate: float, steepness: float) -> Tensor:
+    """Return how far each neuron moves towards a fresh one: rate * sigmoid(-steepness (u / mean u - 1)), (neurons,)."""
+    relative = utility / utility.mean().clamp_min(1e-12)
+    return rate * torch.sigmoid(-steepness * (relative - 1))
+
+
+@dataclass
+class ContinuousBackprop(UnitMethod):
+    """Mix a little of a fresh neuron into every one, at every step, by how little it is used.
+
+    alpha = rate * sigmoid(-steepness (u / mean u - 1)), u a running average of the utility. Incoming weights move by
+    alpha towards a fresh draw, the bias towards its initial distribution, outgoing weights shrink by 1 - alpha. There
+    are no events, and neurons need not be mature.
+
+    ``paper``: the utility is mean |h|, the optimizer's state stays. ``official`` (ccbp-pytorch): it is the mean
+    |gradient| of the incoming weights and bias, and averages of the optimizer shrink by 1 - alpha on both sides. The
+    package also has a mode with whole replacements: that is ``cbp``.
+
+    An event is logged at the first step, and ``mean_share`` every ``log_every`` steps. Updates stay compiled.
+    """
+
+    NAME: ClassVar[str] = "ccbp"
+    KIND: ClassVar[str] = "reset"
+    PRESETS: ClassVar = {
+        "paper": {"utility": "activity", "moments": False, "init": "he_normal"},
+        "official": {"utility": "gradient", "moments": True, "init": "he_normal"},
+    }
+
+    rate: float = 0.015
+    """Largest share of a fresh neuron in a step, in [0, 1]."""
+    steepness: float = 16.0
+    """How sharply neurons below and above the mean utility are told apart."""
+    decay: float = 0.99
+    """Decay of the running average of the utility, in [0, 1)."""
+    utility: Literal["activity", "gradient"] | None = None
+    """The measure of use: mean |h|, or mean |gradient| of the incoming weights."""
+    moments: bool | None = None
+    """Shrink the optimizer's averages of the moved weights with them."""
+    log_every: int = 1000
+    """Steps between two logs of the mean share; 0 for never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rules = {
+            "0 <= rate <= 1": 0 <= self.rate <= 1,
+            "steepness > 0": self.steepness > 0,
+            "0 <= decay < 1": 0 <= self.decay < 1,
+            "log_every >= 0": self.log_every >= 0,
+        }
+        require("ContinuousBackprop", rules, self)
+
+    def probes(self) -> dict[str, Probe]:
+        """Look at means of activations."""
+        return {"moments": MomentsProbe()}
+
+    @torch.no_grad()
+    def take(self, network: str, reading: Reading, step: int) -> None:
+        """Move the neurons of one network."""
+        wired, shares = self.wired(network), []
+        for name, scores in reading.scores["moments"].items():
+            layer = wired.layers[name]
+            if refusals(wired, name) or not self.rate:
+                continue
+            now = unit_moments(scores).magnitude if self.utility == "activity" else gradient_magnitude(layer)
+            if now is None:
+                continue
+            known = self.units[network].setdefault(name, {"utility": now / now.mean().clamp_min(1e-12)})
+            known["utility"].lerp_(now / now.mean().clamp_min(1e-12), 1 - self.decay)
+            alpha = reset_shares(known["utility"], self.rate, self.steepness)
+            self._move(network, wired, layer, alpha)
+            known["utility"].lerp_(torch.ones_like(alpha), alpha)
+            shares.append(alpha)
+        if not shares:
+            return
+        self._ctx.edited()
+        mean = float(torch.cat(shares).mean())
+        if not self.counts:
+            because = "every gradient step from now on"
+            self.report(self._ctx, {"network": network, "because": because, "mean_share": mean}, applications=1)
+        if self.log_every and step % self.log_every == 0:
+            self._ctx.log({f"interventions/{self.NAME}/{network}/mean_share": mean})
+
+    def _move(self, network: str, wired: Wiring, layer: Layer, alpha: Tensor) -> None:
+        fresh = self.initialiser(network, layer.name, layer.module)
+        weight, bias = weight_of(layer.module), bias_of(layer.module)
+        rows = by_group(layer.module, weight)
+        shares = spread(rows, alpha.to(weight.dtype), 1)
+        rows.lerp_(by_group(layer.module, fresh.weight(self.generator)), shares)
+        first = None if bias is None else fresh.bias(self.generator)
+        if bias is not None and first is not None:
+            bias.lerp_(first, alpha.to(bias.device, bias.dtype))
+        scale_columns_(wired, layer, 1 - alpha)
+        for optimizer in self._optimizers if self.moments else ():
+            for parameter in (weight, bias) if bias is not None else (weight,):
+                for value in entry_state(optimizer, parameter).values():
+                    own = by_group(layer.module, value) if value.dim() > 1 else value
+                    keep = 1 - alpha.to(value.device, value.dtype)
+                    own *= spread(own, keep, 1) if value.dim() > 1 else keep
+
+
+def gradient_magnitude(layer: Layer) -> Tensor | None:
+    """Return mean |dL/dw| over the incoming weights plus |dL/db| of every neuron; None without gradients."""
+    weight, bias = weight_of(layer.module), bias_of(layer.module)
+    if weight.grad is None:
+        return None
+    found = weight_rows(layer.module, weight.grad.abs()).double().mean(1).cpu()
+    return found if bias is None or bias.grad is None else found + bias.grad.abs().double().cpu()

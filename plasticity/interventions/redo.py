@@ -76,7 +76,7 @@ class ReDo(Recycling):
     }
 
     score: Literal["activity", "gradient", "weight", "random"] = "activity"
-    """What scores a neuron, relative to its layer's mean: |h|, |h dL/dh|, |w_in| |w_out|, or a random number."""
+    """The score of a neuron, relative to its layer's mean: |h|, |h dL/dh|, |w_in| |w_out|, or a random number."""
     centred: bool = False
     """Take h from its mean over the batch."""
     window: int = 1

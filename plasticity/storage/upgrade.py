@@ -16,6 +16,12 @@ _OPTIMIZER = {"optimizer": "adam", "weight_decay": 0.0}
 _ACTOR_CRITIC = {**_OPTIMIZER, "critic_head": "linear"}
 ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _ACTOR_CRITIC, "sac": _ACTOR_CRITIC, "td3": _ACTOR_CRITIC}
 """Agent -> setting that 0.1.0 did not have -> the value that says what it did."""
+METHODS_ADDED: dict[str, dict[str, Any]] = {
+    "redo": {
+        "score": "activity", "centred": False, "window": 1, "ema": 0.0, "share": None, "share_end": 1_000_000
+    },
+}  # fmt: skip
+"""Method -> setting that 0.1.0 did not have -> the value that says what it did."""
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,6 +30,10 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config.get("agent"), Mapping):
         return dict(record)
     config["agent"] = {**ADDED.get(record["agent"], {}), **_settings(config["agent"], renamed)}
+    if isinstance(methods := config.get("interventions"), Mapping):
+        config["interventions"] = {
+            n: {**METHODS_ADDED.get(n, {}), **m} if isinstance(m, Mapping) else m for n, m in methods.items()
+        }
     found = {**record, "config": config}
     if "arguments" in record:
         found["arguments"] = [new for old in record["arguments"] for new in _flags(old, renamed)]

@@ -41,18 +41,26 @@ MODELS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
 """Kind -> its configuration, the layer that takes up the units of an MLP, and the layers of these units."""
 
 
-def language_model(kind: str) -> nn.Module:
-    """Return a tiny model with some units of its MLPs shut."""
+def language_model(kind: str, **more: Any) -> nn.Module:
+    """Return a tiny model."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **MODELS[kind][0])
+    sizes = MODELS[kind][0] if kind in MODELS else MIXTURES.get(kind, {**SMALL, "state_size": 4})
+    config = transformers.AutoConfig.for_model(kind, **sizes)
     config._attn_implementation = "eager"
-    return transformers.AutoModelForCausalLM.from_config(config)
+    return transformers.AutoModelForCausalLM.from_config(config, **more)
 
 
 def layers_named(model: nn.Module, suffix: str) -> dict[str, nn.Module]:
     """Return the modules whose name ends so."""
     return {name: module for name, module in model.named_modules() if name.endswith(f".{suffix}")}
+
+
+EXPERTS = {**WIDE, "intermediate_size": 24, "num_experts_per_tok": 2}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {**EXPERTS, "moe_intermediate_size": 24, "num_experts": 4},
+    "mixtral": {**EXPERTS, "num_local_experts": 4},
+}
 
 
 class Units:
@@ -116,7 +124,116 @@ def test_language_models(kind: str) -> None:
     assert blocks == 2
 
 
-@pytest.mark.parametrize("kind", MODELS)
+def watched_steps(model: nn.Module, check: Any, steps: int = 3) -> None:
+    """Train with everything measured, and call ``check(reading)`` after every step."""
+    optimizer, tokens = torch.optim.AdamW(model.parameters(), 1e-3), torch.randint(0, 32, (8, 32))
+    with watch(model, optimizer, every=1, log=None, strict=True, probes=["dormancy", "grama", "rank"]) as session:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss_of(model, tokens).backward()
+            optimizer.step()
+            check(session.last["model"])
+
+
+def assert_is(reading: Any, layer: str, h: np.ndarray, gradient: np.ndarray) -> None:
+    """Compare the values of one layer with those of its rows and their gradients."""
+    dormancy, grama = (reading.scores[probe][layer].numpy(force=True) for probe in ("dormancy", "grama"))
+    np.testing.assert_allclose(dormancy, reference.scores(h), rtol=1e-5, err_msg=layer)
+    np.testing.assert_allclose(grama, reference.scores(gradient), rtol=1e-5, atol=1e-7, err_msg=layer)
+    rank = reference.ranks(h)["effective_rank"]
+    assert reading.values["effective_rank"][layer] == pytest.approx(rank, rel=1e-5)
+
+
+class ExpertsByHand:
+    """The hidden units of every expert and their gradients, computed once more from what goes in and comes back."""
+
+    def __init__(self, experts: nn.Module) -> None:
+        self.experts, self.shown = experts, {}
+        experts.register_forward_hook(self.see)
+
+    def see(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        """Keep the arguments of a training pass, and its gradient once it is there."""
+        if output.requires_grad:
+            kept = [value.detach().clone() for value in (*args, *module.parameters())]
+            output.register_hook(lambda gradient: self.shown.update(args=kept, gradient=gradient.clone()))
+
+    def rows(self, expert: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return (units, gradients of the linear outputs) of one expert; None without tokens."""
+        x, chosen, weights, up, down = (
+            value.double() if value.is_floating_point() else value for value in self.shown["args"]
+        )
+        token, slot = torch.where(chosen == expert)
+        if not len(token):
+            return None
+        z = (x[token] @ up[expert].T).requires_grad_()
+        gate, value = z.chunk(2, -1)
+        units = F.silu(gate) * value
+        out = (units @ down[expert].T) * weights[token, slot, None]
+        (gradient,) = torch.autograd.grad(out, z, self.shown["gradient"].double()[token])
+        return reference.rows(units.tile(1, 2)), reference.rows(gradient)
+
+
+@pytest.mark.parametrize("way", ["grouped_mm", "eager"])
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_every_expert_is_a_layer(kind: str, way: str) -> None:
+    model = language_model(kind, experts_implementation=way)
+    hands = {name: ExpertsByHand(module) for name, module in layers_named(model, "mlp.experts").items()}
+
+    def check(reading: Any) -> None:
+        for name, hand in hands.items():
+            for expert in range(4):
+                layer = f"{name}.gate_up_proj.{expert}"
+                if (found := hand.rows(expert)) is None:
+                    assert layer not in reading.scores["dormancy"]
+                else:
+                    assert_is(reading, layer, *found)
+
+    watched_steps(model, check)
+    assert len(hands) == 2
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_redo_leaves_experts_alone_and_says_so(kind: str) -> None:
+    model, tokens = language_model(kind), torch.randint(0, 32, (8, 32))
+    with torch.no_grad():
+        for module in layers_named(model, "mlp.experts").values():
+            module.gate_up_proj[:, :3] = 0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    loss_of(model, tokens).backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    reasons = {event["reason"] for event in writer.named("redo_skipped") if "experts" in event["layer"]}
+    assert reasons
+    assert all("is a slice of a parameter that several layers share" in reason for reason in reasons)
+
+
+def test_mamba() -> None:
+    model = language_model("mamba")
+    shown: dict[str, Tensor] = {}
+    for name, mixer in layers_named(model, "mixer").items():
+        mixer.x_proj.register_forward_pre_hook(
+            lambda m, args, name=name: shown.update({name: args[0].detach().clone()})
+        )
+
+    def check(reading: Any) -> None:
+        for name in shown:
+            h = reference.rows(shown[name])
+            found = reading.scores["dormancy"][f"{name}.conv1d"].numpy(force=True)
+            np.testing.assert_allclose(found, reference.scores(h), rtol=1e-5)
+            rank = reference.ranks(h)["effective_rank"]
+            assert reading.values["effective_rank"][f"{name}.conv1d"] == pytest.approx(rank, rel=1e-5)
+            assert reading.values["grama"][f"{name}.conv1d"] >= 0
+            reasons = {entry.layer: entry.reason for entry in reading.unmeasured}
+            assert reasons[f"{name}.dt_proj"] == "its weight was used, but its forward was never called"
+
+    watched_steps(model, check)
+
+
+@pytest.mark.parametrize("kind", [*MODELS, *MIXTURES, "mamba"])
 def test_watching_a_language_model_changes_nothing(kind: str) -> None:
     finals = []
     for watched in (False, True):
@@ -197,24 +314,3 @@ def test_lora_does_not_change_what_is_read() -> None:
                 np.testing.assert_allclose(found.scores["dormancy"][name].numpy(force=True), by_hand, rtol=1e-5)
                 assert found.values["dormancy"][name] == pytest.approx(0.25)
             assert not any("lora_" in layer or "base_layer" in layer for layer in found.num_neurons)
-
-
-@pytest.mark.parametrize("kind", ["PPO", "SAC"])
-def test_stable_baselines(kind: str) -> None:
-    sb3 = pytest.importorskip("stable_baselines3")
-    pytest.importorskip("gymnasium")
-    if kind == "PPO":
-        agent = sb3.PPO("MlpPolicy", "Pendulum-v1", n_steps=256, batch_size=128, n_epochs=2, device="cpu", seed=0)
-        networks, optimizers = {"policy": agent.policy}, [agent.policy.optimizer]
-        calls, expected = {"policy": ("evaluate_actions",)}, {"policy": 4}
-    else:
-        agent = sb3.SAC("MlpPolicy", "Pendulum-v1", learning_starts=40, device="cpu", seed=0)
-        networks = {"actor": agent.actor, "critic": agent.critic}
-        optimizers = [agent.actor.optimizer, agent.critic.optimizer]
-        calls, expected = {"actor": ("action_log_prob",)}, {"actor": 2, "critic": 4}
-    with watch(networks, optimizers, every=2, log=None, strict=True, calls=calls) as session:
-        agent.learn(256 if kind == "PPO" else 64)
-    for name, number in expected.items():
-        reading = session.last[name]
-        assert len(reading.num_neurons) == number
-        assert not any(np.isnan(value) for value in reading.values["grama"].values())

@@ -119,6 +119,7 @@ class _Trace:
         """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
         self.inputs: dict[tuple[int, int], Site] = {}
         """Number of a layer call, and of norms passed -> where its neurons are seen then, before any activation."""
+        self.tracer.used.add("")  # by forward, or by another method
         self.order: list[str] = []
         self.empty: dict[str, str] = {}
         """The layers that were called without samples, and the shape of their output."""

@@ -13,7 +13,11 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from .bodies import Architecture
+from .borrowed import kron, schedule_free
 from .choices import OneOf, pick
+from .muon import MuonAdamW
+from .trac import TRAC
+from .upgd import UPGD, AdaptiveUPGD
 
 FUSED = ("cpu", "cuda")  # devices with one kernel for all parameters
 
@@ -29,6 +33,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": partial(fused, AdamW),
     "sgd": partial(fused, SGD),
     "rmsprop": RMSprop,
+    "upgd": UPGD,
+    "adaptive_upgd": AdaptiveUPGD,
+    "trac": TRAC,
+    "muon": MuonAdamW,
+    "kron": kron,
+    "schedule_free": schedule_free,
 }
 """Name -> `make(params, lr=..., weight_decay=..., eps=...)`; entries may leave out the last two. A class will do."""
 
@@ -40,23 +50,34 @@ class AgentConfig(Architecture):
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
     """Optimizer of the networks."""
     weight_decay: float = 0.0
-    """Weight decay per optimizer step: this share of a weight is added to its gradient (adam, sgd, rmsprop) or, times
-    the learning rate, taken off it (adamw)."""
+    """Weight decay per optimizer step: this share of a weight is added to its gradient (adam, sgd, rmsprop, trac) or,
+    times the learning rate, taken off it (the others)."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the optimizer's running means of gradients and of their squares; None: the optimizer's own. Equal
+    ones, such as 0.99 0.99, keep steps bounded when the scale of gradients jumps."""
+    eps: float | None = None
+    """Number that is added to the root of the mean square before dividing by it; None: the agent's or optimizer's."""
 
     def rules(self) -> dict[str, bool]:
-        return {"weight_decay >= 0": self.weight_decay >= 0}
+        return {
+            "weight_decay >= 0": self.weight_decay >= 0,
+            "betas in [0, 1)": self.betas is None or all(0 <= beta < 1 for beta in self.betas),
+            "eps > 0": self.eps is None or self.eps > 0,
+        }
 
     def make_optimizer(self, params: Iterable[Tensor], lr: float, **defaults: Any) -> Optimizer:
         """Return the optimizer of these parameters.
 
         `defaults`: the agent's own choices, such as Adam's eps, for optimizers that take them. Raises ValueError for a
-        weight decay that the optimizer does not take, and where :func:`require_optimizer` does.
+        weight decay, betas or eps that the optimizer does not take, and where :func:`require_optimizer` does.
         """
         make = pick(OPTIMIZERS, self.optimizer, "optimizer")
-        taken = accepted(make, {"lr", "weight_decay", *defaults})
-        if self.weight_decay and "weight_decay" not in taken:
-            raise ValueError(f"the optimizer {self.optimizer!r} takes no weight_decay; got {self.weight_decay}")
-        settings = {"lr": lr, "weight_decay": self.weight_decay, **defaults}
+        chosen = {n: value for n in ("betas", "eps") if (value := getattr(self, n)) is not None}
+        settings = {"lr": lr, "weight_decay": self.weight_decay, **defaults, **chosen}
+        taken = accepted(make, set(settings))
+        for name in ("weight_decay", *chosen):
+            if settings[name] and name not in taken:
+                raise ValueError(f"the optimizer {self.optimizer!r} takes no {name}; got {settings[name]}")
         made = make(params, **{name: value for name, value in settings.items() if name in taken})
         require_optimizer(self.optimizer, made)
         return made
@@ -90,7 +111,9 @@ def load_optimizer_(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def _typed(loaded: Any, saved: Any) -> Any:
-    """Return what was loaded, with the saved tensor in place of one of another type; also in containers."""
+    """Return what was loaded, with what was saved in place of a tensor of another type, or a text; also inside."""
+    if isinstance(saved, str):  # torch takes it apart as it does a list
+        return saved
     if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
         return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device, copy=True)
     if isinstance(loaded, dict) and isinstance(saved, Mapping):

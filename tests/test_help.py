@@ -86,7 +86,7 @@ def test_options_of_train_fit_on_two_screens(
         "--checkpoint.every",
         *(f"--{n.replace('_', '-')}" for n in INTERVENTIONS),
     ):
-        assert re.search(rf"^ +{flag}\b", text, re.MULTILINE), flag
+        assert re.search(rf"^ .*{flag}(?=\s|$)", text, re.MULTILINE), flag
     assert "--redo.every" not in text
 
 

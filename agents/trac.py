@@ -1,0 +1,116 @@
+"""TRAC: an optimizer's distance from where it began is scaled by six tuners that need no rate.
+
+Muppidi, Zhang & Yang 2024, *Fast TRAC: A Parameter-Free Optimizer for Lifelong Reinforcement Learning*,
+arXiv 2405.16642. Code: the package trac-optimizer 0.0.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
+"""Discount factors of the tuners."""
+START = 1e-8
+"""Scale of every tuner at the start, and its sigma."""
+SERIES = torch.arange(120, dtype=torch.float64, device="cpu")
+LARGE = 5.0  # beyond, the asymptotic series is the better one
+
+
+def erfi(x: Tensor) -> Tensor:
+    """Return the imaginary error function, -i erf(i x), of a float64 tensor; inf where it is too large."""
+    k = SERIES.to(x.device)
+    inner = x.clamp(-LARGE, LARGE)[..., None].abs()
+    terms = torch.exp((2 * k + 1) * inner.clamp_min(1e-300).log() - torch.lgamma(k + 1)) / (2 * k + 1)
+    near = 2 / math.sqrt(math.pi) * terms.sum(-1)
+    size = x.abs().clamp_min(LARGE)
+    tail, term = torch.ones_like(size), torch.ones_like(size)
+    for n in range(1, 20):
+        term = term * (2 * n - 1) / (2 * size.square())
+        tail = tail + term
+    far = torch.exp(size.square()) / (size * math.sqrt(math.pi)) * tail
+    return x.sign() * torch.where(x.abs() <= LARGE, near, far)
+
+
+NORMALISER = float(erfi(torch.tensor(1 / math.sqrt(2), dtype=torch.float64, device="cpu")))
+"""erfi(1 / sqrt 2) = 0.953..."""
+
+
+def tuned(sigma: Tensor, variance: Tensor) -> Tensor:
+    """Return the scales of the tuners, START / erfi(1 / sqrt 2) * erfi(sigma / (sqrt(2 v) + START)); float64."""
+    return START / NORMALISER * erfi(sigma / ((2 * variance).sqrt() + START))
+
+
+class TRAC(Adam):
+    """Adam, whose distance from the first weights is scaled by a sum of tuners.
+
+    theta = theta_ref + S (theta_base - theta_ref): Adam moves theta_base by the step that it would take at theta; with
+    h = <g, theta_base - theta_ref>, every tuner j has v <- b^2 v + h^2 and sigma <- b sigma - h, and S is the sum of
+    1e-8 / erfi(1/sqrt 2) * erfi(sigma / (sqrt(2 v) + 1e-8)), b = 0.9, 0.99, ..., 0.999999. While gradients agree with
+    the way taken, S grows exponentially; where they turn, it falls back towards the start.
+
+    What others put into weights between two steps (a reset, recycled neurons) moves theta_ref with them. Differences:
+    the package divides theta - theta_ref by S + 1e-8 in every step instead of keeping theta_base, writes to a file in
+    every step, and cannot be resumed. Source: Muppidi et al. 2024, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+        self.tuners = torch.zeros(3, len(BETAS), dtype=torch.float64, device=self.param_groups[0]["params"][0].device)
+        """sigma, v and scale of every tuner."""
+        self.tuners[0::2] = START
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; parameters without a gradient are left alone."""
+        moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        known = [p for p in moved if "delta" in self.state[p]]
+        for p in known:
+            self._follow(p)
+        agreement = [(p.grad * self.state[p]["delta"]).sum().double() for p in known]
+        before = [p.clone() for p in moved]
+        super().step()
+        scale = self._tune(torch.stack(agreement).sum() if agreement else None)
+        for p, old in zip(moved, before, strict=True):
+            state = self.state[p]
+            if "delta" not in state:
+                state["delta"], state["reference"] = torch.zeros_like(p), old
+            state["delta"] += p - old
+            p.copy_(state["reference"] + scale.to(p) * state["delta"])
+
+    def _follow(self, p: Tensor) -> None:
+        """Move the reference of a parameter by what others did to its weights since the last step."""
+        state, scale = self.state[p], self.tuners[2].sum().to(p)
+        way = scale * state["delta"]
+        state["reference"] = torch.where(p == state["reference"] + way, state["reference"], p - way)
+
+    def _tune(self, agreement: Tensor | None) -> Tensor:
+        """Move the tuners by h, and return the sum of their scales."""
+        if agreement is not None:
+            betas = torch.tensor(BETAS, dtype=torch.float64, device=self.tuners.device)
+            sigma, variance, _ = self.tuners
+            variance.mul_(betas.square()).add_(agreement.square())
+            sigma.mul_(betas).sub_(agreement)
+            self.tuners[2] = tuned(sigma, variance)
+        return self.tuners[2].sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tuners, too."""
+        return {**super().state_dict(), "tuners": self.tuners.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self.tuners = state_dict["tuners"].to(self.tuners.device, copy=True)

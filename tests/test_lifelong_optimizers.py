@@ -241,9 +241,9 @@ def test_betas_and_eps_reach_the_optimizer_or_are_refused() -> None:
     assert (made.defaults["betas"], made.defaults["eps"]) == ((0.99, 0.99), 1e-3)
     with pytest.raises(ValueError, match=r"the optimizer 'sgd' takes no betas; got \(0\.9, 0\.9\)"):
         DQNConfig(optimizer="sgd", betas=(0.9, 0.9)).make_optimizer([theta], 0.1)
-    with pytest.raises(ValueError, match=r"betas are two numbers in \[0, 1\), got \(0\.9, 1\.0\)"):
+    with pytest.raises(ValueError, match=r"needs betas in \[0, 1\)"):
         DQNConfig(betas=(0.9, 1.0))
-    with pytest.raises(ValueError, match="eps is above 0, got 0"):
+    with pytest.raises(ValueError, match="needs eps > 0"):
         DQNConfig(eps=0.0)
 
 

@@ -19,22 +19,22 @@ BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 START = 1e-8
 """Scale of every tuner at the start, and its sigma."""
 SERIES = torch.arange(120, dtype=torch.float64, device="cpu")
-LARGE = 5.0  # beyond, the asymptotic series is the better one
+BEYOND = 5.0  # beyond, the asymptotic series is the better one
 
 
 def erfi(x: Tensor) -> Tensor:
     """Return the imaginary error function, -i erf(i x), of a float64 tensor; inf where it is too large."""
     k = SERIES.to(x.device)
-    inner = x.clamp(-LARGE, LARGE)[..., None].abs()
+    inner = x.clamp(-BEYOND, BEYOND)[..., None].abs()
     terms = torch.exp((2 * k + 1) * inner.clamp_min(1e-300).log() - torch.lgamma(k + 1)) / (2 * k + 1)
     near = 2 / math.sqrt(math.pi) * terms.sum(-1)
-    size = x.abs().clamp_min(LARGE)
+    size = x.abs().clamp_min(BEYOND)
     tail, term = torch.ones_like(size), torch.ones_like(size)
     for n in range(1, 20):
         term = term * (2 * n - 1) / (2 * size.square())
         tail = tail + term
     far = torch.exp(size.square()) / (size * math.sqrt(math.pi)) * tail
-    return x.sign() * torch.where(x.abs() <= LARGE, near, far)
+    return x.sign() * torch.where(x.abs() <= BEYOND, near, far)
 
 
 NORMALISER = float(erfi(torch.tensor(1 / math.sqrt(2), dtype=torch.float64, device="cpu")))

@@ -1,62 +1,79 @@
 """A step of fused Adam without the Python around its kernel, which takes most of the time of `torch.optim.Adam.step`.
 
-What is called, and on which numbers, is the same, so the weights are the same bits.
+What is called, and on which numbers, is the same, so the weights are the same bits up to where the kernel's vectors end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-ONE = torch.ones((), device="cpu")  # counters on the CPU take a tensor three times as fast as a number
+from .flat import STATE, Flat
 
 # Settings of a group with which the step is one call of the fused kernel; the others are arguments of that call.
 SETTINGS = {"fused": True, "amsgrad": False, "capturable": False, "differentiable": False}
 CHANGED = ("step", "grad_scale", "found_inf")  # what schedulers and gradient scalers put on an optimizer
+ONE = torch.ones((), device="cpu")  # counters on the CPU take a tensor three times as fast as a number
 
 
-def step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Do what `optimizer.step()` does, where `parameters` are all that have a gradient.
+def step(optimizer: Optimizer, parameters: Sequence[Tensor], flat: Flat | None = None) -> None:
+    """Do what `optimizer.step()` does, where `parameters` are all that have a gradient; `flat` has them as vectors.
 
-    Anything but PyTorch's own Adam, fused, with one group, no pre-hooks and a state for every parameter is that call.
+    Anything but PyTorch's own Adam or AdamW, fused, with one group, no pre-hooks and a state for every parameter is
+    that call.
     """
-    gradients = [parameter.grad for parameter in parameters]
-    states = [optimizer.state.get(parameter) for parameter in parameters]
-    if any(g is None for g in gradients) or not (all(states) and is_plain(optimizer)):
+    if not is_plain(optimizer):
         optimizer.step()
-        return
-    averages, squares, counters = (
-        [state[name] for state in states if state] for name in ("exp_avg", "exp_avg_sq", "step")
-    )
-    group = optimizer.param_groups[0]
-    with torch.no_grad():
+    elif flat is not None and flat.take_state(optimizer.state):
+        assert flat.counters is not None
+        flat.counters.add_(ONE if flat.counters.is_cpu else 1)
+        kernel(optimizer, [flat.weights], [flat.gradients], *([vector] for vector in flat.moments), [flat.counters[0]])
+        flat.noticed()
+        after(optimizer)
+    else:
+        gradients = [parameter.grad for parameter in parameters]
+        states = [optimizer.state.get(parameter) for parameter in parameters]
+        if any(g is None for g in gradients) or not all(states):
+            optimizer.step()
+            return
+        *moments, counters = ([state[name] for state in states if state] for name in STATE)
         torch._foreach_add_(counters, ONE if counters[0].is_cpu else 1)
-        torch._fused_adam_(
-            parameters, gradients, averages, squares, [], counters,
-            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
-            eps=group["eps"], amsgrad=False, maximize=group["maximize"], grad_scale=None, found_inf=None,
-        )  # fmt: skip
+        kernel(optimizer, parameters, gradients, *moments, counters)
+        after(optimizer)
+
+
+@torch.no_grad()
+def kernel(optimizer: Optimizer, parameters: Any, gradients: Any, averages: Any, squares: Any, counters: Any) -> None:
+    """Move the parameters, and the optimizer's moments; counters count this step already."""
+    group = optimizer.param_groups[0]
+    call = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    call(
+        parameters, gradients, averages, squares, [], counters,
+        lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
+        eps=group["eps"], amsgrad=False, maximize=group["maximize"], grad_scale=None, found_inf=None,
+    )  # fmt: skip
+
+
+def after(optimizer: Optimizer) -> None:
+    """Call what is hooked behind the optimizer's step."""
     for hook in chain(optimizer._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
         hook(optimizer, (optimizer,), {})
 
 
 def is_plain(optimizer: Optimizer) -> bool:
     """Return whether a step is the fused kernel, and the hooks after it."""
-    if type(optimizer) is not Adam or len(optimizer.param_groups) > 1:
+    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
         return False
     if optimizer._optimizer_step_pre_hooks or _global_optimizer_pre_hooks:  # which may change what is stepped on
         return False
-    if any(name in vars(optimizer) for name in CHANGED):
+    own, group = vars(optimizer), optimizer.param_groups[0]
+    if CHANGED[0] in own or CHANGED[1] in own or CHANGED[2] in own:
         return False
-    group = optimizer.param_groups[0]
-    numbers = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-    return (
-        all(group[name] is value for name, value in SETTINGS.items())
-        and not group["decoupled_weight_decay"]
-        and not any(isinstance(number, Tensor) for number in numbers)
-    )
+    numbers = {type(group["lr"]), *map(type, group["betas"]), type(group["eps"]), type(group["weight_decay"])}
+    return all([group[name] is value for name, value in SETTINGS.items()]) and not numbers & {Tensor, torch.nn.Parameter}

@@ -1,22 +1,25 @@
 """Turn a loss and its gradients into one compiled graph: a plain function of tensors, without modules or autograd.
 
-The loss is traced once with `make_fx` through forward and backward pass, with every parameter and buffer as an input,
-and compiled by inductor. What remains of a call is the kernels: no module calls, no autograd, no guards. The caller
+The loss is traced once with `make_fx` through forward and backward pass, with the vector of the trained parameters and
+all others and buffers as inputs, and compiled by inductor. What remains of a call is the kernels: no module calls, no autograd, no guards. The caller
 must see to it that the inputs keep their shapes (`gradient.py`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from .flat import Flat
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Takes tensors, returns a loss of one number and metrics to log; reads parameters, changes nothing."""
@@ -40,55 +43,69 @@ class Reads(nn.Module):
         return self.loss(*inputs)
 
 
+class Traced(NamedTuple):
+    """A compiled graph, the tensors that it takes before and after the inputs of the loss, and what it returns."""
+
+    call: Callable[..., Sequence[Tensor]]
+    read: list[Tensor]
+    """Before the inputs: parameters that are not trained, and buffers; the vector of the trained ones is before them."""
+    captured: list[Tensor]
+    """After the inputs: tensors that the loss closes over."""
+    names: list[str]
+    """The metrics of one number: one vector, behind the vector of gradients."""
+    others: list[str]
+    """The metrics that are larger; behind them is what `seen()` returned at the end of the trace."""
+
+
 def compile_gradients(
     reads: Reads,
-    trained: Sequence[Tensor],
+    flat: Flat,
     inputs: Sequence[Tensor],
     max_norm: float | None,
     precision: Precision,
     seen: Callable[[], list],
-) -> tuple[Callable[..., Sequence[Tensor]], list[Tensor], list[Tensor], list[str]]:
-    """Return a compiled graph, the tensors that it takes before and after `inputs`, and the names of its metrics.
+) -> Traced:
+    """Return a compiled graph of the loss and its gradients, clipped to `max_norm` together.
 
-    Before: parameters and buffers; after: tensors that the loss closes over. Its outputs: the gradients of `trained`
-    (clipped to `max_norm` together), the metrics, then the tensors that `seen()` returns at the end of the trace.
     Raises what torch raises where tracing or compiling is not possible.
     """
     named: dict[str, Tensor] = {**dict(reads.named_parameters()), **dict(reads.named_buffers())}
-    positions = {id(tensor): i for i, tensor in enumerate(named.values())}
-    wanted = [positions[id(parameter)] for parameter in trained]
-    names: list[str] = []
+    trained = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
+    if missing := trained.keys() - set(map(id, named.values())):
+        raise ValueError(f"the optimizer has {len(missing)} parameters of networks that the step was not given")
+    read = [tensor for tensor in named.values() if id(tensor) not in trained]
+    names, others = list[str](), list[str]()
 
-    def gradients(*tensors: Tensor) -> list[Tensor]:
-        state = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors[: len(named)])]
+    def gradients(weights: Tensor, *tensors: Tensor) -> list[Tensor]:
+        leaves = [view.detach().requires_grad_() for view in flat.views(weights)]
+        rest = (tensor.detach() for tensor in tensors[: len(read)])
+        state = {name: leaves[trained[id(t)]] if id(t) in trained else next(rest) for name, t in named.items()}
         with torch.enable_grad():
-            loss, metrics = torch.func.functional_call(
-                reads, dict(zip(named, state, strict=True)), tensors[len(named) :]
-            )
-            found = list(torch.autograd.grad(loss, [state[i] for i in wanted]))
+            loss, metrics = torch.func.functional_call(reads, state, tensors[len(read) :])
+            found = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, leaves)])
         if max_norm is not None:
             found, metrics["grad_norm"] = clipped(found, max_norm)
-        names[:] = metrics
-        return [t.detach() for t in (*found, *metrics.values(), *seen())]
+        names[:] = [name for name, value in metrics.items() if value.dim() == 0 and value.dtype == loss.dtype]
+        others[:] = [name for name in metrics if name not in names]
+        vector = torch.stack([metrics[name].detach() for name in names]) if names else found.new_empty(0)
+        return [found, vector, *(t.detach() for t in (*(metrics[name] for name in others), *seen()))]
 
-    tensors = [tensor.detach() for tensor in named.values()]
+    tensors = [flat.weights, *(tensor.detach() for tensor in read), *inputs]
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings all of sympy, which takes half a second
 
     # Constants, such as C51's support, are real tensors. Inductor keeps graphs on disk only where there is a ShapeEnv.
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True) as mode:
-        graph = make_fx(gradients)(*map(mode.from_tensor, [*tensors, *inputs]))
+        graph = make_fx(gradients)(*map(mode.from_tensor, tensors))
     graph.graph.eliminate_dead_code()
     captured = lift(graph, tensors[0].device)
     if precision == "bf16":
         use_bf16(graph)
-    elif inputs[0].device.type == "cpu" and onednn_is_faster():
+    elif tensors[0].device.type == "cpu" and onednn_is_faster():
         use_onednn(graph)
     graph.recompile()
     with torch.no_grad():
-        call = torch._inductor.compile(
-            graph, [*tensors, *inputs, *captured], options=inductor_options(inputs[0].device)
-        )
-    return call, tensors, captured, names
+        call = torch._inductor.compile(graph, [*tensors, *captured], options=inductor_options(tensors[0].device))
+    return Traced(call, read, captured, names, others)
 
 
 def lift(graph: GraphModule, device: torch.device) -> list[Tensor]:
@@ -126,11 +143,10 @@ def inductor_options(device: torch.device) -> dict[str, Any]:
     return {"triton.cudagraphs": True} if device.type == "cuda" else {"cpp_wrapper": True}
 
 
-def clipped(gradients: list[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
-    """Return the gradients, shortened together to `max_norm`, and their norm before, as `clip_grad_norm_` does."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    return [g * factor for g in gradients], norm
+def clipped(gradients: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
+    """Return the vector of gradients, shortened to `max_norm`, and its norm before, as `clip_grad_norm_` does."""
+    norm = torch.linalg.vector_norm(gradients)
+    return gradients * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
 
 
 # --- matrix multiplication ---
@@ -144,13 +160,15 @@ def processor() -> str:
 
 
 def onednn_is_faster() -> bool:
-    """Return whether oneDNN multiplies float32 matrices faster than MKL, which PyTorch takes: on AMD, by twice.
+    """Return whether oneDNN multiplies float32 matrices faster than MKL, which PyTorch takes: on AMD's Zen 5, by twice.
 
-    MKL keeps its AVX-512 kernels for Intel's processors. Decided by the processor's name and not by a stopwatch, so
-    that two runs on one machine always take the same kernels, and give the same numbers.
+    MKL keeps its AVX-512 kernels for Intel's processors. Zen 4 takes two cycles for what they do in one: there both are
+    as fast, and oneDNN's call costs more. Decided by the processor's name and not by a stopwatch, so that two runs on
+    one machine always take the same kernels, and give the same numbers.
     """
-    is_amd = "AuthenticAMD" in processor()
-    return is_amd and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    family = re.search(r"AuthenticAMD\ncpu family\s*: (\d+)", processor())
+    is_zen_5 = family is not None and int(family[1]) >= 26
+    return is_zen_5 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def bf16_is_emulated() -> bool:

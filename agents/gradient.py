@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from .aside import untouched
 from .compiled import Loss, Precision, bf16_is_emulated
 from .constants import objects_read
 from .graph import Graph
-from .inputs import signature
+from .inputs import plain, signature
 from .layout import Layout, Rides
 from .objective import Objective, blamed
 from .terms import LossTerm, Projection, Term, as_term
@@ -75,6 +75,7 @@ class GradientStep:
         self._layout: Layout | None = None
         self._graphs: dict[Hashable, tuple[Graph, Any]] = {}
         self._takes_riders = True
+        self._look({})
 
     @property
     def loss(self) -> Loss:
@@ -119,8 +120,9 @@ class GradientStep:
         graph = self._graph(layout, objective, inputs, rides, updates) if rides.all_ride else None
         optimizer = self.optimizers[self.name]
         if graph is not None:
-            metrics = graph.step(optimizer, inputs)
+            metrics = graph.step(optimizer, layout.flat, inputs)
         else:
+            inputs = [plain(one) for one in inputs]
             with paused(rides):
                 loss, metrics = objective(*inputs)
             norm = gradient_step(optimizer, loss, self.max_norm)
@@ -155,6 +157,9 @@ class GradientStep:
         if self._layout is None or not self._layout.holds(networks, self.optimizers[self.name]):
             self._layout = Layout(networks, self.optimizers[self.name])
             self._graphs.clear()
+            if self.compile != "off":
+                with suppress(ValueError):  # said where a graph would be made
+                    _ = self._layout.flat  # early: who keeps memory of a parameter, keeps what will stay
             self.optimizers[self.name].zero_grad()  # graphs leave old gradients of a frozen weight alone, Adam does not
         return self._layout
 
@@ -171,7 +176,7 @@ class GradientStep:
         if rides.aboard and self._takes_riders and self._pays(rides.share, updates):
             if rides.key is None:
                 with untouched(layout.networks):
-                    objective(*inputs)  # they look at the networks once, and count no pass without a gradient
+                    objective(*map(plain, inputs))  # they look at the networks once, and count no pass without a gradient
                 rides = layout.rides()
             graph = None if rides.key is None else self._found(layout, objective, inputs, rides)
             if graph is not None:
@@ -235,7 +240,7 @@ def show(objective: Objective, inputs: Sequence[Any], rides: Rides, layout: Layo
     """Run the loss eagerly for the hooks of observers aboard; gradients, buffers, random numbers stay as they were."""
     trained = layout.trained
     with untouched(layout.networks), paused(rides):
-        loss, _ = objective(*inputs)
+        loss, _ = objective(*map(plain, inputs))
         for parameter in trained:
             parameter.grad = None
         loss.backward(inputs=list(trained))

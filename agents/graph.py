@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from . import adam
 from .aside import untouched
 from .compiled import Loss, Precision, Reads, compile_gradients
+from .flat import Flat
 from .inputs import filled, tensors_of
 from .layout import Layout, Rides
 
@@ -29,7 +30,6 @@ class Graph:
         precision: Precision,
         rides: Rides,
     ) -> None:
-        self.trained = layout.trained
         given: list[Tensor] = []
 
         def traced(*tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,34 +46,33 @@ class Graph:
                 known = set(map(id, given))  # an input need not be an output
                 return [t for _, tensors, _ in recordings for t in tensors if id(t) not in known]
 
-            self.call, self.tensors, self.captured, self.names = compile_gradients(
-                reads, self.trained, tensors_of(inputs), max_norm, precision, seen
-            )
-        first = len(self.trained) + len(self.names)
+            self.traced = compile_gradients(reads, layout.flat, tensors_of(inputs), max_norm, precision, seen)
+        first = 2 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
         self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
         self.on_cpu = tensors_of(inputs)[0].device.type == "cpu"
         with untouched(layout.networks):  # what fails, fails here, where going on eagerly is still possible
-            self.run(tensors_of(inputs))
+            self.run(layout.flat, tensors_of(inputs))
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, flat: Flat, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return gradients, metrics and the observers' tensors, for these inputs and the present weights."""
         with torch.no_grad():
-            outputs = self.call(*self.tensors, *inputs, *self.captured)
+            outputs = self.traced.call(flat.weights, *self.traced.read, *inputs, *self.traced.captured)
             # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
-            return list(outputs) if self.on_cpu else [output.clone() for output in outputs]
+            return list(outputs) if self.on_cpu else [outputs[0], *(output.clone() for output in outputs[1:])]
 
-    def step(self, optimizer: Optimizer, inputs: Sequence[Any]) -> dict[str, Tensor]:
+    def step(self, optimizer: Optimizer, flat: Flat, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """Compute the gradients, let the optimizer step, and return the metrics."""
         tensors = tensors_of(inputs)
-        outputs = self.run(tensors)
-        for parameter, gradient in zip(self.trained, outputs, strict=False):
-            parameter.grad = gradient
-        metrics = dict(zip(self.names, outputs[len(self.trained) :], strict=False))
+        outputs = self.run(flat, tensors)
+        flat.gradients.copy_(outputs[0])
+        flat.give_gradients()
+        metrics = dict(zip(self.traced.names, outputs[1].unbind(), strict=True))
+        metrics |= zip(self.traced.others, outputs[2:], strict=False)
         if self.aboard:
             outputs += tensors
             for ride, plan, places in self.aboard:
                 ride.deliver(plan, [outputs[i] for i in places])
-        adam.step(optimizer, self.trained)
+        adam.step(optimizer, flat.parameters, flat)
         return metrics

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from .flat import Flat
 
 
 class Ride(Protocol):
@@ -40,14 +43,14 @@ class Layout:
     def __init__(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> None:
         self.networks = list(networks)
         modules = [module for network in networks for module in network.modules()]
-        self.slots = [
-            (slots, len(slots), list(slots.values()))
-            for module in modules
-            for slots in (module._modules, module._parameters, module._buffers)
-            if slots
-        ]
-        self.ways = [(vars(module), way_of(vars(module))) for module in modules]
+        self._slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
+        self._held = [*self.networks, *held_in(self._slots)]  # kept, and with them their ids
+        self._ids = [*map(id, self._held)]
+        self._modules = [vars(module) for module in modules]
+        self._ways = ways_of(self._modules)
         self.trained = trained_by(optimizer)
+        self._trained = [*map(id, self.trained)]
+        self._flat: Flat | None = None
         owned = {id(p) for p in self.trained}
         self._owned, self._hooks, self._rides = owned, list[Any](), Rides([], [], True)
         hooks = (module.__dict__[name] for module in modules for name in MODULE_HOOKS)
@@ -57,13 +60,17 @@ class Layout:
     def holds(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> bool:
         """Return whether nothing has changed since."""
         return (
-            len(networks) == len(self.networks)
-            and all(a is b for a, b in zip(networks, self.networks, strict=True))
-            and all(len(now) == n and all(map(is_same, now.values(), then)) for now, n, then in self.slots)
-            and all(way_of(module) == then for module, then in self.ways)
-            and len(trained := trained_by(optimizer)) == len(self.trained)
-            and all(map(is_same, trained, self.trained))
+            [*map(id, networks), *map(id, held_in(self._slots))] == self._ids
+            and ways_of(self._modules) == self._ways
+            and [*map(id, trained_by(optimizer))] == self._trained
         )
+
+    @property
+    def flat(self) -> Flat:
+        """The trained parameters as one vector; made anew where one of them was given other memory."""
+        if self._flat is None or not self._flat.holds():
+            self._flat = Flat(self.trained)
+        return self._flat
 
     def rides(self) -> Rides:
         """Return the observers behind the hooks of all modules and weights."""
@@ -108,19 +115,19 @@ class Rides:
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def way_of(module: Mapping[str, Any]) -> tuple[bool, Any]:
-    """Return the mode of a module and a `forward` of its own, from its `vars`: both decide how it computes.
+def held_in(slots: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return the modules, parameters and buffers in the dicts that modules keep them in."""
+    return [*chain.from_iterable([one.values() for one in slots])]
+
+
+def ways_of(modules: Sequence[Mapping[str, Any]]) -> list[tuple[bool, Any]]:
+    """Return the mode of modules and a `forward` of their own, from their `vars`: both decide how they compute.
 
     Other attributes, such as a slope, are constants of a graph: whoever changes one puts a new module in place.
     """
-    return module["training"], module.get("forward")
+    return [(module["training"], module.get("forward")) for module in modules]
 
 
 def trained_by(optimizer: Optimizer) -> list[Tensor]:
     """Return the parameters that a step moves: those that nobody froze."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def is_same(a: Any, b: Any) -> bool:
-    """Return whether both are one object."""
-    return a is b

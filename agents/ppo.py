@@ -35,6 +35,7 @@ from .choices import OneOf
 from .compiled import Precision
 from .forward import of_obs
 from .gradient import Compile
+from .inputs import Chosen
 from .learner import Learner
 from .networks import VALUE_HEADS, CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, update_norms
@@ -255,7 +256,7 @@ class PPO(Learner):
         if part == 0:  # a new epoch
             self.order = torch.randperm(len(self.rollout), generator=self.generators["update"], device=self.device)
         index = self.order[part * self.minibatch_size : (part + 1) * self.minibatch_size]
-        metrics = self.learn(self.experience[index])
+        metrics = self.learn(Chosen(self.experience, index))
         metrics["explained_variance"] = self.explained_variance
         self.updates += 1
         self.minibatch += 1
@@ -270,7 +271,7 @@ class PPO(Learner):
         """Return V(s), (N,), in the units of the normalised rewards where these are on."""
         return self.networks["critic"](self._normalise(obs))
 
-    def learn(self, batch: Experience) -> dict[str, Tensor]:
+    def learn(self, batch: Experience | Chosen) -> dict[str, Tensor]:
         """Take the update itself: one step of the optimizer on both losses and the entropy."""
         metrics = self.steps["ppo"](batch, updates=self.updates)
         self.check(metrics, "policy_loss", "value_loss", "entropy")

@@ -19,7 +19,7 @@ from .optimizers import AgentConfig
 from .replay import Batch
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim
-from .updates import as_batch, polyak_
+from .updates import Followers, as_batch
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
     from gymnasium import spaces
@@ -92,6 +92,7 @@ class ActorCritic(OffPolicy):
         self.add_generator("update", update)
         self.buffer = self.make_buffer((self.action_dim,), replay)
         self.add_networks(self._make_networks(weights), self.TARGETS)
+        self.followers = Followers(self.networks, self.targets)
         self.actor = Acting(self.networks, "actor")
         self.forward = {"actor": of_obs, **dict.fromkeys(CRITICS, of_obs_and_action)}
         self.add_step("actor", self.actor_loss, ["actor"], config.actor_lr)
@@ -144,8 +145,7 @@ class ActorCritic(OffPolicy):
 
     def move_targets(self) -> None:
         """Move every target towards its network by the share `target_tau`."""
-        for key, target in self.targets.items():
-            polyak_(target, self.networks[key], self.config.target_tau)
+        self.followers.move(self.config.target_tau)
 
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         """Return actions (N, action_dim) in [-1, 1]."""

@@ -1,6 +1,7 @@
 """A step of fused Adam without the Python around its kernel, which takes most of the time of `torch.optim.Adam.step`.
 
-What is called, and on which numbers, is the same, so the weights are the same bits up to where the kernel's vectors end.
+What is called, and on which numbers, is the same, so the weights are the same bits; of one vector for all,
+numbers at the end of a parameter may differ by their last bit, as the processor takes eight or so at once.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from .flat import STATE, Flat
 
-# Settings of a group with which the step is one call of the fused kernel; the others are arguments of that call.
-SETTINGS = {"fused": True, "amsgrad": False, "capturable": False, "differentiable": False}
-CHANGED = ("step", "grad_scale", "found_inf")  # what schedulers and gradient scalers put on an optimizer
 ONE = torch.ones((), device="cpu")  # counters on the CPU take a tensor three times as fast as a number
 
 
@@ -73,7 +71,10 @@ def is_plain(optimizer: Optimizer) -> bool:
     if optimizer._optimizer_step_pre_hooks or _global_optimizer_pre_hooks:  # which may change what is stepped on
         return False
     own, group = vars(optimizer), optimizer.param_groups[0]
-    if CHANGED[0] in own or CHANGED[1] in own or CHANGED[2] in own:
-        return False
-    numbers = {type(group["lr"]), *map(type, group["betas"]), type(group["eps"]), type(group["weight_decay"])}
-    return all([group[name] is value for name, value in SETTINGS.items()]) and not numbers & {Tensor, torch.nn.Parameter}
+    numbers = group["lr"], *group["betas"], group["eps"], group["weight_decay"]
+    return (
+        not ("step" in own or "grad_scale" in own or "found_inf" in own)  # put there by schedulers, gradient scalers
+        and group["fused"] is True
+        and not (group["amsgrad"] or group["capturable"] or group["differentiable"])
+        and {*map(type, numbers)} <= {float, int}
+    )

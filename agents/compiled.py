@@ -1,8 +1,8 @@
 """Turn a loss and its gradients into one compiled graph: a plain function of tensors, without modules or autograd.
 
-The loss is traced once with `make_fx` through forward and backward pass, with the vector of the trained parameters and
-all others and buffers as inputs, and compiled by inductor. What remains of a call is the kernels: no module calls, no autograd, no guards. The caller
-must see to it that the inputs keep their shapes (`gradient.py`).
+The loss is traced once with `make_fx` through forward and backward pass, with the vector of the trained parameters, all
+others and buffers as inputs, and compiled by inductor. What remains of a call is the kernels: no module calls, no
+autograd, no guards. The caller must see to it that the inputs keep their shapes (`gradient.py`).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Traced(NamedTuple):
 
     call: Callable[..., Sequence[Tensor]]
     read: list[Tensor]
-    """Before the inputs: parameters that are not trained, and buffers; the vector of the trained ones is before them."""
+    """Parameters that are not trained, and buffers. They come behind the vectors, before the inputs."""
     captured: list[Tensor]
     """After the inputs: tensors that the loss closes over."""
     names: list[str]
-    """The metrics of one number: one vector, behind the vector of gradients."""
+    """The metrics of one number: a vector."""
     others: list[str]
     """The metrics that are larger; behind them is what `seen()` returned at the end of the trace."""
 
@@ -65,7 +65,7 @@ def compile_gradients(
     precision: Precision,
     seen: Callable[[], list],
 ) -> Traced:
-    """Return a compiled graph of the loss and its gradients, clipped to `max_norm` together.
+    """Return a compiled graph that writes the gradients of the loss, clipped to `max_norm` together, into their vector.
 
     Raises what torch raises where tracing or compiling is not possible.
     """
@@ -76,7 +76,7 @@ def compile_gradients(
     read = [tensor for tensor in named.values() if id(tensor) not in trained]
     names, others = list[str](), list[str]()
 
-    def gradients(weights: Tensor, *tensors: Tensor) -> list[Tensor]:
+    def gradients(weights: Tensor, gradient: Tensor, *tensors: Tensor) -> list[Tensor]:
         leaves = [view.detach().requires_grad_() for view in flat.views(weights)]
         rest = (tensor.detach() for tensor in tensors[: len(read)])
         state = {name: leaves[trained[id(t)]] if id(t) in trained else next(rest) for name, t in named.items()}
@@ -88,9 +88,10 @@ def compile_gradients(
         names[:] = [name for name, value in metrics.items() if value.dim() == 0 and value.dtype == loss.dtype]
         others[:] = [name for name in metrics if name not in names]
         vector = torch.stack([metrics[name].detach() for name in names]) if names else found.new_empty(0)
-        return [found, vector, *(t.detach() for t in (*(metrics[name] for name in others), *seen()))]
+        gradient.copy_(found)
+        return [vector, *(t.detach() for t in (*(metrics[name] for name in others), *seen()))]
 
-    tensors = [flat.weights, *(tensor.detach() for tensor in read), *inputs]
+    tensors = [flat.weights, flat.gradients, *(tensor.detach() for tensor in read), *inputs]
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings all of sympy, which takes half a second
 
     # Constants, such as C51's support, are real tensors. Inductor keeps graphs on disk only where there is a ShapeEnv.

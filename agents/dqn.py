@@ -33,6 +33,7 @@ from .choices import OneOf
 from .compiled import Precision
 from .forward import of_obs
 from .gradient import Compile
+from .inputs import Chosen
 from .networks import HEADS
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
@@ -41,7 +42,7 @@ from .replay import Batch
 from .returns import LOSSES, RETURNS
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import num_actions
-from .updates import as_batch, polyak_
+from .updates import Followers, as_batch
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
     from gymnasium import spaces
@@ -155,6 +156,7 @@ class DQN(OffPolicy):
         with drawn_on_the_cpu(weights):
             network = make_network(config, self.obs_shape, self.num_actions, self.values.num_atoms)
         self.add_networks({"q": network}, targets=["q"])
+        self.followers = Followers(self.networks, self.targets)
         self.output = Acting(self.networks, "q")
         self.forward = {"q": of_obs}
         self.add_step("q", self.q_loss, ["q"], config.lr, targets=True, max_norm=config.max_grad_norm)
@@ -204,17 +206,17 @@ class DQN(OffPolicy):
         """Take one update on a replayed batch, and move the target. Metrics are tensors on the agent's device."""
         metrics = super().update()
         if self.updates % self.config.target_every == 0:
-            polyak_(self.targets["q"], self.networks["q"], self.config.target_tau)
+            self.followers.move(self.config.target_tau)
         return metrics
 
-    def sample(self) -> Batch:
+    def sample(self) -> Batch | Chosen:
         """Draw the batch of an update, with importance weights where replay is prioritised."""
         batch = super().sample()
-        if self.buffer.priorities is not None:
+        if isinstance(batch, Batch) and self.buffer.priorities is not None:
             batch.weight = self.buffer.priorities.importance(batch.index, self.beta)
         return batch
 
-    def learn(self, batch: Batch) -> dict[str, Tensor]:
+    def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Take the gradient step, and set the new priorities of its batch; `update` moves the target network."""
         metrics = self.steps["q"](batch, updates=self.updates)
         errors = metrics.pop("errors", None)

@@ -8,7 +8,7 @@ one kernel step them all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Flat:
         if len(kinds) != 1:
             raise ValueError(f"the parameters of one step are of {len(kinds)} types or devices: {kinds or 'none'}")
         ranges = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in self.parameters)
-        if any(end > begin for (_, end), (begin, _) in zip(ranges, ranges[1:], strict=False)):
+        if any(end > begin for (_, end), (begin, _) in pairwise(ranges)):
             raise ValueError("parameters of one step share their memory")
         self.sizes = [p.numel() for p in self.parameters]
         self.weights = self._joined(self.parameters)
@@ -38,7 +38,7 @@ class Flat:
         self._gradients = self.views(self.gradients)
         for parameter, view in zip(self.parameters, self.views(self.weights), strict=True):
             parameter.data = view
-        self._addresses = [p.data_ptr() for p in self.parameters]
+        self._addresses = addresses(self.parameters)
         self.moments: list[Tensor] = []
         self.counters: Tensor | None = None
         self._state: list[Any] = []
@@ -52,7 +52,7 @@ class Flat:
 
     def holds(self) -> bool:
         """Return whether the parameters still are where they were put."""
-        return [p.data_ptr() for p in self.parameters] == self._addresses
+        return addresses(self.parameters) == self._addresses
 
     def give_gradients(self) -> None:
         """Make the vector's parts the parameters' `.grad`."""
@@ -92,3 +92,25 @@ class Flat:
     @staticmethod
     def _joined(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """Return where tensors begin in memory."""
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def runs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the memory of tensors, in order, as vectors: one for all that are neighbours."""
+    found: list[tuple[Tensor, int]] = []
+    end = -1
+    for tensor in tensors:
+        one = tensor.detach()
+        if not one.is_contiguous():
+            raise ValueError("a parameter is not contiguous")
+        base = one.untyped_storage().data_ptr()
+        if found and one.data_ptr() == end and found[-1][0].untyped_storage().data_ptr() == base:
+            found[-1] = found[-1][0], found[-1][1] + one.numel()
+        else:
+            found.append((one, one.numel()))
+        end = one.data_ptr() + one.numel() * one.element_size()
+    return [first.as_strided((length,), (1,)) for first, length in found]

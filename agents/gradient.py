@@ -176,7 +176,7 @@ class GradientStep:
         if rides.aboard and self._takes_riders and self._pays(rides.share, updates):
             if rides.key is None:
                 with untouched(layout.networks):
-                    objective(*map(plain, inputs))  # they look at the networks once, and count no pass without a gradient
+                    objective(*map(plain, inputs))  # they look at the networks, and count no pass without a gradient
                 rides = layout.rides()
             graph = None if rides.key is None else self._found(layout, objective, inputs, rides)
             if graph is not None:

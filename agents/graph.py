@@ -47,7 +47,7 @@ class Graph:
                 return [t for _, tensors, _ in recordings for t in tensors if id(t) not in known]
 
             self.traced = compile_gradients(reads, layout.flat, tensors_of(inputs), max_norm, precision, seen)
-        first = 2 + len(self.traced.others)
+        first = 1 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
         self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
@@ -56,20 +56,20 @@ class Graph:
             self.run(layout.flat, tensors_of(inputs))
 
     def run(self, flat: Flat, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return gradients, metrics and the observers' tensors, for these inputs and the present weights."""
+        """Compute the gradients, and return metrics and the observers' tensors."""
+        vectors, (call, read, captured, *_) = (flat.weights, flat.gradients), self.traced
         with torch.no_grad():
-            outputs = self.traced.call(flat.weights, *self.traced.read, *inputs, *self.traced.captured)
+            outputs = call(*vectors, *read, *inputs, *captured)
             # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
-            return list(outputs) if self.on_cpu else [outputs[0], *(output.clone() for output in outputs[1:])]
+            return list(outputs) if self.on_cpu else [output.clone() for output in outputs]
 
     def step(self, optimizer: Optimizer, flat: Flat, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """Compute the gradients, let the optimizer step, and return the metrics."""
         tensors = tensors_of(inputs)
         outputs = self.run(flat, tensors)
-        flat.gradients.copy_(outputs[0])
         flat.give_gradients()
-        metrics = dict(zip(self.traced.names, outputs[1].unbind(), strict=True))
-        metrics |= zip(self.traced.others, outputs[2:], strict=False)
+        metrics = dict(zip(self.traced.names, outputs[0].unbind(), strict=True))
+        metrics |= zip(self.traced.others, outputs[1:], strict=False)
         if self.aboard:
             outputs += tensors
             for ride, plan, places in self.aboard:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -11,25 +11,30 @@ from torch import Tensor
 
 @dataclass
 class Chosen:
-    """A batch to be made of some rows of a larger one: by a graph within itself, else by `plain`."""
+    """A batch yet to be made of some rows of tensors: by a graph within itself, else by `plain`."""
 
-    rows: Any
-    """A dataclass of tensors or None; the first dimension of each is the rows."""
+    kind: type
+    """The dataclass that it will be."""
+    rows: dict[str, Tensor]
+    """Its fields; the first dimension of each is the rows."""
     index: Tensor
+    """The rows to take, (batch,)."""
+    more: dict[str, Tensor] = field(default_factory=dict)
+    """Fields that are (batch, ...) already."""
 
 
 def plain(one: Any) -> Any:
     """Return an input as a loss takes it."""
     if not isinstance(one, Chosen):
         return one
-    return type(one.rows)(**{name: x if x is None else x[one.index] for name, x in vars(one.rows).items()})
+    return one.kind(**{name: x.index_select(0, one.index) for name, x in one.rows.items()}, **one.more)
 
 
 def fields_of(one: Any) -> dict[str, Any]:
     """Return the tensors of an input by name, and None where there is none."""
     if isinstance(one, Tensor):
         return {"": one}
-    return {**vars(one.rows), "": one.index} if isinstance(one, Chosen) else vars(one)
+    return {**one.rows, **one.more, "": one.index} if isinstance(one, Chosen) else vars(one)
 
 
 def tensors_of(inputs: Sequence[Any]) -> list[Tensor]:
@@ -50,8 +55,8 @@ def filled(inputs: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
         if isinstance(one, Tensor):
             found.append(fields[""])
         elif isinstance(one, Chosen):
-            index = fields.pop("")
-            found.append(plain(Chosen(type(one.rows)(**fields), index)))
+            rows, more = ({name: fields[name] for name in part} for part in (one.rows, one.more))
+            found.append(plain(Chosen(one.kind, rows, fields[""], more)))
         else:
             found.append(type(one)(**fields))
     return found

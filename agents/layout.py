@@ -37,15 +37,29 @@ class Ride(Protocol):
         """Take in the tensors that a graph computed for the plan."""
 
 
+class Held:
+    """The modules, parameters and buffers of networks, to notice what is replaced."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        modules = [module for network in networks for module in network.modules()]
+        self._slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
+        self._objects = [*networks, *self._within()]  # kept, and with them their ids
+        self._ids = [*map(id, self._objects)]
+
+    def holds(self, networks: Sequence[nn.Module]) -> bool:
+        """Return whether nothing was replaced."""
+        return [*map(id, networks), *map(id, self._within())] == self._ids
+
+    def _within(self) -> chain:
+        return chain.from_iterable([slots.values() for slots in self._slots])
+
+
 class Layout:
     """The modules and tensors that graphs are made for, the trained ones among them, and the places of hooks."""
 
     def __init__(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> None:
-        self.networks = list(networks)
+        self.networks, self._held = list(networks), Held(networks)
         modules = [module for network in networks for module in network.modules()]
-        self._slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
-        self._held = [*self.networks, *held_in(self._slots)]  # kept, and with them their ids
-        self._ids = [*map(id, self._held)]
         self._modules = [vars(module) for module in modules]
         self._ways = ways_of(self._modules)
         self.trained = trained_by(optimizer)
@@ -60,7 +74,7 @@ class Layout:
     def holds(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> bool:
         """Return whether nothing has changed since."""
         return (
-            [*map(id, networks), *map(id, held_in(self._slots))] == self._ids
+            self._held.holds(networks)
             and ways_of(self._modules) == self._ways
             and [*map(id, trained_by(optimizer))] == self._trained
         )
@@ -113,11 +127,6 @@ class Rides:
 
 
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-def held_in(slots: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return the modules, parameters and buffers in the dicts that modules keep them in."""
-    return [*chain.from_iterable([one.values() for one in slots])]
 
 
 def ways_of(modules: Sequence[Mapping[str, Any]]) -> list[tuple[bool, Any]]:

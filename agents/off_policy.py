@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .inputs import Chosen
 from .learner import Learner
 from .normalise import update_norms
 from .replay import Batch, ReplayBuffer
@@ -49,11 +50,11 @@ class OffPolicy(Learner):
         self.updates_owed -= 1
         return metrics
 
-    def sample(self) -> Batch:
-        """Draw the batch of an update."""
-        return self.buffer.sample(self.config.batch_size)
+    def sample(self) -> Batch | Chosen:
+        """Draw the batch of an update; `inputs.plain` reads one that is not read yet."""
+        return self.buffer.choose(self.config.batch_size)
 
-    def learn(self, batch: Batch) -> dict[str, Tensor]:
+    def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Take the update on this batch and return its metrics."""
         raise NotImplementedError
 

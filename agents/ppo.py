@@ -256,7 +256,7 @@ class PPO(Learner):
         if part == 0:  # a new epoch
             self.order = torch.randperm(len(self.rollout), generator=self.generators["update"], device=self.device)
         index = self.order[part * self.minibatch_size : (part + 1) * self.minibatch_size]
-        metrics = self.learn(Chosen(self.experience, index))
+        metrics = self.learn(Chosen(Experience, vars(self.experience), index))
         metrics["explained_variance"] = self.explained_variance
         self.updates += 1
         self.minibatch += 1

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .ages import AgeFunction, draw_ages, multiply, probabilities
+from .inputs import Chosen
 from .nstep import n_step_return
 from .priorities import Priorities
 from .rows import as_row, writable
@@ -99,6 +100,7 @@ class ReplayBuffer:
         self._rows = writable(self.storage)
         self._shapes = {name: (num_envs, *values.shape[1:]) for name, values in self.storage.items()}
         self._shapes["next_obs"] = self._shapes["obs"]
+        self._is_plain = n_step == 1 and not images and priorities is None and self._on_cpu
         self.successors = Successors(self.storage["obs"], num_envs) if images else None
         self.priorities = priorities
         if priorities is not None and priorities.capacity != self.capacity:
@@ -157,6 +159,17 @@ class ReplayBuffer:
         """Return `batch_size` transitions, drawn with replacement."""
         index, age = self._draw(batch_size)
         return self._read(index, self.age(index) if age is None else age)
+
+    def choose(self, batch_size: int) -> Batch | Chosen:
+        """Return what `sample` returns; where that takes no more than indexing, it is left to where the batch is used.
+
+        Draws the same transitions. One who has replaced `sample` is asked.
+        """
+        if not self._is_plain or getattr(self.sample, "__func__", None) is not ReplayBuffer.sample:
+            return self.sample(batch_size)
+        index, age = self._draw(batch_size)
+        assert age is not None
+        return Chosen(Batch, self.storage, index, {"age": age, "index": index})
 
     def peek(self, num: int, generator: torch.Generator) -> Batch:
         """Return `num` transitions, drawn evenly with replacement from `generator`; nothing here changes.

@@ -30,13 +30,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import adam
 from .actor_critic import ActorCritic, ActorCriticConfig
 from .compiled import Precision
 from .gradient import Compile
+from .inputs import Chosen
 from .networks import Actor, squashed_gaussian
 from .optimizers import OPTIMIZERS
 from .replay import Batch
-from .updates import gradient_step
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
     from gymnasium import spaces
@@ -100,18 +101,18 @@ class SAC(ActorCritic):
             mean = mean + log_std.exp() * torch.randn(shape, generator=generator, device=self.device)
         return torch.tanh(mean)
 
-    def learn(self, batch: Batch) -> dict[str, Tensor]:
+    def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Take the update itself: critics, actor, temperature, targets."""
-        shape = (2, len(batch.reward), self.action_dim)
+        shape = (2, len(batch.index), self.action_dim)
         noise, next_noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
         alpha = self.log_alpha.detach().exp()
 
         metrics = self.steps["critic"](batch, alpha, next_noise, updates=self.updates)
         metrics |= self.steps["actor"](batch, alpha, noise, updates=self.updates)
         if self.config.learn_alpha:
-            loss = alpha_loss(self.log_alpha, metrics["entropy"], self.target_entropy)
-            gradient_step(self.optimizers["alpha"], loss)
-            metrics["alpha_loss"] = loss.detach()
+            self.log_alpha.grad = metrics["entropy"] - self.target_entropy  # of alpha_loss, which is linear
+            metrics["alpha_loss"] = alpha_loss(self.log_alpha.detach(), metrics["entropy"], self.target_entropy)
+            adam.step(self.optimizers["alpha"], [self.log_alpha])
         self.move_targets()
         self.check(metrics, *metrics)
         return {**metrics, "alpha": alpha}

@@ -32,6 +32,7 @@ from torch import Tensor
 from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig
 from .compiled import Precision
 from .gradient import Compile
+from .inputs import Chosen
 from .networks import DeterministicActor
 from .replay import Batch
 
@@ -105,9 +106,9 @@ class TD3(ActorCritic):
             raise ValueError(f"{self.name}: exploration noise is a standard deviation >= 0, got {scale}")
         self.noise = float(scale)
 
-    def learn(self, batch: Batch) -> dict[str, Tensor]:
+    def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Take the update itself: critics; at every `policy_every`-th one also the actor and targets."""
-        shape = (len(batch.reward), self.action_dim)
+        shape = (len(batch.index), self.action_dim)
         noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
 
         metrics = self.steps["critic"](batch, noise, updates=self.updates)

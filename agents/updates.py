@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import adam
+from .flat import Flat, addresses, runs
+from .layout import Held
 from .replay import Batch
 
 # Updates on a device between two looks at whether the losses are finite: each waits for all that was launched.
@@ -67,10 +69,34 @@ class Finite:
         self._sums = {}
 
 
-@torch.no_grad()
-def polyak_(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target += tau * (source - target), every parameter, in place."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+class Followers:
+    """The targets that move towards their networks, as vectors where steps have made vectors of the networks."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]) -> None:
+        self.networks, self.targets = networks, targets
+        self._held: Held | None = None
+
+    @torch.no_grad()
+    def move(self, tau: float) -> None:
+        """target += tau * (network - target), every parameter, in place."""
+        modules = [*self.targets.values(), *(self.networks[name] for name in self.targets)]
+        if self._held is None or not self._held.holds(modules) or addresses(self._parameters) != self._addresses:
+            self._find(modules)
+        torch._foreach_lerp_(self._to, self._from, tau)
+
+    def _find(self, modules: list[nn.Module]) -> None:
+        self._held, half = Held(modules), len(self.targets)
+        to, source = ([p for module in part for p in module.parameters()] for part in (modules[:half], modules[half:]))
+        try:
+            self._from, vector = runs(source), Flat(to).weights
+            self._to = list(vector.split([*map(Tensor.numel, self._from)]))
+        except ValueError:  # of several types, or not contiguous
+            self._from, self._to = source, to
+        self._parameters = [*to, *source]
+        self._addresses = addresses(self._parameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"networks": self.networks, "targets": self.targets, "_held": None}  # a copy has others
 
 
 def as_batch(transition: Any, device: torch.device, obs_dtype: torch.dtype) -> Batch:

@@ -149,8 +149,7 @@ def prepare(agent: Any) -> None:
     """A limit on every step, and a term on one."""
     for step in agent.steps.values():
         step.max_norm = 1.0
-    name, step = next(iter(agent.steps.items()))
-    step.add("norms", norms)
+    next(iter(agent.steps.values())).add("norms", norms)
 
 
 def disturb(agent: Any, i: int) -> None:
@@ -168,7 +167,9 @@ def disturb(agent: Any, i: int) -> None:
         forget_(optimizers, weight)
     if i == 110:
         its = next(o for o in optimizers if any(p is weight for p in o.param_groups[0]["params"]))
-        agent.masks = Masks({weight: (torch.arange(weight.numel(), device=weight.device) % 3 > 0).view_as(weight)}, [its])
+        agent.masks = Masks(
+            {weight: (torch.arange(weight.numel(), device=weight.device) % 3 > 0).view_as(weight)}, [its]
+        )
     if i == 140:
         agent.masks.remove()
     if i == 150:

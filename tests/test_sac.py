@@ -18,7 +18,7 @@ from torch import Tensor
 from plasticity.agents import AGENTS
 from plasticity.agents.replay import Batch
 from plasticity.agents.sac import SAC, SACConfig, actor_loss, alpha_loss, critic_loss
-from plasticity.agents.updates import polyak_
+from plasticity.agents.updates import Followers
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -229,9 +229,16 @@ def test_polyak() -> None:
     source, target = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     with torch.no_grad():
         source.weight.fill_(10.0), source.bias.fill_(-1.0), target.weight.fill_(2.0), target.bias.fill_(0.0)
-    polyak_(target, source, 0.25)
+    followers = Followers({"a": source}, {"a": target})
+    followers.move(0.25)
     assert (target.weight.item(), target.bias.item()) == (4.0, -0.25)
     assert source.weight.item() == 10.0
+    source.weight.data = torch.full((1, 1), 20.0)  # other memory
+    followers.move(0.5)
+    assert (target.weight.item(), target.bias.item()) == (12.0, -0.625)
+    followers.targets["a"] = copy.deepcopy(source)  # another module
+    followers.move(0.5)
+    assert (target.weight.item(), followers.targets["a"].weight.item()) == (12.0, 20.0)
 
 
 def test_value_is_the_smaller_q() -> None:

@@ -22,7 +22,7 @@ from .aside import untouched
 from .compiled import Loss, Precision, bf16_is_emulated
 from .constants import objects_read
 from .graph import Graph
-from .inputs import plain, signature
+from .inputs import gathered, signature
 from .layout import Layout, Rides
 from .objective import Objective, blamed
 from .terms import LossTerm, Projection, Term, as_term
@@ -122,7 +122,7 @@ class GradientStep:
         if graph is not None:
             metrics = graph.step(optimizer, layout.flat, inputs)
         else:
-            inputs = [plain(one) for one in inputs]
+            inputs = [gathered(one) for one in inputs]
             with paused(rides):
                 loss, metrics = objective(*inputs)
             norm = gradient_step(optimizer, loss, self.max_norm)
@@ -176,7 +176,7 @@ class GradientStep:
         if rides.aboard and self._takes_riders and self._pays(rides.share, updates):
             if rides.key is None:
                 with untouched(layout.networks):
-                    objective(*map(plain, inputs))  # they look at the networks, and count no pass without a gradient
+                    objective(*map(gathered, inputs))  # they look at the networks, and count no pass without a gradient
                 rides = layout.rides()
             graph = None if rides.key is None else self._found(layout, objective, inputs, rides)
             if graph is not None:
@@ -240,7 +240,7 @@ def show(objective: Objective, inputs: Sequence[Any], rides: Rides, layout: Layo
     """Run the loss eagerly for the hooks of observers aboard; gradients, buffers, random numbers stay as they were."""
     trained = layout.trained
     with untouched(layout.networks), paused(rides):
-        loss, _ = objective(*map(plain, inputs))
+        loss, _ = objective(*map(gathered, inputs))
         for parameter in trained:
             parameter.grad = None
         loss.backward(inputs=list(trained))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Chosen:
-    """A batch yet to be made of some rows of tensors: by a graph within itself, else by `plain`."""
+    """A batch yet to be made of some rows of tensors: by a graph within itself, else by `gathered`."""
 
     kind: type
     """The dataclass that it will be."""
@@ -23,7 +23,7 @@ class Chosen:
     """Fields that are (batch, ...) already."""
 
 
-def plain(one: Any) -> Any:
+def gathered(one: Any) -> Any:
     """Return an input as a loss takes it."""
     if not isinstance(one, Chosen):
         return one
@@ -56,7 +56,7 @@ def filled(inputs: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
             found.append(fields[""])
         elif isinstance(one, Chosen):
             rows, more = ({name: fields[name] for name in part} for part in (one.rows, one.more))
-            found.append(plain(Chosen(one.kind, rows, fields[""], more)))
+            found.append(gathered(Chosen(one.kind, rows, fields[""], more)))
         else:
             found.append(type(one)(**fields))
     return found

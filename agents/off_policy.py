@@ -51,7 +51,7 @@ class OffPolicy(Learner):
         return metrics
 
     def sample(self) -> Batch | Chosen:
-        """Draw the batch of an update; `inputs.plain` reads one that is not read yet."""
+        """Draw the batch of an update; `inputs.gathered` reads one that is not read yet."""
         return self.buffer.choose(self.config.batch_size)
 
     def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plasticity.agents import AGENTS
 from plasticity.agents.distributions import Categorical, Gaussian
-from plasticity.agents.inputs import plain
+from plasticity.agents.inputs import gathered
 from plasticity.agents.ppo import (
     PPO,
     PPOConfig,
@@ -583,7 +583,7 @@ def test_target_kl_ends_the_epochs_early() -> None:
 def test_every_epoch_learns_from_every_step_once_in_a_new_order(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, stream, seen = small_agent(), Stream(), []
     learn: Callable[..., Any] = agent.learn
-    monkeypatch.setattr(agent, "learn", lambda batch: seen.append(plain(batch).log_prob) or learn(batch))
+    monkeypatch.setattr(agent, "learn", lambda batch: seen.append(gathered(batch).log_prob) or learn(batch))
     collect(agent, stream, 8)
     agent.update()
     assert agent.experience is not None

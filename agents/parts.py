@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "leaky_relu": nn.LeakyReLU,
+    "leaky_relu_0.1": partial(nn.LeakyReLU, 0.1),
     "crelu": CReLU,
 }
 """Name -> a new activation. One that has another number of features than its input says so: `expansion`."""

@@ -24,7 +24,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,17 @@ class PPOConfig(AgentConfig):
     """Initial logarithm of the standard deviation of continuous actions."""
     target_kl: float | None = None
     """Approximate KL divergence at the end of an epoch beyond which no further epoch follows; None: no such limit."""
+    value_target: Literal["lambda", "returns"] = "lambda"
+    """Return that the critic learns, bootstrapped where an episode is cut: the lambda-return A + V_old, or the
+    discounted rewards to go."""
+    standardise: Literal["minibatch", "rollout"] = "minibatch"
+    """Steps over which advantages are standardised: those of each minibatch, or all of the rollout, once."""
+    initialisation: Literal["orthogonal", "default"] = "orthogonal"
+    """First weights of mlp networks and of all heads: orthogonal and scaled, as PPO usually has them, or PyTorch's."""
+    reward_scale: float = 1.0
+    """Factor of the rewards that are learned from, normalised or not; returns are logged without it."""
+    adam_eps: float = 1e-5
+    """Number that the optimizer adds to the root of its second moment, where it has one."""
     normalize_observations: bool | None = None
     """Standardise observations by running statistics; None: for continuous actions and vectors only."""
     normalize_rewards: bool | None = None
@@ -118,6 +129,8 @@ class PPOConfig(AgentConfig):
             "value_coef >= 0": self.value_coef >= 0,
             "entropy_coef >= 0": self.entropy_coef is None or self.entropy_coef >= 0,
             "max_grad_norm > 0": self.max_grad_norm > 0,
+            "reward_scale > 0": self.reward_scale > 0,
+            "adam_eps > 0": self.adam_eps > 0,
             "target_kl > 0": self.target_kl is None or self.target_kl > 0,
         }
 
@@ -160,7 +173,14 @@ class PPO(Learner):
         self.add_networks(self._make_networks(shape, action_dim, weights))
         self.policy = Acting(self.networks, "actor")
         self.forward = {"actor": of_obs, "critic": of_obs}
-        self.add_step("ppo", self.loss, self.networks, self.config.lr, max_norm=self.config.max_grad_norm, eps=1e-5)
+        self.add_step(
+            "ppo",
+            self.loss,
+            self.networks,
+            self.config.lr,
+            max_norm=self.config.max_grad_norm,
+            eps=self.config.adam_eps,
+        )
         self.normalisers = self._make_normalisers(shape)
 
         actions = ((action_dim,), torch.float32) if self.continuous else ((), torch.int64)
@@ -189,13 +209,15 @@ class PPO(Learner):
             actor = policy(make_body(config, shape, widths(config, "policy", (64, 64))), action_dim)
             body = make_body(config, shape, widths(config, "value", (64, 64)))
             critic = StateValue(body, config.critic_head)
-            if NETWORKS[config.network].orthogonal:
+            orthogonal = config.initialisation == "orthogonal"
+            if orthogonal and NETWORKS[config.network].orthogonal:
                 orthogonal_(actor, math.sqrt(2))
                 orthogonal_(critic, math.sqrt(2))
             if self.continuous:
                 nn.init.constant_(actor.log_std, config.init_log_std)
-            orthogonal_(actor.pi[-1], 0.01)  # all actions alike at first, whatever is observed
-            orthogonal_(critic.v[-1], 1.0)
+            if orthogonal:
+                orthogonal_(actor.pi[-1], 0.01)  # all actions alike at first, whatever is observed
+                orthogonal_(critic.v[-1], 1.0)
         return {"actor": actor, "critic": critic}
 
     def _make_normalisers(self, shape: tuple[int, ...]) -> dict[str, nn.Module]:
@@ -284,7 +306,7 @@ class PPO(Learner):
         distribution, value = self.networks["actor"](batch.obs), self.networks["critic"](batch.obs)
         log_ratio = distribution.log_prob(batch.action) - batch.log_prob
         losses = {
-            "policy_loss": policy_loss(log_ratio, standardised(batch.advantage), c.clip_range),
+            "policy_loss": policy_loss(log_ratio, self._advantage(batch), c.clip_range),
             "value_loss": value_loss(value, batch.value, batch.target, c.clip_range if c.clip_values else None),
             "entropy": distribution.entropy().mean(),
         }
@@ -297,6 +319,9 @@ class PPO(Learner):
             "value_mean": value.mean(),
             "return_mean": batch.target.mean(),
         }
+
+    def _advantage(self, batch: Experience) -> Tensor:
+        return standardised(batch.advantage) if self.config.standardise == "minibatch" else batch.advantage
 
     @torch.no_grad()
     def _judge(self) -> None:
@@ -311,9 +336,16 @@ class PPO(Learner):
         successors = self.rollout.storage["next_obs"][cut]
         next_value[cut] = torch.cat([critic(o) for o in successors.split(CHUNK)])
         reward, terminated = self.rollout.storage["reward"], self.rollout.storage["terminated"]
-        advantage = gae(reward, grid, next_value, terminated, cut, self.config.gamma, self.config.gae_lambda)
+        if self.config.reward_scale != 1:
+            reward = reward * self.config.reward_scale
+        steps = reward, grid, next_value, terminated, cut, self.config.gamma
+        advantage = gae(*steps, self.config.gae_lambda).flatten()
+        returns = self.config.value_target == "returns"
+        target = (gae(*steps, 1.0).flatten() if returns else advantage) + value  # with lambda 1, A is R - V
+        if self.config.standardise == "rollout":
+            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-5)
 
-        self.experience = Experience(obs, action, log_prob, value, advantage.flatten())
+        self.experience = Experience(obs, action, log_prob, value, advantage, target)
         self.explained_variance = explained_variance(value, self.experience.target)
         if self.config.anneal_steps:
             progress = (self.env_steps - len(self.rollout)) / self.config.anneal_steps
@@ -360,7 +392,7 @@ class PPO(Learner):
         """Return normalisers, the rollout in progress, and how far it is learned from; valid between two steps."""
         learning: dict[str, Any] = {}
         if self.experience is not None:
-            names = ("log_prob", "value", "advantage")
+            names = ("log_prob", "value", "advantage", "target")
             learning = {name: getattr(self.experience, name) for name in names}
             learning |= {name: getattr(self, name) for name in ("order", "minibatch", "explained_variance")}
         return {
@@ -406,7 +438,8 @@ class PPO(Learner):
 
     def _load_learning(self, learning: dict[str, Any]) -> None:
         if learning:
-            judged = {name: learning[name].to(self.device) for name in ("log_prob", "value", "advantage")}
+            learning = {"target": learning["advantage"] + learning["value"], **learning}  # version 0.1.0 saved none
+            judged = {name: learning[name].to(self.device) for name in ("log_prob", "value", "advantage", "target")}
             self.experience = Experience(self.rollout.flat("obs"), self.rollout.flat("action"), **judged)
             self.order, self.minibatch = learning["order"].to(self.device), learning["minibatch"]
             self.explained_variance = learning["explained_variance"].to(self.device)

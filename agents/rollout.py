@@ -21,11 +21,7 @@ class Experience:
     log_prob: Tensor  # (batch,) of the policy that acted
     value: Tensor  # (batch,) of the critic at that time
     advantage: Tensor  # (batch,)
-
-    @property
-    def target(self) -> Tensor:
-        """The lambda-return (batch,), which the critic learns: advantage + value."""
-        return self.advantage + self.value
+    target: Tensor  # (batch,) which the critic learns
 
     def __getitem__(self, index: Tensor) -> "Experience":
         """The steps at ``index``."""

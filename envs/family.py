@@ -79,7 +79,7 @@ class Family:
         Raises ValueError for `tasks` that say how long or how many where the family has no stream.
         """
         times, plan = action_repeat or self.action_repeat, (tasks or TaskPlan()).filled(self.tasks)
-        if self.stream is None and tasks is not None and (tasks.steps or tasks.num):
+        if self.stream is None and tasks is not None and (tasks.steps or tasks.num or tasks.first):
             raise ValueError(f"{name} has no tasks that follow each other; task_steps and num_tasks are for streams")
         if self.make_vector is not None:
             make_vector = self.make_vector

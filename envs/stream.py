@@ -25,12 +25,16 @@ class TaskPlan:
     """Environment steps of a task, of all parallel environments together; None: the family's."""
     num: int | None = None
     """Tasks in all, the last of which goes on without end; None: the family's."""
+    first: int = 0
+    """Task that comes first; with num=1 a fresh agent learns one task of the stream by itself."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "num"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"a stream needs at least 1 of task {name}, got {value}")
+        if self.first < 0:
+            raise ValueError(f"the first task of a stream is at least 0, got {self.first}")
 
     def filled(self, usual: TaskPlan) -> TaskPlan:
         """Return the same with what is None as in `usual`."""
@@ -59,10 +63,10 @@ class Stream(gymnasium.Wrapper):
         assert plan.num is not None
         self.plan, self.task_steps, self.num_tasks, self.cut = plan, plan.steps, plan.num, cut
         self.steps = 0
-        self.task = 0
+        self.task = plan.first
         """Task of the next action; it moves on in a reset."""
         self.chosen: int | None = None
-        self.begin(0)
+        self.begin(self.task)
 
     def begin(self, task: int) -> None:
         """Change the environment to what it is in `task`; called before the reset that begins it, maybe repeatedly."""
@@ -74,7 +78,8 @@ class Stream(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode of the present task."""
-        self.task = min(self.steps // self.task_steps, self.num_tasks - 1) if self.chosen is None else self.chosen
+        done = min(self.steps // self.task_steps, self.num_tasks - 1)
+        self.task = self.plan.first + done if self.chosen is None else self.chosen
         self.begin(self.task)
         return self.env.reset(seed=seed, options=options)
 

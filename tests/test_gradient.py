@@ -111,7 +111,7 @@ def make_batch(i: int, discrete: bool = False, image: bool = False) -> Batch:
 
 def make_experience(i: int, discrete: bool) -> Experience:
     batch = make_batch(i, discrete)
-    return Experience(batch.obs, batch.action, *models.normal(3, SIZE, seed=i))
+    return Experience(batch.obs, batch.action, *models.normal(4, SIZE, seed=i))
 
 
 def maker(kind: type, actions: spaces.Space, config: Any) -> Callable[[str], Any]:

@@ -97,7 +97,7 @@ def test_gae_equals_stable_baselines3(seed: int) -> None:
     twin.episode_starts[1:] = done[:-1].float().numpy(force=True)
     twin.compute_returns_and_advantage(next_value[-1], done[-1].numpy(force=True))
     np.testing.assert_allclose(ours.numpy(force=True), twin.advantages, rtol=1e-5, atol=1e-6)
-    experience = Experience(value, value, value, value, ours)
+    experience = Experience(value, value, value, value, ours, value + ours)
     np.testing.assert_allclose(experience.target.numpy(force=True), twin.returns, rtol=1e-5, atol=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_state_is_a_copy_of_the_filled_rows() -> None:
 
 def test_experience_is_indexed_field_by_field() -> None:
     line = torch.arange(4.0)
-    part = Experience(line[:, None], line, 10 * line, 100 * line, 1000 * line)[torch.tensor([2, 0])]
+    part = Experience(line[:, None], line, 10 * line, 100 * line, 1000 * line, 1100 * line)[torch.tensor([2, 0])]
     assert part.obs.tolist() == [[2.0], [0.0]]
     assert part.log_prob.tolist() == [20.0, 0.0]
     assert part.target.tolist() == [2200.0, 0.0]

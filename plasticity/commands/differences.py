@@ -29,8 +29,10 @@ IMPLIED = {
     "probe_window": 1,
     "compile": "off",
     "precision": "float32",
+    "preset": None,
     "task_steps": None,
     "num_tasks": None,
+    "first_task": 0,
     "normaliser": "keep",
 }
 """Settings that runs of earlier versions lack -> the value they acted by."""

@@ -119,7 +119,8 @@ def make_run_env(
         raise ValueError(f"the run's environment {settings['env']} imports a module; pass --env if you trust it")
     plan = TaskPlan(settings["seed"])
     if name is None:
-        plan = TaskPlan(settings["seed"], settings.get("task_steps"), settings.get("num_tasks"))
+        counts = settings.get("task_steps"), settings.get("num_tasks"), settings.get("first_task", 0)
+        plan = TaskPlan(settings["seed"], *counts)
     return make_env(
         name or settings["env"],
         num_envs=settings["num_envs"] if num_envs is None else num_envs,

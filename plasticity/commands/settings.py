@@ -44,6 +44,8 @@ class TrainConfig:
     """Root of every random number of the run."""
     num_envs: int = 1
     """Parallel environments."""
+    preset: str | None = None
+    """Settings of a published experiment by name, c-chain for PPO; options that are given go before them."""
     action_repeat: int | None = None
     """Simulator steps per environment step; None: 2 for dm_control and 4 for Atari, as is usual, 1 elsewhere."""
     max_episode_steps: int | None = None
@@ -52,6 +54,8 @@ class TrainConfig:
     """Environment steps of each task of a stream; None: the stream's own."""
     num_tasks: int | None = None
     """Tasks of a stream; None: the stream's own. The last one goes on until the run ends."""
+    first_task: int = 0
+    """Task with which a stream begins; with --num-tasks 1 a fresh agent learns this one alone."""
     normaliser: Literal["keep", "reset"] = "keep"
     """Statistics of observations and rewards when a task begins: keep them, or start them anew."""
     probes: tuple[str, ...] = DEFAULT_PROBES

@@ -14,7 +14,15 @@ RENAMED: dict[str, dict[str, tuple[str, dict[Any, Any]]]] = {
 """Agent -> setting of 0.1.0 -> its present name, and its values there."""
 _OPTIMIZER = {"optimizer": "adam", "weight_decay": 0.0, "betas": None, "eps": None}
 _ACTOR_CRITIC = {**_OPTIMIZER, "critic_head": "linear"}
-ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _ACTOR_CRITIC, "sac": _ACTOR_CRITIC, "td3": _ACTOR_CRITIC}
+_PPO = {
+    **_ACTOR_CRITIC,
+    "value_target": "lambda",
+    "standardise": "minibatch",
+    "initialisation": "orthogonal",
+    "reward_scale": 1.0,
+    "adam_eps": 1e-5,
+}
+ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _ACTOR_CRITIC, "td3": _ACTOR_CRITIC}
 """Agent -> setting that 0.1.0 did not have -> the value that says what it did."""
 METHODS_ADDED: dict[str, dict[str, Any]] = {
     "redo": {

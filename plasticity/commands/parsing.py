@@ -19,7 +19,7 @@ from plasticity.writers import require_writers
 from .arguments import UsageError, parse_arguments, require_flags
 from .contents import SWITCHED, registry
 from .options import options
-from .presets import expanded
+from .presets import with_presets
 from .run import require_device
 from .settings import TrainConfig, resolve
 
@@ -34,7 +34,7 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     ``--regrama.every 500``.
     Raises ValueError for an option that is not known, or that has no effect.
     """
-    chosen, rest = switched_on(expanded(agent, arguments))
+    chosen, rest = switched_on(with_presets(agent, arguments))
     require_names(agent)
     require_classes(chosen)
     require_known(rest, agent, chosen)

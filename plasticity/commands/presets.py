@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
 """Name -> agent -> preset; add your own."""
 
 
-def expanded(agent: str, arguments: Sequence[str]) -> list[str]:
+def with_presets(agent: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments with those of the presets among them in front; ValueError for one that does not exist."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     names = [b if a == FLAG else a.partition("=")[2] for a, b in pairs if a == FLAG or a.startswith(f"{FLAG}=")]

@@ -40,7 +40,7 @@ def updated_limits(histogram: Tensor, width: float, quantile: float, factor: flo
 
 @dataclass
 class SelfNormalizedResets(UnitRecycling):
-    """Reset neurons that are silent for longer than a quantile of their own silences.
+    """Reset neurons that are silent for longer than is usual for them.
 
     A neuron fires in a step if h > 0 for any sample of it; its age is the number of samples since. At age >= limit it
     is reset, as ReDo does it. Every ``every`` steps its limit becomes the quantile of its own silences, or doubles

@@ -135,7 +135,7 @@ def huge_weights(planted: Planted) -> None:
     """Multiply all weights by 10."""
     for _, module in weight_layers(planted.model):
         module.weight.mul_(10)
-    planted.settle()
+    planted.optimizer = torch.optim.Adam(planted.model.parameters(), RATE)
 
 
 def stale_moments(planted: Planted) -> None:

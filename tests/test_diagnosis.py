@@ -25,11 +25,14 @@ from planted_causes import (
 from torch import nn
 
 import plasticity
+from plasticity.callback import Context, start
 from plasticity.diagnosis import FitCurve, fit
 from plasticity.diagnosis.intervals import of_mean, of_next, of_ratio, t_quantile
 from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
 from plasticity.diagnosis.trainee import Patient, Trainee, first_output
 from plasticity.diagnosis.trials import Budget, Trials
+from plasticity.meters import FitProbe
+from plasticity.testing import check_meter
 from plasticity.testing.runs import require_same
 
 # -- numbers by hand ---------------------------------------------------------------------------------------------------
@@ -216,6 +219,34 @@ def test_thawing_and_rates() -> None:
     assert trainee.frozen() == []
     trainee.set_rate_(0.01)
     assert [group["lr"] for group in trainee.optimizer.param_groups] == pytest.approx([0.01, 0.01])
+
+
+# -- the meter ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "agent", ["sac", pytest.param("ppo", marks=pytest.mark.slow), pytest.param("dqn", marks=pytest.mark.slow)]
+)
+def test_fit_probe_is_a_meter(agent: str) -> None:
+    check_meter(FitProbe, {"steps": 3, "states": 8, "batches": 2}, agent)
+
+
+def test_fit_probe_sees_dead_neurons() -> None:
+    torch.manual_seed(0)
+    net, states = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2)), torch.randn(64, 3)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    peek = lambda num, generator: states[torch.randint(64, (num,), generator=generator)]  # noqa: E731
+    ctx = Context({"q": net}, {"q": optimizer}, forward={"q": lambda m, b: m(b)}, peek=peek)
+    meter = FitProbe(strict=True)
+    start([meter], ctx)
+    before = meter.measure(ctx)["q"]["fit_gap"]
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.fill_(-1)
+    after = meter.measure(ctx)["q"]
+    assert abs(before) < 0.2
+    assert after["fit_gap"] > 0.2
+    assert after["fit_fresh"] - after["fit_aged"] == pytest.approx(float(after["fit_gap"]))
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------

@@ -162,14 +162,14 @@ def make_agent(record: Mapping[str, Any], env: Any, device: str, overrides: Mapp
         return kind(*spaces, config_kind(**settings), num_envs=env.num_envs, device=device, name=name)
 
 
-def load_weights(agent: Any, path: Path, record: Mapping[str, Any]) -> None:
+def load_weights(agent: Any, path: Path, record: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
     """Restructure a new agent by the methods of its run, and load its saved state; ValueError where these do not fit.
 
-    ``path``: of the run or of a checkpoint.
+    ``path``: of the run or of a checkpoint; ``state``: what is saved there, where it was read already.
     """
     from plasticity.agents.train import context
 
-    state = load_state(path)
+    state = load_state(path) if state is None else state
     states = state.get("callbacks", {})
     pairs = [(method, states.get(name)) for name, method in saved_methods(record).items()]
     try:

@@ -30,6 +30,8 @@ from .verdict import Diagnosis, judge
 STEPS = 40
 """Updates of a fit."""
 MAX_BATCHES = 8
+FEW = Size(teachers=2, fresh=4)
+"""The fits at each other rate."""
 
 
 @dataclass
@@ -138,14 +140,17 @@ def examine(
     found = Examination(trials.patient, trials.steps, remarks=list(remarks))
     try:
         found.residual = compare(trials, RESIDUAL, size)
-        _compare_rates(trials, found, size)
-        if trials.patient.loss is not None:
+        if not found.residual.fresh_learns:
+            _compare_rates(trials, found)
+        if trials.patient.loss is not None and trials.patient.judged:
             found.own = compare(trials, OWN, size)
         if trials.patient.policy is not None:
             found.bandit = compare(trials, BANDIT, size)
         found.symptoms = symptoms_of(trials, size.fresh)
         if found.main is not None and found.residual.fresh_learns:
             _try_parts(trials, found.main, found.parts)
+            if found.main is found.residual:
+                _compare_rates(trials, found)
             if remedies:
                 _try_remedies(trials, found.main, found)
         found.complete = True
@@ -154,17 +159,14 @@ def examine(
     return found
 
 
-def _compare_rates(trials: Trials, found: Examination, size: Size) -> None:
-    """Compare at other rates where the aged network is slower at its own, or fresh ones learn nothing at it."""
-    assert found.residual is not None
-    if not found.residual.is_slower and found.residual.fresh_learns:
-        return
+def _compare_rates(trials: Trials, found: Examination) -> None:
+    """Compare at other rates: the aged network is slower at its own, or fresh ones learn nothing at it."""
     own = rate_of(trials.patient.optimizer)
     usual = float(trials.patient.optimizer.defaults.get("lr", 1e-3)) or 1e-3
     default = _default_rate(trials.patient.optimizer)
     grid = {own / 10, own * 10, default} if own else {usual, default}
     for rate in sorted(grid - {own, 0.0}):
-        found.rates[rate] = compare(trials, RESIDUAL, size, rate)
+        found.rates[rate] = compare(trials, RESIDUAL, FEW, rate)
 
 
 def _default_rate(optimizer: Optimizer) -> float:

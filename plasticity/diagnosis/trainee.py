@@ -99,6 +99,9 @@ class Patient:
     """Returns a new network of the same structure, as it could have been before training."""
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     """``(module, batch) -> loss`` of training; None where it is not known."""
+    judged: bool = True
+    """Whether aged and fresh networks are compared by ``loss``; False where its value says nothing, as in a policy
+    gradient, and it only gives the size of gradients."""
     peek: Callable[..., Any] | None = None
     """``peek(num, generator)``: a batch of further data, where there are some."""
     policy: str | None = None

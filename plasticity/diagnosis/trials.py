@@ -48,7 +48,8 @@ class Budget:
 class Trials:
     """The fits of one patient, each made once: ``curve(lesson, who, teacher)``.
 
-    ``steps``: updates of a fit. ``store``: a file that keeps the curves, from which a later examination goes on.
+    ``steps``: updates of a fit. ``store``: a file that keeps the curves, from which a later examination of the same
+    weights with the same steps goes on.
     """
 
     def __init__(self, patient: Patient, steps: int, budget: Budget, store: Path | None = None, seed: int = 0) -> None:
@@ -59,9 +60,11 @@ class Trials:
         self._signals: dict[int, Any] = {}
         self._weights: dict[str, float] = {}
         self._twins: dict[int, nn.Module] = {}
+        self._what = _fingerprint(patient, steps, seed)
         if store is not None and store.is_file():
             saved = json.loads(store.read_text())
-            self._curves, self.notes = saved["curves"], saved["notes"]
+            if saved.get("what") == self._what:
+                self._curves, self.notes = saved["curves"], saved["notes"]
 
     def curve(
         self, lesson: str, who: str, teacher: int, change: Change | None = None, rate: float | None = None
@@ -146,8 +149,14 @@ class Trials:
             self.store.parent.mkdir(parents=True, exist_ok=True)
             plain = {k: [x if math.isfinite(x) else None for x in c] for k, c in self._curves.items()}
             partial = self.store.with_suffix(".partial")
-            partial.write_text(json.dumps({"curves": plain, "notes": self.notes}))
+            partial.write_text(json.dumps({"what": self._what, "curves": plain, "notes": self.notes}))
             partial.replace(self.store)
+
+
+def _fingerprint(patient: Patient, steps: int, seed: int) -> list[Any]:
+    """Return numbers that two examinations share if they ask the same of the same weights."""
+    sizes = [float(p.detach().double().norm()) for p in patient.model.parameters()]
+    return [steps, seed, len(patient.batches), *sizes]
 
 
 def _gradient_size(model: nn.Module, lesson: Lesson) -> float:

@@ -133,8 +133,8 @@ def _teaches_nothing(found: Examination, residual: Comparison) -> Iterator[Findi
 
 
 def _lost(found: Examination, main: Comparison) -> Iterator[Finding]:
-    name, evidence = found.patient.name, {"learned": main.learned, "fresh networks": main.null}
-    slower = _slower(main)
+    name, slower = found.patient.name, _slower(main)
+    evidence: dict[str, Any] = {"learned": main.learned, "fresh networks": main.null}
     if not found.parts:
         yield Finding(UNKNOWN, f"{name} {slower}; cannot tell where that is lost: the budget ended", evidence)
         return
@@ -145,6 +145,8 @@ def _lost(found: Examination, main: Comparison) -> Iterator[Finding]:
             "rate", f"{name} {slower} at its own rate, and as fast at {at_best:g}: it is badly scaled", evidence
         )
         return
+    if found.rates and main is found.residual:
+        evidence |= _best_of_rates(found, main)
     if first is None:
         first = max(found.parts, key=lambda part: part.closes.value)
     cause, where = _cause(found, first)
@@ -158,10 +160,21 @@ LATER_THAN_RATE = ("norms", "biases", "last layer", "layer", "weights")
 
 def _at_best_rates(found: Examination, residual: Comparison) -> float | None:
     """Return the rate at which the aged network learns as fresh ones do at their best, None if there is none."""
-    every = {rate_of(found.patient.optimizer): residual, **found.rates}
-    best_fresh = max(every.values(), key=lambda c: c.null.value)
-    rate, best_aged = max(every.items(), key=lambda pair: pair[1].learned.value)
-    return rate if best_aged.learned.value >= best_fresh.null.low else None
+    (rate, aged), (_, fresh) = _best(found, residual)
+    return rate if aged.learned.value >= fresh.null.low else None
+
+
+def _best(found: Examination, residual: Comparison) -> tuple[tuple[float, Comparison], tuple[float, Comparison]]:
+    """Return the best rates of the aged and of the fresh networks, each with what was measured there."""
+    every = [(rate_of(found.patient.optimizer), residual), *found.rates.items()]
+    aged = max(every, key=lambda pair: pair[1].learned.value)
+    return aged, max(every, key=lambda pair: pair[1].null.value)
+
+
+def _best_of_rates(found: Examination, residual: Comparison) -> dict[str, Estimate]:
+    """Return the evidence of other rates: a network that is only badly scaled does well at one of them."""
+    (rate, aged), (other, fresh) = _best(found, residual)
+    return {f"at its best rate, {rate:g}": aged.learned, f"fresh networks at theirs, {other:g}": fresh.null}
 
 
 def _cause(found: Examination, part: Tried) -> tuple[str, str]:

@@ -1,0 +1,159 @@
+"""``plasticity diagnose``: whether the networks of a saved agent can still learn, and what would help."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import tyro
+
+from .arguments import read_arguments
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Say whether the networks of a saved agent can still learn, where that is lost, and what would help."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run, or of one of its checkpoints."""
+    at: int | None = None
+    """Environment steps of the checkpoint to examine; None: the latest."""
+    budget: str = "60s"
+    """Time for all networks together, such as 60s, 5m or 1h; what is not tried by then is left out, and said so."""
+    networks: tuple[str, ...] = ()
+    """Networks to examine; empty for all."""
+    steps: int = 40
+    """Updates of a fit."""
+    teachers: int = 4
+    """Random teachers, whose spread gives the intervals; at least 2."""
+    remedies: bool = True
+    """Whether to try the installed methods where something is lost."""
+    env: str | None = None
+    """Environment in which data is collected, in place of the run's."""
+    seed: int = 0
+    """Seed of environment, teachers and fresh networks."""
+    device: str = "cpu"
+    """Device of the networks."""
+    out: Path | None = None
+    """Folder for the verdict and what a later call with the same options goes on from; None: diagnosis in the run."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a verdict per network, and write it beside the trials that it rests on."""
+    config = read_arguments(DiagnoseConfig, "diagnose", arguments)
+    seconds = seconds_of(config.budget)
+    if config.steps < 2 or config.teachers < 2:
+        raise ValueError(f"diagnose needs at least 2 steps and 2 teachers; got {config.steps} and {config.teachers}")
+    began = perf_counter()
+
+    from plasticity.diagnosis.comparison import Size
+    from plasticity.diagnosis.examine import examine
+    from plasticity.diagnosis.trials import Budget, Trials
+    from plasticity.diagnosis.verdict import judge
+
+    from .run import find_run
+
+    folder, record = find_run(config.run)
+    state, step = state_at(config.run, folder, config.at)
+    patients = _patients(config, record, state)
+    out = (config.out or folder / "diagnosis") / f"step-{step}"
+    out.mkdir(parents=True, exist_ok=True)
+    verdicts = []
+    for number, patient in enumerate(patients):
+        share = (seconds - (perf_counter() - began)) / (len(patients) - number)
+        trials = Trials(patient, config.steps, Budget(share, _progress()), out / f"{patient.name}.json", config.seed)
+        verdicts.append(str(judge(examine(trials, Size(teachers=config.teachers), remedies=config.remedies))))
+    title = f"{record['agent']} of {folder}, step {step:,}"
+    text = "\n\n".join([title, *verdicts]) + "\n"
+    (out / "verdict.txt").write_text(text)
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    print(text, end="")
+    return 0
+
+
+def _patients(config: DiagnoseConfig, record: Mapping[str, Any], state: Mapping[str, Any]) -> list[Any]:
+    """Return the networks to examine; ValueError for names that there are not."""
+    from plasticity.diagnosis.examine import MAX_BATCHES
+    from plasticity.storage.randomness import seed_globally
+    from plasticity.surgery.origin import Origins
+
+    from .patients import patients_of, record_inputs
+    from .run import load_weights, make_agent, make_run_env
+
+    seed_globally(config.seed)
+    env = make_run_env(record, name=config.env, seed=config.seed, device=config.device)
+    try:
+        agent = make_agent(record, env, config.device, {} if state.get("buffer") else _small(record))
+        origins = Origins.of(agent.networks)  # before anything is loaded: the laws of this architecture
+        load_weights(agent, config.run, record, state)
+        if state.get("buffer"):
+            agent.buffer.load_state_dict(state["buffer"])
+        patients = patients_of(agent, origins, record_inputs(agent, env, MAX_BATCHES))
+    finally:
+        env.close()
+    names = [patient.name for patient in patients]
+    if unknown := set(config.networks) - set(names):
+        raise ValueError(f"no network {', '.join(sorted(unknown))} to examine; there are {', '.join(names)}")
+    return [patient for patient in patients if not config.networks or patient.name in config.networks]
+
+
+def _small(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return settings under which an agent without its memory soon learns from fresh transitions."""
+    settings = record["config"]["agent"]
+    samples = 8 * settings.get("batch_size", 32)
+    return {"learning_starts": samples, "buffer_size": samples + 1000 * record["config"]["num_envs"]}
+
+
+def state_at(path: Path, folder: Path, step: int | None) -> tuple[Mapping[str, Any], int]:
+    """Return the state of a run or checkpoint and its step: the checkpoint of ``step``, or the latest, or the model.
+
+    A checkpoint goes before the model, because it holds the memory. ValueError, with the steps that there are, where
+    there is none of that step.
+    """
+    from plasticity.storage.checkpoint import load
+    from plasticity.storage.folder import Checkpoints
+    from plasticity.storage.upgrade import upgraded_state
+
+    from .run import CHECKPOINTS, MODEL
+
+    if path != folder:
+        return upgraded_state(load(path)), _step(path)
+    saved = {_step(one): one for kind in (MODEL, CHECKPOINTS) for one in Checkpoints(folder / kind).all()}
+    if not saved:
+        raise ValueError(f"{folder} has neither a model nor a checkpoint: its training did not get so far")
+    if step is not None and step not in saved:
+        raise ValueError(f"{folder} has no checkpoint at step {step}; there are {', '.join(map(str, sorted(saved)))}")
+    chosen = max(saved) if step is None else step
+    return upgraded_state(load(saved[chosen])), chosen
+
+
+def _step(checkpoint: Path) -> int:
+    found = re.search(r"-step-(\d+)$", checkpoint.name)
+    return int(found.group(1)) if found else 0
+
+
+def seconds_of(budget: str) -> float:
+    """Return the seconds of a time such as ``60s``, ``5m``, ``1h`` or ``90``; ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", budget.strip())
+    if found is None:
+        raise ValueError(f"--budget is a time such as 60s, 5m or 1h; got {budget!r}")
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)]
+
+
+def _progress() -> Callable[[str], None]:
+    """Return what shows, in a terminal, the number of trials and the present one, on one line."""
+    count = 0
+
+    def tell(what: str) -> None:
+        nonlocal count
+        count += 1
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{count} trials; {what}"[:100], end="", file=sys.stderr, flush=True)
+
+    return tell

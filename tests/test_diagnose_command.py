@@ -1,0 +1,75 @@
+"""``plasticity diagnose``: on runs of every agent, at a checkpoint, without a trace in the run, and its errors."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from plasticity.cli import main
+from plasticity.commands.diagnose import seconds_of
+from plasticity.testing.runs import QUICK_RUNS, SHORT, command
+
+OPTIONS = ["--steps", "3", "--teachers", "2", "--no-remedies", "--budget", "10m"]
+
+
+@pytest.fixture(
+    scope="module", params=["sac", *(pytest.param(a, marks=pytest.mark.slow) for a in ("td3", "ppo", "dqn"))]
+)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a short run."""
+    folder = tmp_path_factory.mktemp("runs")
+    command("train", request.param, *QUICK_RUNS[request.param], *SHORT, "--out", folder, "--name", "run")
+    return folder / "run"
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Return the hash of every file of a run, but for its diagnoses."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and "diagnosis" not in file.parts]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_a_run_is_examined_and_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digest(run)
+    assert main(["diagnose", str(run), *OPTIONS]) == 0
+    text = capsys.readouterr().out
+    assert "aged beside fresh networks, 3 updates" in text
+    assert digest(run) == before
+    assert (next((run / "diagnosis").glob("step-*")) / "verdict.txt").read_text() == text
+    assert main(["diagnose", str(run), *OPTIONS]) == 0  # from what is kept: the same
+    assert capsys.readouterr().out == text
+
+
+def test_one_network_at_a_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = sorted(int(folder.name.split("-step-")[1]) for folder in (run / "checkpoints").iterdir())
+    network = "q" if run.parent.name.startswith("dqn") else None
+    chosen = ["--networks", network] if network else []
+    assert main(["diagnose", str(run), "--at", str(steps[0]), *OPTIONS, "--out", str(tmp_path), *chosen]) == 0
+    assert f"step {steps[0]:,}" in capsys.readouterr().out
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"step-{steps[0]}"]
+
+
+def test_errors_say_what_there_is(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(run), "--at", "7"]) == 1
+    assert "no checkpoint at step 7; there are" in capsys.readouterr().err
+    assert main(["diagnose", str(run), "--networks", "nose", "--out", str(tmp_path)]) == 1
+    assert "no network nose to examine; there are" in capsys.readouterr().err
+    assert main(["diagnose", str(tmp_path / "none")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert main(["diagnose", str(run), "--budget", "soon"]) == 1
+    assert "--budget is a time such as 60s" in capsys.readouterr().err
+
+
+def test_budgets_are_times() -> None:
+    assert [seconds_of(text) for text in ("60s", "5m", "1h", "90", "0.5m")] == [60, 300, 3600, 90, 30]
+
+
+def test_global_random_states_of_a_process_do_not_matter(run: Path, tmp_path: Path) -> None:
+    texts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        main(["diagnose", str(run), *OPTIONS, "--out", str(tmp_path / str(seed))])
+        texts.append(next((tmp_path / str(seed)).glob("*/verdict.txt")).read_text())
+    assert texts[0] == texts[1]

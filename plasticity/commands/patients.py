@@ -17,7 +17,7 @@ from plasticity.surgery.origin import Origins
 
 from .run import UPDATE_WITHIN, require_update
 
-READINGS = {"CategoricalPolicy": "softmax", "Actor": "tanh_gaussian", "DeterministicActor": "bounded"}
+POLICY_OUTPUTS = {"CategoricalPolicy": "softmax", "Actor": "tanh_gaussian", "DeterministicActor": "bounded"}
 """Class of a policy -> how its outputs are read; the spread of a GaussianPolicy does not depend on its weights."""
 
 
@@ -81,7 +81,7 @@ def _patient(agent: Any, name: str, origins: Origins, inputs: Mapping[str, list[
     network, step = agent.networks[name], _step_of(agent, name)
     forward: Callable[..., Tensor] = lambda module, batch: agent.forward[name](module, batch[0])  # noqa: E731
     on_policy = hasattr(inputs[step][0][0], "log_prob")
-    policy = READINGS.get(type(network).__name__)
+    policy = POLICY_OUTPUTS.get(type(network).__name__)
     return Patient(
         name,
         network,

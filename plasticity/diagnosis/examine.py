@@ -30,7 +30,7 @@ from .verdict import Diagnosis, judge
 STEPS = 40
 """Updates of a fit."""
 MAX_BATCHES = 8
-FEW = Size(teachers=2, fresh=4)
+AT_OTHER_RATES = Size(teachers=2, fresh=4)
 """The fits at each other rate."""
 
 
@@ -166,7 +166,7 @@ def _compare_rates(trials: Trials, found: Examination) -> None:
     default = _default_rate(trials.patient.optimizer)
     grid = {own / 10, own * 10, default} if own else {usual, default}
     for rate in sorted(grid - {own, 0.0}):
-        found.rates[rate] = compare(trials, RESIDUAL, FEW, rate)
+        found.rates[rate] = compare(trials, RESIDUAL, AT_OTHER_RATES, rate)
 
 
 def _default_rate(optimizer: Optimizer) -> float:

@@ -32,7 +32,7 @@ class DiagnoseConfig:
     teachers: int = 4
     """Random teachers, whose spread gives the intervals; at least 2."""
     remedies: bool = True
-    """Whether to try the installed methods where something is lost."""
+    """Try the installed methods where something is lost."""
     env: str | None = None
     """Environment in which data is collected, in place of the run's."""
     seed: int = 0

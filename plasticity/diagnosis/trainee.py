@@ -100,7 +100,7 @@ class Patient:
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     """``(module, batch) -> loss`` of training; None where it is not known."""
     judged: bool = True
-    """Whether aged and fresh networks are compared by ``loss``; False where its value says nothing, as in a policy
+    """Compare aged and fresh networks by ``loss``, too. False where its value says nothing, as in a policy
     gradient, and it only gives the size of gradients."""
     peek: Callable[..., Any] | None = None
     """``peek(num, generator)``: a batch of further data, where there are some."""

@@ -4,19 +4,10 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
+from .activations import CReLU, Fourier, Hadamard, IntervalDropout, Rational, SmoothLeaky
 from .choices import pick
-
-
-class CReLU(nn.Module):
-    """cat([relu(x), relu(-x)]) along axis 1: twice as many features (Abbas et al. 2023, arXiv 2303.07507)."""
-
-    expansion = 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([torch.relu(x), torch.relu(-x)], 1)
 
 
 class Residual(nn.Sequential):
@@ -55,13 +46,19 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "leaky_relu_0.1": partial(nn.LeakyReLU, 0.1),
     "crelu": CReLU,
+    "prelu": nn.PReLU,
+    "smooth_leaky": SmoothLeaky,
+    "aid": IntervalDropout,
+    "rational": Rational,
+    "fourier": Fourier,
+    "hadamard": Hadamard,
 }
 """Name -> a new activation. One that has another number of features than its input says so: `expansion`."""
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {"none": None, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
 """Name -> a new norm of the last axis, for so many features; None: no module."""
 
 
-def expansion(activation: nn.Module) -> int:
+def expansion(activation: nn.Module) -> float:
     """Return how many features an activation makes of one."""
     return getattr(activation, "expansion", 1)
 
@@ -72,7 +69,10 @@ def activated(norm: str, activation: str, width: int, image: bool = False) -> tu
     modules = [module] if make_norm is None else [make_norm(width), module]
     if image and make_norm is not None:
         modules[0] = OverChannels(modules[0])
-    return modules, width * expansion(module)
+    features = width * expansion(module)
+    if features != int(features):
+        raise ValueError(f"{activation} makes one feature of two neurons; an odd number of them, {width}, does not do")
+    return modules, int(features)
 
 
 def linear(num_inputs: int, width: int, initialise: Callable[[Tensor], object]) -> nn.Linear:

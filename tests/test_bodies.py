@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from plasticity.agents.activations import CReLU, Fourier, Hadamard, IntervalDropout, Rational, SmoothLeaky
 from plasticity.agents.bodies import Architecture, Body, make_body, widths
 from plasticity.agents.normalise import RunningNorm, running_norms, update_norms
-from plasticity.agents.parts import CReLU, OverChannels, Scale
+from plasticity.agents.parts import OverChannels, Scale
 from plasticity.interventions.reset import reset_
 from plasticity.surgery.initialisers import record_initialisers
 from plasticity.surgery.origin import Origin
@@ -181,6 +182,47 @@ def test_crelu_by_hand() -> None:
     x = torch.tensor([[1.0, -2.0, 0.0]])
     assert CReLU()(x).tolist() == [[1, 0, 0, 0, 2, 0]]
     assert CReLU()(x[:, :, None, None]).flatten().tolist() == [1, 0, 0, 0, 2, 0]
+
+
+def test_fourier_features_by_hand() -> None:
+    x = torch.tensor([[0.0, math.pi / 2]])
+    torch.testing.assert_close(Fourier()(x), torch.tensor([[0.0, 1.0, 1.0, 0.0]]), rtol=0, atol=1e-6)
+
+
+def test_hadamard_by_hand() -> None:
+    assert Hadamard()(torch.tensor([[0.5, 1.0]])).item() == pytest.approx(math.tanh(0.5) * math.tanh(1.0), abs=1e-6)
+    assert body("mlp", (8, 6), activation="hadamard").num_features == 3
+    with pytest.raises(ValueError, match="hadamard makes one feature of two neurons; an odd number of them, 7"):
+        body("mlp", (7, 6), activation="hadamard")
+
+
+def test_smooth_leaky_has_a_floor_under_its_slope_and_no_kink() -> None:
+    x = torch.linspace(-6, 6, 301, requires_grad=True)
+    (slope,) = torch.autograd.grad(SmoothLeaky()(x).sum(), x)
+    assert SmoothLeaky()(torch.zeros(1)).item() == pytest.approx(0, abs=1e-7)
+    torch.testing.assert_close(slope, 0.1 + 0.9 * torch.sigmoid(5 * x.detach()), rtol=1e-4, atol=1e-5)
+    assert slope.min() >= 0.1
+    torch.testing.assert_close(slope[[0, -1]], torch.tensor([0.1, 1.0]), rtol=0, atol=1e-4)
+
+
+def test_interval_dropout_is_a_relu_or_its_mirror_image_and_their_mean_without_gradients() -> None:
+    x = torch.linspace(-1, 1, 20_000)
+    out = IntervalDropout(keep=0.75)(x)
+    kept = out != 0
+    assert torch.equal(out[kept], x[kept])
+    shares = [kept[x > 0].float().mean().item(), kept[x < 0].float().mean().item()]
+    assert shares == pytest.approx([0.75, 0.25], abs=0.02)
+    with torch.no_grad():
+        torch.testing.assert_close(IntervalDropout(keep=0.75)(x), torch.where(x > 0, 0.75 * x, 0.25 * x))
+
+
+def test_a_rational_begins_as_a_leaky_relu_and_is_the_quotient_of_its_polynomials() -> None:
+    unit, x = Rational(), torch.linspace(-3, 3, 61)
+    torch.testing.assert_close(unit(x), nn.functional.leaky_relu(x), rtol=0, atol=0.05)
+    a, b = unit.numerator.tolist(), unit.denominator.tolist()
+    for value in (-2.0, 0.5, 3.0):
+        expected = sum(c * value**i for i, c in enumerate(a)) / (1 + sum(abs(c * value**j) for j, c in enumerate(b, 1)))
+        assert unit(torch.tensor([value])).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"bronet"}))

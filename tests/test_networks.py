@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from plasticity import Monitor, Reading, wiring
+from plasticity.agents.activations import CReLU
 from plasticity.agents.bodies import NETWORKS
 from plasticity.agents.networks import Actor, Critic, squashed_gaussian
-from plasticity.agents.parts import ACTIVATIONS, NORMS, CReLU, OverChannels
+from plasticity.agents.parts import ACTIVATIONS, NORMS, OverChannels
 from plasticity.interventions.injection import find_heads
 from plasticity.surgery.initialisers import record_initialisers
 from plasticity.surgery.recycle import recycle_, refusals
@@ -102,10 +103,18 @@ def test_plasticity_injection_finds_the_last_hidden_layers_and_the_output(networ
 # --- every neuron is seen, on every network ---
 
 
+FIRST = ("relu", "tanh", "gelu", "silu", "leaky_relu", "crelu")
+LATER = (("mlp", "none"), ("minatar_cnn", "layer"))
+
+
 def combinations() -> list[tuple[str, str, str]]:
-    """Every network with every norm and activation that it takes."""
-    every = itertools.product(NETWORKS, NORMS, ACTIVATIONS)
-    return [(net, norm, act) for net, norm, act in every if net != "bronet" or (norm != "rms" and act != "crelu")]
+    """Every network with every norm and activation that it takes; of the later activations two networks each."""
+    every = itertools.product(NETWORKS, NORMS, FIRST)
+    later = [(net, norm, act) for net, norm in LATER for act in ACTIVATIONS if act not in FIRST]
+    return [
+        *((net, norm, act) for net, norm, act in every if net != "bronet" or (norm != "rms" and act != "crelu")),
+        *later,
+    ]
 
 
 def num_neurons(network: str, hidden: tuple[int, ...]) -> int:

@@ -36,7 +36,7 @@ class FeatureNormPenalty(FeaturePenalty):
     coef: float = 1e-3
     """Weight of the penalty; 0 switches it off."""
     reduce: Literal["sum", "mean"] = "sum"
-    """Sum squares over features; otherwise average them."""
+    """Reduction of the squares over features."""
 
     def penalty(self, name: str, networks: Mapping[str, nn.Module], batch: Any, *drawn: Any) -> Tensor:
         """Return the penalty on the update's own batch."""

@@ -55,7 +55,7 @@ class InFeR(FeaturePenalty):
     beta: float = 100.0
     """Factor of the frozen heads' outputs."""
     reduce: Literal["mean", "sum"] = "mean"
-    """Average squares over heads; otherwise sum them."""
+    """Reduction of the squares over heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

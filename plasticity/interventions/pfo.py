@@ -43,7 +43,7 @@ class ProximalFeatures(FeaturePenalty):
     coef: float = 1.0
     """Weight of the penalty; 0 switches it off."""
     layers: Literal["last", "all"] = "last"
-    """Count the last hidden layer only; otherwise every hidden layer."""
+    """Hidden layers that count."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, before = "", warnings.formatwarning
     try:
         warnings.formatwarning = before if debug else _warning
+        for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8, nor the terminal
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         modules, arguments = take_imports(arguments)
         import_modules(modules)
         if not arguments or arguments[0] in ("-h", "--help"):

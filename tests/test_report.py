@@ -108,6 +108,17 @@ def test_real_runs_make_a_page_that_needs_nothing_else(real: Path, tmp_path: Pat
     assert f"plasticity report {real} --out" in shown.text
 
 
+def test_rows_of_another_tool_are_told_what_they_lack(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [1.0, 2.0], tail='{"iteration": 3, "loss": 0.5}\n{"global_step": 4}\n{"st')
+    _, notes = load_runs([run])
+    assert f"{run}: left out 1 damaged line of metrics.jsonl" in notes
+    line = '{"step": 100, "charts/eval_return": 1.0}'
+    assert f"{run}: left out 2 lines of metrics.jsonl without a step: every row needs one, as in {line}" in notes
+    (run / "metrics.jsonl").write_text('{"loss": 0.5}\n')
+    with pytest.raises(ValueError, match="without a step"):
+        load_runs([run])
+
+
 def test_other_formats(real: Path, tmp_path: Path) -> None:
     assert main(["report", str(real), "--out", str(tmp_path), "--formats", "md", "csv", "png"]) == 0
     made = {file.name for file in tmp_path.iterdir()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -155,11 +156,21 @@ def make_agent(record: Mapping[str, Any], env: Any, device: str, overrides: Mapp
     if name not in AGENTS:
         raise ValueError(f"the run has the agent {name!r}; this version knows {', '.join(AGENTS)}")
     kind, config_kind = find_agent(name)
-    settings = _tuples(record["config"]["agent"])
+    settings = _tuples(record["config"].get("agent", {}))
+    known = {field.name for field in dataclasses.fields(config_kind)}
+    if unknown := sorted(settings.keys() - known):
+        raise ValueError(
+            f"the run has settings that this version's {name} does not know: {', '.join(unknown)}; it was written by "
+            f"version {record.get('version', 'unknown')}: install that one, or take them out of {RECORD}"
+        )
     settings |= {key: value for key, value in overrides.items() if key in settings}
     spaces = env.observation_space, env.action_space
     with noting(f"raised while making the agent {name}"):
-        return kind(*spaces, config_kind(**settings), num_envs=env.num_envs, device=device, name=name)
+        try:
+            config = config_kind(**settings)
+        except TypeError as error:
+            raise ValueError(f"{RECORD} has a setting of the wrong type: {error}") from error
+        return kind(*spaces, config, num_envs=env.num_envs, device=device, name=name)
 
 
 def load_weights(agent: Any, path: Path, record: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:

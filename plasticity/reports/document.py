@@ -92,12 +92,12 @@ class Report:
             images = ["svg"]  # Markdown shows figures from files
         files: dict[str, bytes] = {}
         if "html" in formats:
-            files["report.html"] = self.page().encode()
+            files["report.html"] = self.page().encode(errors="backslashreplace")
         if "md" in formats:
-            files["report.md"] = self.markdown(images[-1]).encode()
+            files["report.md"] = self.markdown(images[-1]).encode(errors="backslashreplace")
         if "csv" in formats:
             files |= {
-                f"{_slug(table)}.csv": tables.comma_separated(table).encode()
+                f"{_slug(table)}.csv": tables.comma_separated(table).encode(errors="backslashreplace")
                 for table in [self.curves, *self.results, *self.details]
             }
         for picture in self._all_pictures():

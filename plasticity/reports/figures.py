@@ -7,6 +7,7 @@ colours are those of Okabe and Ito, the maps cividis, both made for colour blind
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill, shorten
@@ -170,7 +171,8 @@ def svg(figure: Figure) -> str:
 def encoded(figure: Figure, kind: str) -> bytes:
     """Return a figure as the contents of a file; the same runs give the same bytes."""
     out = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names of runs may have any letters
         figure.savefig(out, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
 

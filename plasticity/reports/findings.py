@@ -87,7 +87,10 @@ class Findings:
         }
         label = "normalised score" if self.anchors else "score"
         figures = {"profiles": draw_profiles(bands, label), "aggregates": draw_intervals(columns)}
-        files = {"compare.md": self.markdown().encode(), "compare.tex": self.latex().encode()}
+        files = {
+            "compare.md": self.markdown().encode(errors="backslashreplace"),
+            "compare.tex": self.latex().encode(errors="backslashreplace"),
+        }
         files |= {f"{n}.{kind}": encoded(figure, kind) for n, figure in figures.items() for kind in ("svg", "png")}
         out.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from plasticity.storage.record import NO_CONFIGURATION, RECORD, read_record
-from plasticity.storage.rows import METRICS_FILE, decode_row, read_metrics
-from plasticity.tags import PLAIN_EVENTS
+from plasticity.storage.rows import METRICS_FILE, decode_row, is_stepless, read_metrics
+from plasticity.tags import EVAL_RETURN, PLAIN_EVENTS
 
 from .series import Series, columns
 
@@ -110,9 +110,7 @@ def _load(folder: Path, notes: list[str]) -> RecordedRun | None:
         notes.append(f"left out {folder}: it has no {METRICS_FILE} (status: {record.get('status', 'unknown')})")
         return None
     rows = read_metrics(folder)
-    damaged = _damaged(folder)
-    if damaged:
-        notes.append(f"{folder}: left out {damaged} damaged line{'s' * (damaged > 1)} of {METRICS_FILE}")
+    notes.extend(_left_out_lines(folder))
     series = columns(rows)
     if not series:
         notes.append(f"left out {folder}: nothing was logged yet (status: {record.get('status', 'unknown')})")
@@ -137,10 +135,20 @@ def _record(folder: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _damaged(folder: Path) -> int:
-    """Return the number of lines that are no rows, the torn last line of a killed run included."""
+def _left_out_lines(folder: Path) -> list[str]:
+    """Return notes on lines that are no rows, the torn last line of a killed run included."""
     with (folder / METRICS_FILE).open(encoding="utf-8", errors="replace") as lines:
-        return sum(1 for line in lines if line.strip() and decode_row(line) is None)
+        bad = [line for line in lines if line.strip() and decode_row(line) is None]
+    stepless = sum(map(is_stepless, bad))
+    counts = {
+        "damaged line": ("", len(bad) - stepless),
+        "line": (f' without a step: every row needs one, as in {{"step": 100, "{EVAL_RETURN}": 1.0}}', stepless),
+    }
+    return [
+        f"{folder}: left out {count} {what}{'s' * (count > 1)} of {METRICS_FILE}{why}"
+        for what, (why, count) in counts.items()
+        if count
+    ]
 
 
 def _without_copies(runs: list[RecordedRun], notes: list[str]) -> list[RecordedRun]:

@@ -23,6 +23,35 @@ NO_CONFIGURATION = frozenset(
 """Settings that do not make another configuration: runs that differ in these only are seeds of one another."""
 
 
+SHAPE: dict[str, tuple[tuple[type, ...], str]] = {
+    "status": ((str,), "text"),
+    "config.env": ((str,), "text"),
+    "config.seed": ((int,), "a number"),
+    "config.steps": ((int,), "a number"),
+    "config.num_envs": ((int,), "a number"),
+    "config.agent": ((dict,), "an object"),
+    "config.interventions": ((dict,), "an object"),
+    "config.interventions.*": ((dict,), "an object"),
+    "config.meters": ((dict,), "an object"),
+    "config.meters.*": ((dict,), "an object"),
+    "config.probes": ((list,), "a list"),
+    "config.probes.*": ((str,), "text"),
+    "command": ((list,), "a list"),
+    "command.*": ((str,), "text"),
+    "arguments": ((list,), "a list"),
+    "arguments.*": ((str,), "text"),
+    "imports": ((list,), "a list"),
+    "imports.*": ((str,), "text"),
+    "versions": ((dict,), "an object"),
+    "hardware": ((dict,), "an object"),
+    "git": ((dict, type(None)), "an object"),
+    "steps_done": ((int,), "a number"),
+    "eval_returns": ((list,), "a list"),
+    "eval_returns.*": ((int, float, type(None)), "a number"),
+}
+"""Dotted place in a record -> the types that readers rely on, in words too; ``*``: every entry. All may be missing."""
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json`` in one step, with format and version; OSError leaves the old one in place."""
     stamped = {"format": RECORD_FORMAT, "version": package_version(), **record}
@@ -50,7 +79,22 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     if not (isinstance(record.get("agent"), str) and isinstance(record.get("config"), dict)):
         raise ValueError(f"{path} is damaged: it lacks the agent or its config")
+    for place, (types, words) in SHAPE.items():
+        for value in _found(record, place.split(".")):
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise ValueError(f"{path} is damaged: {place} is {value!r:.40}, not {words}")
     return upgraded(record)
+
+
+def _found(value: Any, place: list[str]) -> list[Any]:
+    """Return what stands at a place, every entry for ``*``; empty where it is missing, or what it is in is another."""
+    if not place:
+        return [value]
+    key, *rest = place
+    if key == "*":
+        entries = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        return [found for entry in entries for found in _found(entry, rest)]
+    return _found(value[key], rest) if isinstance(value, dict) and key in value else []
 
 
 def package_version() -> str:

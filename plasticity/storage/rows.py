@@ -72,6 +72,15 @@ def decode_row(line: str | bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and is_step(row.get("step")) and is_step(row.get("purge_step", 0)) else None
 
 
+def is_stepless(line: str | bytes) -> bool:
+    """Return whether a line is an object without a step, as other tools write them."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "step" not in row
+
+
 def as_float(value: Any) -> float | None:
     """Return a value of a row as a float, NaN for null and for an integer beyond a float; None for other types."""
     if value is None:

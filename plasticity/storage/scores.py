@@ -58,6 +58,27 @@ def kept(measurement: int) -> bool:
     return measurement % (1 << (measurement // FULL_ROWS).bit_length()) == 0
 
 
+def decode_scores(line: str | bytes) -> dict[str, Any] | None:
+    """Return the row on a line of the file, a mark of a resumed run included; None where there is none."""
+    row = decode_row(line)
+    if row is None or "purge_step" in row:
+        return row
+    names, numbers = (
+        (row.get(key) for key in ("network", "probe", "layer")),
+        (row.get(key) for key in ("nth", "neurons")),
+    )
+    whole = all(isinstance(name, str) for name in names) and all(type(n) is int and n >= 0 for n in numbers)
+    return row if whole and _num_codes(row.get("codes")) == min(row["neurons"], MAX_NEURONS) else None
+
+
+def _num_codes(codes: Any) -> int:
+    """Return the number of codes in base64; -1 for anything else."""
+    try:
+        return len(base64.b64decode(codes, validate=True))
+    except (ValueError, TypeError):
+        return -1
+
+
 class ScoresFile:
     """Append the scores of a run's neurons to ``scores.jsonl`` in ``folder``; the file appears with the first of them.
 
@@ -105,7 +126,7 @@ class ScoresFile:
         self._seen.clear()
         content = self.path.read_bytes()
         for line in content.splitlines():
-            row = decode_row(line)
+            row = decode_scores(line)
             if row is not None and "nth" in row and row["step"] < purge_step:
                 self._seen[score_tag(row["network"], row["probe"], row["layer"])] = row["nth"] + 1
         return b"" if not content or content.endswith(b"\n") else b"\n"

@@ -12,7 +12,7 @@ import numpy as np
 
 from plasticity.storage.record import RECORD, read_record
 from plasticity.storage.rows import METRICS_FILE, decode_row
-from plasticity.storage.scores import SCORES_FILE
+from plasticity.storage.scores import SCORES_FILE, decode_scores
 
 from .tail import Tail
 
@@ -80,7 +80,7 @@ class RunFolder:
         size = min(_size(self.folder / SCORES_FILE), _HEAD)
         if size != self._head:
             with (self.folder / SCORES_FILE).open("rb") as file:
-                rows = [row for line in file.read(size).splitlines() if (row := decode_row(line)) is not None]
+                rows = [row for line in file.read(size).splitlines() if (row := decode_scores(line)) is not None]
             self._widths = {f"{r['network']}/{r['layer']}": r["neurons"] for r in rows if "neurons" in r}
             self._head = size
         return self._widths
@@ -99,7 +99,7 @@ class Neurons:
         again, lines = self._tail.fresh()
         if again:
             self.layers.clear()
-        for row in filter(None, map(decode_row, lines)):
+        for row in filter(None, map(decode_scores, lines)):
             if "purge_step" in row:
                 for key, rows in self.layers.items():
                     self.layers[key] = [r for r in rows if r["step"] < row["purge_step"]]
@@ -162,8 +162,11 @@ class Folders:
     def _inside(self, run: str) -> Path | None:
         if self.root is None or "\0" in run:
             return None
-        folder = (self.root / run).resolve()
-        files = [(folder / name).resolve() for name in (RECORD, METRICS_FILE, SCORES_FILE)]
+        try:
+            folder = (self.root / run).resolve()
+            files = [(folder / name).resolve() for name in (RECORD, METRICS_FILE, SCORES_FILE)]
+        except (OSError, RuntimeError):  # a link to itself
+            return None
         inside = all(path.is_relative_to(self.root) for path in (folder, *files))
         return folder if inside and folder.is_dir() else None
 

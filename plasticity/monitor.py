@@ -210,6 +210,11 @@ class Monitor:
     def _matches(self, name: str) -> bool:
         return any(fnmatchcase(name, glob) for glob in self.layers or ())
 
+    def require_readable(self) -> None:
+        """Raise RuntimeError if what was called so far shows that nothing can be read: see :meth:`read`."""
+        if self._guide.error or (not self.num_passes and (self._observer.strays or self._observer.mask_error)):
+            raise RuntimeError(f"no data: {self._guide.error or self._why_nothing()}")
+
     def read(self) -> Reading:
         """Return what was measured since the last :meth:`reset`; raise RuntimeError if nothing was."""
         self._observer.intake.flush()

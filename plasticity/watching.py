@@ -35,7 +35,8 @@ class Watcher:
     critic's.
 
     ``calls``, ``masks``: network -> the methods by which it is called beside ``forward``, and its mask, both as in
-    :class:`Monitor`. ``read``: how a monitor is read, for errors of a name.
+    :class:`Monitor`. ``read``: how a monitor is read, for errors of a name. ``require``: called with each monitor after
+    the first step of its network, which is looked at though it is not due, so that what cannot be read fails there.
 
     Raises ValueError for a network that none of the optimizers trains, for a compiled one, and for a window that is
     longer than ``every``, or longer than a step where ``due`` decides.
@@ -57,8 +58,9 @@ class Watcher:
         calls: Mapping[str, Sequence[str]] | None = None,
         masks: Mapping[str, Any] | None = None,
         read: Callable[[Monitor], Reading] = Monitor.read,
+        require: Callable[[Monitor], None] | None = None,
     ) -> None:
-        self._read = read
+        self._read, self._require = read, require
         calls, masks = calls or {}, masks or {}
         if every < 1:
             raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
@@ -92,6 +94,10 @@ class Watcher:
             if all(probe.last_step_only for probe in monitor.probes.values()):
                 self.window = 1
             self._arm(name, monitor, 1)
+        self._unchecked = {n: not m.attached for n, m in self.monitors.items()} if require is not None else {}
+        """Network that no step was seen of -> whether its first step is looked at for that alone."""
+        for name in self._unchecked:
+            self.monitors[name].attach()
 
     def steps(self) -> list[int]:
         """Return how many steps each optimizer has made, in the order in which they were given."""
@@ -109,7 +115,7 @@ class Watcher:
         """
         if self._closed is not None:
             return self._closed
-        armed = {name: monitor for name, monitor in self.monitors.items() if monitor.attached}
+        armed = {n: m for n, m in self.monitors.items() if m.attached and not self._unchecked.get(n)}
         states = {name: (monitor.num_passes, monitor.state_dict()) for name, monitor in armed.items()}
         gathered = {name: state for name, (passes, state) in states.items() if passes or "before" in state}
         memory = {name: kept for name, monitor in self.monitors.items() if (kept := monitor.memory())}
@@ -122,7 +128,7 @@ class Watcher:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; with other probes, or other steps to measure, from its clocks alone."""
-        self._steps = dict(zip(self._steps, state["steps"], strict=True))
+        self._steps, self._unchecked = dict(zip(self._steps, state["steps"], strict=True)), {}
         same = state.get("settings", self._settings()) == self._settings()  # 0.1.0 did not save them
         for name, monitor in self.monitors.items():
             monitor.detach()
@@ -159,10 +165,19 @@ class Watcher:
                 continue
             if monitor.attached:
                 monitor.commit()
-                if self.window == 1 or self.due(name, step):
+                if self._check_first(name, monitor):
+                    monitor.detach()
+                elif self.window == 1 or self.due(name, step):
                     self._collect(name, monitor, step)
             self._arm(name, monitor, step + 1)
         self._seconds += perf_counter() - start
+
+    def _check_first(self, name: str, monitor: Monitor) -> bool:
+        """Require, after its first step, that a network can be read; return whether that was all to do."""
+        alone = self._unchecked.pop(name, None)
+        if alone is not None and self._require is not None:
+            self._require(monitor)
+        return bool(alone)
 
     def _arm(self, name: str, monitor: Monitor, step: int) -> None:
         """Prepare for a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,22 +10,33 @@ from torch import nn
 
 from plasticity.isolation import map_tensors
 from plasticity.observing.first_pass import FirstPass
+from plasticity.structure.trace import trace
+from plasticity.structure.wirings import Wiring
 
 
 class FirstInputs:
     """A copy of the arguments of a network's first training pass: ``found``, None before it."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, calls: Sequence[str] = ()) -> None:
+        self.method = "forward"
+        """The method by which the network was called, of ``forward`` and ``calls``."""
         self.found: tuple[tuple, dict] | None = None
         self._device = next((p.device for p in network.parameters()), None)
-        self._hook = FirstPass(network, self._keep, training=True)
+        self._hook = FirstPass(network, self._keep, training=True, calls=calls)
 
     def _keep(self, args: tuple, kwargs: dict) -> None:
+        self.method = self._hook.method
         self.found = map_tensors((args, kwargs), lambda tensor: tensor.detach().clone())
 
-    def take(self, found: tuple[tuple, dict] | None) -> None:
+    def wiring(self, network: nn.Module) -> Wiring:
+        """Return how the layers of the network are connected in a pass on these inputs."""
+        args, kwargs = self.found or ((), {})
+        return trace(network, args, kwargs, method=self.method)
+
+    def take(self, found: tuple[tuple, dict] | None, method: str = "forward") -> None:
         """Keep these inputs of a resumed run, loaded to the CPU, in place of the next ones."""
         if found is not None:
+            self.method = method
             self.found = map_tensors(found, lambda tensor: tensor.to(self._device))
             self.remove()
 

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from plasticity.isolation import named_modules
-from plasticity.structure.trace import wiring
 
 from .first_inputs import FirstInputs, is_storable
 from .reset import depths
@@ -39,8 +38,7 @@ class LayerDepths:
                     f"{self._method} must know the order of the layers, and no training pass of the network was seen: "
                     "call the network itself, not a compiled wrapper, before the optimizer steps"
                 )
-            args, kwargs = self._inputs.found
-            self._depths, self._modules = depths(wiring(self._network, *args, **kwargs)), modules
+            self._depths, self._modules = depths(self._inputs.wiring(self._network)), modules
         return self._depths
 
     @property

@@ -8,9 +8,8 @@ presets.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +22,7 @@ from plasticity.observing.first_pass import FirstPass
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy
 from plasticity.structure.optimizers import all_parameters
-from plasticity.structure.trace import wiring
+from plasticity.structure.trace import trace
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import incoming_entries
 from plasticity.surgery.initialisers import weight_of
@@ -174,7 +173,7 @@ class NeuroplasticExpansion(Intervention):
         for name, network in networks.items():
             ctx.optimizer_of(name)
             for module in filter(None, (network, ctx.targets.get(name))):  # whichever runs first
-                self.hook(FirstPass(unwrap(module), partial(self._first_pass, name)))
+                self._see_first(name, unwrap(module), ctx.calls.get(name, ()))
         probes = {"dormancy": Dormancy(0.0), "active": ActiveFraction()}
         self._watcher = Watcher(
             networks,
@@ -185,6 +184,7 @@ class NeuroplasticExpansion(Intervention):
             strict=True,
             processes="all",
             read=self.named(Monitor.read),
+            require=self.named(Monitor.require_readable),
             calls=ctx.calls,
             masks=ctx.masks,
         )
@@ -219,9 +219,14 @@ class NeuroplasticExpansion(Intervention):
 
     # -- the start -----------------------------------------------------------------------------------------------------
 
-    def _first_pass(self, name: str, args: tuple, kwargs: dict) -> None:
-        if name not in self._layers:
-            self.sparsify(name, wiring(self._networks[name], *args, **kwargs))
+    def _see_first(self, name: str, module: nn.Module, calls: Sequence[str]) -> None:
+        """Put the masks on before the first pass of a network or its target."""
+
+        def see(args: tuple, kwargs: dict) -> None:
+            if name not in self._layers:
+                self.sparsify(name, trace(unwrap(self._networks[name]), args, kwargs, method=first.method))
+
+        self.hook(first := FirstPass(module, see, calls=calls))
 
     def sparsify(self, name: str, wired: Wiring) -> None:
         """Give a network its initial masks; raise ValueError where it has no layer that may be sparse."""

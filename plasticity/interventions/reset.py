@@ -18,7 +18,6 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules, named_parameters, unwrap
 from plasticity.structure.layers import NORM_MODULES
 from plasticity.structure.optimizers import all_parameters
-from plasticity.structure.trace import wiring
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
@@ -184,7 +183,7 @@ class Reset(Scheduled):
                 f"Reset(layers={self.layers}) must know the order of the layers of {name}, and no training pass of it "
                 f"was seen: call the network itself, not a compiled wrapper, or pass layers=None to reset all of it"
             )
-        return last_layers(wiring(network, *inputs[0], **inputs[1]), self.layers)
+        return last_layers(self._inputs[name].wiring(network), self.layers)
 
     def _reset_loose(self, ctx: Context) -> None:
         for name, parameter in loose_parameters(ctx).items() if self._loose else ():

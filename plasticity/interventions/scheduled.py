@@ -87,7 +87,7 @@ class Scheduled(Intervention):
         self.prepare(ctx)
         self.hook(optimizers[0].register_step_post_hook(self.named(self._after_step)))
         for name, network in self._networks.items():
-            self._inputs[name] = FirstInputs(network)
+            self._inputs[name] = FirstInputs(network, ctx.calls.get(name, ()))
             self.hook(self._inputs[name])
 
     def prepare(self, ctx: Context) -> None:
@@ -114,7 +114,11 @@ class Scheduled(Intervention):
             self._ctx.edited()
             return result
 
-        return (edit(), math.nan) if inputs is None else function_change(self._networks[network], *inputs, edit)
+        return (
+            (edit(), math.nan)
+            if inputs is None
+            else function_change(self._networks[network], *inputs, edit, self._inputs[network].method)
+        )
 
     def inputs(self, network: str) -> tuple[tuple, dict] | None:
         """Return the arguments of the network's first training pass, None before it."""
@@ -182,7 +186,12 @@ class Scheduled(Intervention):
         # A checkpoint holds tensors and plain values only: a run with other inputs takes new ones when it is resumed.
         inputs = {name: first.found for name, first in self._inputs.items() if is_storable(first.found)}
         clocks = {"ticks": dict(self.ticks), "trigger": self.trigger.state_dict(), "collected": self._collected}
-        return {**super().state_dict(), **clocks, "inputs": inputs}
+        return {
+            **super().state_dict(),
+            **clocks,
+            "inputs": inputs,
+            "methods": {name: self._inputs[name].method for name in inputs},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
@@ -191,4 +200,4 @@ class Scheduled(Intervention):
         self.trigger.load_state_dict(state["trigger"])
         self._collected = state.get("collected", False)
         for name, first in self._inputs.items():
-            first.take(state["inputs"].get(name))
+            first.take(state["inputs"].get(name), state.get("methods", {}).get(name, "forward"))

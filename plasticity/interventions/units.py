@@ -88,6 +88,7 @@ class UnitMethod(Intervention):
             probes=self.probes(),
             strict=True,
             read=self.named(Monitor.read),
+            require=self.named(Monitor.require_readable),
             calls=ctx.calls,
             masks=ctx.masks,
             processes="all",  # data-parallel replicas treat the same neurons

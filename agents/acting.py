@@ -7,6 +7,7 @@ weight in place is seen. The results equal the module's up to the last bits of f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .distributions import Categorical, Gaussian
+from .distributions import Categorical, Gaussian, library
 from .networks import LOG_STD_MAX, LOG_STD_MIN, Actor, CategoricalPolicy, DeterministicActor, GaussianPolicy, QNetwork
 
-MAX_ROWS = 4  # beyond, torch's products are the faster ones
+# Rows beyond which torch is the faster one: of networks with layers up to SMALL wide, and of others.
+MAX_ROWS, MAX_ROWS_WIDE, SMALL = 64, 4, 128
 ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 
 # Activations, computed in place.
@@ -27,12 +29,13 @@ IN_PLACE: dict[type[nn.Module], Callable[[np.ndarray], Any]] = {
     nn.Identity: lambda x: x,
 }
 
-# Network -> its nn.Sequential, the heads on top of that, and a function of their outputs that ends its `forward`.
+# Network -> its nn.Sequential, the heads on top of that, and a function of their outputs that ends its `forward`: of
+# tensors and the network, or of arrays and those of its own parameters.
 READABLE: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]] = {
-    QNetwork: ("q", (), lambda net, q: q if net.num_atoms == 1 else q.unflatten(-1, (-1, net.num_atoms))),
-    Actor: ("trunk", ("mean", "log_std"), lambda net, mean, spread: (mean, spread.clamp(LOG_STD_MIN, LOG_STD_MAX))),
-    DeterministicActor: ("trunk", ("action",), lambda net, action: torch.tanh(action)),
-    GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, net.log_std.detach().expand_as(mean))),
+    QNetwork: ("q", (), lambda net, q: q if net.num_atoms == 1 else q.reshape(len(q), -1, net.num_atoms)),
+    Actor: ("trunk", ("mean", "log_std"), lambda net, mean, spread: (mean, spread.clip(LOG_STD_MIN, LOG_STD_MAX))),
+    DeterministicActor: ("trunk", ("action",), lambda net, action: library(action).tanh(action)),
+    GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, expanded(net.log_std, mean))),
     CategoricalPolicy: ("pi", (), lambda net, logits: Categorical(logits)),
 }
 
@@ -44,38 +47,41 @@ NumpyLayer = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
 class Acting:
     """Return `networks[name](obs)` without gradients: by numpy where that can be done, else by the module.
 
-    It cannot where a network is none of READABLE, has an encoder, layers other than Linear and IN_PLACE, or a
-    `forward` put on an instance, or is not float32 on the CPU; nor where there are more than MAX_ROWS rows. What
-    replaces a network, a module or a parameter is noticed. Where there are hooks the module runs, and where they change
-    its result, that is what counts. Hooks that only look on must not change the last bits of an action: then it is
-    numpy's as ever. One that rides on training passes (`gradient.Ride`) ignores passes without gradients and is not
-    even called.
+    Of an array it returns arrays, of a tensor tensors. It cannot use numpy where a network is none of READABLE, has an
+    encoder, layers other than Linear and IN_PLACE, or a `forward` put on an instance, or is not float32 on the CPU; nor
+    where there are more than MAX_ROWS rows. What replaces a network, a module or a parameter is noticed. Where there
+    are hooks the module runs, and where they change its result, that is what counts. Hooks that only look on must not
+    change the last bits of an action: then it is numpy's as ever. One that rides on training passes (`gradient.Ride`)
+    ignores passes without gradients and is not even called.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], name: str) -> None:
         self.networks, self.name = networks, name
         self._plan: NumpyPlan | None = None
 
-    def __call__(self, obs: Tensor) -> Any:
+    def __call__(self, obs: Any) -> Any:
         network, plan = self.networks[self.name], self._plan
         if not is_few(obs):
             return self._module(obs)
         if plan is None or not plan.holds(network):
             plan = self._plan = NumpyPlan(network)
-        if plan.known and not plan.hooked():
-            return plan.run(obs)
-        return self._watched(obs) if plan.known else self._module(obs)
+        if len(obs) <= plan.max_rows:
+            return self._watched(obs) if plan.hooked() else plan.run(obs)
+        return self._module(obs)
 
     @torch.no_grad()
-    def _module(self, obs: Tensor) -> Any:
-        return self.networks[self.name](obs)
-
-    @torch.no_grad()
-    def _watched(self, obs: Tensor) -> Any:
-        """Let hooks see the pass, and change its result."""
+    def _module(self, obs: Any) -> Any:
         network = self.networks[self.name]
-        seen, plan = network(obs), NumpyPlan(network)  # a hook may have replaced something
-        return plan.run(obs) if plan.known and same_bits(seen, plan.without_hooks(obs)) else seen
+        return mapped(network(torch.from_numpy(obs)), Tensor.numpy) if isinstance(obs, np.ndarray) else network(obs)
+
+    @torch.no_grad()
+    def _watched(self, obs: Any) -> Any:
+        """Let hooks see the pass, and change its result."""
+        network, as_tensor = self.networks[self.name], torch.as_tensor(obs)
+        seen, plan = network(as_tensor), NumpyPlan(network)  # a hook may have replaced something
+        if plan.max_rows and same_bits(seen, plan.without_hooks(as_tensor)):
+            return plan.run(obs)
+        return mapped(seen, Tensor.numpy) if isinstance(obs, np.ndarray) else seen
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None}  # a copy has parameters of its own
@@ -100,25 +106,29 @@ class NumpyPlan:
             if p is not None
         ]
         self.patched = self._is_patched()
-        self.known = type(network) in READABLE and not self.patched and self._read(network)
+        self.max_rows = self._read(network) if type(network) in READABLE and not self.patched else 0
 
-    def _read(self, network: Any) -> bool:
-        """Take in the layers; return whether all are known."""
+    def _read(self, network: Any) -> int:
+        """Take in the layers; return up to how many rows numpy is to compute, 0 where not all are known."""
         trunk, heads, self.finish = READABLE[type(network)]
         layers, tops = list(getattr(network, trunk)), [getattr(network, head) for head in heads]
         self.layers, self.heads = layers, tops
         self.steps: list[NumpyLayer] = []
         if type(network.encoder) is not nn.Identity or not all(map(is_numpy_ready, network.parameters())):
-            return False
+            return 0
         for layer in layers:
             if is_linear(layer):
                 self.steps.append(numpy_layer(layer))
             elif type(layer) in IN_PLACE and self.steps:  # in front it would write into the input
                 self.steps[-1][2].append(IN_PLACE[type(layer)])
             else:
-                return False
+                return 0
         self.tops = [numpy_layer(top) for top in tops if is_linear(top)]
-        return bool(self.steps) and len(self.tops) == len(tops)
+        own = {name: parameter.detach().numpy() for name, parameter in network._parameters.items()}
+        self.own = SimpleNamespace(num_atoms=getattr(network, "num_atoms", 1), **own)
+        if not self.steps or len(self.tops) < len(tops):
+            return 0
+        return MAX_ROWS if max(bias.size for _, bias, _ in self.steps) <= SMALL else MAX_ROWS_WIDE
 
     def holds(self, network: nn.Module) -> bool:
         """Return whether nothing was replaced."""
@@ -146,15 +156,17 @@ class NumpyPlan:
     def _all_hooks(self) -> Iterator[Any]:
         return (hook for hooks in self.hooks for hook in hooks.values())
 
-    def run(self, obs: Tensor) -> Any:
+    def run(self, obs: Any) -> Any:
         """Return what the network's forward does."""
-        x = obs.numpy()
+        x = obs if (array := isinstance(obs, np.ndarray)) else obs.numpy()
         for weight, bias, activations in self.steps:
             x = x.dot(weight)
             x += bias
             for activate in activations:
                 activate(x)
-        outputs = [x.dot(weight) + bias for weight, bias, _ in self.tops] or [x]
+        outputs = [x.dot(weight) + bias for weight, bias, _ in self.tops] if self.tops else [x]
+        if array:
+            return self.finish(self.own, *outputs)
         return self.finish(self.network, *map(torch.from_numpy, outputs))
 
     def without_hooks(self, obs: Tensor) -> Any:
@@ -181,10 +193,25 @@ def numpy_layer(linear: Any) -> NumpyLayer:
     return linear.weight.detach().numpy().T, linear.bias.detach().numpy()[None], []  # one row is added the fastest
 
 
-def is_few(obs: Tensor) -> bool:
-    """Return whether numpy can take these observations, and is the faster one."""
+def is_few(obs: Any) -> bool:
+    """Return whether numpy can take these observations, and may be the faster one."""
+    if isinstance(obs, np.ndarray):
+        return obs.dtype == np.float32 and obs.ndim == 2 and len(obs) <= MAX_ROWS
     plain = obs.is_cpu and obs.dtype is torch.float32 and not obs.requires_grad
     return plain and obs.dim() == 2 and obs.size(0) <= MAX_ROWS
+
+
+def expanded(log_std: Any, mean: Any) -> Any:
+    """Return (action_dim,) in the shape of the means; an array does without."""
+    return log_std if isinstance(mean, np.ndarray) else log_std.detach().expand_as(mean)
+
+
+def mapped(outputs: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Return an output of a network, a tensor or a tuple of tensors, with a function of each in its place."""
+    if isinstance(outputs, Tensor):
+        return function(outputs)
+    found = map(function, outputs)
+    return type(outputs)(*found) if hasattr(outputs, "_fields") else tuple(found)
 
 
 def is_numpy_ready(parameter: Tensor) -> bool:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from .acting import Acting
 from .bodies import Body, make_body, widths
 from .choices import OneOf
+from .draws import normal, uniform
 from .forward import of_obs, of_obs_and_action
 from .networks import VALUE_HEADS, Critic
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .replay import Batch
+from .rows import like
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim
 from .updates import Followers, as_batch
@@ -88,7 +90,7 @@ class ActorCritic(OffPolicy):
         self.action_dim = box_dim(action_space, name, "action", "its policy is continuous")
         self.updates_owed = 0.0
         act, update, replay, weights = split_seed(seed, 4)
-        self.add_generator("act", act)
+        self.add_draws(normal, (self.action_dim,), act)
         self.add_generator("update", update)
         self.buffer = self.make_buffer((self.action_dim,), replay)
         self.add_networks(self._make_networks(weights), self.TARGETS)
@@ -115,10 +117,21 @@ class ActorCritic(OffPolicy):
         """Return whether an update is owed."""
         return self.updates_owed >= 1 - 1e-9  # ten times 0.1 is below 1 in floating point
 
-    def random_action(self, num: int) -> Tensor:
-        """Draw actions (num, action_dim) evenly from [-1, 1]."""
-        shape = num, self.action_dim
-        return 2 * torch.rand(shape, generator=self.generators["act"], device=self.device) - 1
+    def act(self, obs: Any, explore: bool) -> Any:
+        """Return actions (N, action_dim) in [-1, 1]: evenly random at first; without explore the best ones known.
+
+        Of an array it returns an array, of a tensor a tensor.
+        """
+        seen = self.seen(obs)
+        if explore and self.env_steps < self.config.learning_starts:
+            return like(2 * uniform((len(seen), self.action_dim), self.generators["act"]) - 1, obs)
+        assert self.draws is not None
+        noise = self.draws.row(len(seen)) if explore else None
+        return like(self.chosen(self.actor(seen), noise), obs)
+
+    def chosen(self, output: Any, noise: Any | None) -> Any:
+        """Return actions from the actor's output, disturbed by `noise` (N, action_dim) ~ N(0, 1) if it is given."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -146,10 +159,6 @@ class ActorCritic(OffPolicy):
     def move_targets(self) -> None:
         """Move every target towards its network by the share `target_tau`."""
         self.followers.move(self.config.target_tau)
-
-    def act(self, obs: Tensor, explore: bool) -> Tensor:
-        """Return actions (N, action_dim) in [-1, 1]."""
-        raise NotImplementedError
 
     def critic_loss(self, batch: Batch, *more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of both critics on a batch, and metrics."""

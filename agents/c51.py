@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .rows import as_tensor, like
+
 
 class C51:
     """Outputs are logits (..., num_atoms) of the return's distribution over atoms evenly spaced in [v_min, v_max]."""
@@ -13,7 +15,7 @@ class C51:
 
     def q(self, logits: Tensor) -> Tensor:
         """Return the mean returns, of the shape of logits without its last axis."""
-        return (logits.softmax(-1) * self.support).sum(-1)
+        return like((as_tensor(logits).softmax(-1) * self.support).sum(-1), logits)
 
     def target(self, reward: Tensor, discount: Tensor, logits: Tensor) -> Tensor:
         """Return probabilities (batch, num_atoms) of r + discount * Z, Z as logits; the others (batch,)."""

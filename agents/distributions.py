@@ -1,14 +1,20 @@
 """Distributions of actions: a diagonal Gaussian or a categorical one, as tuples of tensors.
 
-Smaller than those of torch.distributions, to which a test holds them equal: they draw from a generator that is given,
-and leave validation, with its host synchronisation, to the check of the losses.
+Smaller than those of torch.distributions, to which a test holds them equal: they draw by noise that is given, and leave
+validation, with its host synchronisation, to the check of the losses. To act, they may hold numpy arrays.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def library(values: Any) -> Any:
+    """Return the module, numpy or torch, that computes with these values."""
+    return np if isinstance(values, np.ndarray) else torch
 
 
 class Gaussian(NamedTuple):
@@ -17,10 +23,9 @@ class Gaussian(NamedTuple):
     mean: Tensor
     log_std: Tensor
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw actions (batch, action_dim), without bounds."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
-        return self.mean + self.log_std.exp() * noise
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return actions (batch, action_dim), without bounds, that `noise` ~ N(0, 1) of that shape draws."""
+        return self.mean + library(self.log_std).exp(self.log_std) * noise
 
     def mode(self) -> Tensor:
         """Return the most likely actions (batch, action_dim)."""
@@ -41,10 +46,9 @@ class Categorical(NamedTuple):
 
     logits: Tensor
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw actions (batch,) int64: the argmax of logits plus Gumbel noise, which is minus the log of an Exp(1)."""
-        noise = torch.empty_like(self.logits).exponential_(generator=generator)
-        return (self.logits - noise.log()).argmax(-1)
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return actions (batch,) int64 that `noise` (batch, num_actions) of a Gumbel distribution draws."""
+        return (self.logits + noise).argmax(-1)
 
     def mode(self) -> Tensor:
         """Return the most likely actions (batch,) int64."""

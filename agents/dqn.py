@@ -31,6 +31,8 @@ from .acting import Acting
 from .bodies import make_body, widths
 from .choices import OneOf
 from .compiled import Precision
+from .distributions import library
+from .draws import uniform
 from .forward import of_obs
 from .gradient import Compile
 from .inputs import Chosen
@@ -40,6 +42,7 @@ from .optimizers import AgentConfig
 from .priorities import Priorities
 from .replay import Batch
 from .returns import LOSSES, RETURNS
+from .rows import like
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import num_actions
 from .updates import Followers, as_batch
@@ -148,7 +151,7 @@ class DQN(OffPolicy):
         """Environment steps that can be learned from, since the last round of updates."""
 
         act, replay, weights = split_seed(seed, 3)
-        self.add_generator("act", act)
+        self.add_draws(uniform, (1 + self.num_actions,), act)  # whether an action is random; the largest says which
         capacity = config.buffer_size // num_envs * num_envs
         priorities = Priorities(capacity, config.priority_alpha, device=self.device) if config.prioritised else None
         n_steps = {"n_step": config.n_step, "gamma": config.gamma}
@@ -180,18 +183,23 @@ class DQN(OffPolicy):
             raise ValueError(f"{self.name}: exploration noise is a probability in [0, 1], got {scale}")
         self.epsilon_end = float(scale)
 
-    def act(self, obs: Tensor, explore: bool) -> Tensor:
+    def act(self, obs: Any, explore: bool) -> Any:
         """Return actions (N,) int64 of the largest Q; with explore each is random with probability epsilon."""
-        obs, generator = obs.to(self.device, self.obs_dtype), self.generators["act"]
+        seen = self.seen(obs)
         if not explore:
-            return self.q(obs).argmax(-1)
-        count = obs.shape[0]
-        random = torch.randint(self.num_actions, (count,), generator=generator, device=self.device)
-        chance = torch.rand(count, generator=generator, device=self.device)
-        if count == 1 and self.device.type == "cpu":  # the usual case, without a mask
-            return random if chance.item() < self.epsilon else self.values.q(self.output(obs)).argmax(-1)
-        chosen = chance < self.epsilon
-        return random if chosen.all() else torch.where(chosen, random, self.q(obs).argmax(-1))
+            return like(self._best(seen), obs)
+        assert self.draws is not None
+        drawn = self.draws.row(len(seen))
+        explores, random = drawn[:, 0] < self.epsilon, drawn[:, 1:].argmax(-1)
+        answers = explores.tolist()
+        if False not in answers:
+            return like(random, obs)
+        best = self._best(seen)
+        return like(library(best).where(explores, random, best) if True in answers else best, obs)
+
+    def _best(self, seen: Any) -> Any:
+        """Return the actions (N,) int64 of the largest Q."""
+        return self.values.q(self.output(seen)).argmax(-1)
 
     def owe(self, num_steps: int) -> None:
         """Owe a round of updates for every `train_every` steps."""

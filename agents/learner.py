@@ -6,15 +6,18 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .compiled import Precision
+from .draws import Draws
 from .gradient import Compile, GradientStep
 from .normalise import RunningNorm, running_norms
 from .optimizers import load_optimizer_
 from .replay import Batch, restore_generator
+from .rows import as_array
 from .spaces import obs_dtype, obs_shape
 from .updates import Finite
 
@@ -53,6 +56,8 @@ class Learner:
         self.updates = 0
         self.finite = Finite(name)
         self.generators: dict[str, torch.Generator] = {}
+        self.draws: Draws | None = None
+        """Random numbers by which the agent explores."""
         self.networks: dict[str, nn.Module] = {}
         self.targets: dict[str, nn.Module] = {}
         """Network -> its slowly following copy, where it has one."""
@@ -66,6 +71,20 @@ class Learner:
     def add_generator(self, name: str, seed: int) -> None:
         """Add a generator on the agent's device."""
         self.generators[name] = torch.Generator(self.device).manual_seed(seed)
+
+    def add_draws(self, draw: Callable[..., Tensor], shape: Iterable[int], seed: int) -> None:
+        """Add the generator "act", and the numbers (num_envs, *shape) that it gives in every step."""
+        self.add_generator("act", seed)
+        self.draws = Draws(draw, (self.num_envs, *shape), self.generators["act"])
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether `act` takes arrays too, and returns one then: on the CPU, with observations in the agent's dtype."""
+        return self.device.type == "cpu"
+
+    def seen(self, obs: Any) -> Any:
+        """Return observations in the agent's dtype: an array where the agent is on the CPU, else a tensor there."""
+        return obs if isinstance(obs, np.ndarray) else as_array(obs.to(self.device, self.obs_dtype))
 
     def add_networks(self, networks: Mapping[str, nn.Module], targets: Iterable[str] = ()) -> None:
         """Add networks, moved to the agent's device, and frozen copies of those named in `targets`."""
@@ -115,6 +134,7 @@ class Learner:
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
                 "optimizer_kinds": {name: type(optimizer).__name__ for name, optimizer in self.optimizers.items()},
                 "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+                "draws": {} if self.draws is None else self.draws.state_dict(),
                 "counters": {name: getattr(self, attribute) for name, attribute in self.COUNTERS.items()},
                 **self.own_state(),
             }
@@ -139,6 +159,8 @@ class Learner:
             load_optimizer_(optimizer, state["optimizers"][name])
         for name, generator in self.generators.items():
             restore_generator(generator, state["generators"][name])
+        if self.draws is not None and state.get("draws"):  # version 0.1.0 drew anew in every step
+            self.draws.load_state_dict(state["draws"])
         for name, attribute in self.COUNTERS.items():
             setattr(self, attribute, state["counters"][name])
         self.load_own_state(state)

@@ -19,7 +19,7 @@ class RunningNorm(nn.Module):
 
     def __init__(self, shape: Sequence[int], *, eps: float = 1e-8, clip: float | None = None) -> None:
         super().__init__()
-        self.eps, self.clip, self._shape = eps, clip, torch.Size(shape)
+        self.eps, self.clip, self._shape = eps, clip, tuple(shape)
         # float64: after millions of steps float32 would no longer take up new ones.
         self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
         self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
@@ -29,34 +29,39 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() > 1 and is_one_row(x) and x.dtype == torch.float32:
-            mean, var, _, eps, low, high = self._arrays()
-            row = x.numpy() - mean.astype(np.float32)
-            row *= np.reciprocal(np.sqrt(var + eps)).astype(np.float32)
-            if self.clip is not None:  # what row.clip does, in half the time
-                np.minimum(row, high, out=row)
-                np.maximum(row, low, out=row)
-            return torch.from_numpy(row)
+            return torch.from_numpy(self.of_rows(x.numpy()))
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
         out = (x - self.mean.to(dtype)) * (self.var + self.eps).rsqrt().to(dtype)
         return out if self.clip is None else out.clamp(-self.clip, self.clip)
 
-    def update(self, x: Tensor) -> None:
-        """Take in a batch (batch, *shape); in place, so that compiled graphs and other holders see it.
+    def of_rows(self, x: np.ndarray) -> np.ndarray:
+        """Return what `forward` does, for an array (batch, *shape) float32 and statistics on the CPU."""
+        mean, var, _, eps, low, high = self._arrays()
+        rows: np.ndarray = x - mean.astype(np.float32)
+        rows *= np.reciprocal(np.sqrt(var + eps)).astype(np.float32)
+        if self.clip is not None:  # what rows.clip does, in half the time
+            np.minimum(rows, high, out=rows)
+            np.maximum(rows, low, out=rows)
+        return rows
+
+    def update(self, x: Any) -> None:
+        """Take in a batch (batch, *shape), a tensor or an array; in place, so that graphs and other holders see it.
 
         Chan, Golub & LeVeque 1983: two samples of sizes n and m, whose means are delta apart, have together the sum of
         squares of both plus delta^2 n m / (n + m). Raises ValueError for another shape.
         """
-        shape = self._shape
-        if x.shape[1:] != shape or x.dim() != len(shape) + 1:
+        if x.shape[1:] != self._shape or len(x.shape) != len(self._shape) + 1:
             needed, found = ", ".join(["batch", *map(str, self.mean.shape)]), tuple(x.shape)
             raise ValueError(f"RunningNorm needs observations of shape ({needed}), got {found}")
-        if is_one_row(x) and self._buffers["mean"].is_cpu:  # type: ignore[union-attr]
-            self._update_by_one(x.numpy()[0])
+        if isinstance(x, np.ndarray):
+            self.update_by_rows(x)
+        elif is_one_row(x) and self._buffers["mean"].is_cpu:  # type: ignore[union-attr]
+            self.update_by_rows(x.numpy())
         else:
-            self._update_by_many(x.detach().to(self.mean.device, torch.float64))
+            self._update_by_tensor(x.detach().to(self.mean.device, torch.float64))
 
     @torch.no_grad()
-    def _update_by_many(self, x: Tensor) -> None:
+    def _update_by_tensor(self, x: Tensor) -> None:
         var, mean = torch.var_mean(x, 0, correction=0)
         total = self.count + len(x)
         share = len(x) / total
@@ -65,20 +70,25 @@ class RunningNorm(nn.Module):
         self.mean.add_(delta * share)
         self.count.copy_(total)
 
-    def _update_by_one(self, x: np.ndarray) -> None:
-        """The same for one observation, whose mean is itself and whose variance is 0, in a fraction of the time."""
-        if not self._shape:
-            self.update_by_number(float(x))
-            return
+    def update_by_rows(self, x: np.ndarray) -> None:
+        """The same for an array, and statistics on the CPU, in a fraction of the time."""
         mean, var, count, *_ = self._arrays()
-        count[()] = total = count.item() + 1
-        share = 1 / total
-        delta = x - mean
-        moved = delta * share
-        mean += moved
-        moved *= delta
-        var += moved
-        var *= 1 - share
+        count[()] = total = count.item() + len(x)
+        share = len(x) / total
+        if len(x) == 1:  # its mean is itself, and its variance 0
+            delta = x[0] - mean
+            moved = delta * share
+            mean += moved
+            moved *= delta
+            var += moved
+            var *= 1 - share
+            return
+        with np.errstate(all="ignore"):  # as torch: what is not finite is found in the losses
+            centre = np.add.reduce(x, 0, np.float64) / len(x)
+            spread = np.add.reduce(np.square(x - centre), 0) / len(x)
+            delta = centre - mean
+            mean += delta * share
+            var += share * (spread - var + np.square(delta) * (1 - share))
 
     def update_by_number(self, x: float) -> float:
         """The same for a norm of single numbers, and return the variance: numbers of Python are the fastest."""

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from .acting import Acting
 from .bodies import NETWORKS, make_body, widths
 from .choices import OneOf
 from .compiled import Precision
+from .draws import gumbel, normal
 from .forward import of_obs
 from .gradient import Compile
 from .inputs import Chosen
@@ -44,6 +46,7 @@ from .parts import ACTIVATIONS
 from .replay import Batch
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
+from .rows import as_tensor, fields_of, like, same
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, is_discrete, num_actions
 
@@ -168,7 +171,7 @@ class PPO(Learner):
         self.minibatch_size = self._split(self.config)
 
         act, update, weights = split_seed(seed, 3)
-        self.add_generator("act", act)
+        self.add_draws(normal if self.continuous else gumbel, (action_dim,), act)
         self.add_generator("update", update)
         self.add_networks(self._make_networks(shape, action_dim, weights))
         self.policy = Acting(self.networks, "actor")
@@ -188,8 +191,8 @@ class PPO(Learner):
             self.config.num_steps, num_envs, shape, actions[0],
             device=self.device, obs_dtype=self.obs_dtype, action_dtype=actions[1],
         )  # fmt: skip
-        self._sampled: tuple[Tensor, Tensor, Tensor] | None = None  # what act saw, drew, and handed out
-        self._next: tuple[Tensor | None, Tensor] = None, torch.empty(0)  # what observe saw last, and normalised
+        self._sampled: tuple[Any, Any, Any] | None = None  # what act saw, drew, and handed out
+        self._next: tuple[Any, Any] = None, None  # what observe saw last, and normalised
         self._reset_learning()
 
     def _split(self, config: Any) -> int:
@@ -231,38 +234,38 @@ class PPO(Learner):
             normalisers["rewards"] = ReturnScaler(self.num_envs, self.config.gamma).to(self.device)
         return normalisers
 
-    def act(self, obs: Tensor, explore: bool) -> Tensor:
+    def act(self, obs: Any, explore: bool) -> Any:
         """Return actions, (N, action_dim) in [-1, 1] or (N,) int64: sampled; without explore the most likely ones.
 
         Sampled ones are remembered for the `observe` that follows; those without explore leave no trace.
         """
-        obs = self._normalise(obs)
-        distribution = self.policy(obs)
+        known, normalised = self._next
+        seen = normalised if obs is known else self._normalised(self.seen(obs))
+        distribution = self.policy(seen)
         if not explore:
-            return self._bounded(distribution.mode())
-        sample = distribution.sample(self.generators["act"])
-        self._sampled = obs, sample, self._bounded(sample)
-        return self._sampled[2]
+            return like(self._bounded(distribution.mode()), obs)
+        assert self.draws is not None
+        sample = distribution.sample(self.draws.row(len(seen)))
+        action = self._bounded(sample)
+        self._sampled = seen, sample, action
+        return like(action, obs)
 
     def observe(self, transition: Any) -> None:
         """Store one step of every environment; its action must be the one that `act` has sampled last.
 
         Rewards are scaled, and statistics take in the step: what is acted upon is never moved in between.
         """
-        obs, sample = self._take_sampled(transition.action)
-        self._next = None, obs  # the statistics are about to move
-        reward, terminated, truncated = (
-            getattr(transition, name).to(self.device) for name in ("reward", "terminated", "truncated")
-        )
+        row = fields_of(transition, self.device, self.obs_dtype)
+        obs, sample = self._take_sampled(row["action"])
+        self._next = None, None  # the statistics are about to move
+        reward = row["reward"]
         if "rewards" in self.normalisers:
-            reward = self.normalisers["rewards"].update(reward, terminated | truncated)
+            reward = self.normalisers["rewards"].update(reward, row["terminated"] | row["truncated"])
         if "observations" in self.normalisers:
-            self.normalisers["observations"].update(transition.obs)
-        next_obs = self._normalise(transition.next_obs)
-        self._next = transition.next_obs, next_obs  # mostly what is acted upon next, and not normalised twice then
-        self.rollout.add(
-            obs=obs, action=sample, reward=reward, next_obs=next_obs, terminated=terminated, truncated=truncated
-        )
+            self.normalisers["observations"].update(row["obs"])
+        next_obs = self._normalised(row["next_obs"])
+        self._next = row["next_obs"], next_obs  # mostly what is acted upon next, and not normalised twice then
+        self.rollout.add(**{**row, "obs": obs, "action": sample, "reward": reward, "next_obs": next_obs})
         self.env_steps += self.num_envs
 
     def ready(self) -> bool:
@@ -291,7 +294,7 @@ class PPO(Learner):
     @torch.no_grad()
     def state_value(self, obs: Tensor) -> Tensor:
         """Return V(s), (N,), in the units of the normalised rewards where these are on."""
-        return self.networks["critic"](self._normalise(obs))
+        return self.networks["critic"](as_tensor(self._normalised(self.seen(obs))))
 
     def learn(self, batch: Experience | Chosen) -> dict[str, Tensor]:
         """Take the update itself: one step of the optimizer on both losses and the entropy."""
@@ -364,23 +367,22 @@ class PPO(Learner):
         self.explained_variance = torch.zeros((), device=self.device)
         self.minibatch = 0
 
-    def _normalise(self, obs: Tensor) -> Tensor:
-        """Return observations as the networks take them."""
-        if obs is self._next[0]:
-            return self._next[1]
-        obs = obs.to(self.device, self.obs_dtype)
-        return self.normalisers["observations"](obs) if "observations" in self.normalisers else obs
+    def _normalised(self, obs: Any) -> Any:
+        """Return observations, an array or a tensor, as the networks take them."""
+        normaliser = self.normalisers.get("observations")
+        if normaliser is None:
+            return obs
+        return normaliser.of_rows(obs) if isinstance(obs, np.ndarray) else normaliser(obs)
 
-    def _bounded(self, action: Tensor) -> Tensor:
-        return action.clamp(-1, 1) if self.continuous else action
+    def _bounded(self, action: Any) -> Any:
+        return action.clip(-1, 1) if self.continuous else action
 
-    def _take_sampled(self, action: Tensor) -> tuple[Tensor, Tensor]:
+    def _take_sampled(self, action: Any) -> tuple[Any, Any]:
         """Return observation and sample of the last act(explore=True); ValueError if it returned another `action`."""
         if self._sampled is None:
             raise ValueError(f"{self.name} learns from its own actions only: call act(obs, explore=True) first")
         obs, sample, given = self._sampled
-        action = action.to(self.device)
-        if not torch.equal(action, given):
+        if not same(action, given):
             raise ValueError(
                 f"{self.name} learns from its own actions only: the transition's action {action.tolist()} is not the "
                 f"{given.tolist()} that act(obs, explore=True) returned last"
@@ -414,7 +416,7 @@ class PPO(Learner):
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Restore normalisers and the rollout in progress."""
         self._load_normalisers(state["normalisers"])
-        self._sampled, self._next = None, (None, torch.empty(0))
+        self._sampled, self._next = None, (None, None)
         self.rollout.clear()
         self._reset_learning()
         if self.rollout.fits(state["rollout"]):

@@ -25,8 +25,9 @@ class Episodes(Callback):
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Add the rewards; log the episodes that ended, their mean if several did at once."""
+        names, arrays = ("reward", "terminated", "truncated"), getattr(transition, "arrays", None)
         reward, terminated, truncated = (
-            getattr(transition, name).tolist() for name in ("reward", "terminated", "truncated")
+            (getattr(transition, name) if arrays is None else arrays[name]).tolist() for name in names
         )
         if not self._returns:
             self._returns, self._lengths = [0.0] * len(reward), [0] * len(reward)

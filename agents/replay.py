@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from .ages import AgeFunction, draw_ages, multiply, probabilities
 from .inputs import Chosen
 from .nstep import n_step_return
 from .priorities import Priorities
-from .rows import as_row, writable
+from .rows import as_tensor, fields_of, writable
 from .successors import Successors
 
 
@@ -123,7 +124,7 @@ class ReplayBuffer:
 
     def add(self, transition: Any) -> None:
         """Write one row: the tensors of `transition` have num_envs as their first dimension."""
-        given: dict[str, Tensor] = {name: getattr(transition, name) for name in self._shapes}
+        given = fields_of(transition, self.device, self.storage["obs"].dtype, self._shapes)
         for name, shape in self._shapes.items():
             if given[name].shape != shape:  # anything would broadcast one environment over all of them
                 found = tuple(given[name].shape)
@@ -131,11 +132,11 @@ class ReplayBuffer:
         row = self._row(self.clock)
         if "truncated" in self.storage:
             previous = self._row(self.clock - 1)
-            continues = self._continues(previous, given["obs"])
+            continues = self._continues(previous, as_tensor(given["obs"]))
             if self.successors is not None:
-                self.successors.write(row, previous, continues, given["next_obs"])
+                self.successors.write(row, previous, continues, as_tensor(given["next_obs"]))
         for name, rows in self._rows.items():
-            rows[row] = as_row(given[name], rows)
+            rows[row] = given[name] if isinstance(rows, np.ndarray) else as_tensor(given[name])
         if self.priorities is not None:
             self.priorities.add(torch.arange(row.start, row.stop, device=self.device))
         self.clock += 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .replay import Batch
-from .rows import as_row, writable
+from .rows import writable
 
 
 @dataclass
@@ -66,12 +66,15 @@ class Rollout:
             for name, (shape, dtype) in layout.items()
         }
         self._device = torch.device(device)
-        self._rows = writable(self.storage)
-        self._shapes = {name: tuple(values.shape[1:]) for name, values in self.storage.items()}
+        self._bind()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rows = writable(self.storage)  # a copy has memory of its own
+        self._bind()  # a copy has memory of its own
+
+    def _bind(self) -> None:
+        """Take views of the memory, to which rows are written."""
+        self._items = [(name, rows, rows.shape[1:]) for name, rows in writable(self.storage).items()]
 
     @property
     def full(self) -> bool:
@@ -84,17 +87,22 @@ class Rollout:
     def __repr__(self) -> str:
         return f"Rollout({self.num_rows} of {self.num_steps} steps, num_envs={self.num_envs})"
 
-    def add(self, **row: Tensor) -> None:
-        """Write one row: obs, action, reward, next_obs, terminated and truncated, each (num_envs, ...)."""
-        if self.full:
+    def add(self, **row: Any) -> None:
+        """Write one row: obs, action, reward, next_obs, terminated and truncated, each (num_envs, ...).
+
+        On the CPU arrays of numpy are written the fastest.
+        """
+        time = self.num_rows
+        if time == self.num_steps:
             raise RuntimeError(f"{self} is full: learn from it and clear it before the next step")
-        for name, shape in self._shapes.items():  # assigning would broadcast one environment over all of them
-            if row[name].shape != shape:
-                raise ValueError(f"Rollout: {name} has shape {tuple(row[name].shape)}, expected {shape}")
-        for name, rows in self._rows.items():
-            rows[self.num_rows] = as_row(row[name], rows)
-        self.num_rows += 1
-        self.num_known = max(self.num_known, self.num_rows)
+        for name, rows, shape in self._items:
+            values = row[name]
+            if values.shape != shape:  # assigning would broadcast one environment over all of them
+                raise ValueError(f"Rollout: {name} has shape {tuple(values.shape)}, expected {tuple(shape)}")
+            rows[time] = values
+        self.num_rows = time = time + 1
+        if time > self.num_known:
+            self.num_known = time
 
     def clear(self) -> None:
         """Begin anew; the steps so far are known until they are overwritten."""

@@ -33,6 +33,7 @@ from torch import Tensor
 from . import adam
 from .actor_critic import ActorCritic, ActorCriticConfig
 from .compiled import Precision
+from .distributions import library
 from .gradient import Compile
 from .inputs import Chosen
 from .networks import Actor, squashed_gaussian
@@ -89,17 +90,11 @@ class SAC(ActorCritic):
         if config.learn_alpha:
             self.optimizers["alpha"] = OPTIMIZERS["adam"]([self.log_alpha], lr=config.alpha_lr)
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, explore: bool) -> Tensor:
-        """Return actions (N, action_dim) in [-1, 1]: random at first, then sampled; without explore tanh(mean)."""
-        obs, generator = obs.to(self.device, self.obs_dtype), self.generators["act"]
-        if explore and self.env_steps < self.config.learning_starts:
-            return self.random_action(len(obs))
-        mean, log_std = self.actor(obs)
-        if explore:  # what squashed_gaussian draws, without its density
-            shape = len(obs), self.action_dim
-            mean = mean + log_std.exp() * torch.randn(shape, generator=generator, device=self.device)
-        return torch.tanh(mean)
+    def chosen(self, output: Any, noise: Any | None) -> Any:
+        """Return what `squashed_gaussian` draws, without its density, or without noise tanh(mean)."""
+        mean, log_std = output
+        numpy = library(mean)
+        return numpy.tanh(mean if noise is None else mean + numpy.exp(log_std) * noise)
 
     def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Take the update itself: critics, actor, temperature, targets."""

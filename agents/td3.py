@@ -88,17 +88,9 @@ class TD3(ActorCritic):
         super().__init__(observation_space, action_space, config, name=name, seed=seed, device=device, **how)
         self.noise = config.exploration_noise
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, explore: bool) -> Tensor:
-        """Return actions (N, action_dim) in [-1, 1]: random at first, then pi(s) with noise; without explore pi(s)."""
-        obs = obs.to(self.device, self.obs_dtype)
-        if explore and self.env_steps < self.config.learning_starts:
-            return self.random_action(len(obs))
-        action = self.actor(obs)
-        if explore:
-            shape = len(obs), self.action_dim
-            action += self.noise * torch.randn(shape, generator=self.generators["act"], device=self.device)
-        return action.clamp(-1, 1)
+    def chosen(self, output: Any, noise: Any | None) -> Any:
+        """Return pi(s), with noise of the present scale."""
+        return output.clip(-1, 1) if noise is None else (output + self.noise * noise).clip(-1, 1)
 
     def set_noise(self, scale: float) -> None:
         """Set the standard deviation of the exploration noise, in place of config.exploration_noise."""

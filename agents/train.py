@@ -10,7 +10,7 @@ from torch import Tensor
 from plasticity.callback import Callback, Context, end, fire, listeners, note, start, start_task
 
 from .protocol import Agent, Env
-from .rows import any_true
+from .rows import as_array, ended, successors
 
 LENT = ("buffer", "value", "state_value", "td_error", "set_noise", "forward", "peek")
 """Attributes of an agent that a context passes on where the agent has them."""
@@ -60,7 +60,9 @@ def _loop(
 ) -> None:
     events = ("on_task_start", "on_step", "on_update_start", "on_update_end", "on_step_end")
     task_start, step, update_start, update_end, step_end = (listeners(callbacks, event) for event in events)
+    arrays = getattr(agent, "takes_arrays", False) and getattr(env, "takes_arrays", False)
     obs = env.obs if ctx.step else env.reset()  # a resumed run goes on in the middle of its episodes
+    obs = as_array(obs) if arrays else obs
     has_tasks = getattr(env, "task", None) is not None
     while ctx.step < steps and not stop():
         if has_tasks:
@@ -69,10 +71,8 @@ def _loop(
         ctx.step += env.num_envs
         fire(step, "on_step", ctx, transition)
         agent.observe(transition)
-        if any_true(transition.terminated) or any_true(transition.truncated):
-            obs = env.reset(transition.terminated | transition.truncated)
-        else:
-            obs = transition.next_obs
+        done = ended(transition)
+        obs = successors(transition, arrays) if done is None else env.reset(done)
         while agent.ready():
             fire(update_start, "on_update_start", ctx)
             metrics = agent.update()

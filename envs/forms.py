@@ -33,8 +33,8 @@ def observation_form(space: spaces.Space | None, name: str) -> Form:
     is_box, dtype = isinstance(space, spaces.Box), space.dtype
 
     def flatten(obs: Any) -> np.ndarray:
-        if is_box and isinstance(obs, np.ndarray) and obs.dtype == dtype:
-            return to_float32(obs.ravel())  # what spaces.flatten does, without the detour
+        if is_box and type(obs) is np.ndarray and obs.dtype == dtype:
+            return to_float32(obs if obs.ndim == 1 else obs.ravel())  # what spaces.flatten does, without the detour
         with np.errstate(over="ignore"):
             return to_float32(np.asarray(spaces.flatten(space, obs)))
 
@@ -101,14 +101,17 @@ def action_form(space: spaces.Space | None, name: str) -> Form:
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(f"{name}: the action space {space} has infinite bounds, so [-1, 1] cannot be mapped to it")
     centre, half = (low + high) / 2, (high - low) / 2
+    shape, dtype, flat = space.shape, space.dtype, len(space.shape) == 1
     unit = bool((low == -1).all() and (high == 1).all())
+    if unit:  # untouched, bit for bit
+        low, high = low.astype(np.float32), high.astype(np.float32)
 
     def rescale(action: np.ndarray) -> np.ndarray:
-        # Bounds of exactly -1 and 1 leave the action untouched, bit for bit. An action beyond [-1, 1] (a Gaussian
-        # policy's) is clipped, and so is what rounding pushed over a bound; np.clip takes longer.
-        scaled = action.astype(np.float64).reshape(space.shape)
+        # An action beyond [-1, 1] (a Gaussian policy's) is clipped, and so is what rounding pushed over a bound;
+        # np.clip takes longer.
+        scaled = action if flat else action.reshape(shape)
         if not unit:
-            scaled = centre + half * scaled
-        return np.minimum(np.maximum(scaled, low), high).astype(space.dtype)
+            scaled = centre + half * scaled.astype(np.float64)
+        return np.minimum(np.maximum(scaled, low), high).astype(dtype, copy=False)
 
     return spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32), rescale

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import gymnasium
@@ -18,10 +17,10 @@ from torch import Tensor
 
 from . import extras
 from .family import Family
-from .floats import FLOAT32, ordinary, to_float32
+from .floats import FLOAT32, LARGEST, ordinary, to_float32
 from .journal import Journal
 from .tasks import Tasks
-from .transition import Transition
+from .transition import Rows, Transition
 
 # Its ids stand for single frames of the screen; `atari.py` makes the games as agents are trained on them.
 ALE = "ale_py"
@@ -50,14 +49,15 @@ class GymEnv:
         self.action_space = cast("spaces.Box | spaces.Discrete", self._vector.single_action_space)
         self.action_space.seed(int(actions.generate_state(1)[0]))
         discrete = isinstance(self.action_space, spaces.Discrete)
-        self._actions = torch.int64 if discrete else torch.float32, (num_envs, *(self.action_space.shape or ()))
+        self._num_actions = int(self.action_space.n) if discrete else None
+        self._actions = np.dtype(np.int64 if discrete else np.float32), (num_envs, *(self.action_space.shape or ()))
         self._images = self.observation_space.dtype == np.uint8
-        on_cpu = self.device.type == "cpu"
-        self._tensor = torch.from_numpy if on_cpu else partial(torch.as_tensor, device=self.device)
+        self._on_cpu = self.takes_arrays = self.device.type == "cpu"
         self._tasks = Tasks(getattr(self._vector, "envs", ()), self.device)
         self.task: Tensor | None = None
-        self._obs: Tensor | None = None
-        self._over = np.ones(num_envs, dtype=bool)
+        self._obs: np.ndarray | None = None  # the present observations
+        self._sent: tuple[np.ndarray | None, Tensor] = None, torch.empty(0)  # and their tensor
+        self._over, self._waiting = np.ones(num_envs, dtype=bool), True
         self._steps = 0
 
     def reset(self, done: Tensor | None = None) -> Tensor:
@@ -75,49 +75,53 @@ class GymEnv:
             if self._obs is None:
                 raise RuntimeError(f"{self.name}: call reset() without a mask first, to start all environments")
             if not mask.any():
-                return self._obs
+                return self.obs
             obs, _ = self._vector.reset(options={"reset_mask": mask})
         self._over = self._over & ~mask
+        self._waiting = bool(self._over.any())
         if not (self._images or ordinary(obs)):
             self._check_finite("observation", obs)
         if self._obs is None:
             self._tasks.find()
         self.task = self._tasks.present()
-        self._obs = self._tensor(obs)
-        return self._obs
+        self._obs = obs
+        return self.obs
 
-    def step(self, action: Tensor) -> Transition:
-        """Advance all by one decision: (N, action_dim) floats in [-1, 1], or (N,) integers.
+    def step(self, action: Any) -> Transition:
+        """Advance all by one decision: (N, action_dim) floats in [-1, 1], or (N,) integers; a tensor or an array.
 
         Raises RuntimeError when an environment has to be reset first, ValueError for an action of the wrong shape,
         dtype or range, FloatingPointError for a non-finite action, observation or reward.
         """
-        if self._obs is None or True in self._over.tolist():  # four times as fast as any()
+        before, task = self._obs, self.task
+        if before is None or self._waiting:
             waiting = np.flatnonzero(self._over).tolist()
             raise RuntimeError(f"{self.name}: call reset() before step(): no episode is running in {waiting}")
         command = self._command(action)
         obs, reward, terminated, truncated, _ = self._vector.step(command)
         self._steps += 1
-        self._over = terminated | truncated
+        if True in terminated.tolist() or True in truncated.tolist():  # four times as fast as any()
+            self._over, self._waiting = terminated | truncated, True
+            truncated = truncated > terminated  # the end of the task wins, for its value is known
         if not (self._images or ordinary(obs)):
             self._check_finite("observation", obs)
-        if ordinary(reward):
-            reward = reward.astype(FLOAT32)
-        else:
-            self._check_finite("reward", reward := to_float32(reward))
-        before, self._obs = self._obs, self._tensor(obs)
-        if (task := self.task) is not None:
+        self._obs, reward = obs, self._checked(reward)
+        if task is not None:
             self.task = self._tasks.present()
-        return Transition(
-            obs=before,
-            action=self._tensor(command),
-            reward=self._tensor(reward),
-            next_obs=self._obs,
-            terminated=self._tensor(terminated),
-            # Both flags can be true on one step; the end of the task wins, for its value is known.
-            truncated=self._tensor(truncated > terminated),
-            task=task,
-        )
+        step = {
+            "obs": before, "action": command, "reward": reward, "next_obs": obs,
+            "terminated": terminated, "truncated": truncated,
+        }  # fmt: skip
+        if self._on_cpu:
+            return Rows(task, step)
+        return Transition(**{name: self._tensor(values) for name, values in step.items()}, task=task)
+
+    def _checked(self, reward: np.ndarray) -> np.ndarray:
+        """Return rewards (N,) as float32, or raise where one is not finite."""
+        if sum(map(abs, reward.tolist())) < LARGEST:
+            return reward.astype(FLOAT32)
+        self._check_finite("reward", single := to_float32(reward))
+        return single
 
     def set_task(self, task: Tensor | int) -> bool:
         """Let every environment play its task, of (N,) ids or one for all, from the next reset on, and no other.
@@ -131,7 +135,15 @@ class GymEnv:
         """Return the present observations (N, ...); RuntimeError before the first reset."""
         if self._obs is None:
             raise RuntimeError(f"{self.name}: call reset() first, to start all environments")
-        return self._obs
+        return self._tensor(self._obs)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        """Return values on the device; present observations are sent there once."""
+        if self._on_cpu:
+            return torch.from_numpy(values)
+        if values is self._obs is not self._sent[0]:
+            self._sent = values, torch.as_tensor(values, device=self.device)
+        return self._sent[1] if values is self._sent[0] else torch.as_tensor(values, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the start and the course of the running episodes, the states of the environments that have one, and
@@ -163,10 +175,10 @@ class GymEnv:
             self._warn_of_unrestored(journals)
         self.action_space.np_random.bit_generator.state = state["action_space"]
         self._steps = state["steps"]
-        self._over[:] = False
+        self._over, self._waiting = np.zeros_like(self._over), False
         self._tasks.find()
         self.task = self._tasks.present()
-        self._obs = self._tensor(obs)
+        self._obs = obs
         return self._tensor(lost)
 
     def _warn_of_unrestored(self, journals: list[Journal]) -> None:
@@ -200,32 +212,33 @@ class GymEnv:
             )
         return mask.cpu().numpy()
 
-    def _command(self, action: Tensor) -> np.ndarray:
+    def _command(self, action: Any) -> np.ndarray:
         """Return a copy of `action` as float32 (N, n) or int64 (N,), or raise."""
         dtype, shape = self._actions
-        if not isinstance(action, Tensor) or action.dtype != dtype or action.shape != shape:
-            action = self._fitting(torch.as_tensor(action))
-        command = action.numpy(force=True).copy()
-        space = self.action_space
-        if not isinstance(space, spaces.Discrete):
+        if not isinstance(action, np.ndarray):
+            action = torch.as_tensor(action)
+            action = (action.float() if action.dtype == torch.bfloat16 else action).numpy(force=True)
+        if action.dtype != dtype or action.shape != shape:
+            action = self._fitting(action)
+        command = action.copy()
+        if self._num_actions is None:
             if not ordinary(command):
                 self._check_finite("action", command)
-        elif min(choices := command.tolist()) < 0 or max(choices) >= space.n:
-            index = next(i for i, choice in enumerate(choices) if not 0 <= choice < space.n)
-            raise ValueError(f"{self.name}: action {choices[index]} of environment {index} is not in 0..{space.n - 1}")
+        elif min(choices := command.tolist()) < 0 or max(choices) >= self._num_actions:
+            last = self._num_actions - 1
+            index = next(i for i, choice in enumerate(choices) if not 0 <= choice <= last)
+            raise ValueError(f"{self.name}: action {choices[index]} of environment {index} is not in 0..{last}")
         return command
 
-    def _fitting(self, action: Tensor) -> Tensor:
+    def _fitting(self, action: np.ndarray) -> np.ndarray:
         """Return `action` in the dtype that the environments take, or raise if it is of another kind or shape."""
         dtype, shape = self._actions
-        same_kind = action.is_floating_point() == dtype.is_floating_point
-        if action.shape != shape or not same_kind or action.dtype == torch.bool or action.is_complex():
-            kind = "floats" if dtype.is_floating_point else "integers"
+        if action.shape != shape or action.dtype.kind not in ("f" if dtype.kind == "f" else "iu"):
+            kind = "floats" if dtype.kind == "f" else "integers"
             raise ValueError(
-                f"{self.name}: expected {kind} of shape {shape} as action, "
-                f"got {action.dtype} of shape {tuple(action.shape)}"
+                f"{self.name}: expected {kind} of shape {shape} as action, got {action.dtype} of shape {action.shape}"
             )
-        return action.to(dtype)
+        return action.astype(dtype)
 
     def _check_finite(self, what: str, values: np.ndarray) -> None:
         if np.isfinite(values).all():

@@ -39,7 +39,8 @@ class Journal(gymnasium.Wrapper):
         self._seed: int | None = None
         self._random: dict[str, Any] | None = None  # at the start of the running episode; None: right after seeding
         self._start: list[Any] = []  # states of the layers, before the running episode
-        self._played: list[tuple[np.ndarray, Any]] = []  # actions and their rewards
+        self._played: list[tuple[bytes, Any]] = []  # actions, which nobody can change later, and their rewards
+        self._like: Any = None  # an action: the dtype and shape of all
         self._obs: np.ndarray | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -59,7 +60,7 @@ class Journal(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Note the action, play it, and note the reward."""
-        noted = np.array(action)
+        noted, self._like = action.tobytes(), action
         result = self.env.step(action)
         if len(self._played) <= MAX_NOTED:
             self._played.append((noted, result[1]))
@@ -74,13 +75,17 @@ class Journal(gymnasium.Wrapper):
             "seed": self._seed,
             "random": self._random,
             "start": self._start,
-            "actions": torch.from_numpy(np.stack([action for action, _ in self._played])) if self._played else None,
+            "actions": self._actions() if self._played else None,
             "rewards": torch.tensor([float(reward) for _, reward in self._played], dtype=torch.float64, device="cpu"),
             "obs": torch.from_numpy(np.array(self._obs)),
             "after": env_random_state(self.env.unwrapped),
             "states": layers.states(self._stateful),
             "attributes": layers.attributes(self.env),
         }
+
+    def _actions(self) -> torch.Tensor:
+        noted = np.frombuffer(b"".join(action for action, _ in self._played), self._like.dtype)
+        return torch.from_numpy(noted.reshape(-1, *self._like.shape).copy())
 
     def resume(self, state: dict[str, Any]) -> None:
         """Make the next `reset` play the episode of `state_dict()` again, and go on from there."""

@@ -31,32 +31,37 @@ class Serial(VectorEnv):
                     f"environments that are stepped together must have the same spaces, got also {found}"
                 )
         box = cast("spaces.Box", self.single_observation_space)
-        self._shape, self._dtype = (self.num_envs, *box.shape), box.dtype
-        self._rows: list[Any] = [None] * self.num_envs
+        self._shape, self._dtype = box.shape, box.dtype
+        self._obs = np.empty((self.num_envs, *box.shape), box.dtype)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Start new episodes of all, or of those in `options["reset_mask"]`; `seed` is None or a list of seeds."""
         mask = [True] * self.num_envs if options is None else options["reset_mask"].tolist()
         seeds = [None] * self.num_envs if seed is None else seed
+        self._obs = self._obs.copy()
         for index, env in enumerate(self.envs):
             if mask[index]:
-                self._rows[index], _ = env.reset(seed=seeds[index])
-        return self._batch(), {}
+                self._obs[index] = self._checked(env.reset(seed=seeds[index])[0])
+        return self._obs, {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Return observations, rewards (N,) float64, and the two flags (N,) bool, of one step of each environment."""
+        self._obs = np.empty_like(self._obs)
         reward = np.empty(self.num_envs)
         terminated, truncated = np.empty(self.num_envs, dtype=bool), np.empty(self.num_envs, dtype=bool)
         for index, env in enumerate(self.envs):
-            self._rows[index], reward[index], terminated[index], truncated[index], _ = env.step(actions[index])
-        return self._batch(), reward, terminated, truncated, {}
+            obs, reward[index], terminated[index], truncated[index], _ = env.step(actions[index])
+            self._obs[index] = self._checked(obs)
+        return self._obs, reward, terminated, truncated, {}
 
-    def _batch(self) -> np.ndarray:
-        """Copy the present observations to one array; raise where they are not what their space says."""
-        obs = np.array(self._rows)
-        if obs.shape != self._shape:
-            raise ValueError(f"expected observations of shape {self._shape[1:]}, got {obs.shape[1:]}")
-        return obs if obs.dtype == self._dtype else obs.astype(self._dtype, casting="same_kind")
+    def _checked(self, obs: Any) -> np.ndarray:
+        """Return an observation as an array; raise where it is not what its space says: assigning would broadcast."""
+        if type(obs) is not np.ndarray or obs.dtype != self._dtype or obs.shape != self._shape:
+            obs = np.asarray(obs)
+            if obs.shape != self._shape:
+                raise ValueError(f"expected observations of shape {self._shape}, got {obs.shape}")
+            return obs.astype(self._dtype, casting="same_kind")
+        return obs
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close all environments."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from gymnasium import spaces
 from torch import Tensor
 
@@ -27,6 +29,31 @@ class Transition:
     """(N,) bool: the clock (or a callback) ended it; the value of next_obs is bootstrapped. Never with terminated."""
     task: Tensor | None = None
     """(N,) int64: the task in which the action was taken; None for environments without tasks."""
+
+
+class Rows(Transition):
+    """A transition on the CPU in numpy arrays, whose tensors are made when one asks for them, and kept.
+
+    `arrays` has the fields of `Transition`, except `task`; tensors share their memory. A field that is assigned, such
+    as `truncated` by a callback that ends an episode, is in both.
+    """
+
+    def __init__(self, task: Tensor | None, arrays: dict[str, np.ndarray]) -> None:
+        own = self.__dict__  # past __setattr__
+        own["task"], own["arrays"] = task, arrays
+
+    def __getattr__(self, name: str) -> Tensor:
+        arrays = vars(self).get("arrays", {})
+        if name not in arrays:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        made = vars(self)[name] = torch.from_numpy(arrays[name])
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = vars(self)
+        own[name] = value
+        if name in self.arrays:
+            own["arrays"] = {**self.arrays, name: torch.as_tensor(value).numpy(force=True)}
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+
+from plasticity.envs import Transition
 
 
 class Net(nn.Module):
@@ -271,7 +274,9 @@ def on(device: torch.device | str, value: Any) -> Any:
     """Return a tensor, or a dataclass of tensors, on a device; None in it stays None."""
     if isinstance(value, Tensor):
         return value.to(device)
-    return type(value)(**{name: None if x is None else x.to(device) for name, x in vars(value).items()})
+    kind = Transition if isinstance(value, Transition) else type(value)
+    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return kind(**{name: None if x is None else x.to(device) for name, x in found.items()})
 
 
 def learn_and_save(agent: Any, batch: Any = None) -> None:

@@ -277,7 +277,7 @@ def test_agents_act_by_it_and_by_the_module_alike(name: str) -> None:
     kind, actions, config = SMALL[name]
     numpy, module = (models.here(kind, BOX, actions, config, seed=2) for _ in range(2))
     for acts in [one for one in vars(module).values() if isinstance(one, Acting)]:
-        vars(module).update({key: module.networks[acts.name] for key, one in vars(module).items() if one is acts})
+        vars(module).update({key: acts._module for key, one in vars(module).items() if one is acts})
     network = numpy.networks["actor" if "actor" in numpy.networks else "q"]
     for i in range(20):
         obs = models.normal(1, 5, seed=i)

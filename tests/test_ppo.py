@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plasticity.agents import AGENTS
 from plasticity.agents.distributions import Categorical, Gaussian
+from plasticity.agents.draws import gumbel, normal
 from plasticity.agents.inputs import gathered
 from plasticity.agents.ppo import (
     PPO,
@@ -29,6 +30,7 @@ from plasticity.agents.ppo import (
     value_loss,
 )
 from plasticity.agents.rewards import ReturnScaler
+from plasticity.agents.rows import as_tensor
 from plasticity.agents.train import train
 from plasticity.envs import make_env
 from plasticity.envs.sanity import SANITY, values
@@ -253,7 +255,7 @@ def test_gaussian_equals_torch() -> None:
     torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
     assert torch.equal(ours.mode(), mean)
     wide = Gaussian(torch.tensor([[1.0, -2.0]]).expand(40_000, 2), torch.tensor([0.5, 3.0]).log().expand(40_000, 2))
-    sample = wide.sample(models.generator())
+    sample = wide.sample(normal((40_000, 2), models.generator()))
     assert sample.mean(0).tolist() == pytest.approx([1.0, -2.0], abs=0.05)
     assert sample.std(0).tolist() == pytest.approx([0.5, 3.0], rel=0.02)
 
@@ -265,7 +267,7 @@ def test_categorical_equals_torch() -> None:
     torch.testing.assert_close(ours.entropy(), theirs.entropy())
     assert torch.equal(ours.mode(), theirs.probs.argmax(-1))
     wide = Categorical(torch.tensor([0.2, 0.7, 0.1]).log().expand(40_000, 3) + 5.0)
-    share = wide.sample(models.generator()).bincount(minlength=3) / 40_000
+    share = wide.sample(gumbel((40_000, 3), models.generator())).bincount(minlength=3) / 40_000
     assert share.tolist() == pytest.approx([0.2, 0.7, 0.1], abs=0.01)
 
 
@@ -461,7 +463,7 @@ def test_deterministic_actions_are_the_most_likely_ones_and_disturb_nothing(acti
     action, obs = agent.act(stream.obs, explore=True), stream.draw()
     same.draw()
     other = agent.act(100 * obs, explore=False)
-    raw = agent.networks["actor"](agent._normalise(100 * obs))
+    raw = agent.networks["actor"](as_tensor(agent._normalised(agent.seen(100 * obs))))
     expected = raw.mean.clamp(-1, 1) if isinstance(raw, Gaussian) else raw.logits.argmax(-1)
     torch.testing.assert_close(other, expected)  # a few rows are computed by numpy
     assert other.dtype == (torch.float32 if agent.continuous else torch.int64)

@@ -20,6 +20,9 @@ from plasticity.storage.checkpoint import load, save
 MakeEnv = Callable[..., Env]
 
 
+FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "task")
+
+
 def check_environment(make: str | MakeEnv, *, steps: int = 40, seed: int = 3, resumable: bool = True) -> None:
     """Check the environments of a name, or those of ``make(num_envs=..., seed=...)``, against the whole contract.
 
@@ -65,11 +68,11 @@ def _play(env: Env, actions: list[Tensor], name: str) -> list[dict[str, Tensor |
         given = action.clone()
         transition = env.step(given)
         _check_step(env, transition, obs, action, task, name)
-        row = {key: value.clone() for key, value in vars(transition).items() if value is not None}
+        kept = {key: value for key in FIELDS if (value := getattr(transition, key, None)) is not None}
+        row = {key: value.clone() for key, value in kept.items()}
         done = transition.terminated | transition.truncated
         row["following"] = env.reset(done).clone()
         given.zero_()  # the agent may write to what it sent
-        kept = {key: value for key, value in vars(transition).items() if value is not None}
         assert all(torch.equal(kept[key], row[key]) for key in kept), f"{name}: a reset changes an earlier transition"
         assert torch.equal(row["following"][~done], row["next_obs"][~done]), (
             f"{name}: a reset changes the observation of an environment outside its mask"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .distributions import Categorical, Gaussian, library
+from .distributions import Categorical, Gaussian, numpy_or_torch
 from .networks import LOG_STD_MAX, LOG_STD_MIN, Actor, CategoricalPolicy, DeterministicActor, GaussianPolicy, QNetwork
 
 # Rows beyond which torch is the faster one: of networks with layers up to SMALL wide, and of others.
@@ -34,8 +34,8 @@ IN_PLACE: dict[type[nn.Module], Callable[[np.ndarray], Any]] = {
 READABLE: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]] = {
     QNetwork: ("q", (), lambda net, q: q if net.num_atoms == 1 else q.reshape(len(q), -1, net.num_atoms)),
     Actor: ("trunk", ("mean", "log_std"), lambda net, mean, spread: (mean, spread.clip(LOG_STD_MIN, LOG_STD_MAX))),
-    DeterministicActor: ("trunk", ("action",), lambda net, action: library(action).tanh(action)),
-    GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, expanded(net.log_std, mean))),
+    DeterministicActor: ("trunk", ("action",), lambda net, action: numpy_or_torch(action).tanh(action)),
+    GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, like_means(net.log_std, mean))),
     CategoricalPolicy: ("pi", (), lambda net, logits: Categorical(logits)),
 }
 
@@ -201,7 +201,7 @@ def is_few(obs: Any) -> bool:
     return plain and obs.dim() == 2 and obs.size(0) <= MAX_ROWS
 
 
-def expanded(log_std: Any, mean: Any) -> Any:
+def like_means(log_std: Any, mean: Any) -> Any:
     """Return (action_dim,) in the shape of the means; an array does without."""
     return log_std if isinstance(mean, np.ndarray) else log_std.detach().expand_as(mean)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def library(values: Any) -> Any:
+def numpy_or_torch(values: Any) -> Any:
     """Return the module, numpy or torch, that computes with these values."""
     return np if isinstance(values, np.ndarray) else torch
 
@@ -25,7 +25,7 @@ class Gaussian(NamedTuple):
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return actions (batch, action_dim), without bounds, that `noise` ~ N(0, 1) of that shape draws."""
-        return self.mean + library(self.log_std).exp(self.log_std) * noise
+        return self.mean + numpy_or_torch(self.log_std).exp(self.log_std) * noise
 
     def mode(self) -> Tensor:
         """Return the most likely actions (batch, action_dim)."""

@@ -31,7 +31,7 @@ from .acting import Acting
 from .bodies import make_body, widths
 from .choices import OneOf
 from .compiled import Precision
-from .distributions import library
+from .distributions import numpy_or_torch
 from .draws import uniform
 from .forward import of_obs
 from .gradient import Compile
@@ -195,7 +195,7 @@ class DQN(OffPolicy):
         if False not in answers:
             return like(random, obs)
         best = self._best(seen)
-        return like(library(best).where(explores, random, best) if True in answers else best, obs)
+        return like(numpy_or_torch(best).where(explores, random, best) if True in answers else best, obs)
 
     def _best(self, seen: Any) -> Any:
         """Return the actions (N,) int64 of the largest Q."""

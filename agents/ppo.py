@@ -46,7 +46,7 @@ from .parts import ACTIVATIONS
 from .replay import Batch
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae
-from .rows import as_tensor, fields_of, like, same
+from .rows import as_tensor, equal_rows, like, row_of
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim, is_discrete, num_actions
 
@@ -255,7 +255,7 @@ class PPO(Learner):
 
         Rewards are scaled, and statistics take in the step: what is acted upon is never moved in between.
         """
-        row = fields_of(transition, self.device, self.obs_dtype)
+        row = row_of(transition, self.device, self.obs_dtype)
         obs, sample = self._take_sampled(row["action"])
         self._next = None, None  # the statistics are about to move
         reward = row["reward"]
@@ -382,7 +382,7 @@ class PPO(Learner):
         if self._sampled is None:
             raise ValueError(f"{self.name} learns from its own actions only: call act(obs, explore=True) first")
         obs, sample, given = self._sampled
-        if not same(action, given):
+        if not equal_rows(action, given):
             raise ValueError(
                 f"{self.name} learns from its own actions only: the transition's action {action.tolist()} is not the "
                 f"{given.tolist()} that act(obs, explore=True) returned last"

@@ -23,7 +23,7 @@ from .ages import AgeFunction, draw_ages, multiply, probabilities
 from .inputs import Chosen
 from .nstep import n_step_return
 from .priorities import Priorities
-from .rows import as_tensor, fields_of, writable
+from .rows import as_tensor, row_of, writable
 from .successors import Successors
 
 
@@ -124,7 +124,7 @@ class ReplayBuffer:
 
     def add(self, transition: Any) -> None:
         """Write one row: the tensors of `transition` have num_envs as their first dimension."""
-        given = fields_of(transition, self.device, self.storage["obs"].dtype, self._shapes)
+        given = row_of(transition, self.device, self.storage["obs"].dtype, self._shapes)
         for name, shape in self._shapes.items():
             if given[name].shape != shape:  # anything would broadcast one environment over all of them
                 found = tuple(given[name].shape)

@@ -18,11 +18,11 @@ def is_numpys(values: Tensor) -> bool:
     return values.is_cpu and values.dtype != torch.bfloat16
 
 
-FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+STEP_FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 
 
-def fields_of(
-    transition: Any, device: torch.device, obs_dtype: torch.dtype, names: Iterable[str] = FIELDS
+def row_of(
+    transition: Any, device: torch.device, obs_dtype: torch.dtype, names: Iterable[str] = STEP_FIELDS
 ) -> dict[str, Any]:
     """Return fields of a step by name: arrays where the device is the CPU, else tensors on the device."""
     arrays: dict[str, Any] | None = getattr(transition, "arrays", None)
@@ -50,7 +50,7 @@ def like(values: Any, given: Any) -> Any:
     return as_array(values) if isinstance(given, np.ndarray) else as_tensor(values)
 
 
-def same(one: Any, other: Any) -> bool:
+def equal_rows(one: Any, other: Any) -> bool:
     """Return whether two arrays, or two tensors, hold the same values."""
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and (one.tobytes() == other.tobytes() or np.array_equal(one, other))

@@ -33,7 +33,7 @@ from torch import Tensor
 from . import adam
 from .actor_critic import ActorCritic, ActorCriticConfig
 from .compiled import Precision
-from .distributions import library
+from .distributions import numpy_or_torch
 from .gradient import Compile
 from .inputs import Chosen
 from .networks import Actor, squashed_gaussian
@@ -93,7 +93,7 @@ class SAC(ActorCritic):
     def chosen(self, output: Any, noise: Any | None) -> Any:
         """Return what `squashed_gaussian` draws, without its density, or without noise tanh(mean)."""
         mean, log_std = output
-        numpy = library(mean)
+        numpy = numpy_or_torch(mean)
         return numpy.tanh(mean if noise is None else mean + numpy.exp(log_std) * noise)
 
     def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:

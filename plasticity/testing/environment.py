@@ -20,7 +20,7 @@ from plasticity.storage.checkpoint import load, save
 MakeEnv = Callable[..., Env]
 
 
-FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "task")
+TRANSITION_FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "task")
 
 
 def check_environment(make: str | MakeEnv, *, steps: int = 40, seed: int = 3, resumable: bool = True) -> None:
@@ -68,7 +68,7 @@ def _play(env: Env, actions: list[Tensor], name: str) -> list[dict[str, Tensor |
         given = action.clone()
         transition = env.step(given)
         _check_step(env, transition, obs, action, task, name)
-        kept = {key: value for key in FIELDS if (value := getattr(transition, key, None)) is not None}
+        kept = {key: value for key in TRANSITION_FIELDS if (value := getattr(transition, key, None)) is not None}
         row = {key: value.clone() for key, value in kept.items()}
         done = transition.terminated | transition.truncated
         row["following"] = env.reset(done).clone()

@@ -79,7 +79,7 @@ class Learner:
 
     @property
     def takes_arrays(self) -> bool:
-        """Whether `act` takes arrays too, and returns one then: on the CPU, with observations in the agent's dtype."""
+        """Return whether `act` takes arrays too, of the agent's dtype, and returns one then: it does on the CPU."""
         return self.device.type == "cpu"
 
     def seen(self, obs: Any) -> Any:

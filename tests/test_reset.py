@@ -402,7 +402,7 @@ def test_resumed_runs_redraw_from_the_first_weights() -> None:
         take_step(other)
     assert same(net.state_dict(), twin.state_dict())
     assert again.counts == reset.counts
-    assert again.ticks == reset.ticks == {"updates": 0, "gradient_steps": 12}
+    assert again.ticks == reset.ticks == {"updates": 0, "gradient_steps": 12, "rollouts": 0}
 
 
 def test_presets_are_the_papers() -> None:

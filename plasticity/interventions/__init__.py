@@ -5,7 +5,10 @@ from __future__ import annotations
 from .cbp import ContinualBackprop
 from .ccbp import ContinuousBackprop
 from .chain import Chain
+from .dash import DASH
 from .dr3 import DR3
+from .drm import DormantMinimization
+from .ere import RecentExperience
 from .feature_norm import FeatureNormPenalty
 from .fire import FIRE
 from .hare_tortoise import HareTortoise
@@ -27,6 +30,7 @@ from .shrink_perturb import ShrinkPerturb
 from .snr import SelfNormalizedResets
 from .spectral import SpectralRegularization
 from .swd import SampleWeightDecay
+from .swr import SelectiveReinitialization
 from .wasserstein_init import WassersteinInit
 from .weight_clipping import WeightClipping
 
@@ -57,16 +61,22 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "cbp": ContinualBackprop,
     "ccbp": ContinuousBackprop,
     "snr": SelfNormalizedResets,
+    "swr": SelectiveReinitialization,
+    "dash": DASH,
+    "drm": DormantMinimization,
+    "ere": RecentExperience,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
 __all__ = [
+    "DASH",
     "DR3",
     "FIRE",
     "INTERVENTIONS",
     "Chain",
     "ContinualBackprop",
     "ContinuousBackprop",
+    "DormantMinimization",
     "FeatureNormPenalty",
     "HareTortoise",
     "Hyperspherical",
@@ -82,8 +92,10 @@ __all__ = [
     "ProximalFeatures",
     "ReDo",
     "ReGraMa",
+    "RecentExperience",
     "Reset",
     "SampleWeightDecay",
+    "SelectiveReinitialization",
     "SelfNormalizedResets",
     "ShrinkPerturb",
     "SpectralRegularization",

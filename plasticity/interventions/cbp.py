@@ -48,7 +48,7 @@ def contribution(
 
 @dataclass
 class ContinualBackprop(UnitRecycling):
-    """Replace the least useful mature neurons, a fraction of them at every step.
+    """Replace a few of the least useful neurons, all the time.
 
     After every step, in every layer: age += 1; u <- eta u + (1 - eta) utility and f <- eta f + (1 - eta) mean h,
     both divided by 1 - eta^age where they are used. Neurons older than ``maturity`` are eligible; ``rate`` times their

@@ -35,7 +35,7 @@ def reset_shares(utility: Tensor, rate: float, steepness: float) -> Tensor:
 
 @dataclass
 class ContinuousBackprop(UnitMethod):
-    """Mix a little of a fresh neuron into every one, by how little it is used.
+    """Mix fresh neurons into all, by how little each is used.
 
     alpha = rate * sigmoid(-steepness (u / mean u - 1)), u a running average of the utility. Incoming weights move by
     alpha towards a fresh draw, the bias towards its initial distribution, outgoing weights shrink by 1 - alpha. There

@@ -1,8 +1,9 @@
 """Neuroplastic Expansion: start sparse, grow where gradients ask for it, cut dormant neurons loose.
 
 Liu et al. 2025, *Neuroplastic Expansion in Deep Reinforcement Learning*, arXiv 2410.07994. Growth and pruning are those
-of sparse training, so RigL (Evci et al. 2020, arXiv 1911.11134) and SET (Mocanu et al. 2018, arXiv 1707.04780) are
-presets.
+of sparse training, so RigL (Evci et al. 2020, arXiv 1911.11134), SET (Mocanu et al. 2018, arXiv 1707.04780), gradual
+magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878; Obando-Ceron et al. 2024, arXiv 2402.12479) and static sparse
+training (Graesser et al. 2022, arXiv 2206.10369) are presets.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .topology import (
     cosine_fraction,
     erdos_renyi,
     grown_share,
+    pruned_share,
     random_mask,
     regrow,
     review_gate,
@@ -50,7 +52,7 @@ from .topology import (
 _REVIEW = "ne_review"
 
 
-_REWIRED = {"prune": "none", "prune_ratio": 0.0, "dense_ends": False, "keep": "random"}
+_REWIRED = {"initial_density": 0.2, "prune": "none", "prune_ratio": 0.0, "dense_ends": False, "keep": "random"}
 
 
 @dataclass
@@ -62,7 +64,9 @@ class NeuroplasticExpansion(Intervention):
     schedule; input and output layers stay dense. ``official`` (github.com/torressliu/neuroplastic-expansion): each
     event grows 0.008 of the initial free space and prunes 0.4 of that by magnitude, in every layer, and once the final
     density is reached rewires a cosine-decaying fraction. ``rigl``, ``set``: constant density, rewired by magnitude,
-    grown by gradient or at random.
+    grown by gradient or at random. ``gmp``: dense at first, the smallest weights are pruned down to a density of 0.05,
+    by 1 - (1 - t)^3 between a fifth and four fifths of training: ``begin`` and ``end`` are gradient steps. ``static``:
+    one random mask that never changes, as thin as ``initial_density`` says.
 
     Where we differ from the official code, on purpose: the optimizer's step is taken also at an event; connections
     that are absent or new have an empty optimizer state and the step counter is left alone; layers that start denser
@@ -74,6 +78,7 @@ class NeuroplasticExpansion(Intervention):
     KIND: ClassVar[str] = "topology"
     PRESETS: ClassVar = {
         "paper": {
+            "initial_density": 0.2,
             "final_density": 0.75,
             "prune": "dormant",
             "prune_ratio": 0.5,
@@ -83,6 +88,7 @@ class NeuroplasticExpansion(Intervention):
             "keep": "random",
         },
         "official": {
+            "initial_density": 0.2,
             "final_density": 0.75,
             "grow_rate": 0.008,
             "prune": "magnitude",
@@ -94,19 +100,31 @@ class NeuroplasticExpansion(Intervention):
         },
         "rigl": {**_REWIRED, "rewire": 0.5, "grow": "gradient"},
         "set": {**_REWIRED, "rewire": 0.3, "grow": "random"},
+        "gmp": {
+            **_REWIRED,
+            "initial_density": 1.0,
+            "final_density": 0.05,
+            "begin": 125_000,
+            "rewire": 0.0,
+            "grow": "random",
+            "keep": "magnitude",
+        },
+        "static": {**_REWIRED, "rewire": 0.0, "grow": "random"},
     }
 
-    preset: Literal["paper", "official", "rigl", "set"] = "paper"
+    preset: Literal["paper", "official", "rigl", "set", "gmp", "static"] = "paper"
     """Defaults of the options that are None."""
-    initial_density: float = 0.2
+    initial_density: float | None = None
     """Fraction of the connections that exist at the start, by Erdos-Renyi: thin layers get more."""
     final_density: float | None = None
-    """Fraction at which growth ends; None for rigl and set: the initial one."""
+    """Fraction at which growth, or pruning, ends; None for rigl, set and static: the initial one."""
     every: int = 1000
     """Gradient steps between two events (the released code: 100 by default, 10,000 in its examples)."""
     end: int = 500_000
     """Gradient step at which scheduled growth ends, and the length of the decay of rewiring: about three quarters of
     training."""
+    begin: int | None = None
+    """Gradient step at which pruning to a lower density begins; None: 0, or as the preset says."""
     grow: Literal["gradient", "random"] | None = None
     """Connections to grow: the absent ones with the largest gradient, or random ones."""
     grow_rate: float | None = None
@@ -134,10 +152,15 @@ class NeuroplasticExpansion(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        assert self.initial_density is not None
         if self.final_density is None:
             self.final_density = self.initial_density
+        rising = self.initial_density <= self.final_density or self.preset == "gmp"
         rules = {
-            "0 < initial_density <= final_density <= 1": 0 < self.initial_density <= self.final_density <= 1,
+            "0 < initial_density <= final_density <= 1": 0 < self.initial_density <= 1
+            and 0 < self.final_density <= 1
+            and rising,
+            "begin below end": 0 <= (self.begin or 0) < self.end,
             "every >= 1": self.every >= 1,
             "end >= every": self.end >= self.every,
             "0 <= grow_rate <= 1": 0 <= (self.grow_rate or 0) <= 1,
@@ -215,7 +238,8 @@ class NeuroplasticExpansion(Intervention):
             self.counts["reviews"] = self.counts.get("reviews", 0) + 1
 
     def _due(self, network: str, step: int) -> bool:
-        return step % self.every == 0
+        static = self.final_density == self.initial_density and not self.rewire
+        return step % self.every == 0 and not static
 
     # -- the start -----------------------------------------------------------------------------------------------------
 
@@ -260,7 +284,7 @@ class NeuroplasticExpansion(Intervention):
         shapes = [tuple(weight_of(layer.module).shape) for layer in chosen]
         first, last = (erdos_renyi(shapes, density or 1.0) for density in (self.initial_density, self.final_density))
         if self.grow_rate is not None:  # the released code takes its initial sparsity for a layer's target density
-            last = [1 - self.initial_density] * len(first)
+            last = [1 - (self.initial_density or 1.0)] * len(first)
         parts = zip(chosen, first, last, strict=True)
         return [SparseLayer(layer.name, layer.module, a, b) for layer, a, b in parts]
 
@@ -357,6 +381,10 @@ class NeuroplasticExpansion(Intervention):
         if self.grow == "gradient" and (gradient is None or not bool(gradient.isfinite().all())):
             return mask  # what to grow is not known; a schedule is caught up with at the next event
         live, smallest = int(mask.sum()), -layer.weight.detach().abs()
+        if layer.final < layer.initial:
+            share = pruned_share(step, self.begin or 0, self.end)
+            wanted = round((layer.initial + (layer.final - layer.initial) * share) * mask.numel())
+            return mask & ~top(smallest, mask, max(0, live - wanted))
         if full_at is not None:
             num_grow = int(live * cosine_fraction(self.rewire or 0.0, step - full_at, self.end))
             cut, again = top(smallest, mask, num_grow), True

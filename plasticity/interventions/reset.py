@@ -173,17 +173,7 @@ class Reset(Scheduled):
         return reset_(network, self.origins[name], ctx.optimizers.values(), self.generator, modules)
 
     def _modules(self, name: str, network: nn.Module) -> set[str] | None:
-        if self.layers is None:
-            return None
-        inputs = self.inputs(name)
-        if inputs is None and not self.ticks["gradient_steps"]:
-            return set()  # there is nothing to reset yet
-        if inputs is None:
-            raise ValueError(
-                f"Reset(layers={self.layers}) must know the order of the layers of {name}, and no training pass of it "
-                f"was seen: call the network itself, not a compiled wrapper, or pass layers=None to reset all of it"
-            )
-        return last_layers(self._inputs[name].wiring(network), self.layers)
+        return None if self.layers is None else modules_of_last(self, name, network, self.layers)
 
     def _reset_loose(self, ctx: Context) -> None:
         for name, parameter in loose_parameters(ctx).items() if self._loose else ():
@@ -200,6 +190,22 @@ class Reset(Scheduled):
         super().load_state_dict(state)
         self.origins.load_state_dict(state["origins"])
         self._loose = dict(state["loose"])
+
+
+def modules_of_last(method: Scheduled, name: str, network: nn.Module, layers: int) -> set[str]:
+    """Return the modules of the last weight layers of a network, as its first training pass showed their order.
+
+    Empty before the first gradient step: there is nothing to reset yet. Raises ValueError where no pass was seen since.
+    """
+    inputs = method.inputs(name)
+    if inputs is None and not method.ticks["gradient_steps"]:
+        return set()
+    if inputs is None:
+        raise ValueError(
+            f"{type(method).__name__}(layers={layers}) must know the order of the layers of {name}, and no training "
+            f"pass of it was seen: call the network itself, not a compiled wrapper, or pass layers=None"
+        )
+    return last_layers(method.first_wiring(name), layers)
 
 
 def loose_parameters(ctx: Context) -> dict[str, Tensor]:

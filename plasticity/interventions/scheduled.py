@@ -12,6 +12,7 @@ import torch
 
 from plasticity.callback import Context
 from plasticity.isolation import unwrap
+from plasticity.structure.wirings import Wiring
 from plasticity.surgery.function_change import function_change
 
 from .first_inputs import FirstInputs, is_storable
@@ -123,6 +124,10 @@ class Scheduled(Intervention):
     def inputs(self, network: str) -> tuple[tuple, dict] | None:
         """Return the arguments of the network's first training pass, None before it."""
         return self._inputs[network].found
+
+    def first_wiring(self, network: str) -> Wiring:
+        """Return how the layers of a network feed each other, as its first training pass showed it."""
+        return self._inputs[network].wiring(self._networks[network])
 
     def on_task_start(self, ctx: Context, task: Any) -> None:
         """Look at the clock of tasks."""

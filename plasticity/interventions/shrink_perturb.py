@@ -1,7 +1,7 @@
 """Shrink and perturb: scale the weights down and add a little of a fresh initialisation.
 
 Ash & Adams 2020, *On Warm-Starting Neural Network Training*, arXiv 1910.08475; every step (soft): Juliani & Ash 2024,
-arXiv 2405.19153.
+arXiv 2405.19153; with fresh heads: Schwarzer et al. 2023, *Bigger, Better, Faster*, arXiv 2305.19452.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origins, fresh_values
 
-from .reset import copy_to_target_, require_alike
+from .reset import copy_to_target_, modules_of_last, require_alike
 from .rules import require
 from .scheduled import Scheduled
 from .trigger import Trigger
@@ -65,8 +65,10 @@ class ShrinkPerturb(Scheduled):
     theta <- shrink * theta + perturb * theta', theta' drawn anew from each layer's own initialiser every time.
 
     ``hard``: shrink 0.8 every 200 000 environment steps; set ``at`` to the switches of a sequence of tasks. ``soft``:
-    0.999999 after every gradient step, a weight decay towards fresh noise. Drawing anew is the point: pulling towards
-    one saved copy is L2 regularisation to the initial weights, and perturbs nothing.
+    0.999999 after every gradient step, a weight decay towards fresh noise. ``bbf``: 0.5 every 40 000 gradient steps up
+    to 100 000 (as remembered), and the last two layers redrawn whole; BBF also anneals n-step returns from 10 to 3 and
+    gamma from 0.97 to 0.997 after each, which agents cannot do while they train. Drawing anew is the point: pulling
+    towards one saved copy is L2 regularisation to the initial weights, and perturbs nothing.
     """
 
     NAME: ClassVar[str] = "shrink_perturb"
@@ -74,14 +76,25 @@ class ShrinkPerturb(Scheduled):
     PRESETS: ClassVar = {
         "hard": {"shrink": 0.8, "every": 200_000, "clock": "env_steps", "clear": True, "sync_targets": True},
         "soft": {"shrink": 0.999999, "every": 1, "clock": "gradient_steps", "clear": False, "sync_targets": False},
+        "bbf": {
+            "shrink": 0.5,
+            "every": 40_000,
+            "stop": 100_000,
+            "clock": "gradient_steps",
+            "layers": 2,
+            "clear": True,
+            "sync_targets": True,
+        },
     }
 
-    preset: Literal["hard", "soft"] = "hard"
-    """Defaults of the options that are None: seldom and strong, or a little after every gradient step."""
+    preset: Literal["hard", "soft", "bbf"] = "hard"
+    """Defaults of the options that are None: seldom and strong, a little after every gradient step, or as in BBF."""
     shrink: float | None = None
     """Factor of the weights, in [0, 1]; 0.5 to 0.8 if hard, just below 1 if soft."""
     perturb: float | None = None
     """Factor of the fresh weights; None: 1 - shrink."""
+    layers: int | None = None
+    """Number of weight layers, counted from the output, that are redrawn whole; None: none, or as the preset says."""
     norms: bool = True
     """Pull gains and biases of norms to their first values (1 and 0) by 1 - shrink; otherwise they stay."""
     clear: bool | None = None
@@ -99,6 +112,8 @@ class ShrinkPerturb(Scheduled):
         checks = {
             "shrink in [0, 1]": 0 <= self.shrink <= 1,
             "perturb >= 0": self.perturb >= 0,
+            "layers >= 1, or None": self.layers is None or self.layers >= 1,
+            "no layers after every gradient step": not (self.soft and self.layers),
             "clear=False after every gradient step": not (self.soft and self.clear),
         }
         require("ShrinkPerturb", checks, self)
@@ -130,6 +145,7 @@ class ShrinkPerturb(Scheduled):
                 copy_to_target_(ctx.targets[name], network)
         self.report(ctx, {**self.occasion(), "networks": details}, applications=1)
 
+    @torch.no_grad()
     def _change(
         self, name: str, network: nn.Module, optimizers: Iterable[Optimizer], only: set[int] | None = None
     ) -> list[str]:
@@ -143,7 +159,12 @@ class ShrinkPerturb(Scheduled):
 
         parameters = named_parameters(network)
         fresh = fresh_values(network, self.origins[name], self.generator, chosen)
-        shrink_perturb_(parameters, fresh, self.shrink, self.perturb, pulled)
+        heads = modules_of_last(self, name, network, self.layers) if self.layers else set()
+        redrawn = {n: value for n, value in fresh.items() if n.rpartition(".")[0] in heads}
+        rest = {n: value for n, value in fresh.items() if n not in redrawn}
+        shrink_perturb_(parameters, rest, self.shrink, self.perturb, pulled)
+        for head, value in redrawn.items():
+            parameters[head].copy_(value)
         if not self.soft:  # after every step, the next pass in training mode does it
             renew_derived_(network)
         for changed in fresh if self.clear else ():

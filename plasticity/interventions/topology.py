@@ -83,6 +83,15 @@ def grown_share(step: int, end: int) -> float:
     return t + math.sin(math.pi * t) / math.pi
 
 
+def pruned_share(step: int, begin: int, end: int) -> float:
+    """Return the share of all pruning done by ``step``, 1 - (1 - t)^3 for t from ``begin`` to ``end``, in [0, 1].
+
+    Source: Zhu & Gupta 2017 (arXiv 1710.01878), section 3.
+    """
+    t = min(max((step - begin) / (end - begin), 0.0), 1.0)
+    return 1 - (1 - t) ** 3
+
+
 def cosine_fraction(fraction: float, step: int, end: int) -> float:
     """Return fraction / 2 * (1 + cos(pi step / end)), 0 after ``end``. Source: RigL (arXiv 1911.11134), section 3."""
     return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0

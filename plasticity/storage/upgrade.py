@@ -28,6 +28,8 @@ METHODS_ADDED: dict[str, dict[str, Any]] = {
     "redo": {
         "score": "activity", "centred": False, "window": 1, "ema": 0.0, "share": None, "share_end": 1_000_000
     },
+    "ne": {"begin": None},
+    "shrink_perturb": {"layers": None},
 }  # fmt: skip
 """Method -> setting that 0.1.0 did not have -> the value that says what it did."""
 

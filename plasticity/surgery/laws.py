@@ -57,6 +57,18 @@ class Law:
                     out = self.values[torch.randint(len(self.values), like.shape, generator=generator, device="cpu")]
         return out.to(like.device, like.dtype)
 
+    def mean(self) -> float:
+        """Return the mean of the distribution."""
+        match self.kind:
+            case "constant" | "normal":
+                return self.parameters[0]
+            case "uniform":
+                return sum(self.parameters) / 2
+            case "empirical":
+                assert self.values is not None
+                return float(self.values.double().mean())
+        return 0.0
+
     def cdf(self, x: Tensor) -> Tensor:
         """Return the distribution function at ``x``, float64; of uniform, normal and truncated laws."""
         if self.kind == "uniform":

@@ -51,16 +51,19 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"diagnose needs at least 2 steps and 2 teachers; got {config.steps} and {config.teachers}")
     began = perf_counter()
 
+    from plasticity.diagnosis.adaptation import rehearse
     from plasticity.diagnosis.comparison import Size
     from plasticity.diagnosis.examine import examine
     from plasticity.diagnosis.trials import Budget, Trials
     from plasticity.diagnosis.verdict import judge
 
+    from .patients import step_of
+    from .rehearsal import copies_of
     from .run import find_run
 
     folder, record = find_run(config.run)
     state, step = state_at(config.run, folder, config.at)
-    patients = _patients(config, record, state)
+    agent, inputs, patients = _patients(config, record, state)
     out = (config.out or folder / "diagnosis") / f"step-{step}"
     out.mkdir(parents=True, exist_ok=True)
     verdicts = []
@@ -68,6 +71,9 @@ def main(arguments: Sequence[str]) -> int:
         share = (seconds - (perf_counter() - began)) / (len(patients) - number)
         trials = Trials(patient, config.steps, Budget(share, _progress()), out / f"{patient.name}.json", config.seed)
         verdicts.append(str(judge(examine(trials, Size(teachers=config.teachers), remedies=config.remedies))))
+        if patient.name == "actor" and trials.budget.left() > 0:
+            made = copies_of(agent, inputs[step_of(agent, "actor")])
+            verdicts[-1] += "\n\n" + "\n".join(rehearse(patient, made, config.steps, config.teachers).lines())
     title = f"{record['agent']} of {folder}, step {step:,}"
     text = "\n\n".join([title, *verdicts]) + "\n"
     (out / "verdict.txt").write_text(text)
@@ -77,8 +83,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _patients(config: DiagnoseConfig, record: Mapping[str, Any], state: Mapping[str, Any]) -> list[Any]:
-    """Return the networks to examine; ValueError for names that there are not."""
+def _patients(
+    config: DiagnoseConfig, record: Mapping[str, Any], state: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, list[Any]], list[Any]]:
+    """Return the agent, the inputs of its gradient steps, and the networks to examine.
+
+    ValueError for names of networks that there are not.
+    """
     from plasticity.diagnosis.examine import MAX_BATCHES
     from plasticity.storage.randomness import seed_globally
     from plasticity.surgery.origin import Origins
@@ -94,13 +105,15 @@ def _patients(config: DiagnoseConfig, record: Mapping[str, Any], state: Mapping[
         load_weights(agent, config.run, record, state)
         if state.get("buffer"):
             agent.buffer.load_state_dict(state["buffer"])
-        patients = patients_of(agent, origins, record_inputs(agent, env, MAX_BATCHES))
+        inputs = record_inputs(agent, env, MAX_BATCHES)
+        patients = patients_of(agent, origins, inputs)
     finally:
         env.close()
     names = [patient.name for patient in patients]
     if unknown := set(config.networks) - set(names):
         raise ValueError(f"no network {', '.join(sorted(unknown))} to examine; there are {', '.join(names)}")
-    return [patient for patient in patients if not config.networks or patient.name in config.networks]
+    chosen = [patient for patient in patients if not config.networks or patient.name in config.networks]
+    return agent, inputs, chosen
 
 
 def _small(record: Mapping[str, Any]) -> dict[str, int]:

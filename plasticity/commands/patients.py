@@ -30,6 +30,9 @@ class Recorder:
 
     def __call__(self, *inputs: Any, updates: int) -> Mapping[str, Tensor]:
         """Return the metrics of the loss on these inputs."""
+        from plasticity.agents.inputs import gathered
+
+        inputs = tuple(map(gathered, inputs))  # at once: what they are rows of is overwritten
         self.inputs.append(inputs)
         _, metrics = self.step.loss(*inputs)
         return {name: value.detach() for name, value in metrics.items()}
@@ -74,11 +77,11 @@ def patients_of(agent: Any, origins: Origins, inputs: Mapping[str, list[Any]]) -
     The loss is that of the step with everything else as it is in the saved agent: the targets of a value do not move,
     and a policy is judged by the saved critics. A clipped policy gradient is of the policy that acts, at any weights.
     """
-    return [_patient(agent, name, origins, inputs) for name in agent.networks if _step_of(agent, name) in inputs]
+    return [_patient(agent, name, origins, inputs) for name in agent.networks if step_of(agent, name) in inputs]
 
 
 def _patient(agent: Any, name: str, origins: Origins, inputs: Mapping[str, list[Any]]) -> Patient:
-    network, step = agent.networks[name], _step_of(agent, name)
+    network, step = agent.networks[name], step_of(agent, name)
     forward: Callable[..., Tensor] = lambda module, batch: agent.forward[name](module, batch[0])  # noqa: E731
     on_policy = hasattr(inputs[step][0][0], "log_prob")
     policy = POLICY_OUTPUTS.get(type(network).__name__)
@@ -96,7 +99,7 @@ def _patient(agent: Any, name: str, origins: Origins, inputs: Mapping[str, list[
     )
 
 
-def _step_of(agent: Any, network: str) -> str:
+def step_of(agent: Any, network: str) -> str:
     """Return the name of the optimizer that trains a network, empty for none."""
     own = {id(p) for p in agent.networks[network].parameters()}
     held = {name: {id(p) for p in all_parameters(optimizer)} for name, optimizer in agent.optimizers.items()}

@@ -141,6 +141,13 @@ def dead_neurons(patient: Patient) -> dict[str, Tensor]:
     return {name: (score == 0).cpu() for name, score in scores.items()}
 
 
+def output_parameters(patient: Patient) -> list[str]:
+    """Return the names of the parameters of the output layers."""
+    model = patient.aged().model
+    last = _last(wiring_of(patient), [name for name, _ in weight_layers(model)])
+    return _of_modules(named_parameters(model), last)
+
+
 def _last(wired: Wiring | None, layers: list[str]) -> list[str]:
     """Return the output layers; the last one of all where the model cannot be traced."""
     found = [layer.name for layer in wired.layers.values() if layer.is_output] if wired is not None else []

@@ -37,6 +37,7 @@ class Trainee:
         """Copy both, with the optimizer's state; the copy of the optimizer holds the parameters of the copy."""
         # Not a copy of the optimizer itself: torch's keeps three of its attributes, and LBFGS, for one, has more.
         attributes = {n: v for n, v in vars(optimizer).items() if not (callable(v) or n.endswith("_hooks"))}
+        attributes |= _share(unwrap(model), optimizer)
         twin, attributes = copy.deepcopy((unwrap(model), attributes))
         for module in twin.modules():
             module._compiled_call_impl = None
@@ -78,6 +79,16 @@ class Trainee:
         for group in self.optimizer.param_groups:
             new = rate if not largest else float(group["lr"]) / largest * rate
             group["lr"] = torch.full_like(group["lr"], new) if isinstance(group["lr"], Tensor) else new
+
+
+def _share(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Return groups and state of the optimizer without what belongs to other networks; nothing if that is all."""
+    own = {id(p) for p in model.parameters()}
+    if all(id(p) in own for p in all_parameters(optimizer)) or not own & {id(p) for p in all_parameters(optimizer)}:
+        return {}
+    groups = [{**group, "params": [p for p in group["params"] if id(p) in own]} for group in optimizer.param_groups]
+    state = type(optimizer.state)(dict, {p: s for p, s in optimizer.state.items() if id(p) in own})
+    return {"param_groups": [group for group in groups if group["params"]], "state": state}
 
 
 def rate_of(optimizer: Optimizer) -> float:

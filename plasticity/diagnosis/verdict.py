@@ -150,6 +150,9 @@ def _lost(found: Examination, main: Comparison) -> Iterator[Finding]:
     if first is None:
         first = max(found.parts, key=lambda part: part.closes.value)
     cause, where = _cause(found, first)
+    before = found.parts[: found.parts.index(first)]
+    if before and (nearly := max(before, key=lambda part: part.closes.value)).closes.low > 0:
+        evidence[f"fresh {nearly.name} alone"] = _percent(nearly.closes)
     returned = f"{_percent(first.closes)} of it returns with fresh {first.name}"
     yield Finding(cause, f"{name} {slower}; {returned}: {where}", evidence)
 

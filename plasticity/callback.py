@@ -116,6 +116,8 @@ class Context:
     name: str = "this run"
     latest: dict[str, float] = field(default_factory=dict)
     """The last value logged under each tag, which triggers look at."""
+    logged: dict[str, int] = field(default_factory=dict, repr=False)
+    """How often something was logged under each tag: a trigger knows by it that a reading is new."""
     on_edit: list[Callable[[], None]] = field(default_factory=list)
     """Functions that :meth:`edited` calls, such as one that restores the zeros of masked weights."""
     started: list[Callback] = field(default_factory=list, repr=False)
@@ -126,6 +128,8 @@ class Context:
     def log(self, values: Mapping[str, float]) -> None:
         """Log scalars by tag at the present step."""
         self.latest.update(values)
+        for tag in values:
+            self.logged[tag] = self.logged.get(tag, 0) + 1
         if self.writer is not None:
             self.writer.log(self.step, values)
 

@@ -21,6 +21,7 @@ def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callbac
         "task": ctx.task,
         "num_tasks": ctx.num_tasks,
         "latest": dict(ctx.latest),
+        "logged": dict(ctx.logged),
         "agent": agent.state_dict(),
         "buffer": None if buffer is None else buffer.state_dict(),
         "env": env.state_dict(),

@@ -122,6 +122,7 @@ class TrainingRun:
             if resume:
                 state = upgraded_state(checkpoints.load_latest()[1])
                 ctx.step, ctx.latest = state["step"], dict(state["latest"])
+                ctx.logged = dict(state.get("logged", {}))  # 0.1.0 did not count
                 ctx.task, ctx.num_tasks = state.get("task"), state.get("num_tasks", 0)
                 begin["saved"] = [*(state["callbacks"].get(name) for name in self.callbacks), None]
                 begin["load"] = partial(restore, state, self.agent, self.env)

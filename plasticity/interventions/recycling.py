@@ -47,10 +47,12 @@ class Recycling(UnitRecycling):
     cap: float | None = None
     """Largest fraction of a layer to recycle at once; None for no limit."""
     when: str | None = None
-    """Act when a logged value crosses a bound instead, such as "plasticity/critic_1/grama/all > 0.3", and not again
-    for ``every`` gradient steps."""
+    """Act when a logged value crosses a bound instead, such as "plasticity/critic_1/grama/all > 0.3", or has levelled
+    off, as in "plateau(plasticity/critic_1/effective_rank/all, 10, 0.02)", and not again for ``every`` gradient
+    steps."""
 
     def __post_init__(self) -> None:
+        self.when = None if self.when is None else str(self.when)  # of a condition: settings are plain values
         super().__post_init__()
         checks = {
             "every >= 1 gradient steps": (self.every or 0) >= 1,
@@ -97,7 +99,7 @@ class Recycling(UnitRecycling):
         return Trigger(every=every, when=self.when, start=self.start, stop=self.stop, cooldown=self.every or 0)
 
     def _due(self, network: str, step: int) -> bool:
-        return self._triggers[network].due(step, self._ctx.latest)
+        return self._triggers[network].due(step, self._ctx.latest, self._ctx.logged)
 
     def take(self, network: str, reading: Reading, step: int) -> None:
         """Recycle the neurons of one network that score too low."""

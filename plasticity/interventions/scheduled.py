@@ -38,7 +38,8 @@ class Scheduled(Intervention):
     at: tuple[int, ...] | None = None
     """Apply at these ticks of the clock."""
     when: str | None = None
-    """Apply when a logged value crosses a bound, such as "plasticity/critic_1/grama/all > 0.3"."""
+    """Apply when a logged value crosses a bound, such as "plasticity/critic_1/grama/all > 0.3", or has levelled off, as
+    in "plateau(plasticity/critic_1/effective_rank/all, 10, 0.02)" or "small_change(<tag>, <eta>)"."""
     stalled: str | None = None
     """Apply when a logged value stands still, such as "plasticity/critic_1/effective_rank/all < 0.01 over 20000"."""
     clock: Literal["env_steps", "updates", "gradient_steps", "rollouts", "tasks"] | None = None
@@ -60,6 +61,7 @@ class Scheduled(Intervention):
     """Seed of the method's own random numbers."""
 
     def __post_init__(self) -> None:
+        self.when = None if self.when is None else str(self.when)  # of a condition: settings are plain values
         given = {name: getattr(self, name) for name in _SCHEDULE}
         own = any(given[name] is not None for name in _SCHEDULE[:-1])
         self.clock = "gradient_steps" if own and self.clock is None else self.clock
@@ -175,7 +177,7 @@ class Scheduled(Intervention):
         return self._ctx.step if self.clock == "env_steps" else self.ticks[self.clock or "gradient_steps"]
 
     def _consider(self, look: bool = True) -> None:
-        if look and self.trigger.due(self._now(), self._ctx.latest):
+        if look and self.trigger.due(self._now(), self._ctx.latest, self._ctx.logged):
             self._pending = True
         if self._pending and not self._updating:
             self._pending = False

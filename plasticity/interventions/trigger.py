@@ -12,6 +12,7 @@ from typing import Any
 
 from plasticity.tags import relatives
 
+from .conditions import parse_condition
 from .rules import require
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -56,7 +57,9 @@ class Trigger:
     at: tuple[int, ...] = ()
     """Act at these ticks."""
     when: str | None = None
-    """Act when a logged value crosses a bound, once until it has gone back: ``"<tag> > <number>"``."""
+    """Act when a logged value crosses a bound, once until it has gone back: ``"<tag> > <number>"``; or when a condition
+    on its readings holds: ``"plateau(<tag>, <window>, <eps>)"``, ``"small_change(<tag>, <eta>)"``
+    (``conditions.py``)."""
     stalled: str | None = None
     """Act when a logged value moved by less than a fraction of itself: ``"<tag> < <fraction> over <ticks>"``."""
     margin: float = 0.0
@@ -69,7 +72,8 @@ class Trigger:
     """Last tick at which to act; None for no end."""
 
     def __post_init__(self) -> None:
-        self._when = parse_when(self.when) if self.when else None
+        self._condition = parse_condition(str(self.when)) if self.when else None
+        self._when = parse_when(self.when) if self.when and self._condition is None else None
         self._stalled = parse_stalled(self.stalled) if self.stalled else None
         checks = {
             "every >= 1": self.every is None or self.every >= 1,
@@ -92,15 +96,20 @@ class Trigger:
         """Start from a clock other than 0: what lies before is not made up for."""
         self._clock = clock
 
-    def due(self, clock: int, latest: Mapping[str, float] | None = None) -> bool:
+    def due(
+        self, clock: int, latest: Mapping[str, float] | None = None, logged: Mapping[str, int] | None = None
+    ) -> bool:
         """Return whether to act now, at ``clock``, given the last value logged under each tag; acts once per occasion.
+
+        ``logged``: how often each was logged, by which conditions know a new reading; without it, by a new value.
 
         A tick that was jumped over counts when it is passed. A tag that is not there yet is waited for, but not when
         others of its kind have been measured: then ValueError names the nearest tag.
         """
         latest = latest or {}
         scheduled = self._scheduled(self._clock, clock)
-        measured = [self._crossed(clock, latest), self._stands_still(clock, latest)]
+        crossed = self._crossed(clock, latest) or self._conditioned(clock, latest, logged or {})
+        measured = [crossed, self._stands_still(clock, latest)]
         self._clock = clock
         cooling = self._acted is not None and clock - self._acted < self.cooldown
         ready = self.start <= clock <= (math.inf if self.stop is None else self.stop) and not cooling
@@ -109,6 +118,8 @@ class Trigger:
         if found:
             self.reason, self._acted = "; ".join(found), clock
             self._armed = self._armed and not (ready and measured[0])
+            if self._condition is not None and ready and measured[0]:
+                self._condition.act()
             self._history = [] if ready and measured[1] else self._history
         return bool(found)
 
@@ -128,6 +139,12 @@ class Trigger:
         inverse = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}[op]
         self._armed |= _OPERATORS[inverse](value, back)
         return f"{tag} = {value:.4g} {op} {bound:g}" if self._armed and _OPERATORS[op](value, bound) else ""
+
+    def _conditioned(self, clock: int, latest: Mapping[str, float], logged: Mapping[str, int]) -> str:
+        if self._condition is None or (value := self._value(self._condition.signal, clock, latest)) is None:
+            return ""
+        self._condition.see(value, logged.get(self._condition.signal))
+        return str(self._condition) if self._condition.holds() else ""
 
     def _stands_still(self, clock: int, latest: Mapping[str, float]) -> str:
         if self._stalled is None or (value := self._value(self._stalled[0], clock, latest)) is None:
@@ -161,9 +178,12 @@ class Trigger:
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen so far."""
         history = [list(entry) for entry in self._history]
-        return {"clock": self._clock, "acted": self._acted, "armed": self._armed, "history": history}
+        state = {"clock": self._clock, "acted": self._acted, "armed": self._armed, "history": history}
+        return state if self._condition is None else {**state, "condition": self._condition.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._clock, self._acted, self._armed = state["clock"], state["acted"], state["armed"]
         self._history = [(clock, value) for clock, value in state["history"]]
+        if self._condition is not None and "condition" in state:
+            self._condition.load_state_dict(state["condition"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -18,6 +18,7 @@ from .networks import VALUE_HEADS, Critic
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .replay import Batch
+from .returns import RETURNS
 from .rows import like
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim
@@ -47,6 +48,15 @@ class ActorCriticConfig(AgentConfig):
     """Widths of the critics' hidden layers; None: `hidden`, or what is usual for a critic of the network."""
     critic_head: Annotated[str, OneOf(VALUE_HEADS)] = "linear"
     """Head of the critics; unit: on features of length 1 (Hussing et al. 2024)."""
+    critic_returns: Annotated[str, OneOf(RETURNS)] = "mean"
+    """Learn the mean return by regression (mean) or by classification (two_hot, hl_gauss), or its distribution (c51,
+    quantiles)."""
+    num_atoms: int = 101
+    """Points or bins of the grid of returns, or quantiles, where critic_returns are not mean."""
+    v_min: float = -100.0
+    """Smallest return on the grid; returns below count as this one."""
+    v_max: float = 100.0
+    """Largest return on the grid; returns above count as this one."""
     learning_starts: int = 5_000
     """Environment steps with uniformly random actions before the first update."""
     buffer_size: int = 1_000_000
@@ -61,6 +71,8 @@ class ActorCriticConfig(AgentConfig):
             "target_tau in (0, 1]": 0 < self.target_tau <= 1,
             "batch_size >= 1": self.batch_size >= 1,
             "updates_per_step > 0": self.updates_per_step > 0,
+            "num_atoms >= 2": self.num_atoms >= 2,
+            "v_min < v_max": self.v_min < self.v_max,
             "0 <= learning_starts < buffer_size": 0 <= self.learning_starts < self.buffer_size,
         }
 
@@ -93,6 +105,9 @@ class ActorCritic(OffPolicy):
         self.add_draws(normal, (self.action_dim,), act)
         self.add_generator("update", update)
         self.buffer = self.make_buffer((self.action_dim,), replay)
+        learns_mean = config.critic_returns == "mean"
+        self.returns = None if learns_mean else RETURNS[config.critic_returns](config, self.device)
+        """Reading of the critics' outputs; None where each has one, the mean return."""
         self.add_networks(self._make_networks(weights), self.TARGETS)
         self.followers = Followers(self.networks, self.targets)
         self.actor = Acting(self.networks, "actor")
@@ -106,8 +121,28 @@ class ActorCritic(OffPolicy):
             actor = type(self).ACTOR(make_body(config, shape, widths(config, "policy")), self.action_dim)
             hidden = widths(config, "value") if config.critic_hidden is None else config.critic_hidden
             bodies = (make_body(config, shape, hidden, extra_dim=self.action_dim) for _ in CRITICS)
-            critics = {key: Critic(body, config.critic_head) for key, body in zip(CRITICS, bodies, strict=True)}
+            head, values = config.critic_head, self.returns
+            critics = {key: Critic(body, head, values) for key, body in zip(CRITICS, bodies, strict=True)}
         return {"actor": actor, **critics}
+
+    def distributed_loss(
+        self, batch: Batch, targets: Sequence[nn.Module], action: Tensor, bonus: Tensor | None = None
+    ) -> Tensor:
+        """Return the sum over critics of the mean loss of their outputs, 0-D, where these are no mean returns.
+
+        The target at (s, a) is r + discount * (Z + bonus), Z of the target critic that has the smaller mean at the next
+        `action`, (batch, action_dim); `bonus` (batch,) is SAC's entropy.
+        """
+        assert self.returns is not None
+        with torch.no_grad():
+            outputs = torch.stack([target(batch.next_obs, action, True) for target in targets])
+            smallest = self.returns.q(outputs).argmin(0)
+            following = outputs[smallest, torch.arange(len(smallest), device=outputs.device)]
+            discount = self.config.gamma * ~batch.terminated
+            reward = batch.reward if bonus is None else batch.reward + discount * bonus
+            target = self.returns.target(reward, discount, following)
+        outputs = [self.networks[key](batch.obs, batch.action, True) for key in CRITICS]  # type: ignore[assignment]
+        return torch.stack([self.returns.losses(output, target)[0].mean() for output in outputs]).sum()
 
     def owe(self, num_steps: int) -> None:
         """Owe `updates_per_step` for every step."""

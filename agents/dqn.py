@@ -89,13 +89,14 @@ class DQNConfig(AgentConfig):
     """Output layers; dueling: a state value and advantages, each with a hidden layer as wide as the last one; unit:
     on features of length 1 (Hussing et al. 2024)."""
     returns: Annotated[str, OneOf(RETURNS)] = "mean"
-    """Learn the mean return, or its distribution (c51)."""
+    """Learn the mean return by regression (mean) or by classification (two_hot, hl_gauss), or its distribution (c51,
+    quantiles)."""
     num_atoms: int = 51
-    """C51: points of the grid of returns."""
+    """Points or bins of the grid of returns, or quantiles, where returns are not mean."""
     v_min: float = -10.0
-    """C51: smallest return on the grid; returns below count as this one."""
+    """Smallest return on the grid; returns below count as this one."""
     v_max: float = 10.0
-    """C51: largest return on the grid; returns above count as this one."""
+    """Largest return on the grid; returns above count as this one."""
     prioritised: bool = False
     """Replay transitions in proportion to their last error."""
     priority_alpha: float = 0.6

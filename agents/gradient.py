@@ -132,6 +132,10 @@ class GradientStep:
             self._project()
         return metrics
 
+    def evaluate(self, batch: Any, *more: Any) -> Tensor:
+        """Return the loss without terms, 0-D and differentiable, eagerly: for what looks at it before the step."""
+        return self.loss(*map(gathered, (batch, *more)))[0]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layout": None, "_graphs": {}}  # a copy has networks of its own
 

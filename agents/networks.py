@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .bodies import Body
 from .distributions import Categorical, Gaussian
+from .returns import Returns
 
 # Bounds of the log standard deviation, as in the authors' code and stable-baselines3.
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -65,22 +66,30 @@ def with_unit_features(body: Body) -> Body:
     return Body(body.encoder, nn.Sequential(*body.trunk, UnitFeatures()), body.num_features)
 
 
-VALUE_HEADS: dict[str, Callable[[Body], nn.Sequential]] = {
-    "linear": lambda body: with_output(body, 1),
-    "unit": lambda body: with_output(with_unit_features(body), 1),
+VALUE_HEADS: dict[str, Callable[[Body, int], nn.Sequential]] = {
+    "linear": with_output,
+    "unit": lambda body, num_outputs: with_output(with_unit_features(body), num_outputs),
 }
-"""Name -> `make(body)`: trunk and head of a critic, whose last layer has the one output."""
+"""Name -> `make(body, num_outputs)`: trunk and head of a critic."""
 
 
 class Critic(nn.Module):
-    """One action value: forward(obs, action) gives Q(s, a), shape (batch,). Its body has action_dim as `extra_dim`."""
+    """One action value: forward(obs, action) gives Q(s, a), shape (batch,). Its body has action_dim as `extra_dim`.
 
-    def __init__(self, body: Body, head: str = "linear") -> None:
+    With `values`, a reading of `returns.py` of several outputs, Q is their mean; `whole=True` gives the outputs
+    (batch, num_atoms) themselves.
+    """
+
+    def __init__(self, body: Body, head: str = "linear", values: Returns | None = None) -> None:
         super().__init__()
-        self.encoder, self.q = body.encoder, VALUE_HEADS[head](body)
+        self.values = values
+        self.encoder, self.q = body.encoder, VALUE_HEADS[head](body, 1 if values is None else values.num_atoms)
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.q(torch.cat([self.encoder(obs), action], -1)).squeeze(-1)
+    def forward(self, obs: Tensor, action: Tensor, whole: bool = False) -> Tensor:
+        output = self.q(torch.cat([self.encoder(obs), action], -1))
+        if self.values is None:
+            return output.squeeze(-1)
+        return output if whole else self.values.q(output)
 
 
 class QNetwork(nn.Module):
@@ -165,7 +174,7 @@ class StateValue(nn.Module):
 
     def __init__(self, body: Body, head: str = "linear") -> None:
         super().__init__()
-        self.encoder, self.v = body.encoder, VALUE_HEADS[head](body)
+        self.encoder, self.v = body.encoder, VALUE_HEADS[head](body, 1)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.v(self.encoder(obs)).squeeze(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import mse_loss, smooth_l1_loss
 
 from .c51 import C51
 from .choices import pick
+from .hl_gauss import HLGauss, Quantiles, TwoHot
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"huber": smooth_l1_loss, "mse": mse_loss}
 """Name -> `loss(output, target, reduction="none")`, of errors of mean returns."""
@@ -53,12 +55,22 @@ class Mean:
 
 
 def _mean(config: Any, device: torch.device) -> Mean:
-    return Mean(config.loss)
+    return Mean(getattr(config, "loss", "mse"))
 
 
-def _c51(config: Any, device: torch.device) -> C51:
-    return C51(config.v_min, config.v_max, config.num_atoms, device)
+def _on_grid(kind: type[C51], config: Any, device: torch.device) -> C51:
+    return kind(config.v_min, config.v_max, config.num_atoms, device)
 
 
-RETURNS: dict[str, Callable[[Any, torch.device], Returns]] = {"mean": _mean, "c51": _c51}
+def _quantiles(config: Any, device: torch.device) -> Quantiles:
+    return Quantiles(config.num_atoms, device)
+
+
+RETURNS: dict[str, Callable[[Any, torch.device], Returns]] = {
+    "mean": _mean,
+    "c51": partial(_on_grid, C51),
+    "two_hot": partial(_on_grid, TwoHot),
+    "hl_gauss": partial(_on_grid, HLGauss),
+    "quantiles": _quantiles,
+}
 """Name -> `make(config, device)`; the config is the agent's."""

@@ -115,7 +115,11 @@ class SAC(ActorCritic):
     def critic_loss(self, batch: Batch, alpha: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """Return the loss of both critics on a batch, and metrics; `noise` draws the next actions."""
         q = self.q(batch.obs, batch.action)
-        loss = critic_loss(q, self.target_value(batch, alpha, noise))
+        if self.returns is None:
+            loss = critic_loss(q, self.target_value(batch, alpha, noise))
+        else:
+            action, log_prob = self._sample(batch.next_obs, noise)
+            loss = self.distributed_loss(batch, [*self.targets.values()], action.detach(), -alpha * log_prob.detach())
         return loss, {"critic_loss": loss, "q_mean": q.mean()}
 
     def actor_loss(self, batch: Batch, alpha: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]

@@ -113,7 +113,11 @@ class TD3(ActorCritic):
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """Return the loss of both critics on a batch, and metrics; `noise` smooths the target."""
         q = self.q(batch.obs, batch.action)
-        loss = critic_loss(q, self.target_value(batch, noise))
+        if self.returns is None:
+            loss = critic_loss(q, self.target_value(batch, noise))
+        else:
+            action = self.next_action(batch, noise)
+            loss = self.distributed_loss(batch, [self.targets[key] for key in CRITICS], action)
         return loss, {"critic_loss": loss, "q_mean": q.mean()}
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
@@ -124,11 +128,15 @@ class TD3(ActorCritic):
     @torch.no_grad()
     def target_value(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return y (batch,), the target of both critics; `noise` (batch, action_dim) ~ N(0, 1), as yet unscaled."""
-        action = smoothed(
-            self.targets["actor"](batch.next_obs), noise, self.config.target_noise, self.config.noise_clip
-        )
+        action = self.next_action(batch, noise)
         next_q = torch.stack([self.targets[key](batch.next_obs, action) for key in CRITICS]).amin(0)
         return batch.reward + self.config.gamma * ~batch.terminated * next_q
+
+    @torch.no_grad()
+    def next_action(self, batch: Batch, noise: Tensor) -> Tensor:
+        """Return the target policy's next actions (batch, action_dim), smoothed by `noise` ~ N(0, 1)."""
+        policy = self.targets["actor"](batch.next_obs)
+        return smoothed(policy, noise, self.config.target_noise, self.config.noise_clip)
 
     def quiet_target(self, batch: Batch) -> Tensor:
         """Return y (batch,) without the noise on the next action."""

@@ -26,9 +26,12 @@ from .pfo import ProximalFeatures
 from .redo import ReDo
 from .regrama import ReGraMa
 from .reset import Reset
+from .rewarm import Rewarm
+from .sam import SAM
 from .shrink_perturb import ShrinkPerturb
 from .snr import SelfNormalizedResets
 from .spectral import SpectralRegularization
+from .spectral_normalization import SpectralNormalization
 from .swd import SampleWeightDecay
 from .swr import SelectiveReinitialization
 from .wasserstein_init import WassersteinInit
@@ -58,6 +61,9 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "chain": Chain,
     "dr3": DR3,
     "infer": InFeR,
+    "sam": SAM,
+    "spectral_normalization": SpectralNormalization,
+    "rewarm": Rewarm,
     "cbp": ContinualBackprop,
     "ccbp": ContinuousBackprop,
     "snr": SelfNormalizedResets,
@@ -73,6 +79,7 @@ __all__ = [
     "DR3",
     "FIRE",
     "INTERVENTIONS",
+    "SAM",
     "Chain",
     "ContinualBackprop",
     "ContinuousBackprop",
@@ -94,10 +101,12 @@ __all__ = [
     "ReGraMa",
     "RecentExperience",
     "Reset",
+    "Rewarm",
     "SampleWeightDecay",
     "SelectiveReinitialization",
     "SelfNormalizedResets",
     "ShrinkPerturb",
+    "SpectralNormalization",
     "SpectralRegularization",
     "WassersteinInit",
     "WeightClipping",

@@ -22,7 +22,8 @@ _PPO = {
     "reward_scale": 1.0,
     "adam_eps": 1e-5,
 }
-ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _ACTOR_CRITIC, "td3": _ACTOR_CRITIC}
+_OFF_POLICY = {**_ACTOR_CRITIC, "critic_returns": "mean", "num_atoms": 101, "v_min": -100.0, "v_max": 100.0}
+ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _OFF_POLICY, "td3": _OFF_POLICY}
 """Agent -> setting that 0.1.0 did not have -> the value that says what it did."""
 METHODS_ADDED: dict[str, dict[str, Any]] = {
     "redo": {

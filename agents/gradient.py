@@ -75,7 +75,15 @@ class GradientStep:
         self._layout: Layout | None = None
         self._graphs: dict[Hashable, tuple[Graph, Any]] = {}
         self._takes_riders = True
+        self._latest: tuple[Objective, list[Any]] | None = None
         self._look({})
+
+    def again(self) -> Tensor:
+        """Return the loss of the last step, with its terms and inputs, at the present weights; RuntimeError before."""
+        if self._latest is None:
+            raise RuntimeError(f"the step {self.name!r} was not taken yet")
+        objective, inputs = self._latest
+        return objective(*inputs)[0]
 
     @property
     def loss(self) -> Loss:
@@ -115,6 +123,7 @@ class GradientStep:
         terms = {name: as_term(term) for name, term in self.terms.items()} if self.terms else {}
         objective = Objective(self.loss, terms, self.networks[0], self.name, 1 + len(more))
         inputs = [batch, *more, *objective.draw()] if terms else [batch, *more]
+        self._latest = objective, inputs
         layout = self._look(terms)
         rides = layout.rides()
         graph = self._graph(layout, objective, inputs, rides, updates) if rides.all_ride else None
@@ -137,7 +146,7 @@ class GradientStep:
         return self.loss(*map(gathered, (batch, *more)))[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_layout": None, "_graphs": {}}  # a copy has networks of its own
+        return {**self.__dict__, "_layout": None, "_graphs": {}, "_latest": None}  # a copy has networks of its own
 
     def _require_settings(self) -> None:
         """Raise ValueError for settings that there are not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
@@ -58,6 +59,13 @@ def measure(
             output = call_of(model, method)(*args, **kwargs)
             if loss_fn is not None:
                 _differentiate(model, loss_fn(output, map_tensors(targets, torch.clone)), args, kwargs)
+
+        def objective() -> Tensor:
+            args, kwargs = _arguments(map_tensors(batch, torch.clone))
+            assert loss_fn is not None
+            return loss_fn(call_of(model, method)(*args, **kwargs), map_tensors(targets, torch.clone))
+
+        monitor.objective = objective if loss_fn is not None else None
         return monitor.read()
 
 
@@ -118,6 +126,20 @@ def _run_backward(loss: Tensor, leaves: Sequence[Tensor]) -> None:
 
 def _describe(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _objective(ctx: Context, network: str) -> Callable[[], Tensor]:
+    """Return a function that computes the loss of a network's last step anew, without a trace in any network."""
+
+    def objective() -> Tensor:
+        step = ctx.step_of(network)
+        with ExitStack() as stack:
+            for module in {id(m): m for m in (*ctx.networks.values(), *ctx.targets.values())}.values():
+                stack.enter_context(undisturbed(module, step))
+            stack.enter_context(torch.enable_grad())
+            return step.again()
+
+    return objective
 
 
 class TimeShare:
@@ -196,6 +218,7 @@ class Measure(Callback):
             strict=self.strict,
             calls=ctx.calls,
             masks=self.masks or ctx.masks,
+            objectives={name: _objective(ctx, name) for name in chosen if ctx.steps},
         )
         clock = TimeShare(lambda: watcher.total_seconds)
 

@@ -46,7 +46,9 @@ SETS: dict[str, tuple[str, ...]] = {
         *("dormancy", "rdu", "fau", "fau_units", "dead", "never_fired", "rarely_fires", "linearised", "saturated"),
         *("silent", "quadrants", "dormant_again"),
     ),
-    "gradient": ("grama", "gradient_norm", "zero_gradient", "rua", "rua_volatile", "step_cosine"),
+    "gradient": (
+        *("grama", "gradient_norm", "zero_gradient", "rua", "rua_volatile", "step_cosine", "sample_gradients", "ntk"),
+    ),
     "ranks": ("rank", "spectrum", "feature_norm"),
     "weights": (
         *("weight_magnitude", "weight_spectrum", "weight_distance", "weight_change", "update_ratio", "unchanged"),
@@ -54,6 +56,9 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 """Set -> its probes. ``ranks`` holds ``rank``, which is the name of one probe."""
 SETS["all"] = tuple(dict.fromkeys(name for names in SETS.values() for name in names))
+# Not in "all": the curvature costs many passes, and few networks are transformers.
+SETS["curvature"] = ("hessian", "sharpness")
+SETS["transformer"] = ("attention", "residual_stream", "router", "token_entropy")
 
 METRICS: dict[str, Metric] = {
     "dormancy": Metric("dormant", "share", headline=True),

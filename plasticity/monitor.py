@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .isolation import is_compiled, named_modules, unwrap
+from .observing.again import NetworkReadings
 from .observing.distributed import Processes, ProcessesError, process_group
 from .observing.entry_points import require_methods
 from .observing.gathering import Gathering
@@ -18,6 +19,7 @@ from .observing.observer import Observer
 from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
+from .probes.network import Again, NetworkProbe
 from .structure.functional import slices_of
 from .structure.layers import Layer, weight_layers_of
 from .structure.wirings import Wiring
@@ -39,7 +41,8 @@ class Monitor:
     or a function that returns it for the arguments of a pass; may be set between passes. ``calls``: methods by which
     training calls the model beside ``forward``, such as ``("evaluate_actions",)``. ``strict``: raise when a probe fails
     instead of warning once and going on without it. ``deferred``: what passes show counts from :meth:`commit` on.
-    ``owner``: whose private passes count too (see ``isolation``).
+    ``owner``: whose private passes count too (see ``isolation``). ``objective``: computes the loss of the last pass
+    anew, for network probes that need it.
 
     ``processes``: of a model in ``DistributedDataParallel``. ``"own"`` measures this process's share of the batch.
     ``"all"``, to be given in all processes, adds up their sums: activity and gradient scores are then those of the
@@ -64,6 +67,7 @@ class Monitor:
         deferred: bool = False,
         owner: object | None = None,
         processes: Literal["own", "all"] = "own",
+        objective: Callable[[], Tensor] | None = None,
     ) -> None:
         if processes not in ("own", "all"):
             raise ValueError(f"processes is 'own' or 'all', got {processes!r}")
@@ -78,7 +82,10 @@ class Monitor:
             raise ValueError(COMPILED)
         self._check_globs()
         self._guide = Guide(self.model, wiring, self.selected, strict)
-        self._observer = Observer(self.model, Gathering(self.probes, strict, deferred), passes, owner, self._guide)
+        of_networks = {name: probe for name, probe in self.probes.items() if isinstance(probe, NetworkProbe)}
+        of_layers = {name: probe for name, probe in self.probes.items() if name not in of_networks}
+        self._network_readings, self.objective = NetworkReadings(of_networks, strict), objective
+        self._observer = Observer(self.model, Gathering(of_layers, strict, deferred), passes, owner, self._guide)
         self.mask, self._observer.calls = mask, require_methods(self.model, calls)
 
     def _check_globs(self) -> None:
@@ -225,10 +232,14 @@ class Monitor:
             raise ValueError(f"the mask of shape {tuple(shape)} does not have the leading shape of any layer's output")
         layers = self.selected(self.wiring)
         try:
-            return self._observer.gathering.reading(self.wiring, layers, self._processes)
+            reading = self._observer.gathering.reading(self.wiring, layers, self._processes)
         except ProcessesError:
             self._processes = None  # the others are not there: waiting for them again would cost minutes
             raise
+        if self._network_readings.probes:
+            args, kwargs = self.inputs or ((), {})
+            self._network_readings.add_to(reading, Again(self.model, args, kwargs, self.method, self.objective))
+        return reading
 
     def coverage(self) -> list[Coverage]:
         """Return, for every weight layer and probe, whether there is a value and if not, why."""

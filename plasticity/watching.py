@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .callback import Writer
@@ -37,6 +37,7 @@ class Watcher:
     ``calls``, ``masks``: network -> the methods by which it is called beside ``forward``, and its mask, both as in
     :class:`Monitor`. ``read``: how a monitor is read, for errors of a name. ``require``: called with each monitor after
     the first step of its network, which is looked at though it is not due, so that what cannot be read fails there.
+    ``objectives``: network -> a function that computes the loss of its last step anew, for probes that need it.
 
     Raises ValueError for a network that none of the optimizers trains, for a compiled one, and for a window that is
     longer than ``every``, or longer than a step where ``due`` decides.
@@ -59,6 +60,7 @@ class Watcher:
         masks: Mapping[str, Any] | None = None,
         read: Callable[[Monitor], Reading] = Monitor.read,
         require: Callable[[Monitor], None] | None = None,
+        objectives: Mapping[str, Callable[[], Tensor]] | None = None,
     ) -> None:
         self._read, self._require = read, require
         calls, masks = calls or {}, masks or {}
@@ -81,6 +83,7 @@ class Watcher:
                 processes=processes,
                 calls=calls.get(name, ()),
                 mask=masks.get(name),
+                objective=(objectives or {}).get(name),
             )
             for name, network in networks.items()
         }
@@ -276,6 +279,7 @@ def watch(
     processes: Literal["own", "all"] = "own",
     calls: Mapping[str, Sequence[str]] | Sequence[str] = (),
     mask: Any = None,
+    loss: Callable[[], Tensor] | Mapping[str, Callable[[], Tensor]] | None = None,
 ) -> Session:
     """Measure ``model`` in your own training loop, once in ``every`` optimizer steps, and write what is seen.
 
@@ -287,8 +291,9 @@ def watch(
     ``DistributedDataParallel``, ``"own"`` measures this process's share, in one process or in several with a ``log``
     each; ``"all"``, given in every process, the whole batch. ``calls``: methods by which the loop calls the model
     beside ``forward``, ``("evaluate_actions",)``; ``mask``: the tokens that count, a tensor or a function of the
-    arguments of a pass (see :class:`Monitor`). Both also by network, ``{"policy": ("evaluate_actions",)}``. Costs
-    nothing between windows.
+    arguments of a pass (see :class:`Monitor`). ``loss``: computes the loss of the last batch anew, such as ``lambda:
+    loss_fn(model(inputs), targets)`` of the loop's own variables, for probes of the loss' curvature. These also by
+    network, ``{"policy": ("evaluate_actions",)}``. Costs nothing between windows.
 
     Raises ValueError for a folder that holds a run, TypeError for a ``log`` that is neither folder nor writer, and for
     an ``optimizer`` that is none (the one inside a wrapper is used).
@@ -312,6 +317,7 @@ def watch(
         processes=processes,
         calls=_given("calls", calls or None, networks),
         masks=_given("mask", mask, networks),
+        objectives=_given("loss", loss, networks),
     )
     if log is not None:  # only now: refused arguments leave no folder behind
         session._log = OpenLog(log)

@@ -22,7 +22,7 @@ QUICK = ("dormancy", "grama", "grama_weight", "rank")
 
 @pytest.mark.usefixtures("as_traced")
 def test_all_probes_pass_their_battery_together() -> None:
-    check_probe({name: PROBES[name] for name in SETS["all"]})
+    check_probe({name: PROBES[name] for name in (*SETS["all"], *SETS["curvature"], *SETS["transformer"])})
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PROBES])

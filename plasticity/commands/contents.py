@@ -41,6 +41,8 @@ GROUPS = {
     "gradient": "gradients of neurons and weights",
     "rank": "how many directions features span",
     "weights": "size, distance, spectrum and change of weights",
+    "curvature": "of the loss around the weights; costs many passes",
+    "transformer": "attention, residual stream, experts, tokens",
     "other": "",
 }
 """Group of methods or probes (``KIND``) -> what it holds, in the order in which they are listed."""

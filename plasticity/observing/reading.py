@@ -79,8 +79,9 @@ class Reading:
     def _table(self) -> list[list[str]]:
         """Return a row of cells for every layer, and one for the network."""
         rows = [["layer", "neurons", *self.values]]
-        for layer in [*self.num_neurons, ALL]:
-            count = str(self._num_units() if layer == ALL else self.num_neurons[layer])
+        parts = dict.fromkeys(layer for by_layer in self.values.values() for layer in by_layer if layer != ALL)
+        for layer in [*dict.fromkeys([*self.num_neurons, *parts]), ALL]:
+            count = str(self._num_units() if layer == ALL else self.num_neurons.get(layer, "-"))
             rows.append([layer, count, *(_cell(by_layer.get(layer, math.nan)) for by_layer in self.values.values())])
         return rows
 

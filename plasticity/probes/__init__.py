@@ -10,14 +10,18 @@ from plasticity.metrics import DEFAULT_PROBES, SETS, expanded
 
 from .activity import Activity, inactive_fraction, normalised_scores
 from .check import require_probe
+from .curvature import Hessian, Sharpness
 from .dormancy import Dormancy
 from .firing import ActiveEntries, ActiveUnits, Dead, Linearised, NeverFired, RarelyFires, Saturated
 from .gradient import GradientNorm, StepCosine, UnitUpdates, ZeroGradients
 from .grama import GradientActivity
 from .inactivity import DormantAgain, DormantRatio, Quadrants, Silent
+from .kernel import SampleGradients, TangentKernel
+from .network import Again, NetworkProbe, NotMeasurable
 from .probe import Probe
 from .rank import RANKS, Rank, effective_rank, feature_rank, singular_values, srank, stable_rank
 from .spectrum import FeatureNorm, Spectrum
+from .transformer import Attention, ResidualStream, Router, TokenEntropy
 from .weights import Distance, Unchanged, UpdateRatio, WeightMagnitude, WeightSpectrum
 
 PROBES: dict[str, Callable[[], Probe]] = {
@@ -55,6 +59,14 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "weight_change": partial(Distance, "reading"),
     "update_ratio": UpdateRatio,
     "unchanged": Unchanged,
+    "sample_gradients": SampleGradients,
+    "ntk": TangentKernel,
+    "hessian": Hessian,
+    "sharpness": Sharpness,
+    "attention": Attention,
+    "residual_stream": ResidualStream,
+    "router": Router,
+    "token_entropy": TokenEntropy,
 }
 """Name -> a probe with its default settings; ``rank`` gives all four ranks from one decomposition."""
 
@@ -95,8 +107,11 @@ __all__ = [
     "RANKS",
     "SETS",
     "Activity",
+    "Again",
     "Dormancy",
     "GradientActivity",
+    "NetworkProbe",
+    "NotMeasurable",
     "Probe",
     "Rank",
     "effective_rank",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
+from .network import NetworkProbe
 from .probe import SIGNALS, Probe
 
 REPLACED = ("reduce", "reduces", "add")
@@ -17,10 +18,21 @@ def require_probe(name: str, probe: Any) -> Probe:
         raise ValueError(f"probe {name!r} is the class {probe.__name__}; pass an instance, {probe.__name__}()")
     if not isinstance(probe, Probe):
         raise ValueError(f"probe {name!r} is of type {type(probe).__name__}; pass an instance of plasticity.Probe")
-    problem = _unknown_signals(probe) or _missing_methods(probe)
+    problem = (
+        _no_measure(probe) if isinstance(probe, NetworkProbe) else _unknown_signals(probe) or _missing_methods(probe)
+    )
     if problem:
         raise ValueError(f"probe {name!r} ({type(probe).__name__}) {problem}")
     return probe
+
+
+def _no_measure(probe: Probe) -> str:
+    """Return the fault of a network probe, empty if there is none."""
+    if getattr(type(probe), "measure", None) is NetworkProbe.measure:
+        return "has no measure()"
+    if used := sorted({*probe.sums(), *(signal for signal in SIGNALS if probe.takes_rows(signal))}):
+        return f"uses {', '.join(used)}: a probe is of layers or of the network, not of both"
+    return ""
 
 
 def _unknown_signals(probe: Probe) -> str:

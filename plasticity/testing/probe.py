@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from plasticity.agents.gradient import GradientStep
 from plasticity.measuring import measure
 from plasticity.monitor import Monitor
-from plasticity.observing.reading import Reading
+from plasticity.observing.reading import ALL, Reading
 from plasticity.probes import Probe, make_probes
 from plasticity.storage.folder import Checkpoints
 from plasticity.watching import Watcher
@@ -103,7 +103,8 @@ def _check_passes(make: Make, kind: str, model: nn.Module, x: Tensor, expected: 
     """Check that the passes of a training step show the same, and run to the same bits as without a monitor."""
     watched = copy.deepcopy(model)
     found = []
-    for net, monitor in ((model, None), (watched, Monitor(watched, make(), passes="training", strict=True))):
+    with_probes = Monitor(watched, make(), passes="training", strict=True, objective=lambda: _loss(watched(x)))
+    for net, monitor in ((model, None), (watched, with_probes)):
         net.eval()
         if monitor is not None:
             monitor.attach()
@@ -127,7 +128,8 @@ def _check_non_finite(make: Make) -> None:
         model[0].weight[0, 0] = math.nan  # type: ignore[index, operator, union-attr]
         model[0].weight[1, 1] = math.inf  # type: ignore[index, operator, union-attr]
     for metric, by_layer in _reading(make, model, x).values.items():
-        assert math.isnan(by_layer["0"]), f"{metric} is {by_layer['0']} for a layer with NaN in its weights: return NaN"
+        value = by_layer.get("0", by_layer[ALL])
+        assert math.isnan(value), f"{metric} is {value} for a layer with NaN in its weights: return NaN"
 
 
 def _batches() -> list[Tensor]:
@@ -135,7 +137,9 @@ def _batches() -> list[Tensor]:
     return [torch.randn(16, 4, generator=generator, device="cpu") for generator in generators]
 
 
-def _watched(make: Make, model: nn.Module, optimizer: Any, window: int) -> tuple[Watcher, list[Reading]]:
+def _watched(
+    make: Make, model: nn.Module, optimizer: Any, window: int, objective: Callable[[], Tensor]
+) -> tuple[Watcher, list[Reading]]:
     readings: list[Reading] = []
     watcher = Watcher(
         {"net": model},
@@ -145,6 +149,7 @@ def _watched(make: Make, model: nn.Module, optimizer: Any, window: int) -> tuple
         every=window,
         window=window,
         strict=True,
+        objectives={"net": objective},
     )
     return watcher, readings
 
@@ -155,17 +160,23 @@ def _check_windows(make: Make) -> None:
     for stop in (None, 2, 3):
         model, _ = mlp()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        watcher, readings = _watched(make, model, optimizer, WINDOW)
+        shown: list[Tensor] = []
+
+        def objective(model: nn.Module = model, shown: list[Tensor] = shown) -> Tensor:
+            return _loss(model(shown[-1]))
+
+        watcher, readings = _watched(make, model, optimizer, WINDOW, objective)
         for step, x in enumerate(_batches()):
             if step == stop:
                 state = _saved(watcher.state_dict())
                 watcher.close()
                 earlier = readings
-                watcher, readings = _watched(make, model, optimizer, WINDOW)
+                watcher, readings = _watched(make, model, optimizer, WINDOW, objective)
                 watcher.load_state_dict(state)
                 readings[:0] = earlier
             optimizer.zero_grad()
-            _loss(model(x.to(next(model.parameters()).device))).backward()
+            shown.append(x.to(next(model.parameters()).device))
+            _loss(model(shown[-1])).backward()
             optimizer.step()
         watcher.close()
         found.append(readings)
@@ -197,7 +208,7 @@ def _check_compiled(make: Make) -> None:
             return value, {"loss": value}
 
         step = GradientStep(loss, [networks], optimizers, "net", compile=compile)  # type: ignore[arg-type]
-        watcher, readings = _watched(make, model, optimizers["net"], 1)
+        watcher, readings = _watched(make, model, optimizers["net"], 1, step.again)
         for x in _batches()[:2]:
             step(x.to(next(model.parameters()).device), updates=0)
         watcher.close()

@@ -1,0 +1,224 @@
+"""Transformers: how sharply heads attend, how large the residual stream is, how experts share the load.
+
+The network runs once more, and every torch function that it calls is looked at: attention is found in
+``nn.MultiheadAttention``, ``scaled_dot_product_attention`` and a softmax over four dimensions, whoever wrote the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from plasticity.isolation import named_modules
+from plasticity.structure.labels import tensors_in
+
+from .network import Again, NetworkProbe, NotMeasurable
+
+SOFTMAX_FUNCTIONS = (torch.softmax, F.softmax, Tensor.softmax)
+Look = Callable[[str, Any, tuple, Mapping[str, Any], Any], None]
+"""Takes the module that calls, the function, its arguments, named ones, and the result."""
+
+
+class FunctionWatch(TorchFunctionMode):
+    """Shows every torch function that is called within, with the module that calls it, to ``look``."""
+
+    def __init__(self, look: Look) -> None:
+        super().__init__()
+        self.look, self.inside = look, [""]
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        """Call the function, and show it."""
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:  # its heads' weights come when they are asked for
+            asked = {**kwargs, "need_weights": True, "average_attn_weights": False}
+            output, weights = func(*args, **asked)
+            self.look(self.inside[-1], func, args, kwargs, weights)
+            assert weights is not None
+            averaged = weights.mean(-3) if kwargs.get("average_attn_weights", True) else weights
+            return output, averaged if kwargs.get("need_weights", True) else None
+        result = func(*args, **kwargs)
+        self.look(self.inside[-1], func, args, kwargs, result)
+        return result
+
+
+@contextmanager
+def looking(model: nn.Module, look: Look) -> Iterator[None]:
+    """Within, show the functions that a pass of ``model`` calls to ``look``."""
+    watch = FunctionWatch(look)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        watch.inside.pop()
+
+    handles = []
+    for name, module in named_modules(model).items():
+        enter = partial(_enter, watch.inside, name)
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    try:
+        with watch:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(inside: list[str], name: str, module: nn.Module, args: Any) -> None:
+    inside.append(name)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    """Return softmax(q k^T scale), (..., heads, queries, keys), as ``scaled_dot_product_attention`` applies it."""
+    scores = query.float() @ key.float().transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
+
+
+def relative_entropy(weights: Tensor) -> Tensor:
+    """Return the entropy of distributions along the last axis over its maximum, in [0, 1].
+
+    The maximum is the log of the number of entries that are not 0, so that masked ones do not count; NaN where only one
+    entry is left, which is no choice.
+    """
+    entropy = -torch.special.xlogy(weights, weights).sum(-1)
+    return entropy / (weights > 0).sum(-1).double().log().where((weights > 0).sum(-1) > 1, torch.nan)
+
+
+class OfTransformers(NetworkProbe):
+    """A probe of the functions that one more pass calls."""
+
+    KIND = "transformer"
+
+    def watched(self, again: Again, look: Look) -> Any:
+        """Run the network, show its function calls, and return its output."""
+        with torch.no_grad(), looking(again.model, look):
+            return again.output()
+
+
+class Attention(OfTransformers):
+    """Entropy of attention per head over its maximum: lazy and collapsed heads.
+
+    Range [0, 1]: 1 attends to everything alike (lazy), 0 to one position (collapsed); the score is that of each head,
+    ``attention_low`` the smallest head of a layer. Masked positions do not count, nor do queries with one key. Source:
+    Zhai et al. 2023, *Stabilizing transformer training by preventing attention entropy collapse* (arXiv 2303.06296).
+    """
+
+    WORSE = "0 collapsed, 1 lazy"
+    SOURCE = "Zhai et al. 2023"
+    metrics = ("attention_entropy", "attention_low")
+
+    def measure(self, again: Again) -> dict[str, Mapping[str, Tensor]]:
+        """Return the entropies per head, by module, and the smallest of each."""
+        found: dict[str, Tensor] = {}
+
+        def look(module: str, func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
+            weights = _weights(func, args, kwargs, result)
+            if weights is not None:
+                entropy = relative_entropy(weights.detach().double())
+                found[module or "(model)"] = entropy.movedim(-2, 0).flatten(1).nanmean(1)
+
+        self.watched(again, look)
+        if not found:
+            raise NotMeasurable("no attention was seen in it")
+        return {"attention_entropy": found, "attention_low": {name: heads.min() for name, heads in found.items()}}
+
+
+def _weights(func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> Tensor | None:
+    """Return the weights of an attention, (batch, heads, queries, keys); None for another function."""
+    if func is F.multi_head_attention_forward:
+        return result if result.dim() == 4 else result[None]
+    if func is F.scaled_dot_product_attention:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        query, key = given["query"], given["key"]
+        if key.shape[-3] != query.shape[-3]:  # grouped queries
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        return attention_weights(query, key, given.get("attn_mask"), given.get("is_causal", False), given.get("scale"))
+    return result if func in SOFTMAX_FUNCTIONS and result.dim() == 4 else None
+
+
+class ResidualStream(OfTransformers):
+    """Root mean square of the residual stream after each addition, by module.
+
+    An addition of two tensors of one shape, (batch, positions, width). Range [0, inf); growing with depth makes late
+    layers matter less. Source: Xiong et al. 2020 (arXiv 2002.04745), section 3, for norms by depth.
+    """
+
+    WORSE = "growing"
+    SOURCE = "Xiong et al. 2020"
+    ADDITIONS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
+
+    def measure(self, again: Again) -> dict[str, Mapping[str, Tensor]]:
+        """Return the root mean square of the last addition in each module."""
+        found: dict[str, Tensor] = {}
+
+        def look(module: str, func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
+            shapes = [a.shape for a in args[:2] if isinstance(a, Tensor)]
+            if func in self.ADDITIONS and len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 3:
+                found[module or "(model)"] = result.detach().double().square().mean().sqrt()
+
+        self.watched(again, look)
+        if not found:
+            raise NotMeasurable("no addition to a residual stream was seen in it")
+        return {"residual_stream": found}
+
+
+class Router(OfTransformers):
+    """Load of the experts of a mixture: its entropy, and its peak.
+
+    Entropy over its maximum, and the share of the busiest times their number. An expert is chosen by ``topk`` over the
+    last axis of a router's output. ``router_entropy`` in [0, 1], 1 is even; ``router_peak`` in [1, experts], 1 is even;
+    the score is the load of each expert. Source: Fedus et al. 2022 (Switch, arXiv 2101.03961), section 2.2.
+    """
+
+    WORSE = "entropy lower, peak higher"
+    SOURCE = "Fedus et al. 2022"
+    metrics = ("router_entropy", "router_peak")
+
+    def measure(self, again: Again) -> dict[str, Mapping[str, Tensor]]:
+        """Return both, by module."""
+        loads: dict[str, Tensor] = {}
+
+        def look(module: str, func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
+            dim = kwargs.get("dim", args[2] if len(args) > 2 else -1)
+            if func in (torch.topk, Tensor.topk) and dim in (-1, args[0].dim() - 1):
+                counts = torch.bincount(result[1].flatten(), minlength=args[0].shape[-1]).double()
+                loads[module or "(model)"] = counts / counts.sum()
+
+        self.watched(again, look)
+        if not loads:
+            raise NotMeasurable("no router that chooses experts was seen in it")
+        entropy = {n: -torch.special.xlogy(load, load).sum() / math.log(max(2, len(load))) for n, load in loads.items()}
+        return {"router_entropy": entropy, "router_peak": {n: load.max() * len(load) for n, load in loads.items()}}
+
+
+class TokenEntropy(OfTransformers):
+    """Entropy of the predicted tokens over its maximum, the mean over positions.
+
+    Of outputs (batch, positions, vocabulary), the ``logits`` of a model that names them. Range [0, 1]; near 0 the model
+    is sure of everything: a language policy that no longer explores. Source: Cui et al. 2025 (arXiv 2505.22617).
+    """
+
+    WORSE = "near 0"
+    SOURCE = "Cui et al. 2025"
+
+    def measure(self, again: Again) -> dict[str, Tensor]:
+        """Return the mean entropy."""
+        with torch.no_grad():
+            output = again.output()
+        logits = getattr(output, "logits", None)
+        logits = next(tensors_in(output)) if logits is None else logits
+        if logits.dim() != 3 or logits.shape[-1] < 2:
+            raise NotMeasurable(f"its output of shape {tuple(logits.shape)} is not (batch, positions, vocabulary)")
+        weights = logits.double().log_softmax(-1)
+        return {"token_entropy": -(weights.exp() * weights).sum(-1).mean() / math.log(logits.shape[-1])}

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules
-from plasticity.structure.labels import tensors_in
 
-from .network import Again, NetworkProbe, NotMeasurable
+from .network import Again, NetworkProbe, NotMeasurable, tensors_within
 from .rank import effective_rank
 
 Calls = list[tuple[nn.Module, Tensor, Tensor]]
@@ -158,7 +157,7 @@ class TangentKernel(OfSamples):
     def kernel(self, again: Again) -> Tensor:
         """Return K, (samples, samples), float64."""
         with calls_of(again.model) as calls:
-            outputs = [t for t in tensors_in(again.output(self.samples)) if t.is_floating_point()]
+            outputs = [t for t in tensors_within(again.output(self.samples)) if t.is_floating_point()]
         return self.gram(again, calls, torch.stack([t.sum() for t in outputs]).sum())
 
     def measure(self, again: Again) -> dict[str, Tensor]:

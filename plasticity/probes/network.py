@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import call_of, map_tensors
-from plasticity.structure.labels import tensors_in
 
 from .probe import Probe
 
@@ -56,10 +55,24 @@ class Again:
 
     def _first(self, values: Any, samples: int | None) -> Any:
         values = values or {}
-        batch = next((len(t) for t in tensors_in((self.args, self.kwargs)) if t.dim()), 0)
+        batch = next((len(t) for t in tensors_within((self.args, self.kwargs or {})) if t.dim()), 0)
         if samples is None:
             return map_tensors(values, torch.clone)
         return map_tensors(values, lambda t: t[:samples].clone() if t.dim() and len(t) == batch else t.clone())
+
+
+def tensors_within(value: Any) -> list[Tensor]:
+    """Return the tensors in containers, and in a plain object, such as a distribution."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    if not found and hasattr(value, "__dict__"):
+        map_tensors(dict(vars(value)), note)
+    return found
 
 
 class NetworkProbe(Probe):

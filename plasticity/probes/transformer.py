@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from plasticity.isolation import named_modules
-from plasticity.structure.labels import tensors_in
 
-from .network import Again, NetworkProbe, NotMeasurable
+from .network import Again, NetworkProbe, NotMeasurable, tensors_within
 
 SOFTMAX_FUNCTIONS = (torch.softmax, F.softmax, Tensor.softmax)
 Look = Callable[[str, Any, tuple, Mapping[str, Any], Any], None]
@@ -217,7 +216,7 @@ class TokenEntropy(OfTransformers):
         with torch.no_grad():
             output = again.output()
         logits = getattr(output, "logits", None)
-        logits = next(tensors_in(output)) if logits is None else logits
+        logits = tensors_within(output)[0] if logits is None else logits
         if logits.dim() != 3 or logits.shape[-1] < 2:
             raise NotMeasurable(f"its output of shape {tuple(logits.shape)} is not (batch, positions, vocabulary)")
         weights = logits.double().log_softmax(-1)

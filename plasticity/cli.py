@@ -20,6 +20,7 @@ COMMANDS = {
     "help": ("plasticity.commands.help", "describe one of them, with its options, units and source"),
     "report": ("plasticity.commands.report", "write curves, heat maps and tables of runs as one page"),
     "compare": ("plasticity.commands.compare", "compare configurations over seeds, with intervals"),
+    "bench": ("plasticity.commands.bench", "train methods on streams of tasks, beside fresh agents, and compare them"),
     "dashboard": ("plasticity.commands.dashboard", "open TensorBoard on a folder of runs"),
 }
 

@@ -33,6 +33,7 @@ IMPLIED = {
     "task_steps": None,
     "num_tasks": None,
     "first_task": 0,
+    "task_seed": None,
     "normaliser": "keep",
 }
 """Settings that runs of earlier versions lack -> the value they acted by."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,9 @@ from rich.live import Live as LiveDisplay
 from rich.table import Table
 
 from plasticity.storage.folder import Checkpoints
+from plasticity.storage.record import RECORD, read_record
 
+from .differences import NOTED, differences
 from .imports import import_flags
 from .run import CHECKPOINTS
 from .seed import Seed, set_aside
@@ -65,6 +67,20 @@ class Fleet:
         if received:
             return 128 + received[0]
         return 0 if all(seed.state in ("finished", "skipped") for seed in self.seeds) else 1
+
+    def claim(self, seed: Seed, expected: Mapping[str, Any]) -> None:
+        """Skip a finished run of the same settings; ValueError for one of other settings."""
+        if not (seed.folder / RECORD).is_file():
+            return
+        record = read_record(seed.folder)
+        saved = {**record["config"], "agent_name": record["agent"]}
+        if different := differences(saved, expected, {"out", "name", "quiet", "log", *NOTED}):
+            raise ValueError(
+                f"{seed.folder} was trained with other settings: {'; '.join(different)}; pass another --name"
+            )
+        if record["status"] == "finished":
+            seed.state = "skipped"
+            seed.look()
 
     def _advance(self) -> None:
         """Look at the running processes, and start those that have a free place."""

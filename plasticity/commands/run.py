@@ -118,10 +118,12 @@ def make_run_env(
     settings = record["config"]
     if name is None and ":" in settings["env"]:
         raise ValueError(f"the run's environment {settings['env']} imports a module; pass --env if you trust it")
-    plan = TaskPlan(settings["seed"])
+    own = settings.get("task_seed")
+    task_seed = settings["seed"] if own is None else own
+    plan = TaskPlan(task_seed)
     if name is None:
         counts = settings.get("task_steps"), settings.get("num_tasks"), settings.get("first_task", 0)
-        plan = TaskPlan(settings["seed"], *counts)
+        plan = TaskPlan(task_seed, *counts)
     return make_env(
         name or settings["env"],
         num_envs=settings["num_envs"] if num_envs is None else num_envs,

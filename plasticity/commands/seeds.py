@@ -9,10 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from plasticity.metrics import find_metric, headlines, shown_first
-from plasticity.storage.record import RECORD, read_record
+from plasticity.storage.record import read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
-from .differences import NOTED, differences
 from .fleet import Fleet
 from .seed import Seed
 
@@ -32,7 +31,7 @@ class Seeds(Fleet):
     def train(self) -> int:
         """Run every seed that is not finished; return 0 if all are, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
         for seed in self.seeds:
-            self._claim(seed)
+            self.claim(seed, {**self.expected, "agent_name": self.agent, "seed": seed.number})
         code = self.run()
         self._summary()
         return code
@@ -45,21 +44,6 @@ class Seeds(Fleet):
     def environment(self, seed: Seed) -> str:
         """Return the environment, the same for all."""
         return self.config.env
-
-    def _claim(self, seed: Seed) -> None:
-        """Skip a finished run of the same settings; refuse one of other settings."""
-        if not (seed.folder / RECORD).is_file():
-            return
-        record = read_record(seed.folder)
-        now = {**self.expected, "agent_name": self.agent, "seed": seed.number}
-        saved = {**record["config"], "agent_name": record["agent"]}
-        if different := differences(saved, now, {"out", "name", "quiet", "log", *NOTED}):
-            raise ValueError(
-                f"{seed.folder} was trained with other settings: {'; '.join(different)}; pass another --name"
-            )
-        if record["status"] == "finished":
-            seed.state = "skipped"
-            seed.look()
 
     def table(self) -> Table:
         """Return the state of all seeds, a row each."""

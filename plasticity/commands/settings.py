@@ -56,6 +56,8 @@ class TrainConfig:
     """Tasks of a stream; None: the stream's own. The last one goes on until the run ends."""
     first_task: int = 0
     """Task with which a stream begins; with --num-tasks 1 a fresh agent learns this one alone."""
+    task_seed: int | None = None
+    """Root of what is drawn for the tasks of a stream; None: that of the run. Two seeds can share their tasks by it."""
     normaliser: Literal["keep", "reset"] = "keep"
     """Statistics of observations and rewards when a task begins: keep them, or start them anew."""
     probes: tuple[str, ...] = DEFAULT_PROBES

@@ -84,7 +84,7 @@ class TrainingRun:
                 device=c.device,
                 action_repeat=c.action_repeat,
                 max_episode_steps=c.max_episode_steps,
-                tasks=TaskPlan(c.seed, c.task_steps, c.num_tasks, c.first_task),
+                tasks=TaskPlan(c.seed if c.task_seed is None else c.task_seed, c.task_steps, c.num_tasks, c.first_task),
             )
 
     def _make_agent(self, config: Any) -> Any:

@@ -1,0 +1,42 @@
+"""Methods of a benchmark as text: names, options after a colon, several joined by plus signs."""
+
+from __future__ import annotations
+
+ORACLE, NONE = "oracle", "none"
+
+
+def split_methods(text: str) -> tuple[str, ...]:
+    """Return the methods of a text; a comma in front of an option without a colon before it belongs to that method."""
+    methods: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if "=" in part and ":" not in part and methods and ":" in methods[-1]:
+            methods[-1] += f",{part}"
+        else:
+            methods.append(part)
+    if not methods or len(set(methods)) < len(methods):
+        raise ValueError(f"--methods needs at least one method, each once; got {text!r}")
+    return tuple(methods)
+
+
+def method_arguments(method: str) -> list[str]:
+    """Return the options of ``plasticity train`` that switch a method on."""
+    found: list[str] = []
+    for part in method.split("+"):
+        name, _, options = part.partition(":")
+        if name in (NONE, ORACLE):
+            continue
+        if "=" in name:
+            option, _, value = name.partition("=")
+            found += [f"--{option.replace('_', '-')}", value]
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        found.append(flag)
+        for option in filter(None, options.split(",")):
+            key, _, value = option.partition("=")
+            found += [f"{flag}.{key.replace('_', '-')}", value]
+    return found
+
+
+def published_name(method: str) -> str:
+    """Return the name under which a method stands in published tables."""
+    return method.partition(":")[0].removeprefix("optimizer=").replace("-", "_")

@@ -1,0 +1,153 @@
+"""Numbers of a stream of tasks: area, per task, gap to a fresh network, forward transfer.
+
+A curve is the training return: the mean of the episodes that ended in each of BINS parts of a task. With A_k the mean
+of the curve over task k, O_k that of an agent that is fresh in task k (the oracle), R_k that of random actions:
+
+    area              mean over all tasks of A_k
+    gap of task k     (O_k - A_k) / (O_k - R_k)                     0: as plastic as a fresh agent, 1: learns nothing
+    slope of the gap  per task, least squares over tasks            above 0: plasticity is lost
+    forward transfer  mean over k >= 1 of (A_k - O_k) / (M - O_k)    M: the highest bin of any run
+
+The oracle is that of Tang et al. 2025 (arXiv 2506.00592), the form of forward transfer that of Wolczyk et al. 2021
+(arXiv 2105.10919).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plasticity.metrics import shown_first
+
+from .series import Series
+from .statistics import Interval, bootstrap, mean
+from .tables import Table
+
+BINS = 40
+"""Parts of a task in which episodes are averaged."""
+
+
+def task_curves(series: Series, num_tasks: int, task_steps: int) -> NDArray[Any]:
+    """Return the mean of a series in every bin of every task, (num_tasks, BINS).
+
+    A bin in which nothing ended repeats the one before it; one before the first value takes the first. NaN where the
+    series has no finite value.
+    """
+    finite = series.finite()
+    if not len(finite.steps):
+        return np.full((num_tasks, BINS), np.nan)
+    place = np.ceil(finite.steps * BINS / task_steps).astype(int) - 1  # step s ends bin s: the last one is its own
+    place = place.clip(0, num_tasks * BINS - 1)
+    sums = np.bincount(place, finite.values, num_tasks * BINS)
+    counts = np.bincount(place, minlength=num_tasks * BINS)
+    filled = np.flatnonzero(counts)
+    last = np.searchsorted(filled, np.arange(num_tasks * BINS), side="right") - 1
+    bins = filled[last.clip(0)]
+    return (sums[bins] / counts[bins]).reshape(num_tasks, BINS)
+
+
+def gaps(curves: NDArray[Any], oracle: NDArray[Any], random: NDArray[Any]) -> NDArray[Any]:
+    """Return the plasticity gap of every task; NaN where the oracle learns nothing.
+
+    ``curves`` and ``oracle``: (tasks, BINS); ``random``: (tasks,).
+    """
+    best, room = oracle.mean(-1), oracle.mean(-1) - random
+    return np.divide(best - curves.mean(-1), room, out=np.full(len(room), np.nan), where=room > 0)
+
+
+def slope(values: NDArray[Any]) -> float:
+    """Return the least-squares slope of values (tasks,) per task; NaN for fewer than two finite ones."""
+    keep = np.isfinite(values)
+    if keep.sum() < 2:
+        return float("nan")
+    return float(np.polyfit(np.flatnonzero(keep), values[keep], 1)[0])
+
+
+def forward_transfer(curves: NDArray[Any], oracle: NDArray[Any], highest: float) -> float:
+    """Return the mean over tasks but the first of (A_k - O_k) / (highest - O_k); NaN where there is no such task."""
+    ours, fresh = curves.mean(-1)[1:], oracle.mean(-1)[1:]
+    room = highest - fresh
+    return float(np.mean((ours - fresh)[room > 0] / room[room > 0])) if (room > 0).any() else float("nan")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All runs of one environment, by method; arrays are (seeds, tasks, BINS)."""
+
+    env: str
+    curves: Mapping[str, NDArray[Any]]
+    oracle: NDArray[Any] | None
+    """Of an agent that is fresh in every task; None where it was not trained."""
+    random: NDArray[Any] | None
+    """(tasks,): mean returns of random actions."""
+    speed: Mapping[str, float]
+    """Method -> mean environment steps per second."""
+    published: Mapping[str, float]
+    """Method -> the area in the paper."""
+    metrics: Mapping[str, Mapping[str, float]]
+    """Method -> metric -> its last value, averaged over networks and seeds."""
+
+    def areas(self) -> Table:
+        """Return the table of areas, first and last tasks, gaps and forward transfer, the best method first."""
+        measured = shown_first(metric for found in self.metrics.values() for metric in found)
+        columns = ["method", "seeds", "area", "published", "first task", "last task", "gap", "slope of the gap"]
+        rows = [
+            [*row, *self._against(name), *(self.metrics.get(name, {}).get(metric) for metric in measured)]
+            for name, row in self._scores().items()
+        ]
+        rows.sort(key=lambda row: -float(row[2].value if isinstance(row[2], Interval) else row[2]))
+        columns += ["forward transfer", "time", *measured]
+        note = (
+            "Mean training return over all steps of all tasks, with the 95 % bootstrap interval over seeds. gap: to an "
+            "agent that is fresh in every task, 0 is as plastic, 1 learns nothing. time: of a step, in steps without a "
+            "method. Metrics are those of the last measurement."
+        )
+        return Table(self.env, columns, rows, note)
+
+    def per_task(self) -> Table:
+        """Return the mean return in every task."""
+        tasks = next(iter(self.everyone().values())).shape[1]
+        rows = [[name, *(float(v) for v in curves.mean((0, 2)))] for name, curves in self.everyone().items()]
+        return Table(f"{self.env}: mean return by task", ["method", *map(str, range(tasks))], rows)
+
+    def everyone(self) -> dict[str, NDArray[Any]]:
+        """Return the curves of all methods, the oracle among them."""
+        return {**({"oracle": self.oracle} if self.oracle is not None else {}), **self.curves}
+
+    def _scores(self) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for name, curves in self.everyone().items():
+            area, ends = over_seeds(curves.mean((1, 2))), (over_seeds(curves[:, k].mean(-1)) for k in (0, -1))
+            found[name] = [name, len(curves), area, self.published.get(name), *ends]
+        return found
+
+    def _against(self, name: str) -> list[Any]:
+        base = self.speed.get("none")
+        time = base / self.speed[name] if base and self.speed.get(name) else None
+        if self.oracle is None or self.random is None or name == "oracle":
+            return [None, None, None, time]
+        pairs = list(zip(self.curves[name], self.oracle, strict=False))  # the seeds that both have
+        highest = max(float(curves.max()) for curves in self.everyone().values())
+        every = [gaps(ours, fresh, self.random) for ours, fresh in pairs]
+        gap = [float(np.nanmean(one)) if np.isfinite(one).any() else float("nan") for one in every]
+        slopes = [slope(one) for one in every]
+        transfer = [forward_transfer(ours, fresh, highest) for ours, fresh in pairs]
+        return [over_seeds(np.array(gap)), over_seeds(np.array(slopes)), over_seeds(np.array(transfer)), time]
+
+
+def over_seeds(values: NDArray[Any]) -> Any:
+    """Return the mean over seeds with its bootstrap interval; the value alone for one seed, NaN where one is NaN."""
+    if not np.isfinite(values).all() or not len(values):
+        return float("nan")
+    return bootstrap(mean, [values]) if len(values) > 1 else float(values[0])
+
+
+def in_order(areas: Mapping[str, float], expected: Sequence[str]) -> bool:
+    """Return True if the areas fall in the expected order, for those methods that there are."""
+    found = [areas[name] for name in expected if name in areas]
+    return all(a > b for a, b in pairwise(found))

@@ -1,0 +1,135 @@
+"""Benchmarks on streams: the numbers of the protocol against plain loops, methods by text, finished runs are skipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plasticity.cli import main
+from plasticity.commands.bench import Bench, BenchConfig
+from plasticity.commands.method_names import method_arguments, split_methods
+from plasticity.commands.parsing import parse
+from plasticity.commands.settings import settings
+from plasticity.commands.suites import SUITES
+from plasticity.reports.series import Series
+from plasticity.reports.tasks import BINS, forward_transfer, gaps, in_order, slope, task_curves
+from plasticity.storage.record import write_record
+
+
+def test_bins_of_a_task_average_the_episodes_that_end_in_them() -> None:
+    rng = np.random.default_rng(0)
+    steps = np.sort(rng.choice(np.arange(1, 801), 90, replace=False))
+    values = rng.normal(size=90)
+    values[5] = np.nan
+    found = task_curves(Series(steps, values), 2, 400)
+    previous = values[0]
+    for index in range(2 * BINS):
+        low, high = index * 10, (index + 1) * 10
+        inside = [v for s, v in zip(steps, values, strict=True) if low < s <= high and np.isfinite(v)]
+        if inside:
+            previous = np.mean(inside)
+        assert found.reshape(-1)[index] == pytest.approx(previous)
+    assert np.isnan(task_curves(Series(np.array([3]), np.array([np.nan])), 2, 400)).all()
+
+
+def test_gap_slope_and_transfer_by_hand() -> None:
+    ours = np.array([[10.0, 10.0], [4.0, 6.0], [1.0, 1.0]])
+    oracle = np.array([[10.0, 10.0], [9.0, 11.0], [11.0, 11.0]])
+    random = np.array([0.0, 5.0, 1.0])
+    assert gaps(ours, oracle, random) == pytest.approx([0.0, 1.0, 1.0])
+    assert np.isnan(gaps(ours, oracle, np.array([10.0, 0, 0]))[0])
+    assert slope(np.array([0.0, 1.0, 2.0])) == pytest.approx(1)
+    assert slope(np.array([0.0, np.nan, 1.0])) == pytest.approx(0.5)
+    assert np.isnan(slope(np.array([1.0, np.nan])))
+    assert forward_transfer(ours, oracle, 20.0) == pytest.approx(np.mean([-5 / 10, -10 / 9]))
+    assert in_order({"a": 3, "c": 1}, ["a", "b", "c"])
+    assert not in_order({"a": 1, "c": 3}, ["a", "b", "c"])
+
+
+def test_methods_are_read_from_text() -> None:
+    assert split_methods("none, l2-init:strength=0.1,norms=False,redo+nap") == (
+        "none",
+        "l2-init:strength=0.1,norms=False",
+        "redo+nap",
+    )
+    assert method_arguments("l2_init:strength=0.1,norms=False") == [
+        "--l2-init", "--l2-init.strength", "0.1", "--l2-init.norms", "False",
+    ]  # fmt: skip
+    assert method_arguments("redo+norm=layer") == ["--redo", "--norm", "layer"]
+    assert method_arguments("none") == method_arguments("oracle") == []
+    for wrong in ("", "none,none"):
+        with pytest.raises(ValueError, match="at least one method"):
+            split_methods(wrong)
+
+
+def test_what_does_not_exist_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, text in (
+        (["cgim"], "did you mean cgym"),
+        (["cgym", "--envs", "cgym/pong"], "has no cgym/pong"),
+        (["cgym", "--methods", "none,redoo"], "redoo"),
+    ):
+        assert main(["bench", *arguments, "--out", str(tmp_path / "out")]) != 0
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_has_settings_that_its_agent_knows(name: str) -> None:
+    suite = SUITES[name]
+    if name == "cminatar":
+        pytest.importorskip("minatar")
+    bench = Bench(BenchConfig(name, seeds=1), suite)
+    assert len(bench.cells) == len(suite.envs) * (1 + suite.num_tasks)
+
+
+def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = BenchConfig("cgym-short", "none,oracle", ("cgym-short/cartpole",), seeds=2, task_steps=400, num_tasks=2)
+    config = BenchConfig(**{**vars(config), "out": tmp_path})
+    bench = Bench(config, SUITES["cgym-short"])
+    levels = {("none", 0): 100.0, ("none", 1): 20.0, ("oracle", 0): 100.0, ("oracle", 1): 110.0}
+    for folder, cell in bench.cells.items():
+        folder.mkdir(parents=True)
+        own = settings(parse("ppo", bench._arguments(cell)))
+        write_record(folder, {"agent": "ppo", "status": "finished", "config": own, "eval_returns": []})
+        rows: list[dict[str, Any]] = []
+        for step in range(5, 1 + (800 if cell.task is None else 400), 5):
+            task = (step - 1) // 400 if cell.task is None else cell.task
+            rows.append(
+                {"step": step, "charts/episodic_return": levels[cell.method, task] + cell.seed, "charts/SPS": 9.0}
+            )
+        rows.append({"step": 390, "plasticity/actor/dormancy/all": 0.25, "plasticity/critic/dormancy/all": 0.75})
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    arguments = ["bench", "cgym-short", "--methods", "none,oracle", "--envs", "cgym-short/cartpole", "--seeds", "2"]
+    arguments += ["--task-steps", "400", "--num-tasks", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if line.startswith("| none"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:3] == ["none", "2", "61.5 [61, 62]"]
+    assert cells[4:6] == ["102 [101, 102]", "21.5 [21, 22]"]
+    random = json.loads((tmp_path / "cgym-short" / "cgym-short-cartpole" / "random.json").read_text())["1 2"]
+    gap = np.mean([[0, (110 - 20) / (110 + seed - random[1])] for seed in (1, 2)])
+    assert float(cells[6].split()[0]) == pytest.approx(gap, abs=0.005)
+    assert cells[-1] == "0.5"
+    assert (tmp_path / "cgym-short" / "bench.md").read_text() in text
+    assert main([*arguments, "--", "--lr", "0.1"]) != 0
+    assert "other settings: agent.lr" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_bench_trains_and_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "cgym-short", "--methods", "none,oracle,l2-init", "--envs", "cgym-short/cartpole"]
+    arguments += ["--task-steps", "1600", "--num-tasks", "2", "--jobs", "2", "--out", str(tmp_path)]
+    assert main([*arguments, "--seeds", "1"]) == 0
+    before = {file: file.stat().st_mtime for file in tmp_path.rglob("metrics.jsonl")}
+    assert len(before) == 4
+    assert main([*arguments, "--seeds", "2"]) == 0
+    assert all(file.stat().st_mtime == time for file, time in before.items())
+    assert len(list(tmp_path.rglob("metrics.jsonl"))) == 8
+    assert "| l2-init | 2 |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Benchmarks on streams: the numbers of the protocol against plain loops, methods by text, finished runs are skipped."""
+"""Benchmarks on streams: numbers against plain loops, methods by text, finished runs are skipped."""
 
 from __future__ import annotations
 

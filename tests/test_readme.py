@@ -105,7 +105,7 @@ def parse(arguments):
     """Fail unless the command line of plasticity understands ``arguments``; run nothing."""
     from plasticity.agents import AGENTS
     from plasticity.cli import COMMANDS
-    from plasticity.commands import compare, dashboard, evaluate, probe, report
+    from plasticity.commands import bench, compare, dashboard, evaluate, probe, report
     from plasticity.commands.contents import REGISTRIES, find
     from plasticity.commands.imports import take_imports
     from plasticity.commands.parsing import parse as parse_training
@@ -121,6 +121,7 @@ def parse(arguments):
         "dashboard": dashboard.DashboardConfig,
         "report": report.ReportConfig,
         "compare": compare.CompareConfig,
+        "bench": bench.BenchConfig,
     }
     if command == "train" and rest[0] == "--resume":
         parse_training("sac", ["--env", "Pendulum-v1", *rest[2:]])

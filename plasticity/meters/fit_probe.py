@@ -17,7 +17,7 @@ from .meter import Measured, Meter
 
 @dataclass
 class FitProbe(Meter):
-    """Share of a random lesson that a copy of the network learns in a few updates, beside fresh networks.
+    """Share of a random lesson that a copy of the network learns in a few updates.
 
     The lesson is to add the outputs of a random network to one's own; the copies learn it by a copy of the optimizer.
     Logs ``fit_aged`` and ``fit_fresh``, the shares learned, in [0, 1], and ``fit_gap``, fresh minus aged: above 0 the

@@ -26,10 +26,10 @@ class Suite:
 
 
 C_CHAIN = "Tang et al. 2025, arXiv 2506.00592, Table 1"
-CONTROL = ("cartpole", "acrobot", "lunarlander")
+CONTROL_STREAMS = ("cartpole", "acrobot", "lunarlander")
 SUITES: dict[str, Suite] = {
     "cgym": Suite(
-        tuple(f"cgym/{game}" for game in CONTROL),
+        tuple(f"cgym/{game}" for game in CONTROL_STREAMS),
         "ppo",
         "--preset c-chain",
         160_000,
@@ -49,7 +49,7 @@ SUITES: dict[str, Suite] = {
         C_CHAIN,
     ),
     "cgym-short": Suite(
-        tuple(f"cgym-short/{game}" for game in CONTROL), "ppo", "--preset c-chain", 32_000, 10, "3 x 0.06 h"
+        tuple(f"cgym-short/{game}" for game in CONTROL_STREAMS), "ppo", "--preset c-chain", 32_000, 10, "3 x 0.06 h"
     ),
     "slippery": Suite(
         ("slippery-halfcheetah", "slippery-hopper", "slippery-ant"), "ppo", "", 100_000, 10, "3 x 0.3 h"

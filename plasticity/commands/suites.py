@@ -17,7 +17,7 @@ class Suite:
     task_steps: int
     num_tasks: int
     hours: str
-    """What one method costs for one seed, on one core."""
+    """Time of one method for one seed, on one core."""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Environment -> method -> area."""
     order: tuple[str, ...] = ()

@@ -52,6 +52,8 @@ class Architecture(Settings):
     """Normalisation before every hidden activation; simba and bronet have layer norms of their own besides."""
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
     """Hidden activation."""
+    outputs: Literal["own", "default"] = "own"
+    """Initial weights of output layers: own, of the network's authors (simba, bronet), or PyTorch's default."""
 
 
 class Body(nn.Module):
@@ -61,9 +63,13 @@ class Body(nn.Module):
     layers in front of them, which plasticity injection asks for, take ``encoder`` and ``trunk`` apart.
     """
 
-    def __init__(self, encoder: nn.Module, trunk: nn.Sequential, num_features: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, trunk: nn.Sequential, num_features: int, output_gain: float | None = None
+    ) -> None:
         super().__init__()
         self.encoder, self.trunk, self.num_features = encoder, trunk, num_features
+        self.output_gain = output_gain
+        """Gain of orthogonal output layers on it, with biases of 0; None: PyTorch's default initialisation."""
 
     def forward(self, obs: Tensor, extra: Tensor | None = None) -> Tensor:
         features = self.encoder(obs)
@@ -122,7 +128,8 @@ NORM_EPSILON = 1e-6
 def _simba(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int) -> Body:
     """Return a running norm, Linear, pre-LN residual blocks, LayerNorm (Lee et al. 2024, arXiv 2410.09754).
 
-    Initialised as in the authors' code: orthogonal in front, He in the blocks, biases 0. `norm` adds to its own norms.
+    Initialised as in the authors' code (SonyResearch/simba): orthogonal in front and in output layers, He in the
+    blocks, biases 0. `norm` adds to its own norms.
     """
     width = _residual_width(architecture, hidden)
 
@@ -136,13 +143,15 @@ def _simba(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple
         RunningNorm(obs_shape),
         nn.Sequential(first, *(block() for _ in hidden), nn.LayerNorm(width, NORM_EPSILON)),
         width,
+        _output_gain(architecture, 1.0),
     )
 
 
 def _bronet(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int) -> Body:
     """Return Linear, LayerNorm, activation, then residual blocks with a LayerNorm behind each of their two layers.
 
-    Nauman et al. 2024, arXiv 2405.16158; initialised as in the authors' code, orthogonal of gain sqrt(2), biases 0.
+    Nauman et al. 2024, arXiv 2405.16158; initialised as in the authors' code (naumix/BiggerRegularizedOptimistic),
+    orthogonal of gain sqrt(2), output layers too (1 for the log standard deviation), biases 0.
     """
     width = _residual_width(architecture, hidden)
     if architecture.norm == "rms":
@@ -162,7 +171,12 @@ def _bronet(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tupl
         nn.Identity(),
         nn.Sequential(first, nn.LayerNorm(width, NORM_EPSILON), activation(), *(block() for _ in hidden)),
         width,
+        _output_gain(architecture, math.sqrt(2)),
     )
+
+
+def _output_gain(architecture: Architecture, released: float) -> float | None:
+    return released if architecture.outputs == "own" else None
 
 
 def _residual_width(architecture: Architecture, hidden: tuple[int, ...]) -> int:

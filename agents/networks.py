@@ -1,6 +1,6 @@
 """The heads of the agents' networks, on the bodies of `bodies.py`: plain modules, so that forward hooks see them.
 
-Output layers keep PyTorch's default initialisation, whatever the body.
+Output layers keep PyTorch's default initialisation, unless their body has one of its own: see `output_layer`.
 """
 
 import math
@@ -20,14 +20,22 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 SQUASH_EPSILON = 1e-6
 
 
+def output_layer(body: Body, num_outputs: int, gain: float | None = None) -> nn.Linear:
+    """Return an output layer on a body: orthogonal of ``gain``, None the body's, where the body says so; biases 0."""
+    layer = nn.Linear(body.num_features, num_outputs)
+    if body.output_gain is not None:
+        orthogonal_(layer, body.output_gain if gain is None else gain)
+    return layer
+
+
 class Actor(nn.Module):
     """Squashed Gaussian policy: forward(obs) gives mean and log_std, both (batch, action_dim), before the tanh."""
 
     def __init__(self, body: Body, action_dim: int) -> None:
         super().__init__()
         self.encoder, self.trunk = body.encoder, body.trunk
-        self.mean = nn.Linear(body.num_features, action_dim)
-        self.log_std = nn.Linear(body.num_features, action_dim)
+        self.mean = output_layer(body, action_dim)
+        self.log_std = output_layer(body, action_dim, gain=1.0)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(self.encoder(obs))
@@ -40,7 +48,7 @@ class DeterministicActor(nn.Module):
     def __init__(self, body: Body, action_dim: int) -> None:
         super().__init__()
         self.encoder, self.trunk = body.encoder, body.trunk
-        self.action = nn.Linear(body.num_features, action_dim)
+        self.action = output_layer(body, action_dim)
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.action(self.trunk(self.encoder(obs))))
@@ -58,12 +66,12 @@ class UnitFeatures(nn.Module):
 
 def with_output(body: Body, num_outputs: int) -> nn.Sequential:
     """Return the trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
-    return nn.Sequential(*body.trunk, nn.Linear(body.num_features, num_outputs))
+    return nn.Sequential(*body.trunk, output_layer(body, num_outputs))
 
 
 def with_unit_features(body: Body) -> Body:
     """Return the body with features of length 1."""
-    return Body(body.encoder, nn.Sequential(*body.trunk, UnitFeatures()), body.num_features)
+    return Body(body.encoder, nn.Sequential(*body.trunk, UnitFeatures()), body.num_features, body.output_gain)
 
 
 VALUE_HEADS: dict[str, Callable[[Body, int], nn.Sequential]] = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plasticity.agents.activations import CReLU, Fourier, Hadamard, IntervalDropout, Rational, SmoothLeaky
 from plasticity.agents.bodies import Architecture, Body, make_body, widths
+from plasticity.agents.networks import Actor, Critic
 from plasticity.agents.normalise import RunningNorm, running_norms, update_norms
 from plasticity.agents.parts import OverChannels, Scale
 from plasticity.interventions.reset import reset_
@@ -412,3 +413,15 @@ def test_update_norms_takes_every_norm_once() -> None:
 def test_running_norm_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"needs observations of shape \(batch, 5\), got"):
         RunningNorm((5,)).update(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("network", "gain", "spread"), [("simba", 1.0, 1.0), ("bronet", math.sqrt(2), 1.0)])
+@pytest.mark.parametrize("head", ["linear", "unit"])
+def test_output_layers_begin_as_in_the_released_code(network: str, gain: float, spread: float, head: str) -> None:
+    actor, critic = Actor(body(network, (32,)), 3), Critic(body(network, (32,), extra_dim=2), head)
+    for layer, scale in ((actor.mean, gain), (actor.log_std, spread), (critic.q[-1], gain)):
+        torch.testing.assert_close(layer.weight @ layer.weight.T, scale**2 * torch.eye(len(layer.weight)))
+        assert not layer.bias.any()
+    plain = Actor(make_body(Architecture(network=network, outputs="default"), (5,), (32,)), 3)
+    assert plain.mean.bias.any()
+    assert float(plain.mean.weight.detach().abs().max()) <= 32**-0.5

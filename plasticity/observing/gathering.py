@@ -158,6 +158,11 @@ class Gathering:
         self._whole.append((entries, reduced))
         self.take(rows)
 
+    @property
+    def num_pending(self) -> int:
+        """How many passes are pending."""
+        return self._pending_passes
+
     def count(self) -> None:
         """Count a pass."""
         self._pending_passes += 1

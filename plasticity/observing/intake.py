@@ -45,6 +45,10 @@ class Intake:
         """The method by which the last pass that counted called the model."""
         self._delivered: tuple[Recording, Sequence[Tensor]] | None = None
         self._backwards = Backwards()
+        self._now: Backward | None = None
+        """The backward pass of the last gradient that was taken in."""
+        self._counted_in: Backward | None = None
+        """The backward pass in which a pass was counted last."""
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,6 +102,8 @@ class Intake:
         """Count a pass: hand over its activations."""
         if not owner.counted:
             owner.counted = True
+            self.stale |= self._was_discarded(owner)
+            self._counted_in = self._now
             if self.recording is not None:
                 self.recording.count(owner.inputs)
             else:
@@ -107,6 +113,18 @@ class Intake:
         for seen in owner.seen.values():
             self._take(seen)
         owner.seen.clear()
+
+    def _was_discarded(self, owner: Pass) -> bool:
+        """Return whether what is pending is of a loss whose gradients were zeroed before any step.
+
+        So it is with the loss of another network, of an actor or a generator, that runs through this one.
+        """
+        before, now = self._counted_in, self._now
+        if not (self.gathering.deferred and self.gathering.num_pending and before and now and owner.parameters):
+            return False
+        if self.recording is not None or before.number == now.number or not (before.accumulates and now.accumulates):
+            return False
+        return not any(p.grad is not None and bool(p.grad.any()) for p in owner.parameters)
 
     def _replace_stale(self) -> None:
         if self.stale:
@@ -148,9 +166,9 @@ class Intake:
 
         def arrive(gradient: Tensor) -> None:
             if owner.lengths[place] == length:
-                if kind != ACTIVATION:
+                if kind != ACTIVATION and self._now is not None:
                     self._arrived[layer.name] = self._now, owner
-                if signal in self.gathering.signals:
+                if signal in self.gathering.signals and self._now is not None:
                     owner.gradients.add(place, precise(gradient.detach()), look, self._now.final)
 
         return arrive

@@ -12,7 +12,7 @@ RENAMED: dict[str, dict[str, tuple[str, dict[Any, Any]]]] = {
     },
 }
 """Agent -> setting of 0.1.0 -> its present name, and its values there."""
-_OPTIMIZER = {"optimizer": "adam", "weight_decay": 0.0, "betas": None, "eps": None}
+_OPTIMIZER = {"optimizer": "adam", "weight_decay": 0.0, "betas": None, "eps": None, "outputs": "default"}
 _ACTOR_CRITIC = {**_OPTIMIZER, "critic_head": "linear"}
 _PPO = {
     **_ACTOR_CRITIC,

@@ -23,8 +23,7 @@ ONE = torch.ones((), device="cpu")  # counters on the CPU take a tensor three ti
 def step(optimizer: Optimizer, parameters: Sequence[Tensor], flat: Flat | None = None) -> None:
     """Do what `optimizer.step()` does, where `parameters` are all that have a gradient; `flat` has them as vectors.
 
-    Anything but PyTorch's own Adam or AdamW, fused, with one group, no pre-hooks and a state for every parameter is
-    that call.
+    Anything but PyTorch's own Adam or AdamW, fused, with one group and no pre-hooks is that call.
     """
     if not is_plain(optimizer):
         optimizer.step()
@@ -36,11 +35,11 @@ def step(optimizer: Optimizer, parameters: Sequence[Tensor], flat: Flat | None =
         after(optimizer)
     else:
         gradients = [parameter.grad for parameter in parameters]
-        states = [optimizer.state.get(parameter) for parameter in parameters]
-        if any(g is None for g in gradients) or not all(states):
+        if any(g is None for g in gradients):
             optimizer.step()
             return
-        *moments, counters = ([state[name] for state in states if state] for name in STATE)
+        states = [optimizer.state.get(parameter) or begun(optimizer, parameter) for parameter in parameters]
+        *moments, counters = ([state[name] for state in states] for name in STATE)
         torch._foreach_add_(counters, ONE if counters[0].is_cpu else 1)
         kernel(optimizer, parameters, gradients, *moments, counters)
         after(optimizer)
@@ -56,6 +55,15 @@ def kernel(optimizer: Optimizer, parameters: Any, gradients: Any, averages: Any,
         lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
         eps=group["eps"], amsgrad=False, maximize=group["maximize"], grad_scale=None, found_inf=None,
     )  # fmt: skip
+
+
+def begun(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Return the state with which Adam begins; its own first step would import a compiler, which takes a second."""
+    counter = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    optimizer.state[parameter] = {
+        "step": counter, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter),
+    }  # fmt: skip
+    return optimizer.state[parameter]
 
 
 def after(optimizer: Optimizer) -> None:

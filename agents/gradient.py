@@ -173,7 +173,9 @@ class GradientStep:
             if self.compile != "off":
                 with suppress(ValueError):  # said where a graph would be made
                     _ = self._layout.flat  # early: who keeps memory of a parameter, keeps what will stay
-            self.optimizers[self.name].zero_grad()  # graphs leave old gradients of a frozen weight alone, Adam does not
+            for group in self.optimizers[self.name].param_groups:
+                for parameter in group["params"]:  # graphs leave old gradients of a frozen weight alone, Adam does not
+                    parameter.grad = None
         return self._layout
 
     def _pays(self, share: float, updates: int) -> bool:

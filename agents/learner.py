@@ -15,7 +15,7 @@ from .compiled import Precision
 from .draws import Draws
 from .gradient import Compile, GradientStep
 from .normalise import RunningNorm, running_norms
-from .optimizers import load_optimizer_
+from .optimizers import load_optimizer_, without_dynamo
 from .replay import Batch, restore_generator
 from .rows import as_array
 from .spaces import obs_dtype, obs_shape
@@ -127,11 +127,13 @@ class Learner:
         Raises FloatingPointError where a loss was not finite: such a state must not replace a good one.
         """
         self.finite.verify()
+        with without_dynamo():
+            optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         return copy.deepcopy(
             {
                 "networks": {name: dict(network.state_dict()) for name, network in self.networks.items()},
                 "targets": {name: dict(target.state_dict()) for name, target in self.targets.items()},
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+                "optimizers": optimizers,
                 "optimizer_kinds": {name: type(optimizer).__name__ for name, optimizer in self.optimizers.items()},
                 "generators": {name: generator.get_state() for name, generator in self.generators.items()},
                 "draws": {} if self.draws is None else self.draws.state_dict(),

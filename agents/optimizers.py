@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -19,13 +21,29 @@ from .muon import MuonAdamW
 from .trac import TRAC
 from .upgd import UPGD, AdaptiveUPGD
 
+AS_IT_IS = "__dynamo_disable"  # an attribute of a method: what torch calls in its place (torch._compile)
 FUSED = ("cpu", "cuda")  # devices with one kernel for all parameters
 
 
 def fused(kind: Callable[..., Optimizer], params: Iterable[Tensor], **settings: Any) -> Optimizer:
     """Return an optimizer that steps all parameters in one kernel where the device has it; elsewhere torch chooses."""
     params = list(params)
-    return kind(params, fused=all(p.device.type in FUSED for p in params) or None, **settings)
+    with without_dynamo():
+        return kind(params, fused=all(p.device.type in FUSED for p in params) or None, **settings)
+
+
+@contextmanager
+def without_dynamo() -> Iterator[None]:
+    """Within, optimizers do not import `torch._dynamo`, which takes a second, only to ask it to leave them alone."""
+    names = () if "torch._dynamo" in sys.modules else ("add_param_group", "state_dict", "load_state_dict")
+    methods = [getattr(getattr(Optimizer, name), "__wrapped__", None) for name in names]
+    for method in filter(None, methods):
+        setattr(method, AS_IT_IS, method)
+    try:
+        yield
+    finally:
+        for method in filter(None, methods):
+            delattr(method, AS_IT_IS)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -102,7 +120,8 @@ def require_optimizer(name: str, made: Any) -> None:
 
 def load_optimizer_(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Load a saved state, each tensor in the type that it had: torch casts all to the type of their parameter."""
-    optimizer.load_state_dict(copy.deepcopy(dict(saved)))
+    with without_dynamo():
+        optimizer.load_state_dict(copy.deepcopy(dict(saved)))
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):

@@ -28,7 +28,8 @@ def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float | None = N
     switched off after an exception. autograd.grad would skip the hooks of `.grad`.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    optimizer.zero_grad()
+    for parameter in parameters:
+        parameter.grad = None  # as zero_grad() does, which imports a compiler
     loss.backward(inputs=parameters)
     norm = None if max_norm is None else nn.utils.clip_grad_norm_(parameters, max_norm)
     adam.step(optimizer, parameters)

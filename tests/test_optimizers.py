@@ -101,3 +101,24 @@ def test_a_loaded_state_has_the_types_that_were_saved() -> None:
     require_same(found, state, "state")
     found["mean"].zero_()
     assert kept.item() == 1 / 3
+
+
+@pytest.mark.on_cpu
+def test_an_agent_begins_without_importing_a_compiler() -> None:
+    code = """
+import sys, torch
+from gymnasium import spaces
+from plasticity.agents import SAC, SACConfig
+from plasticity.agents.replay import Batch
+box = spaces.Box(-1, 1, (2,))
+agent = SAC(box, box, SACConfig(hidden=(4,)))
+one = torch.ones(8, dtype=torch.int64)
+agent.learn(Batch(torch.ones(8, 2), torch.ones(8, 2), torch.ones(8), torch.ones(8, 2), one.bool(), one, one))
+agent.load_state_dict(agent.state_dict())
+assert "torch._dynamo" not in sys.modules
+method = torch.optim.Optimizer.state_dict.__wrapped__
+assert not hasattr(method, "__dynamo_disable")
+agent.optimizers["actor"].state_dict()
+assert "torch._dynamo" in sys.modules and method.__dynamo_disable is not method
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import models
@@ -103,7 +105,6 @@ def test_a_loaded_state_has_the_types_that_were_saved() -> None:
     assert kept.item() == 1 / 3
 
 
-@pytest.mark.on_cpu
 def test_an_agent_begins_without_importing_a_compiler() -> None:
     code = """
 import sys, torch

@@ -15,38 +15,69 @@ from .aside import evaluating
 from .protocol import Agent, Env
 from .rows import any_true
 
+MAX_STEPS_PER_EPISODE = 27_000
+"""Decisions after which an episode of an evaluation is cut, unless told otherwise: half an hour of an Atari game."""
 
-def evaluate(agent: Agent, env: Env, episodes: int = 10) -> Tensor:
+
+class EvaluationStopped(Exception):
+    """An evaluation was given up because the run is to stop."""
+
+
+def evaluate(
+    agent: Agent,
+    env: Env,
+    episodes: int = 10,
+    max_steps: int = MAX_STEPS_PER_EPISODE,
+    stop: Callable[[], bool] = lambda: False,
+) -> Tensor:
     """Return the returns of ``episodes`` episodes of the deterministic policy, (episodes,) float64.
 
     Every environment plays its share from its first episode on, so that short episodes do not crowd out long ones.
-    Networks are in evaluation mode meanwhile, and nothing of them changes.
+    Networks are in evaluation mode meanwhile, and nothing of them changes. An episode is cut after ``max_steps``
+    decisions, and a warning says so; its return is of that part.
 
-    Raises ValueError unless ``episodes`` is a multiple of the number of environments.
+    Raises EvaluationStopped as soon as ``stop()``, and ValueError unless ``episodes`` is a multiple of the number of
+    environments.
     """
     if episodes < 1 or episodes % env.num_envs:
         raise ValueError(f"episodes must be a multiple of the {env.num_envs} evaluation environments, got {episodes}")
     with evaluating(agent.networks.values()):
-        finished = _play(agent, env, episodes // env.num_envs)
+        finished, num_cut = _play(agent, env, episodes // env.num_envs, max_steps, stop)
+    if num_cut:
+        warnings.warn(
+            f"{num_cut} of {episodes} evaluation episodes of {env.name} did not end within {max_steps:,} steps and "
+            "were cut: their returns are of that part; --eval-max-steps sets the number",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return torch.tensor([r for returns in finished for r in returns], dtype=torch.float64, device="cpu")
 
 
-def _play(agent: Agent, env: Env, share: int) -> list[list[float]]:
-    """Return the returns of the first ``share`` episodes of every environment."""
+def _play(
+    agent: Agent, env: Env, share: int, max_steps: int, stop: Callable[[], bool]
+) -> tuple[list[list[float]], int]:
+    """Return the returns of the first ``share`` episodes of every environment, and how many of them were cut."""
     finished: list[list[float]] = [[] for _ in range(env.num_envs)]
     running = torch.zeros(env.num_envs, dtype=torch.float64, device="cpu")
+    begun, step, num_cut = [0] * env.num_envs, 0, 0  # when the running episodes began
     obs = env.reset()
     while any(len(returns) < share for returns in finished):
         transition = env.step(agent.act(obs, explore=False))
         running += transition.reward.double().cpu()
         done = transition.terminated | transition.truncated
-        obs = transition.next_obs
+        obs, step = transition.next_obs, step + 1
+        if stop():
+            raise EvaluationStopped
+        if step - min(begun) >= max_steps:
+            late = torch.tensor([step - start >= max_steps for start in begun], device=done.device) & ~done
+            num_cut += sum(len(finished[index]) < share for index in late.nonzero().flatten().tolist())
+            done = done | late
         if any_true(done):
             for index in done.nonzero().flatten().tolist():
                 finished[index].append(float(running[index]))
-                running[index] = 0
+                running[index], begun[index] = 0, step
             obs = env.reset(done)
-    return [returns[:share] for returns in finished]
+    return [returns[:share] for returns in finished], num_cut
 
 
 class Evaluate(Callback):
@@ -54,11 +85,22 @@ class Evaluate(Callback):
 
     Call :meth:`run` after training for a last evaluation, which is left out where the last step had one anyway.
     ``make_env``: makes the evaluation environment anew each time, so that every evaluation plays the same starts and
-    training is never disturbed. Where it has tasks, it plays those of training (``ctx.task``), if it has ``set_task``.
+    training is never disturbed. ``max_steps``: see :func:`evaluate`. Once ``stop()``, an evaluation is given up; a
+    resumed run makes it up at its next step. Where it has tasks, it plays those of training (``ctx.task``), if it has
+    ``set_task``.
     """
 
-    def __init__(self, agent: Agent, make_env: Callable[[], Env], every: int = 10_000, episodes: int = 10) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        make_env: Callable[[], Env],
+        every: int = 10_000,
+        episodes: int = 10,
+        max_steps: int = MAX_STEPS_PER_EPISODE,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.agent, self.make_env, self.every, self.episodes = agent, make_env, every, episodes
+        self.max_steps, self.stop = max_steps, stop
         self.last: Tensor | None = None
         self._next = every
         self._step = -1
@@ -66,23 +108,25 @@ class Evaluate(Callback):
 
     def on_step(self, ctx: Context, transition: object) -> None:
         """Evaluate when it is due."""
-        if ctx.step >= self._next:
+        if ctx.step >= self._next and self.run(ctx):
             self._next += self.every
-            self.run(ctx)
 
-    def run(self, ctx: Context) -> None:
-        """Evaluate now, unless this step was evaluated already."""
+    def run(self, ctx: Context) -> bool:
+        """Evaluate now, unless this step was evaluated already; return False where the evaluation was given up."""
         if ctx.step == self._step:
-            return
+            return True
         env = self.make_env()
         self._choose_task(env, ctx.task)
         try:
-            self.last = evaluate(self.agent, env, self.episodes)
+            self.last = evaluate(self.agent, env, self.episodes, self.max_steps, self.stop)
+        except EvaluationStopped:
+            return False
         finally:
             env.close()
         self._step = ctx.step
         spread = float(self.last.std()) if len(self.last) > 1 else 0.0
         ctx.log({"charts/eval_return": float(self.last.mean()), "charts/eval_return_std": spread})
+        return True
 
     def _choose_task(self, env: Env, task: Tensor | None) -> None:
         """Let the evaluation play the tasks of training; warn once where its environments cannot be set."""

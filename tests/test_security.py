@@ -29,6 +29,7 @@ FORBIDDEN_CALLS = {
 }
 FORBIDDEN_NAMES = {"add_safe_globals", "safe_globals", "UnsafeLoader", "FullLoader", "unpack_archive", "extractall"}
 IMPORTS_BY_NAME = {
+    "agents/borrowed.py": "packages of optimizers, named in this package",
     "plasticity/__init__.py": "names of this package, from a table",
     "plasticity/cli.py": "names of this package, from a table",
     "plasticity/commands/contents.py": "registries of this package, from a table",

@@ -24,6 +24,8 @@ class EvalConfig:
     """Environment, in place of the one the run was trained in."""
     seed: int = 0
     """Seed of the evaluation environments."""
+    eval_max_steps: int | None = None
+    """Environment steps after which an episode is cut; None: as in training."""
     device: str = "cpu"
     """Device of the networks."""
     task: int | None = None
@@ -33,13 +35,15 @@ class EvalConfig:
 def main(arguments: Sequence[str]) -> int:
     """Print the returns, their mean and standard deviation."""
     config = read_arguments(EvalConfig, "eval", arguments)
-    if config.episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {config.episodes}")
+    for option in ("episodes", "eval_max_steps"):
+        if (value := getattr(config, option)) is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
 
     from plasticity.agents.evaluate import evaluate
     from plasticity.storage.randomness import seed_globally
 
     from .run import find_run, load_agent, make_run_env
+    from .settings import eval_limit
 
     _, record = find_run(config.run)
     settings = record["config"]
@@ -50,12 +54,13 @@ def main(arguments: Sequence[str]) -> int:
         if config.task is not None and not env.set_task(config.task):
             raise ValueError(f"--task: {name} has no set_task(task), so its tasks cannot be chosen; leave --task out")
         agent = load_agent(config.run, record, env, config.device)
-        returns = evaluate(agent, env, config.episodes)
+        returns = evaluate(agent, env, config.episodes, config.eval_max_steps or eval_limit(settings))
     finally:
         env.close()
     spread = returns.std().item() if len(returns) > 1 else 0.0
     task = "" if config.task is None else f", task {config.task}"
-    print(f"{record['agent']} on {name}{task}, trained for {settings['steps']} steps, seed {settings['seed']}")
+    steps = record.get("steps_done", settings["steps"])
+    print(f"{record['agent']} on {name}{task}, trained for {steps} steps, seed {settings['seed']}")
     print("returns: " + " ".join(f"{r:.1f}" for r in returns.tolist()))
     print(f"mean {returns.mean().item():.1f}, standard deviation {spread:.1f}, {len(returns)} episodes")
     return 0

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live as LiveDisplay
 from rich.table import Table
 
+from plasticity.storage.files import require_free
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
 
@@ -23,6 +24,7 @@ from .differences import NOTED, differences
 from .imports import import_flags
 from .run import CHECKPOINTS
 from .seed import Seed, set_aside
+from .stopping import ENDING
 
 POLL, PLAIN_EVERY = 0.5, 30.0
 """Seconds between two looks at the processes; between two printed states where there is no terminal."""
@@ -69,7 +71,11 @@ class Fleet:
         return 0 if all(seed.state in ("finished", "skipped") for seed in self.seeds) else 1
 
     def claim(self, seed: Seed, expected: Mapping[str, Any]) -> None:
-        """Skip a finished run of the same settings; ValueError for one of other settings."""
+        """Skip a finished run of the same settings; ValueError for one of other settings.
+
+        RuntimeError for one that is being trained: the process of a run lives on where its parent was killed.
+        """
+        require_free(seed.folder)
         if not (seed.folder / RECORD).is_file():
             return
         record = read_record(seed.folder)
@@ -101,7 +107,11 @@ class Fleet:
         if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
             command = ["--resume", str(seed.folder), "--env", self.environment(seed)]  # typed by whoever started this
         else:
-            set_aside(seed.folder)
+            try:
+                set_aside(seed.folder)
+            except RuntimeError as error:  # the process of a parent that was killed lives on
+                seed.state, seed.error = "failed", str(error)
+                return
             command = self.command(seed)
         seed.folder.parent.mkdir(parents=True, exist_ok=True)
         seed.log = seed.console.open("ab")
@@ -161,9 +171,9 @@ class Fleet:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list in place of dying from them."""
+    """Collect the signals that end a run well in a list in place of dying from them."""
     received: list[int] = []
-    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in ENDING}
     try:
         yield received
     finally:

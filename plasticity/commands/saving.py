@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from plasticity.callback import Callback, Context, noting
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import random_state, restore_random_state
+from plasticity.storage.rows import METRICS_FILE
 
 
 def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callback]) -> dict[str, Any]:
@@ -63,6 +66,40 @@ class Randomness(Callback):
         restore_random_state(state)
 
 
+class Present(Callback):
+    """Stop a run whose folder, or whose record of rows, vanished, moved or was replaced: its rows would be lost.
+
+    Looks once a second; :class:`Save` looks before every checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / METRICS_FILE
+        self._place, self._looked = _place(self.path), time.monotonic()
+
+    def on_step_end(self, ctx: Context) -> None:
+        """Look whether it is time."""
+        if time.monotonic() - self._looked > 1.0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise RuntimeError with the name of the folder if it is not what it was."""
+        self._looked = time.monotonic()
+        if _place(self.path) != self._place:
+            raise RuntimeError(
+                f"{self.path} vanished, moved or was replaced while {self.folder} was training; the run stops, as "
+                "what it writes would be lost: put the folder back, and go on from its last checkpoint with --resume"
+            )
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another of its name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 class Save(Callback):
     """Write a checkpoint every ``every`` environment steps (0: never), at the last one, and whenever ``stop()``.
 
@@ -78,8 +115,10 @@ class Save(Callback):
         last_step: int,
         state: Callable[[Context], tuple[dict[str, Any], float | None]],
         stop: Callable[[], bool] = lambda: False,
+        present: Present | None = None,
     ) -> None:
         self.checkpoints, self.every, self.last_step, self.state, self.stop = checkpoints, every, last_step, state, stop
+        self.present = present
         self._next = 0
 
     def on_train_start(self, ctx: Context) -> None:
@@ -88,10 +127,14 @@ class Save(Callback):
 
     def on_step_end(self, ctx: Context) -> None:
         """Save when it is due."""
+        if not (self.stop() or (self.every and (ctx.step >= self._next or ctx.step >= self.last_step))):
+            return
+        if self.present is not None:
+            self.present.check()
         if self.stop():
             require_finite(ctx)
             self.checkpoints.save(ctx.step, *self.state(ctx))
-        elif self.every and (ctx.step >= self._next or ctx.step >= self.last_step):
+        else:
             self.on_train_start(ctx)
             require_finite(ctx)
             try:

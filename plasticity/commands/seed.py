@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from plasticity.storage.files import require_free
 from plasticity.storage.rows import METRICS_FILE, as_float, decode_row
 from plasticity.tags import ALL, parse_tag
 
@@ -62,7 +63,11 @@ class Seed:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename the folder of an unfinished run, so that nothing is lost and nothing is mixed."""
+    """Rename the folder of an unfinished run, so that nothing is lost and nothing is mixed.
+
+    Raises RuntimeError where a process trains in it.
+    """
+    require_free(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
     number = 1

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from plasticity.metrics import find_metric, headlines, shown_first
+from plasticity.storage.files import RunLock
 from plasticity.storage.record import read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
@@ -30,9 +31,11 @@ class Seeds(Fleet):
 
     def train(self) -> int:
         """Run every seed that is not finished; return 0 if all are, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
-        for seed in self.seeds:
-            self.claim(seed, {**self.expected, "agent_name": self.agent, "seed": seed.number})
-        code = self.run()
+        self.group.mkdir(parents=True, exist_ok=True)
+        with RunLock(self.group):  # the same command a second time
+            for seed in self.seeds:
+                self.claim(seed, {**self.expected, "agent_name": self.agent, "seed": seed.number})
+            code = self.run()
         self._summary()
         return code
 

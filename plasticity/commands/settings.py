@@ -71,6 +71,8 @@ class TrainConfig:
     """Environment steps between two evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
     """Episodes of each evaluation, with deterministic actions."""
+    eval_max_steps: int | None = None
+    """Environment steps after which an evaluation episode is cut; None: 27,000, or --max-episode-steps."""
     log_every: int = 500
     """Updates over which losses are averaged and after which they are logged."""
     device: str = "cpu"
@@ -103,6 +105,8 @@ class TrainConfig:
     """Show the settings, how the networks are wired and what each probe will measure, and stop."""
 
     def __post_init__(self) -> None:
+        if self.eval_max_steps is not None and self.eval_max_steps < 1:
+            raise ValueError(f"eval_max_steps must be at least 1, got {self.eval_max_steps}")
         if not 1 <= self.probe_window <= max(1, self.probe_every):
             raise ValueError(f"probe_window must be from 1 to probe_every, {self.probe_every}, got {self.probe_window}")
 
@@ -111,6 +115,13 @@ def chosen(config: Any, kind: str) -> dict[str, Any]:
     """Return what is switched on, by name; ``kind``: interventions or meters."""
     group = getattr(config, kind)
     return {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+
+
+def eval_limit(settings: Mapping[str, Any]) -> int:
+    """Return the environment steps after which an evaluation episode is cut."""
+    from plasticity.agents.evaluate import MAX_STEPS_PER_EPISODE
+
+    return settings.get("eval_max_steps") or max(MAX_STEPS_PER_EPISODE, settings.get("max_episode_steps") or 0)
 
 
 def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:

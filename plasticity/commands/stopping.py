@@ -1,4 +1,4 @@
-"""Stop on SIGTERM and Ctrl-C after the step that is under way, so that a loop can save before it leaves."""
+"""Stop on SIGTERM, SIGHUP and Ctrl-C after the step that is under way, so that a loop can save before it leaves."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import threading
 from types import FrameType
 from typing import Any
 
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+"""Signals after which a run is saved: of a scheduler, Ctrl-C, a terminal that closes."""
 SHOW_CURSOR = b"\x1b[?25h"
 """Control sequence that shows the cursor, which a live display hides and a process that ends at once leaves hidden."""
 
 
 class Stopper:
-    """A ``with`` block in which SIGTERM and SIGINT are remembered, for a loop that asks :meth:`stop` after every step.
+    """A ``with`` block in which ``ENDING`` are remembered, for a loop that asks :meth:`stop` after every step.
 
-    A second signal leaves at once, with exit code 143 (SIGTERM) or 130 (SIGINT). Handlers are restored on exit. A
-    signal that was ignored before stays ignored, as Ctrl-C for a job that a shell put into the background. Outside the
-    main thread, which alone may set handlers, nothing is changed and :meth:`stop` stays False.
+    A second signal leaves at once, with exit code 128 + its number: 143 (SIGTERM), 130 (SIGINT), 129 (SIGHUP).
+    Handlers are restored on exit. A signal that was ignored before stays ignored, as Ctrl-C for a job that a shell put
+    into the background, or SIGHUP under nohup. Outside the main thread, which alone may set handlers, nothing is
+    changed and :meth:`stop` stays False.
     """
 
     def __init__(self) -> None:
@@ -37,7 +40,7 @@ class Stopper:
 
     def __enter__(self) -> Stopper:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in ENDING:
                 before = signal.getsignal(number)
                 if before not in (signal.SIG_IGN, None):  # None: set by C code, and could not be restored
                     self._before[number] = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -23,17 +24,17 @@ from plasticity.dashboard.live import LiveView
 from plasticity.envs import TaskPlan, make_env
 from plasticity.measuring import Measure
 from plasticity.metrics import DEFAULT_PROBES
-from plasticity.storage.files import RunLock
+from plasticity.storage.files import LOCK, RunLock
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import seed_globally
-from plasticity.storage.record import write_record
+from plasticity.storage.record import read_record, write_record
 from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
 from .normaliser import NormaliserReset
 from .run import CHECKPOINTS, UPDATE_WITHIN, command_line, describe, require_update, save_model
-from .saving import Randomness, Save, restore, snapshot
-from .settings import chosen, settings
+from .saving import Present, Randomness, Save, restore, snapshot
+from .settings import chosen, eval_limit, settings
 
 DRY_UPDATES = 20
 """Updates after which a dry run ends even if a network has not been measured."""
@@ -45,6 +46,12 @@ def merged(*groups: Mapping[str, Callback]) -> dict[str, Callback]:
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"two callbacks of a run are called {twice[0]!r}; rename the intervention or meter")
     return {name: callback for group in groups for name, callback in group.items()}
+
+
+def require_empty(folder: Path) -> None:
+    """Raise ValueError for a folder that holds anything but a lock."""
+    if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; pass another --name, go on with --resume, or remove it")
 
 
 class TrainingRun:
@@ -64,6 +71,7 @@ class TrainingRun:
             lambda: self._make_env(config.eval_episodes, self.seeds[2]),
             config.eval_every or config.steps,
             config.eval_episodes,
+            eval_limit(vars(config)),
         )
         normaliser = {"normaliser": NormaliserReset(self.agent)} if config.normaliser == "reset" else {}
         watchers = {**normaliser, "evaluate": self.evaluate, "episodes": Episodes(), "losses": Losses(config.log_every)}
@@ -103,55 +111,65 @@ class TrainingRun:
             )
 
     def new_folder(self) -> Path:
-        """Make the folder of a new run; ValueError for one that is there and not empty."""
+        """Make the folder of a new run; ValueError for one that is there and holds anything but a lock."""
         c = self.config
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = c.out / (c.name or f"{self.agent_name}_{c.env.replace('/', '-')}_seed{c.seed}_{stamp}")
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty; pass another --name, go on with --resume, or remove it")
+        require_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def train(self, folder: Path, resume: bool = False) -> int:
         """Train into ``folder``; ``run.json`` says how it ended, also after an exception. Return the exit code."""
-        ctx = context(self.agent)
+        ctx, before = context(self.agent), read_record(folder) if resume else None
         checkpoints = Checkpoints(folder / CHECKPOINTS, self.config.checkpoint.keep)
         record = describe(self.agent_name, settings(self.config), command_line(), self.arguments)
         with RunLock(folder), Stopper() as stopper:
+            self.evaluate.stop = stopper.stop
             begin: dict[str, Any] = {}
             if resume:
                 state = upgraded_state(checkpoints.load_latest()[1])
                 ctx.step, ctx.latest = state["step"], dict(state["latest"])
                 ctx.logged = dict(state.get("logged", {}))  # 0.1.0 did not count
                 ctx.task, ctx.num_tasks = state.get("task"), state.get("num_tasks", 0)
-                begin["saved"] = [*(state["callbacks"].get(name) for name in self.callbacks), None]
+                begin["saved"] = [*(state["callbacks"].get(name) for name in self.callbacks), None, None]
                 begin["load"] = partial(restore, state, self.agent, self.env)
             else:
+                require_empty(folder)  # once more: another process may have had the lock meanwhile
                 seed_globally(self.seeds[3])
             write_record(folder, record)
-            ctx.writer = writer = open_writers(folder, self.config.log, also=[self.live])
-            if resume:
-                writer.resume(ctx.step + 1)
-            writer.settings(record["config"])
-            writer.text(ctx.step, "run", f"```\n{json.dumps(record, indent=2)}\n```")
-            save = Save(checkpoints, self.config.checkpoint.every, self.config.steps, self._state, stopper.stop)
-            status = "failed"
+            begun, status, writer = ctx.step, "failed", None
             try:
+                ctx.writer = writer = open_writers(folder, self.config.log, also=[self.live])
+                if resume:
+                    writer.resume(ctx.step + 1)
+                writer.settings(record["config"])
+                writer.text(ctx.step, "run", f"```\n{json.dumps(record, indent=2)}\n```")
+                present = Present(folder)
+                save = Save(
+                    checkpoints, self.config.checkpoint.every, self.config.steps, self._state, stopper.stop, present
+                )
                 with self.live:
-                    callbacks = [*self.callbacks.values(), save]
+                    callbacks = [*self.callbacks.values(), present, save]
                     train(self.env, self.agent, self.config.steps, callbacks, ctx, stopper.stop, **begin)
                     if not stopper.stop():
                         self.evaluate.run(ctx)
+                present.check()
                 save_model(folder, self.agent, ctx.step, self.callbacks)
                 status = "interrupted" if stopper.stop() else "finished"
             finally:
-                writer.close(succeeded=status == "finished")
+                if writer is not None:
+                    writer.close(succeeded=status == "finished")
                 last = self.evaluate.last
                 returns = last.tolist() if last is not None and status == "finished" else []
-                write_record(folder, {**record, "status": status, "steps_done": ctx.step, "eval_returns": returns})
+                ended = {**record, "status": status, "steps_done": ctx.step, "eval_returns": returns}
+                never_began = before is not None and status == "failed" and ctx.step == begun
+                with contextlib.suppress(OSError):  # the folder may be gone: another error says so
+                    write_record(folder, before if before is not None and never_began else ended)
                 self.env.close()  # last: an environment that fails may fail to close as well
         if not self.config.quiet:
-            self._report(folder, status)
+            with contextlib.suppress(OSError):  # a closed terminal
+                self._report(folder, status)
         return stopper.exit_code
 
     def _state(self, ctx: Any) -> tuple[dict[str, Any], float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -55,11 +56,12 @@ class LiveView(Callback, Writer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._display is not None:
-            self._display.update(self._renderable(), refresh=True)
-            self._display.stop()
-        elif not self.quiet and self._step:
-            self.console.print(f"{self.title}: {self.line()}", highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError, SystemExit):  # the terminal was closed
+            if self._display is not None:
+                self._display.update(self._renderable(), refresh=True)
+                self._display.stop()
+            elif not self.quiet and self._step:
+                self.console.print(f"{self.title}: {self.line()}", highlight=False, soft_wrap=True)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Remember new values by tag."""
@@ -90,6 +92,12 @@ class LiveView(Callback, Writer):
         self._step = ctx.step
         if self.quiet:
             return
+        try:
+            self._show()
+        except (OSError, SystemExit):  # the terminal was closed; rich exits where a pipe is
+            self.quiet, self._display = True, None
+
+    def _show(self) -> None:
         now = time.perf_counter()
         if self._display is not None:
             if now - self._last_shown > 0.25:

@@ -123,6 +123,13 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def require_free(folder: Path) -> None:
+    """Raise RuntimeError that names the process which holds the lock of a folder, if one does."""
+    if (folder / LOCK).exists():
+        with RunLock(folder):
+            pass
+
+
 class RunLock:
     """Keep a second process out of ``folder``, as a ``with`` block; RuntimeError names the process that is in it.
 

@@ -1,0 +1,208 @@
+"""A run ends well however it is told to: in an evaluation, at the start, without its folder, without its terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from plasticity.agents.evaluate import EvaluationStopped, evaluate
+from plasticity.commands import saving, training
+from plasticity.envs import ENVS, Family, make_env
+from plasticity.storage.files import RunLock
+from plasticity.storage.folder import Checkpoints
+from plasticity.storage.record import read_record
+from plasticity.testing.runs import attempt, command
+
+SMALL = ("--hidden", "4", "4", "--batch-size", "4", "--learning-starts", "8", "--buffer-size", "50", "--probes")
+
+
+class Endless(gymnasium.Env):
+    """Pay 1 for ever; ``act`` is called at every step with the number of steps of this environment."""
+
+    act: Callable[[Endless, int], None] = lambda self, step: None
+    observation_space, action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit, self.steps = limit, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        type(self).act(self, self.steps)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+@pytest.fixture(autouse=True)
+def endless() -> Iterator[None]:
+    """Register the environment; afterwards it does nothing again."""
+    ENVS["endless"] = Family("endless/", lambda: ["endless/one"], lambda name, seed, limit: Endless(limit))
+    before = Endless.act
+    yield
+    Endless.act = before
+    del ENVS["endless"]
+
+
+class Still:
+    """An agent that stands still."""
+
+    networks: ClassVar[dict[str, torch.nn.Module]] = {}
+
+    def act(self, obs: torch.Tensor, explore: bool) -> torch.Tensor:
+        return torch.zeros(len(obs), 1)
+
+
+def train(out: Path, *options: str) -> tuple[int, str, str]:
+    words = ("train", "sac", "--env", "endless/one", *SMALL, "--eval-episodes", "2", "--out", str(out), "--name", "run")
+    return attempt(*words, *options)
+
+
+def test_an_episode_that_does_not_end_is_cut_and_said() -> None:
+    with pytest.warns(RuntimeWarning, match=r"4 of 4 evaluation episodes of endless/one did not end within 7 steps"):
+        assert evaluate(Still(), make_env("endless/one", num_envs=2), 4, max_steps=7).tolist() == [7.0] * 4  # type: ignore[arg-type]
+
+
+def test_episodes_that_end_are_not_cut() -> None:
+    env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=9)
+    assert len(evaluate(Still(), env, 4, max_steps=9)) == 4  # type: ignore[arg-type]
+
+
+def test_the_number_of_steps_is_a_setting_of_training_and_eval(tmp_path: Path) -> None:
+    code, _, errors = train(tmp_path, "--steps", "20", "--eval-max-steps", "5", "--quiet")
+    assert code == 0, errors
+    assert read_record(tmp_path / "run")["eval_returns"] == [5.0, 5.0]
+    told = command("eval", tmp_path / "run", "--episodes", "2", "--eval-max-steps", "3")
+    assert "returns: 3.0 3.0" in told
+    assert "returns: 5.0 5.0" in command("eval", tmp_path / "run", "--episodes", "2")
+    for words in (("train", "sac", "--env", "endless/one"), ("eval", tmp_path / "run")):
+        code, _, errors = attempt(*words, "--eval-max-steps", "0")
+        assert code != 0
+        assert "eval_max_steps must be at least 1" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_an_evaluation_is_obeyed_and_the_run_goes_on_later(number: int, tmp_path: Path) -> None:
+    sent: list[int] = []
+
+    def act(env: Endless, step: int) -> None:
+        if step == 100 and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    Endless.act = act
+    code, _, errors = train(tmp_path, "--steps", "40", "--eval-every", "20", "--quiet")
+    assert code == 128 + number, errors
+    assert read_record(tmp_path / "run")["status"] == "interrupted"
+    assert Checkpoints(tmp_path / "run" / "checkpoints").load_latest()[0] == 20
+    Endless.act = lambda env, step: None
+    assert attempt("train", "--resume", tmp_path / "run", "--eval-max-steps", "5")[0] == 0
+    assert read_record(tmp_path / "run")["eval_returns"] == [5.0, 5.0]
+
+
+def test_evaluating_asks_at_every_step() -> None:
+    with pytest.raises(EvaluationStopped):
+        evaluate(Still(), make_env("endless/one"), 1, stop=lambda: True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["moved", "replaced", "rows deleted"])
+def test_a_run_whose_folder_is_gone_stops_with_its_name(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
+    folder = tmp_path / "run"
+
+    def act(env: Endless, step: int) -> None:
+        if step == 30 and what == "rows deleted":
+            (folder / "metrics.jsonl").unlink()
+        elif step == 30:
+            folder.rename(tmp_path / "elsewhere")
+            if what == "replaced":
+                shutil.copytree(tmp_path / "elsewhere", folder)
+
+    Endless.act = act
+    code, _, errors = train(tmp_path, "--steps", "60", "--eval-every", "0", "--checkpoint.every", "40", "--quiet")
+    assert code == 1
+    assert f"{folder / 'metrics.jsonl'} vanished, moved or was replaced" in errors
+    assert folder.exists() == (what != "moved")
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_resume_that_cannot_start_leaves_the_record_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--steps", "20", "--eval-max-steps", "5", "--checkpoint.every", "10", "--quiet")
+    assert train(tmp_path, *options)[0] == 0
+    before = json.loads((tmp_path / "run" / "run.json").read_text())
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the state does not fit")
+
+    for name in ("restore", "open_writers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, name, fail)
+            assert "does not fit" in attempt("train", "--resume", tmp_path / "run", "--steps", "30")[2]
+        assert json.loads((tmp_path / "run" / "run.json").read_text()) == before
+
+
+def test_a_second_start_of_several_seeds_is_refused(tmp_path: Path) -> None:
+    """Of the same command, and where a process lives on without its parent."""
+    words = ("train", "sac", "--env", "endless/one", *SMALL, "--seeds", "2", "--out", tmp_path, "--name", "group")
+    for held in (tmp_path / "group", tmp_path / "group" / "seed_2"):
+        held.mkdir()
+        with RunLock(held):
+            code, _, errors = attempt(*words)
+            assert code == 1
+            assert f"{held} is in use by process {os.getpid()}: wait until it ends, or stop it" in errors
+        assert [path.name for path in held.iterdir() if path.is_file()] == ["run.lock"]
+
+
+def test_a_folder_that_was_filled_while_waiting_for_its_lock_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.lock").touch()
+    training.require_empty(folder)
+    (folder / "run.json").touch()
+    with pytest.raises(ValueError, match=r"is not empty; pass another --name"):
+        training.require_empty(folder)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_terminal_that_closes_is_saved(tmp_path: Path) -> None:
+    parent, child = pty.openpty()
+    words = ["train", "sac", "--env", "Pendulum-v1", *SMALL, "--steps", "100000000", "--out", tmp_path, "--name", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plasticity", *map(str, words)],
+        stdin=child, stdout=child, stderr=child, start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(child)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < deadline
+        os.set_blocking(parent, False)
+        try:
+            os.read(parent, 10_000)
+        except BlockingIOError:
+            time.sleep(0.05)
+    os.close(parent)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert read_record(tmp_path / "run")["status"] == "interrupted"
+    assert Checkpoints(tmp_path / "run" / "checkpoints").latest() is not None

@@ -204,3 +204,25 @@ def test_a_hundred_runs_and_missing_tags(tmp_path):
         mean = (7 + 32 + 57 + 82) / 400
         assert f"dormancy {mean:.3f}" in browser.run(labels("button.row"))[0]
         assert [error for error in browser.errors if "favicon" not in error] == []
+
+
+def test_every_second_task_of_a_stream_is_a_band_behind_the_return(tmp_path):
+    with open_writers(tmp_path / "mine") as writer:
+        for step in range(1, 41):
+            if step % 10 == 1:
+                writer.event(step, "task", {"task": step // 10, "number": step // 10 + 1})
+            writer.log(step, {"plasticity/critic/dormancy/all": 0.1, "charts/episodic_return": float(step % 10)})
+    with Server(tmp_path, port=0) as server, Browser() as page:
+        server.wait_ready()
+        wait_for_runs(server, 1)
+        page.open(f"{server.url}/data/plugin_entry.html?name=plasticity")
+        page.wait("document.querySelectorAll('rect.task').length === 2")
+        places = (
+            "[...document.querySelectorAll('rect.task')].map((e) => [+e.getAttribute('x'), +e.getAttribute('width')])"
+        )
+        width = page.run("document.querySelector('rect.task').closest('svg').getBoundingClientRect().width")
+        for (x, wide), start in zip(page.run(places), (11, 31), strict=True):
+            assert abs(x - start / 40 * width) < 2
+            assert abs(wide - (10 if start == 11 else 9) / 40 * width) < 2
+        names = "[...document.querySelectorAll('rect.task title')].map((e) => e.textContent)"
+        assert page.run(names) == ["task: 1 begins", "task: 3 begins"]

@@ -1,6 +1,6 @@
 // The columns, one per configuration, all with the same axis of steps and the same scales.
 
-import { axis, curveChart, curveOf, lane, marksOf, rangeOf } from "./curve.js";
+import { axis, curveChart, curveOf, lane, marksOf, rangeOf, tasksOf } from "./curve.js";
 import { metricsOf } from "./data.js";
 import { h } from "./dom.js";
 import { heatMap, latestTable, ranges, rowsOf } from "./heat.js";
@@ -43,7 +43,7 @@ function column({ label, runs }, { state, maps, range, heights, width, end, acti
     heading(label, runs, colour),
     runs.length ? story(runs, state.expanded.has(label), { open, expand: () => actions.expand(label) }) : h("p"),
     h("h3", {}, title),
-    curveChart(curve, { title, range: heights, width, end, colour, marks: marks.filter((mark) => !mark.note) }),
+    curveChart(curve, { title, range: heights, width, end, colour, marks: marks.filter((mark) => !mark.note), tasks: tasksOf(runs, width, end) }),
     lane(marks, runs.length > 1, width),
     axis(width, end),
     layers(runs, { state, maps, range, width, end, open, label }));

@@ -22,7 +22,7 @@ export function rangeOf(curves) {
 }
 
 /** The chart: `width` is that of the plot in pixels, `end` the last step of the axis. */
-export function curveChart(curve, { title, range, width, end, colour, marks }) {
+export function curveChart(curve, { title, range, width, end, colour, marks, tasks }) {
   const x = (bin) => ((bin + 0.5) / BINS) * width;
   const y = (value) => HEIGHT - ((value - range[0]) / (range[1] - range[0])) * HEIGHT;
   const grid = ticks(range[0], range[1], 3).map((value) => h("line", { class: "grid", x1: 0, x2: width, y1: y(value), y2: y(value) }));
@@ -35,6 +35,7 @@ export function curveChart(curve, { title, range, width, end, colour, marks }) {
   const last = known.length ? curve.mean[Math.max(...known)] : NaN;
   const label = curve ? `${title}, ${number(last)} at the end of what is known` : `${title}: not logged`;
   const svg = h("svg", { width, height: HEIGHT, role: "img", "aria-label": label },
+    tasks.map(({ from, to, name }) => h("rect", { class: "task", x: from, y: 0, width: to - from, height: HEIGHT }, h("title", {}, name))),
     grid,
     marks.map((mark) => h("line", { class: "mark", x1: mark.x, x2: mark.x, y1: 0, y2: HEIGHT })),
     band && h("polygon", { points: band, fill: colour, opacity: 0.18 }),
@@ -63,6 +64,13 @@ export function follow(plot, move) {
     cursor(null);
     hideTip();
   });
+}
+
+/** Every second task of a stream as a band: [{from, to, name}] in pixels, as the first run has them that has tasks. */
+export function tasksOf(runs, width, end) {
+  const starts = runs.map(({ data }) => data.events.filter((event) => event.name === "task")).find((events) => events.length > 1) ?? [];
+  const x = (event) => Math.min(width, ((event?.step ?? end) / end) * width);
+  return starts.map((event, i) => ({ from: x(event), to: x(starts[i + 1]), name: event.title })).filter((_, i) => i % 2 === 1);
 }
 
 /** Marks of all events, those closer than a mark is wide as one: [{x, events, note}]. */

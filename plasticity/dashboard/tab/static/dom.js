@@ -1,7 +1,7 @@
 // Small helpers: elements, numbers as text, one tooltip.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "text", "polyline", "polygon", "circle"]);
+const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "text", "polyline", "polygon", "circle", "title"]);
 
 /** Make an element; `on...` properties are listeners, the rest attributes; null and false leave an attribute out. */
 export function h(tag, properties = {}, ...children) {

@@ -16,6 +16,8 @@ COMMANDS = {
     "eval": ("plasticity.commands.evaluate", "play episodes with the agent of a run"),
     "probe": ("plasticity.commands.probe", "measure the networks of a saved agent"),
     "diagnose": ("plasticity.commands.diagnose", "say whether a saved agent can still learn, and what would help"),
+    "fuse": ("plasticity.commands.fuse", "mix a saved agent with an earlier one of its own"),
+    "reset-to": ("plasticity.commands.reset_to", "overwrite neurons of a saved agent with those of an earlier one"),
     "list": ("plasticity.commands.listing", "list agents, environments, probes, methods and all else, by name"),
     "help": ("plasticity.commands.help", "describe one of them, with its options, units and source"),
     "report": ("plasticity.commands.report", "write curves, heat maps and tables of runs as one page"),

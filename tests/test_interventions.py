@@ -56,6 +56,8 @@ FREQUENT: dict[str, dict[str, Any]] = {
     "dash": {"every": 9, "clock": "updates", "floor": 0.8},
     "drm": {"every": 8, "clock": "updates", "measure_every": 3, "target": 0.9, "batch_size": 8},
     "ere": {"eta": 0.9, "smallest": 4, "round_length": 5},
+    "resin": {"every": 4, "threshold": 0.6, "cap": 0.2},
+    "reborn": {"every": 5, "threshold": 0.5, "active": 1.2},
 }
 """Settings with which every method acts within a few dozen updates."""
 NEVER: dict[str, dict[str, Any]] = {
@@ -82,6 +84,8 @@ NEVER: dict[str, dict[str, Any]] = {
     "dash": {"at": (10**6,), "clock": "updates"},
     "drm": {"at": (10**6,), "clock": "updates", "noise": False},
     "ere": {"eta": 1.0},
+    "resin": {"every": 10**6},
+    "reborn": {"every": 10**6},
 }
 """Settings with which every method is on, and changes nothing."""
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {

@@ -23,9 +23,11 @@ from .ne import NeuroplasticExpansion
 from .optimizer_reset import OptimizerReset
 from .parseval import Parseval
 from .pfo import ProximalFeatures
+from .reborn import ReBorn
 from .redo import ReDo
 from .regrama import ReGraMa
 from .reset import Reset
+from .resin import SilentReset
 from .rewarm import Rewarm
 from .sam import SAM
 from .shrink_perturb import ShrinkPerturb
@@ -71,6 +73,8 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "dash": DASH,
     "drm": DormantMinimization,
     "ere": RecentExperience,
+    "resin": SilentReset,
+    "reborn": ReBorn,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
@@ -97,6 +101,7 @@ __all__ = [
     "Parseval",
     "PlasticityInjection",
     "ProximalFeatures",
+    "ReBorn",
     "ReDo",
     "ReGraMa",
     "RecentExperience",
@@ -106,6 +111,7 @@ __all__ = [
     "SelectiveReinitialization",
     "SelfNormalizedResets",
     "ShrinkPerturb",
+    "SilentReset",
     "SpectralNormalization",
     "SpectralRegularization",
     "WassersteinInit",

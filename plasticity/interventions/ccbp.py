@@ -1,7 +1,7 @@
 """Continuous continual backprop: move every neuron towards a fresh one, the useless ones faster.
 
-*Continuous Continual Backprop*, submission UJqXhFFzKu to ICLR 2026 (openreview.net/forum?id=UJqXhFFzKu, doi none yet);
-code of a third party: ccbp-pytorch 0.0.3 on PyPI.
+CCBP, submission UJqXhFFzKu to ICLR 2026 (openreview.net/forum?id=UJqXhFFzKu; neither arXiv number nor doi); code of a
+third party: ccbp-pytorch 0.0.3, which was read and not run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Conditions on a logged value, reading by reading: it has levelled off, or hardly changed.
 
-The triggers of T2PO (Wang et al. 2026, arXiv 2605.02178, which stops the thinking of a language model by them) for
+The triggers of T2PO (arXiv 2605.02178, which stops the thinking of a language model by them) for
 every method and metric: its uncertainty signal is any tag here.
 """
 

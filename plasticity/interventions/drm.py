@@ -46,12 +46,12 @@ def dormant_outputs(network: nn.Module, run: Callable[[], Any], threshold: float
 
 
 def exploration_scale(ratio: float, target: float, temperature: float) -> float:
-    """Return the standard deviation of exploration, 1 / (1 + exp(-T (ratio - target))). Source: section 4.2."""
+    """Return the standard deviation of exploration, 1 / (1 + exp(-T (ratio - target)))."""
     return 1 / (1 + math.exp(-temperature * (ratio - target)))
 
 
 def perturb_factor(ratio: float, rate: float, low: float, high: float) -> float:
-    """Return the share of the old weights that stays, 1 - rate * ratio within [low, high]. Source: section 4.1."""
+    """Return the share of the old weights that stays, 1 - rate * ratio within [low, high]."""
     return min(max(1 - rate * ratio, low), high)
 
 

@@ -1,7 +1,7 @@
 """Hare and Tortoise: a fast network that goes back, now and then, to the running average of its own weights.
 
 Lee et al. 2024, *Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks*,
-arXiv 2406.02596, algorithm 1.
+arXiv 2406.02596.
 """
 
 from __future__ import annotations

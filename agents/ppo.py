@@ -67,6 +67,8 @@ USUAL: dict[str, tuple[Any, Any]] = {
 # Steps whose old value and log-density are computed at once; bounds the memory that images need.
 CHUNK = 1024
 
+ONE = np.ones((), np.float32)  # numpy takes an array faster than a number
+
 
 @dataclass(frozen=True)
 class PPOConfig(AgentConfig):
@@ -375,7 +377,10 @@ class PPO(Learner):
         return normaliser.of_rows(obs) if isinstance(obs, np.ndarray) else normaliser(obs)
 
     def _bounded(self, action: Any) -> Any:
-        return action.clip(-1, 1) if self.continuous else action
+        if not self.continuous:
+            return action
+        # What clip does, in a fraction of the time.
+        return np.minimum(np.maximum(action, -ONE), ONE) if isinstance(action, np.ndarray) else action.clamp(-1, 1)
 
     def _take_sampled(self, action: Any) -> tuple[Any, Any]:
         """Return observation and sample of the last act(explore=True); ValueError if it returned another `action`."""

@@ -47,6 +47,7 @@ class Task:
     window: int
     settings: dict[str, Any]
     peer: dict[str, Any]
+    num_envs: int = 1
 
     def make(self) -> gymnasium.Env:
         """Return the environment that the peers get."""
@@ -63,6 +64,12 @@ TASKS = {
     "sac-halfcheetah": Task("sac", "HalfCheetah-v5", 1500, 300, START, START),
     "td3-halfcheetah": Task("td3", "HalfCheetah-v5", 1500, 400, START, START),
     "ppo-halfcheetah": Task("ppo", "HalfCheetah-v5", 4096, 4096, {}, {}),
+    "ppo-halfcheetah, 16 environments": Task(
+        "ppo", "HalfCheetah-v5", 4096, 4096, {"num_steps": 128}, {"num_envs": 16}, num_envs=16
+    ),
+    "sac-halfcheetah, 4 updates per step": Task(
+        "sac", "HalfCheetah-v5", 1200, 80, {**START, "updates_per_step": 4}, {**START, "updates": 4}
+    ),
     "dqn-cartpole": Task("dqn", "CartPole-v1", 4000, 5000, DQN, GREEDY),
     "dqn-breakout": Task("dqn", "FlatBreakout-v0", 4000, 5000, DQN, GREEDY),
 }
@@ -71,8 +78,9 @@ TASKS = {
 def ours(task: Task, compile: str, precision: str = "float32") -> Learn:
     """Return our agent in its loop, logging as `plasticity train` does."""
     kind, config = AGENTS[task.agent]
-    env = make_env(task.env, num_envs=1, seed=1)
-    agent = kind(env.observation_space, env.action_space, config(**task.settings), compile=compile, precision=precision)
+    env = make_env(task.env, num_envs=task.num_envs, seed=1)
+    how: dict[str, Any] = {"num_envs": task.num_envs, "compile": compile, "precision": precision}
+    agent = kind(env.observation_space, env.action_space, config(**task.settings), **how)
     ctx = context(agent)
     ctx.writer = open_writers(Path(tempfile.mkdtemp()) / "run")
     callbacks = [Episodes(), Losses()]
@@ -84,7 +92,7 @@ def cleanrl_loop(task: Task) -> Learn:
     steps: Iterator[int] = getattr(cleanrl, task.agent)(task.make, **task.peer)
 
     def learn(count: int) -> None:
-        for _ in range(count):
+        for _ in range(count // task.num_envs):
             next(steps)
 
     return learn

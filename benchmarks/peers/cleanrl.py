@@ -35,8 +35,11 @@ from torch.utils.tensorboard import SummaryWriter
 MakeEnv = Callable[[], gymnasium.Env]
 
 
-def sac(make_env: MakeEnv, learning_starts: int, seed: int = 1) -> Iterator[int]:
-    """`sac_continuous_action.py` with its settings: 256-256, batch 256, an update per step, the actor every second."""
+def sac(make_env: MakeEnv, learning_starts: int, updates: int = 1, seed: int = 1) -> Iterator[int]:
+    """`sac_continuous_action.py` with its settings: 256-256, batch 256, an update per step, the actor every second.
+
+    `updates`: of so many, the script knows one only.
+    """
     envs, writer = vector(make_env, seed), SummaryWriter(tempfile.mkdtemp())
     num_inputs, num_actions = width(envs), int(np.prod(envs.single_action_space.shape))
     actor = SquashedActor(num_inputs, num_actions, envs.single_action_space)
@@ -57,38 +60,39 @@ def sac(make_env: MakeEnv, learning_starts: int, seed: int = 1) -> Iterator[int]
             action = actor.sample(torch.Tensor(obs))[0].detach().numpy()
         obs = store(envs, replay, writer, step, obs, action)
         if step > learning_starts:
-            data = replay.sample(256)
-            with torch.no_grad():
-                next_action, next_log_prob = actor.sample(data.next_observations)
-                next_q = torch.min(
-                    target1(data.next_observations, next_action), target2(data.next_observations, next_action)
-                )
-                next_q = next_q - alpha * next_log_prob
-                y = data.rewards.flatten() + (1 - data.dones.flatten()) * 0.99 * next_q.view(-1)
-            q1_values = q1(data.observations, data.actions).view(-1)
-            q2_values = q2(data.observations, data.actions).view(-1)
-            q1_loss, q2_loss = nn.functional.mse_loss(q1_values, y), nn.functional.mse_loss(q2_values, y)
-            loss = q1_loss + q2_loss
-            q_optimizer.zero_grad()
-            loss.backward()
-            q_optimizer.step()
-            if step % 2 == 0:
-                for _ in range(2):
-                    action_now, log_prob = actor.sample(data.observations)
-                    q = torch.min(q1(data.observations, action_now), q2(data.observations, action_now))
-                    actor_loss = (alpha * log_prob - q).mean()
-                    actor_optimizer.zero_grad()
-                    actor_loss.backward()
-                    actor_optimizer.step()
-                    with torch.no_grad():
-                        _, log_prob = actor.sample(data.observations)
-                    alpha_loss = (-log_alpha.exp() * (log_prob - num_actions)).mean()
-                    alpha_optimizer.zero_grad()
-                    alpha_loss.backward()
-                    alpha_optimizer.step()
-                    alpha = log_alpha.exp().item()
-            follow(target1, q1)
-            follow(target2, q2)
+            for update in range(step * updates, (step + 1) * updates):
+                data = replay.sample(256)
+                with torch.no_grad():
+                    next_action, next_log_prob = actor.sample(data.next_observations)
+                    next_q = torch.min(
+                        target1(data.next_observations, next_action), target2(data.next_observations, next_action)
+                    )
+                    next_q = next_q - alpha * next_log_prob
+                    y = data.rewards.flatten() + (1 - data.dones.flatten()) * 0.99 * next_q.view(-1)
+                q1_values = q1(data.observations, data.actions).view(-1)
+                q2_values = q2(data.observations, data.actions).view(-1)
+                q1_loss, q2_loss = nn.functional.mse_loss(q1_values, y), nn.functional.mse_loss(q2_values, y)
+                loss = q1_loss + q2_loss
+                q_optimizer.zero_grad()
+                loss.backward()
+                q_optimizer.step()
+                if update % 2 == 0:
+                    for _ in range(2):
+                        action_now, log_prob = actor.sample(data.observations)
+                        q = torch.min(q1(data.observations, action_now), q2(data.observations, action_now))
+                        actor_loss = (alpha * log_prob - q).mean()
+                        actor_optimizer.zero_grad()
+                        actor_loss.backward()
+                        actor_optimizer.step()
+                        with torch.no_grad():
+                            _, log_prob = actor.sample(data.observations)
+                        alpha_loss = (-log_alpha.exp() * (log_prob - num_actions)).mean()
+                        alpha_optimizer.zero_grad()
+                        alpha_loss.backward()
+                        alpha_optimizer.step()
+                        alpha = log_alpha.exp().item()
+                follow(target1, q1)
+                follow(target2, q2)
             if step % 100 == 0:
                 rows = {"q1": q1_values.mean(), "q2": q2_values.mean(), "q1_loss": q1_loss, "q2_loss": q2_loss}
                 rows |= {"q_loss": loss / 2, "actor_loss": actor_loss, "alpha_loss": alpha_loss}
@@ -192,22 +196,26 @@ def dqn(make_env: MakeEnv, learning_starts: int, epsilon: float, seed: int = 1) 
         yield step
 
 
-def ppo(make_env: MakeEnv, seed: int = 1) -> Iterator[int]:
-    """`ppo_continuous_action.py` with its settings: 64-64 tanh, 2048 steps, 10 epochs of 32 minibatches."""
-    num_steps, gamma, lam = 2048, 0.99, 0.95
+def ppo(make_env: MakeEnv, num_envs: int = 1, seed: int = 1) -> Iterator[int]:
+    """`ppo_continuous_action.py` with its settings: 64-64 tanh, 2048 steps, 10 epochs of 32 minibatches.
+
+    Several environments share the 2048 steps.
+    """
+    num_steps, gamma, lam = 2048 // num_envs, 0.99, 0.95
 
     def make() -> gymnasium.Env:
         env = ClipAction(RecordEpisodeStatistics(FlattenObservation(make_env())))
         env = TransformObservation(NormalizeObservation(env), lambda o: np.clip(o, -10, 10), env.observation_space)
         return TransformReward(NormalizeReward(env, gamma=gamma), lambda r: np.clip(r, -10, 10))
 
-    envs, writer = SyncVectorEnv([make], autoreset_mode=AutoresetMode.SAME_STEP), SummaryWriter(tempfile.mkdtemp())
+    envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    writer = SummaryWriter(tempfile.mkdtemp())
     agent = ActorCritic(width(envs), int(np.prod(envs.single_action_space.shape)))
     optimizer = Adam(agent.parameters(), lr=3e-4, eps=1e-5)
-    obs = torch.zeros((num_steps, 1, *envs.single_observation_space.shape))
-    actions = torch.zeros((num_steps, 1, *envs.single_action_space.shape))
-    log_probs, rewards, dones, values = (torch.zeros((num_steps, 1)) for _ in range(4))
-    step, next_done = 0, torch.zeros(1)
+    obs = torch.zeros((num_steps, num_envs, *envs.single_observation_space.shape))
+    actions = torch.zeros((num_steps, num_envs, *envs.single_action_space.shape))
+    log_probs, rewards, dones, values = (torch.zeros((num_steps, num_envs)) for _ in range(4))
+    step, next_done = 0, torch.zeros(num_envs)
     next_obs = torch.Tensor(envs.reset(seed=seed)[0])
     while True:
         for t in range(num_steps):
@@ -220,7 +228,7 @@ def ppo(make_env: MakeEnv, seed: int = 1) -> Iterator[int]:
             log_episodes(writer, step, infos)
             rewards[t] = torch.tensor(reward).view(-1)
             next_obs, next_done = torch.Tensor(found), torch.Tensor(np.logical_or(terminated, truncated))
-            step += 1
+            step += num_envs
             if t < num_steps - 1:
                 yield step
         with torch.no_grad():
@@ -232,11 +240,14 @@ def ppo(make_env: MakeEnv, seed: int = 1) -> Iterator[int]:
                 delta = rewards[t] + gamma * (next_value if is_last else values[t + 1]) * alive - values[t]
                 advantages[t] = last = delta + gamma * lam * alive * last
             returns = advantages + values
-        flat = [x.reshape(num_steps, *x.shape[2:]) for x in (obs, actions, log_probs, advantages, returns, values)]
-        order, clipped = np.arange(num_steps), []
+        flat = [
+            x.reshape(num_steps * num_envs, *x.shape[2:])
+            for x in (obs, actions, log_probs, advantages, returns, values)
+        ]
+        order, clipped = np.arange(num_steps * num_envs), []
         for _ in range(10):
             np.random.shuffle(order)
-            for start in range(0, num_steps, 64):
+            for start in range(0, num_steps * num_envs, 64):
                 clipped.append(ppo_update(agent, optimizer, *(x[order[start : start + 64]] for x in flat)))
         writer.add_scalar("losses/clipfrac", np.mean(clipped), step)
         for name, value in {"explained_variance": 1 - (returns - values).var() / returns.var(), "lr": 3e-4}.items():

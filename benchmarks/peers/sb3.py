@@ -20,15 +20,13 @@ def learner(model: sb3.common.base_class.BaseAlgorithm) -> Learn:
     return lambda steps: model.learn(steps, reset_num_timesteps=False)
 
 
-def vector(make_env: MakeEnv) -> VecEnv:
-    return DummyVecEnv([lambda: Monitor(make_env())])
+def vector(make_env: MakeEnv, num_envs: int = 1) -> VecEnv:
+    return DummyVecEnv([lambda: Monitor(make_env())] * num_envs)
 
 
-def sac(make_env: MakeEnv, learning_starts: int) -> Learn:
-    policy = {"net_arch": [256, 256]}
-    return learner(
-        sb3.SAC("MlpPolicy", vector(make_env), learning_starts=learning_starts, policy_kwargs=policy, device="cpu")
-    )
+def sac(make_env: MakeEnv, learning_starts: int, updates: int = 1) -> Learn:
+    policy, more = {"net_arch": [256, 256]}, {"learning_starts": learning_starts, "gradient_steps": updates}
+    return learner(sb3.SAC("MlpPolicy", vector(make_env), policy_kwargs=policy, device="cpu", **more))
 
 
 def td3(make_env: MakeEnv, learning_starts: int) -> Learn:
@@ -38,12 +36,12 @@ def td3(make_env: MakeEnv, learning_starts: int) -> Learn:
     )
 
 
-def ppo(make_env: MakeEnv) -> Learn:
+def ppo(make_env: MakeEnv, num_envs: int = 1) -> Learn:
     """With observations and rewards normalised, as CleanRL and we do."""
-    envs = VecNormalize(vector(make_env), gamma=0.99)
+    envs, num_steps = VecNormalize(vector(make_env, num_envs), gamma=0.99), 2048 // num_envs
     policy = {"net_arch": [64, 64], "activation_fn": nn.Tanh}
     return learner(
-        sb3.PPO("MlpPolicy", envs, n_steps=2048, batch_size=64, n_epochs=10, policy_kwargs=policy, device="cpu")
+        sb3.PPO("MlpPolicy", envs, n_steps=num_steps, batch_size=64, n_epochs=10, policy_kwargs=policy, device="cpu")
     )
 
 

@@ -67,7 +67,7 @@ USUAL: dict[str, tuple[Any, Any]] = {
 # Steps whose old value and log-density are computed at once; bounds the memory that images need.
 CHUNK = 1024
 
-ONE = np.ones((), np.float32)  # numpy takes an array faster than a number
+BOUND = np.ones((), np.float32)  # numpy takes an array faster than a number
 
 
 @dataclass(frozen=True)
@@ -380,7 +380,7 @@ class PPO(Learner):
         if not self.continuous:
             return action
         # What clip does, in a fraction of the time.
-        return np.minimum(np.maximum(action, -ONE), ONE) if isinstance(action, np.ndarray) else action.clamp(-1, 1)
+        return np.minimum(np.maximum(action, -BOUND), BOUND) if isinstance(action, np.ndarray) else action.clamp(-1, 1)
 
     def _take_sampled(self, action: Any) -> tuple[Any, Any]:
         """Return observation and sample of the last act(explore=True); ValueError if it returned another `action`."""

@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from plasticity.dashboard.hosts import guarded, is_served
 from plasticity.dashboard.layout import layout, pinned_url
 from plasticity.dashboard.serve import Server, free_port, serve
 from plasticity.writers import open_writers
@@ -118,8 +120,38 @@ def test_tensorboard_serves_the_run_and_ends_without_children(runs):
         assert [category["title"] for category in served["category"]] == [
             category.title for category in layout(TAGS).category
         ]
+        foreign = urllib.request.Request(f"{server.url}/data/runs", headers={"Host": f"evil.example:{server.port}"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(foreign, timeout=10)
         family = [server.process.pid, *children(server.process.pid)]
     assert not [pid for pid in family if alive(pid)]
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "served"),
+    [
+        *((name, "127.0.0.1", True) for name in ("localhost:6006", "127.0.0.1:6006", "LOCALHOST", "[::1]:6006", "::1")),
+        *(
+            (name, "127.0.0.1", False)
+            for name in ("evil.example", "evil.example:6006", "10.0.0.7:6006", "", "localhost.evil")
+        ),
+        *(
+            (name, "box.lan", served)
+            for name, served in (("box.lan:6006", True), ("other.lan", False), ("localhost", True))
+        ),
+        *(
+            (name, "0.0.0.0", served)
+            for name, served in (("10.0.0.7:6006", True), ("[fe80::1]", True), ("evil.example", False))
+        ),
+        (f"{socket.gethostname()}:6006", "0.0.0.0", True),
+    ],
+)
+def test_the_page_answers_only_under_names_it_was_started_for(name, host, served):
+    assert is_served(name, host) is served
+    said = []
+    body = guarded(lambda environ, start: [b"runs"], host)({"HTTP_HOST": name}, lambda *a: said.append(a[0]))
+    assert (list(body) == [b"runs"]) is served
+    assert said == ([] if served else ["403 Forbidden"])
 
 
 def children(pid):

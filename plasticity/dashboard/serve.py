@@ -59,7 +59,15 @@ class Server:
 
     def __enter__(self) -> Server:
         self._output = tempfile.TemporaryFile()
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(self.logdir), "--host", self.host]
+        command = [
+            sys.executable,
+            "-m",
+            "plasticity.dashboard.board",
+            "--logdir",
+            str(self.logdir),
+            "--host",
+            self.host,
+        ]
         command += ["--port", str(self.port), *_FLAGS]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output)
         return self

@@ -22,7 +22,7 @@ from .aside import untouched
 from .compiled import Loss, Precision, bf16_is_emulated
 from .constants import objects_read
 from .graph import Graph
-from .inputs import gathered, signature
+from .inputs import Inputs, gathered
 from .layout import Layout, Rides
 from .objective import Objective, blamed
 from .terms import LossTerm, Projection, Term, as_term
@@ -75,7 +75,7 @@ class GradientStep:
         self._layout: Layout | None = None
         self._graphs: dict[Hashable, tuple[Graph, Any]] = {}
         self._takes_riders = True
-        self._latest: tuple[Objective, list[Any]] | None = None
+        self._latest: tuple[Objective, Inputs] | None = None
         self._look({})
 
     def again(self) -> Tensor:
@@ -83,7 +83,7 @@ class GradientStep:
         if self._latest is None:
             raise RuntimeError(f"the step {self.name!r} was not taken yet")
         objective, inputs = self._latest
-        return objective(*inputs)[0]
+        return objective(*inputs.gathered())[0]
 
     @property
     def loss(self) -> Loss:
@@ -122,7 +122,7 @@ class GradientStep:
         """
         terms = {name: as_term(term) for name, term in self.terms.items()} if self.terms else {}
         objective = Objective(self.loss, terms, self.networks[0], self.name, 1 + len(more))
-        inputs = [batch, *more, *objective.draw()] if terms else [batch, *more]
+        inputs = Inputs([batch, *more, *objective.draw()] if terms else [batch, *more])
         self._latest = objective, inputs
         layout = self._look(terms)
         rides = layout.rides()
@@ -131,9 +131,8 @@ class GradientStep:
         if graph is not None:
             metrics = graph.step(optimizer, layout.flat, inputs)
         else:
-            inputs = [gathered(one) for one in inputs]
             with paused(rides):
-                loss, metrics = objective(*inputs)
+                loss, metrics = objective(*inputs.gathered())
             norm = gradient_step(optimizer, loss, self.max_norm)
             metrics = {name: value.detach() for name, value in metrics.items()}
             metrics = metrics if norm is None else {**metrics, "grad_norm": norm}
@@ -182,16 +181,14 @@ class GradientStep:
         """Return whether a graph for this share of the updates is worth being compiled."""
         return self.compile == "on" or (self.compile == "auto" and share * updates >= COMPILE_AFTER)
 
-    def _graph(
-        self, layout: Layout, objective: Objective, inputs: Sequence[Any], rides: Rides, updates: int
-    ) -> Graph | None:
+    def _graph(self, layout: Layout, objective: Objective, inputs: Inputs, rides: Rides, updates: int) -> Graph | None:
         """Return the graph for this step, None where it has to be eager; show observers what they cannot ride on."""
         if not self._pays(1.0, updates):
             return None
         if rides.aboard and self._takes_riders and self._pays(rides.share, updates):
             if rides.key is None:
                 with untouched(layout.networks):
-                    objective(*map(gathered, inputs))  # they look at the networks, and count no pass without a gradient
+                    objective(*inputs.gathered())  # they look at the networks, and count no pass without a gradient
                 rides = layout.rides()
             graph = None if rides.key is None else self._found(layout, objective, inputs, rides)
             if graph is not None:
@@ -201,11 +198,11 @@ class GradientStep:
             show(objective, inputs, rides, layout)
         return graph
 
-    def _found(self, layout: Layout, objective: Objective, inputs: Sequence[Any], rides: Rides) -> Graph | None:
+    def _found(self, layout: Layout, objective: Objective, inputs: Inputs, rides: Rides) -> Graph | None:
         """Return the graph for this loss, these shapes and riders: an old one, or a new one if it can be compiled."""
         read = objects_read(self.loss)
         key = (
-            signature(inputs),
+            inputs.key,
             rides.key,
             tuple(map(id, read)),
             objective.key() if objective.terms else (),
@@ -220,7 +217,7 @@ class GradientStep:
             found = self._graphs[key] = graph, read  # which keeps the objects, and with them their ids
         return found[0]
 
-    def _compile(self, layout: Layout, objective: Objective, inputs: Sequence[Any], rides: Rides) -> Graph | None:
+    def _compile(self, layout: Layout, objective: Objective, inputs: Inputs, rides: Rides) -> Graph | None:
         self._require_settings()
         if self.precision == "bf16" and layout.trained[0].device.type == "cpu" and bf16_is_emulated():
             warnings.warn(SLOW_BF16, RuntimeWarning, stacklevel=6)
@@ -251,11 +248,11 @@ def paused(rides: Rides) -> Iterator[None]:
         yield
 
 
-def show(objective: Objective, inputs: Sequence[Any], rides: Rides, layout: Layout) -> None:
+def show(objective: Objective, inputs: Inputs, rides: Rides, layout: Layout) -> None:
     """Run the loss eagerly for the hooks of observers aboard; gradients, buffers, random numbers stay as they were."""
     trained = layout.trained
     with untouched(layout.networks), paused(rides):
-        loss, _ = objective(*map(gathered, inputs))
+        loss, _ = objective(*inputs.gathered())
         for parameter in trained:
             parameter.grad = None
         loss.backward(inputs=list(trained))

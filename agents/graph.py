@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from . import adam
 from .aside import untouched
 from .compiled import Loss, Precision, Reads, compile_gradients
 from .flat import Flat
-from .inputs import filled, tensors_of
+from .inputs import Inputs
 from .layout import Layout, Rides
 
 
@@ -25,7 +24,7 @@ class Graph:
         self,
         loss: Loss,
         layout: Layout,
-        inputs: Sequence[Any],
+        inputs: Inputs,
         max_norm: float | None,
         precision: Precision,
         rides: Rides,
@@ -34,7 +33,7 @@ class Graph:
 
         def traced(*tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             given[:] = tensors
-            return loss(*filled(inputs, tensors))
+            return loss(*inputs.filled(tensors))
 
         reads = Reads(traced, layout.networks)
         with ExitStack() as stack:
@@ -46,14 +45,14 @@ class Graph:
                 known = set(map(id, given))  # an input need not be an output
                 return [t for _, tensors, _ in recordings for t in tensors if id(t) not in known]
 
-            self.traced = compile_gradients(reads, layout.flat, tensors_of(inputs), max_norm, precision, seen)
+            self.traced = compile_gradients(reads, layout.flat, inputs.tensors, max_norm, precision, seen)
         first = 1 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
         self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
-        self.on_cpu = tensors_of(inputs)[0].device.type == "cpu"
+        self.on_cpu = inputs.tensors[0].device.type == "cpu"
         with untouched(layout.networks):  # what fails, fails here, where going on eagerly is still possible
-            self.run(layout.flat, tensors_of(inputs))
+            self.run(layout.flat, inputs.tensors)
 
     def run(self, flat: Flat, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Compute the gradients, and return metrics and the observers' tensors."""
@@ -63,9 +62,9 @@ class Graph:
             # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
             return list(outputs) if self.on_cpu else [output.clone() for output in outputs]
 
-    def step(self, optimizer: Optimizer, flat: Flat, inputs: Sequence[Any]) -> dict[str, Tensor]:
+    def step(self, optimizer: Optimizer, flat: Flat, inputs: Inputs) -> dict[str, Tensor]:
         """Compute the gradients, let the optimizer step, and return the metrics."""
-        tensors = tensors_of(inputs)
+        tensors = inputs.tensors
         outputs = self.run(flat, tensors)
         flat.give_gradients()
         metrics = dict(zip(self.traced.names, outputs[0].unbind(), strict=True))

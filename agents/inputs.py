@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,40 @@ def gathered(one: Any) -> Any:
     return one.kind(**{name: x.index_select(0, one.index) for name, x in one.rows.items()}, **one.more)
 
 
+class Inputs:
+    """The arguments of a loss as graphs take them: a list of tensors."""
+
+    def __init__(self, given: Sequence[Any]) -> None:
+        self.given = given
+
+    @cached_property
+    def fields(self) -> list[tuple[str, Tensor]]:
+        """All tensors in order, with the names of their fields."""
+        return [(name, x) for one in self.given for name, x in fields_of(one).items() if x is not None]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The same without names, contiguous."""
+        return [x.contiguous() for _, x in self.fields]
+
+    @property
+    def key(self) -> Hashable:
+        """What a graph depends on: which tensors there are, their shapes and types."""
+        return tuple([(name, x.shape, x.dtype) for name, x in self.fields])
+
+    def gathered(self) -> list[Any]:
+        """Return the arguments as a loss takes them."""
+        return [gathered(one) for one in self.given]
+
+    def filled(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Return what the arguments look like with other `tensors` in them, as a loss takes them."""
+        rest = iter(tensors)
+        return [
+            gathered(filled(one, {name: None if x is None else next(rest) for name, x in fields_of(one).items()}))
+            for one in self.given
+        ]
+
+
 def fields_of(one: Any) -> dict[str, Any]:
     """Return the tensors of an input by name, and None where there is none."""
     if isinstance(one, Tensor):
@@ -37,26 +72,11 @@ def fields_of(one: Any) -> dict[str, Any]:
     return {**one.rows, **one.more, "": one.index} if isinstance(one, Chosen) else vars(one)
 
 
-def tensors_of(inputs: Sequence[Any]) -> list[Tensor]:
-    """Return all tensors in order, contiguous, as graphs expect them."""
-    return [x.contiguous() for one in inputs for x in fields_of(one).values() if x is not None]
-
-
-def signature(inputs: Sequence[Any]) -> Hashable:
-    """Return what a graph depends on: which tensors there are, their shapes and types."""
-    return tuple([(n, x.shape, x.dtype) for one in inputs for n, x in fields_of(one).items() if x is not None])
-
-
-def filled(inputs: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """Return what `inputs` look like with other `tensors` in them, as a loss takes them."""
-    rest, found = iter(tensors), []
-    for one in inputs:
-        fields = {name: None if x is None else next(rest) for name, x in fields_of(one).items()}
-        if isinstance(one, Tensor):
-            found.append(fields[""])
-        elif isinstance(one, Chosen):
-            rows, more = ({name: fields[name] for name in part} for part in (one.rows, one.more))
-            found.append(gathered(Chosen(one.kind, rows, fields[""], more)))
-        else:
-            found.append(type(one)(**fields))
-    return found
+def filled(one: Any, fields: Mapping[str, Any]) -> Any:
+    """Return an input with other fields."""
+    if isinstance(one, Tensor):
+        return fields[""]
+    if not isinstance(one, Chosen):
+        return type(one)(**fields)
+    rows, more = ({name: fields[name] for name in part} for part in (one.rows, one.more))
+    return Chosen(one.kind, rows, fields[""], more)

@@ -37,7 +37,7 @@ from .compiled import Precision
 from .draws import gumbel, normal
 from .forward import of_obs
 from .gradient import Compile
-from .inputs import Chosen
+from .inputs import Chosen, gathered
 from .learner import Learner
 from .networks import VALUE_HEADS, CategoricalPolicy, GaussianPolicy, StateValue, orthogonal_
 from .normalise import RunningNorm, update_norms
@@ -283,7 +283,9 @@ class PPO(Learner):
         if part == 0:  # a new epoch
             self.order = torch.randperm(len(self.rollout), generator=self.generators["update"], device=self.device)
         index = self.order[part * self.minibatch_size : (part + 1) * self.minibatch_size]
-        metrics = self.learn(Chosen(Experience, vars(self.experience), index))
+        batch = Chosen(Experience, vars(self.experience), index)
+        # A graph on a device copies its inputs: there they are to be few.
+        metrics = self.learn(batch if self.device.type == "cpu" else gathered(batch))
         metrics["explained_variance"] = self.explained_variance
         self.updates += 1
         self.minibatch += 1

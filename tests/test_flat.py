@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import elsewhere
@@ -17,7 +19,9 @@ from torch.optim import Adam, AdamW
 from plasticity.agents import adam
 from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.flat import Flat
+from plasticity.agents.inputs import Chosen
 from plasticity.agents.ppo import PPO, PPOConfig
+from plasticity.agents.replay import Batch
 from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.td3 import TD3, TD3Config
 from plasticity.surgery.masks import Masks
@@ -208,3 +212,27 @@ def test_a_resumed_run_is_the_same_to_the_bit(name: str) -> None:
     for key, network in whole.networks.items():
         for a, b in zip(network.parameters(), second.networks[key].parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_chosen_batch_is_the_one_that_sample_returns(compile: str) -> None:
+    agents = []
+    for seam in ("choose", "sample"):
+        agent = MAKERS["dqn"][0](compile)
+        for i in range(20):
+            agent.buffer.add(one_of(make_batch(i, discrete=True)))
+        if seam == "sample":
+            original = agent.buffer.sample
+            agent.buffer.sample = lambda size, original=original: original(size)  # one's own is asked
+        agents.append([agent.update() for _ in range(4)] and agent)
+    assert isinstance(agents[1].sample(), Batch)
+    assert isinstance(agents[0].sample(), Chosen if models.place() == "cpu" else Batch)
+    one, other = (torch.cat([p.detach().flatten() for p in agent.networks["q"].parameters()]) for agent in agents)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    again = agents[0].steps["q"].again()
+    assert again.requires_grad
+    assert math.isfinite(again.item())
+
+
+def one_of(batch: Batch) -> Batch:
+    return replace(batch, **{name: x[:1] for name, x in vars(batch).items() if x is not None})

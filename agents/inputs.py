@@ -49,7 +49,7 @@ class Inputs:
 
     @property
     def key(self) -> Hashable:
-        """What a graph depends on: which tensors there are, their shapes and types."""
+        """The dependence of a graph on them: which tensors there are, their shapes and types."""
         return tuple([(name, x.shape, x.dtype) for name, x in self.fields])
 
     def gathered(self) -> list[Any]:

@@ -30,6 +30,8 @@ class Plane:
     """The first non-linear operation it went through."""
     norms: int = 0
     """How many normalisations it went through before that."""
+    averaged: int = 0
+    """How many weighted sums over samples it went through before that, as in a layer of a graph network."""
     renormalised: bool = False
     """True if a normalisation came after that activation, so that a dead neuron no longer shows as 0."""
     summed: bool = False

@@ -198,6 +198,7 @@ def _weighted_sum(op: Operation) -> Label:
     value_at = 2 if op.name.startswith(ATTENTION) else len(op.operands) - 1
     value = op.operands[value_at][1]
     kept = value.map(partial(_averaged, dims=[-2], shape=op.outputs[0].shape))
+    kept = kept.map(lambda p: replace(p, averaged=p.averaged + (p.activation is None)))
     rest = mix((tag for i, (_, tag) in enumerate(op.operands) if i != value_at), op.name)
     rest = mix([rest, value.without_planes()], op.name)
     return replace(kept, mixed=rest.mixed, external=rest.external, weighed=rest.weighed)

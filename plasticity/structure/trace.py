@@ -118,7 +118,8 @@ class _Trace:
         self.products: dict[int, Site] = {}
         """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
         self.inputs: dict[tuple[int, int], Site] = {}
-        """Number of a layer call, and of norms passed -> where its neurons are seen then, before any activation."""
+        """Number of a layer call, and of norms and sums over samples passed -> where its neurons are seen then, before
+        any activation."""
         self.tracer.used.add("")  # by forward, or by another method
         self.order: list[str] = []
         self.empty: dict[str, str] = {}
@@ -236,10 +237,11 @@ class _Trace:
                 if site := self._site(number, key, [plane.ids for plane in kind if number in plane.calls]):
                     sites[number] = site
         for plane in planes:
-            if plane.norms and not (plane.activation or plane.summed or plane.product):
+            steps = plane.norms + plane.averaged
+            if steps and not (plane.activation or plane.summed or plane.product):
                 for number in plane.calls:
-                    if (number, plane.norms) not in self.inputs and (site := self._site(number, key, [plane.ids])):
-                        self.inputs[number, plane.norms] = site
+                    if (number, steps) not in self.inputs and (site := self._site(number, key, [plane.ids])):
+                        self.inputs[number, steps] = site
 
     def _site(self, number: int, key: int | str, planes: list[Tensor]) -> Site | None:
         place = _place(planes, number, self._layer(number))
@@ -357,10 +359,11 @@ class _Trace:
             layer.sites.append(replace(own, replay=first.replay))
         else:
             layer.note(f"no module sees its neurons after {first.activation}")
-        if first is None or not first.norms:
+        seen = None if first is None else self.inputs.get((number, first.norms + first.averaged))
+        if seen is not None:
+            layer.inputs.append(seen)
+        elif first is None or not first.norms:
             layer.inputs.append(own)
-        elif (number, first.norms) in self.inputs:
-            layer.inputs.append(self.inputs[number, first.norms])
 
 
 def _place(planes: list[Tensor], number: int, layer: Layer) -> tuple[int, int, Tensor | None] | None:

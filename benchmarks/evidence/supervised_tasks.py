@@ -117,7 +117,7 @@ def bits(seed: int, samples: int, batch: int, flip_every: int = 10_000) -> Itera
 
 def bitflip(make: Callable[..., Learner], seed: int, scale: float) -> dict[str, float]:
     """Return the mean square error over the last fifth of the stream, and over its first fifth behind a warm-up."""
-    samples, batch = int(400_000 * scale), 10
+    samples, batch = int(400_000 * scale), 20
     learner, errors = make(21, [5], 1, lambda output, y: F.mse_loss(output.squeeze(-1), y)), []
     for examples in bits(seed, samples, batch):
         learner.task(learner.updates * batch // 10_000)
@@ -143,10 +143,10 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def permuted_digits(make: Callable[..., Learner], seed: int, scale: float) -> dict[str, float]:
-    """Return the accuracy while learning, over the last and the first fifth of 150 tasks."""
+    """Return the accuracy while learning, over the last and the first fifth of 100 tasks."""
     (x, y), generator = digits(), torch.Generator().manual_seed(seed)
     learner, accuracy = make(64, [100, 100, 100], 10, F.cross_entropy), []
-    for task in range(max(5, int(150 * scale))):
+    for task in range(max(5, int(100 * scale))):
         learner.task(task)
         pixels, order = torch.randperm(64, generator=generator), torch.randperm(len(x), generator=generator)
         right = 0

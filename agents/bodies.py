@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .choices import OneOf, Settings, pick
+from .hypersphere import simba2_layers
 from .normalise import RunningNorm
-from .parts import ACTIVATIONS, NORMS, Residual, Scale, activated, expansion, he_truncated_, linear
+from .parts import ACTIVATIONS, NORMS, MultiSkip, Residual, Scale, activated, expansion, he_truncated_, linear
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,38 @@ def _residual_width(architecture: Architecture, hidden: tuple[int, ...]) -> int:
     return hidden[0]
 
 
+def _simba2(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int) -> Body:
+    """Return a running norm, then features and weights on unit spheres (Lee et al. 2025, arXiv 2502.15280).
+
+    The projection of the weights after every step is the method `hyperspherical`.
+    """
+    width = _residual_width(architecture, hidden)
+    if architecture.norm != "none" or architecture.activation != "relu":
+        raise ValueError("simba2 has unit features in the place of norms, and ReLU: leave norm and activation alone")
+    trunk = simba2_layers(obs_shape[0] + extra_dim, width, len(hidden))
+    return Body(RunningNorm(obs_shape), trunk, width)
+
+
+def _skipped(architecture: Architecture, num_inputs: int, hidden: Sequence[int]) -> tuple[nn.Sequential, int]:
+    """Return the layers of `_layers`, each of which gets the first input, too, and their number of features."""
+    layers: list[nn.Module] = []
+    features = 0
+    for width in hidden:
+        after, num_features = activated(architecture.norm, architecture.activation, width)
+        layers.append(nn.Sequential(nn.Linear(num_inputs + features, width), *after))
+        features = num_features
+    return nn.Sequential(MultiSkip(layers)), features
+
+
+def _multi_skip(
+    architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int
+) -> Body:
+    """Return an MLP whose layers all get the input (multi-skip of Creus Castanyer et al. 2025, arXiv 2506.15544)."""
+    if not hidden:
+        raise ValueError("multi_skip needs a hidden layer; got none")
+    return Body(nn.Identity(), *_skipped(architecture, obs_shape[0] + extra_dim, hidden))
+
+
 # --- bodies for images ---
 
 
@@ -243,6 +276,8 @@ def _behind(
 
 NETWORKS |= {
     "mlp": Network(_mlp, orthogonal=True),
+    "multi_skip": Network(_multi_skip, orthogonal=True),
+    "simba2": Network(_simba2, policy=(128,), value=(512, 512)),
     "simba": Network(_simba, policy=(128,), value=(512, 512)),
     "bronet": Network(_bronet, policy=(256,), value=(512, 512)),
     "nature_cnn": Network(  # Mnih et al. 2015

@@ -1,9 +1,10 @@
 """Parts of bodies: activations, norms and blocks, all modules that hooks see, and their initial weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from .activations import CReLU, Fourier, Hadamard, IntervalDropout, Rational, SmoothLeaky
@@ -15,6 +16,20 @@ class Residual(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
+
+
+class MultiSkip(nn.Module):
+    """Layers that each get the first input beside the output of the one before: h <- f(cat([h, x]))."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layers[0](x)
+        for layer in self.layers[1:]:
+            h = layer(torch.cat([h, x], -1))
+        return h
 
 
 class OverChannels(nn.Module):

@@ -23,6 +23,7 @@ from .ne import NeuroplasticExpansion
 from .optimizer_reset import OptimizerReset
 from .parseval import Parseval
 from .pfo import ProximalFeatures
+from .random_shift import RandomShift
 from .reborn import ReBorn
 from .redo import ReDo
 from .regrama import ReGraMa
@@ -66,6 +67,7 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "sam": SAM,
     "spectral_normalization": SpectralNormalization,
     "rewarm": Rewarm,
+    "random_shift": RandomShift,
     "cbp": ContinualBackprop,
     "ccbp": ContinuousBackprop,
     "snr": SelfNormalizedResets,
@@ -101,6 +103,7 @@ __all__ = [
     "Parseval",
     "PlasticityInjection",
     "ProximalFeatures",
+    "RandomShift",
     "ReBorn",
     "ReDo",
     "ReGraMa",

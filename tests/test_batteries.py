@@ -25,6 +25,11 @@ from plasticity.testing.runs import SHORT, attempt, command, registered
 NOT_FOR = {
     ("swd", "ppo"): "it has no replay buffer",
     ("ne", "ppo"): "FREQUENT reviews old experience, and it has no replay buffer",
+    ("ere", "ppo"): "it has no replay buffer",
+    ("snr", "ppo"): "its activation is tanh, of which h > 0 says nothing",
+    ("reborn", "ppo"): "its activation is tanh, for which no split is exact",
+    ("adaptive_replay", "ppo"): "it has no replay ratio",
+    ("adaptive_replay", "dqn"): "it has no replay ratio",
     ("least", "ppo"): "it has no value of (observation, action)",
 }
 """(method, agent) -> why the one cannot do without something that the other lacks."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_parameters
+from plasticity.storage.checkpoint import load
 
 
 class Anchors(dict[str, dict[str, Tensor]]):
@@ -20,6 +22,25 @@ class Anchors(dict[str, dict[str, Tensor]]):
         return cls(
             {net: {n: p.detach().clone() for n, p in named_parameters(m).items()} for net, m in networks.items()}
         )
+
+    @classmethod
+    def saved(cls, folder: Path, networks: Mapping[str, nn.Module]) -> Anchors:
+        """Return anchors at the weights in a checkpoint of the same agent; ValueError where it does not hold them."""
+        state = load(folder)
+        found = state.get("agent", {}).get("networks", {}) if isinstance(state, Mapping) else {}
+        if missing := [net for net in networks if net not in found]:
+            raise ValueError(f"{folder} holds no network {', '.join(missing)}; it has {', '.join(found) or 'none'}")
+        anchors = cls()
+        anchors.load_state_dict({net: found[net] for net in networks}, networks)
+        strange = [
+            f"{net}.{name}"
+            for net, module in networks.items()
+            for name, parameter in named_parameters(module).items()
+            if not anchors.fits(net, name, parameter)
+        ]
+        if strange:
+            raise ValueError(f"{folder} is of another agent: it does not hold {', '.join(strange[:4])} in its shape")
+        return anchors
 
     @torch.no_grad()
     def follow_(self, network: str, parameters: Mapping[str, Tensor], weight: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,6 +24,7 @@ from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values
 
+from .anchors import Anchors
 from .scheduled import Scheduled
 
 
@@ -108,6 +110,7 @@ class Reset(Scheduled):
     ``sac``: everything, every 200 000 environment steps. ``drq``: the last four weight layers (all behind the encoder)
     and the temperature, every 25 000 agent steps (50 000 to 100 000 frames). ``spr``: the output layers, four times
     from 20 000 on. ``bro``: everything, at the steps of Nauman et al. 2024 for replay ratio 10.
+    Fresh weights are the paper's; ``to`` goes back to others, and the optimizer forgets in any case.
     Learning catches up from the replay buffer, so resets pay off at high replay ratios and hurt at low ones.
     """
 
@@ -133,13 +136,42 @@ class Reset(Scheduled):
     first values too; only where networks is empty. None: as the preset says."""
     targets: bool = True
     """Copy what was reset to target networks."""
+    to: str = "fresh"
+    """Goal of the reset: fresh (a draw), initial (the very first weights), average (a running average of the weights),
+    or the folder of a checkpoint of the same agent."""
+    momentum: float = 0.999
+    """Share of the running average that stays in a gradient step, in [0, 1]; with to average."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers is not None and self.layers < 1:
             raise ValueError(f"Reset: layers is a number of weight layers, at least 1; got {self.layers}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"Reset: momentum is in [0, 1]; got {self.momentum}")
+        self.goal = Anchors()
         self.origins = Origins()
         self._loose: dict[str, Tensor] = {}
+
+    def prepare(self, ctx: Context) -> None:
+        """Find the weights to go back to; ValueError for a folder that holds none."""
+        self.goal = Anchors()
+        if self.to in ("initial", "average"):
+            self.goal = Anchors.at(self._networks)
+        elif self.to != "fresh":
+            self.goal = Anchors.saved(Path(self.to), self._networks)
+        for optimizer in {id(o): o for o in ctx.optimizers.values()}.values() if self.to == "average" else ():
+            self.hook(optimizer.register_step_post_hook(self.named(self._average)))
+
+    def _average(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        """Move the running average of what an optimizer has just moved."""
+        own = set(map(id, all_parameters(optimizer)))
+        for name, network in self._networks.items():
+            moved = {n: p for n, p in named_parameters(network).items() if id(p) in own}
+            self.goal.follow_(name, moved, 1 - self.momentum)
+
+    def parameters_added(self) -> int:
+        """Return how many weights are kept to go back to."""
+        return sum(tensor.numel() for tensors in self.goal.values() for tensor in tensors.values())
 
     def on_train_start(self, ctx: Context) -> None:
         """Remember how everything began; ValueError for targets that do not match or tensors of unknown networks."""
@@ -170,7 +202,14 @@ class Reset(Scheduled):
 
     def _reset(self, ctx: Context, name: str, network: nn.Module) -> list[str]:
         modules = self._modules(name, network)
-        return reset_(network, self.origins[name], ctx.optimizers.values(), self.generator, modules)
+        changed = reset_(network, self.origins[name], ctx.optimizers.values(), self.generator, modules)
+        parameters = named_parameters(network)
+        with torch.no_grad():
+            for key in (key for key in changed if self.goal.fits(name, key, parameters[key])):
+                parameters[key].copy_(self.goal[name][key])
+        if self.goal:
+            renew_derived_(network, modules)
+        return changed
 
     def _modules(self, name: str, network: nn.Module) -> set[str] | None:
         return None if self.layers is None else modules_of_last(self, name, network, self.layers)
@@ -183,13 +222,19 @@ class Reset(Scheduled):
 
     def state_dict(self) -> dict[str, Any]:
         """Return clocks, generator, and how the parameters began."""
-        return {**super().state_dict(), "origins": self.origins.state_dict(), "loose": dict(self._loose)}
+        return {
+            **super().state_dict(),
+            "origins": self.origins.state_dict(),
+            "loose": dict(self._loose),
+            "goal": self.goal.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.origins.load_state_dict(state["origins"])
         self._loose = dict(state["loose"])
+        self.goal.load_state_dict(state.get("goal", {}), self._networks)
 
 
 def modules_of_last(method: Scheduled, name: str, network: nn.Module, layers: int) -> set[str]:

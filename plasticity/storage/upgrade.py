@@ -31,6 +31,7 @@ METHODS_ADDED: dict[str, dict[str, Any]] = {
     },
     "ne": {"begin": None},
     "shrink_perturb": {"layers": None},
+    "reset": {"to": "fresh", "momentum": 0.999},
 }  # fmt: skip
 """Method -> setting that 0.1.0 did not have -> the value that says what it did."""
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .callback import Writer
 from .monitor import Monitor
-from .observing.reading import Reading
+from .observing.reading import Reading, Readings
 from .probes import DEFAULT_PROBES, Probe
 from .structure.optimizers import trainer
 from .tags import network_prefix, score_tag
@@ -229,8 +229,12 @@ class Session:
     """A running :func:`watch`: its latest readings, and ``close()``; also a ``with`` block."""
 
     def __init__(self) -> None:
-        self.last: dict[str, Reading] = {}
+        self.last = Readings()
         """Network -> its latest reading."""
+        self.every = 1
+        """Optimizer steps over which :meth:`log` averages."""
+        self._sums: dict[str, list[Any]] = {}
+        self._logged_at = 0
         self.watcher: Watcher | None = None
         self._closed = False
         self._log: OpenLog | None = None
@@ -239,6 +243,28 @@ class Session:
         self.last[network] = reading
         if self._log is not None:
             log_reading(self._log.writer, network, reading, step)
+
+    def log(self, **values: Any) -> None:
+        """Log numbers of the loop, ``log(loss=loss)``, as ``losses/<name>``: means over ``every`` optimizer steps.
+
+        ``values``: numbers or tensors of one element, which stay on their device until they are written. Does nothing
+        without a ``log`` to write to.
+        """
+        if self._log is None or self.watcher is None or self._closed:
+            return
+        for name, value in values.items():
+            self._sums.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
+        if max(self.watcher.steps()) - self._logged_at >= self.every:
+            self._write_means()
+
+    def _write_means(self) -> None:
+        assert self._log is not None
+        assert self.watcher is not None
+        self._logged_at = max(self.watcher.steps())
+        means = {f"losses/{name}": sum(map(float, values)) / len(values) for name, values in self._sums.items()}
+        self._sums.clear()
+        if means:
+            self._log.writer.log(self._logged_at, means)
 
     def close(self) -> None:
         """Take every hook off and close the files of ``log``, not writers that were given; harmless if repeated.
@@ -256,6 +282,7 @@ class Session:
             self.watcher.close()
             self._closed = True
         if self._log is not None:
+            self._write_means()
             self._log.close()
 
     def __enter__(self) -> Session:
@@ -284,10 +311,10 @@ def watch(
     """Measure ``model`` in your own training loop, once in ``every`` optimizer steps, and write what is seen.
 
     Goes before the loop, which stays as it is. The probes see the loop's own forward and backward passes between two
-    steps of the optimizer; a pass counts when its gradient arrives. Several networks: pass a mapping by name, and
-    every optimizer there is. ``window``: over how many steps a reading is taken (see :class:`Watcher`); with
-    ``window=every`` every step is measured. ``log``: the folder for TensorBoard and JSON lines, a new one; a writer of
-    your own, which stays open; or several of these. None writes nothing. ``processes``: under
+    steps of the optimizer; a pass counts when its gradient arrives. Several networks: pass a mapping by name, and every
+    optimizer there is. ``window``: over how many steps a reading is taken (see :class:`Watcher`); with ``window=every``
+    every step is measured. ``log``: the folder for TensorBoard and JSON lines, the next free name where it holds a run;
+    a writer of your own, which stays open; or several of these. None writes nothing. ``processes``: under
     ``DistributedDataParallel``, ``"own"`` measures this process's share, in one process or in several with a ``log``
     each; ``"all"``, given in every process, the whole batch. ``calls``: methods by which the loop calls the model
     beside ``forward``, ``("evaluate_actions",)``; ``mask``: the tokens that count, a tensor or a function of the
@@ -295,7 +322,7 @@ def watch(
     loss_fn(model(inputs), targets)`` of the loop's own variables, for probes of the loss' curvature. These also by
     network, ``{"policy": ("evaluate_actions",)}``. Costs nothing between windows.
 
-    Raises ValueError for a folder that holds a run, TypeError for a ``log`` that is neither folder nor writer, and for
+    Raises TypeError for a ``log`` that is neither folder nor writer, and for
     an ``optimizer`` that is none (the one inside a wrapper is used).
     """
     if log is not None:
@@ -305,6 +332,7 @@ def watch(
     networks = dict(model) if isinstance(model, Mapping) else {"model": model}
     optimizers = _optimizers(optimizer)
     session = Session()
+    session.every = every
     session.watcher = Watcher(
         networks,
         optimizers,

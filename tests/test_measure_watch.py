@@ -21,6 +21,7 @@ from plasticity.measuring import measure
 from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import GradientActivity, Probe, Rank
+from plasticity.storage.rows import read_metrics
 from plasticity.watching import Watcher, watch
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -398,6 +399,58 @@ def test_files_only_where_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.
         assert [p.name for p in tmp_path.iterdir()] == ([] if folder is None else ["run"])
     text = "".join(p.read_text() for p in (tmp_path / "run").glob("*.jsonl"))
     assert "plasticity/model/dormancy/all" in text
+
+
+def test_a_second_session_takes_the_next_free_name_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for name in ("run", "run_2", "run_3"):
+        with watch(model, optimizer, every=1, log=tmp_path / "run"):
+            model(torch.randn(32, 4)).sum().backward()
+            optimizer.step()
+        said = f"plasticity: writing to {tmp_path / name}; see it with: plasticity dashboard {tmp_path}\n"
+        assert capsys.readouterr().err == said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run_2", "run_3"]
+
+
+def test_numbers_of_the_loop_are_logged_as_means(tmp_path: Path) -> None:
+    model = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, every=2, log=tmp_path / "run", probes=["dormancy"]) as session:
+        for step in range(5):
+            model(torch.randn(32, 4)).sum().backward()
+            optimizer.step()
+            session.log(loss=torch.tensor(float(step), requires_grad=True), rate=0.5)
+    session.log(loss=99.0)  # after its end
+    rows = [row for row in read_metrics(tmp_path / "run") if "losses/loss" in row]
+    assert [(row["step"], row["losses/loss"], row["losses/rate"]) for row in rows] == [
+        (2, 0.5, 0.5),
+        (4, 2.5, 0.5),
+        (5, 4.0, 0.5),
+    ]
+    with watch(model, optimizer, every=2, log=None) as session:
+        session.log(loss=1.0)
+        model(torch.randn(32, 4)).sum().backward()
+        optimizer.step()
+
+
+def test_readings_are_tables_in_print_repr_and_notebooks() -> None:
+    model = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch({"a<b": model}, optimizer, every=1, log=None) as session:
+        assert str(session.last) == "nothing was measured yet"
+        model(torch.randn(32, 4)).sum().backward()
+        optimizer.step()
+    reading = session.last["a<b"]
+    assert repr(reading) == str(reading)
+    assert "tensor(" not in repr(reading)
+    assert str(session.last) == f"a<b\n{reading}" == repr(session.last)
+    page = session.last._repr_html_()
+    assert page.startswith("<h4>a&lt;b</h4><table><tr><th>layer</th><th>neurons</th>")
+    assert page.count("<tr>") == len(reading.num_neurons) + 2
+    assert "<p>not measured: " in page
 
 
 def test_refused_arguments_create_no_folder(tmp_path: Path) -> None:

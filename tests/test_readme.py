@@ -105,7 +105,7 @@ def parse(arguments):
     """Fail unless the command line of plasticity understands ``arguments``; run nothing."""
     from plasticity.agents import AGENTS
     from plasticity.cli import COMMANDS
-    from plasticity.commands import bench, compare, dashboard, evaluate, probe, report
+    from plasticity.commands import bench, compare, dashboard, evaluate, fuse, probe, report
     from plasticity.commands.contents import REGISTRIES, find
     from plasticity.commands.imports import take_imports
     from plasticity.commands.parsing import parse as parse_training
@@ -122,6 +122,7 @@ def parse(arguments):
         "report": report.ReportConfig,
         "compare": compare.CompareConfig,
         "bench": bench.BenchConfig,
+        "fuse": fuse.FuseConfig,
     }
     if command == "train" and rest[0] == "--resume":
         parse_training("sac", ["--env", "Pendulum-v1", *rest[2:]])

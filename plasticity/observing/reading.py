@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +28,7 @@ class Coverage:
     reason: str = ""
 
 
-@dataclass
+@dataclass(repr=False)
 class Reading:
     """The results of one measurement, on the host."""
 
@@ -76,6 +77,15 @@ class Reading:
         ]
         return "\n".join([*lines, *self._remarks()])
 
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        head, *rows = self._table()
+        lines = [_html_row("th", head), *(_html_row("td", row) for row in rows)]
+        remarks = "".join(f"<p>{escape(remark)}</p>" for remark in self._remarks())
+        return f"<table>{''.join(lines)}</table>{remarks}"
+
     def _table(self) -> list[list[str]]:
         """Return a row of cells for every layer, and one for the network."""
         rows = [["layer", "neurons", *self.values]]
@@ -97,6 +107,24 @@ class Reading:
                 words = ", ".join(f"{name} {value}" for name, value in details.items())
                 said.setdefault(f"{probe}: {words}", []).append(layer)
         return notes + [f"{text} ({', '.join(layers)})" for text, layers in said.items()]
+
+
+class Readings(dict[str, Reading]):
+    """Network -> its latest reading; printed, and in a notebook, a table for each."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"{network}\n{reading}" for network, reading in self.items()) or "nothing was measured yet"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Return the tables for a notebook."""
+        tables = [f"<h4>{escape(network)}</h4>{reading._repr_html_()}" for network, reading in self.items()]
+        return "".join(tables) or f"<p>{self}</p>"
+
+
+def _html_row(cell: str, texts: list[str]) -> str:
+    return f"<tr>{''.join(f'<{cell}>{escape(text)}</{cell}>' for text in texts)}</tr>"
 
 
 def _cell(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +19,14 @@ class OpenLog:
     """One writer into all destinations; :meth:`close` closes the files, and leaves writers that were given open."""
 
     def __init__(self, log: Destination | Sequence[Destination]) -> None:
-        destinations = destinations_of(log)
+        destinations = [free_folder(Path(d)) if isinstance(d, (str, Path)) else d for d in destinations_of(log)]
         given = [one for one in destinations if not isinstance(one, (str, Path))]
         self._opened = [open_writers(one) for one in destinations if isinstance(one, (str, Path))]
         self.writer = Writers([*self._opened, *given])
+        for folder in (one for one in destinations if isinstance(one, Path)):
+            print(
+                f"plasticity: writing to {folder}; see it with: plasticity dashboard {folder.parent}", file=sys.stderr
+            )
 
     def close(self) -> None:
         """Close the writers that were opened here."""
@@ -34,13 +39,19 @@ def destinations_of(log: Destination | Sequence[Destination]) -> list[Destinatio
     return list(log) if isinstance(log, (list, tuple)) else [log]  # type: ignore[list-item]
 
 
+def free_folder(folder: Path) -> Path:
+    """Return the folder, or where it holds a run, the next one without: ``mine``, ``mine_2``, ``mine_3``."""
+    number, free = 1, folder
+    while (free / METRICS_FILE).exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}_{number}")
+    return free
+
+
 def require_destinations(log: Destination | Sequence[Destination]) -> None:
-    """Raise ValueError for a folder that holds a run, TypeError for an object that is neither folder nor writer."""
+    """Raise TypeError for an object that is neither folder nor writer."""
     for one in destinations_of(log):
-        if isinstance(one, (str, Path)):
-            if (Path(one) / METRICS_FILE).exists():
-                raise ValueError(f"{one} holds a run already; pass another folder as log=, or remove it")
-        elif not callable(getattr(one, "log", None)):
+        if not isinstance(one, (str, Path)) and not callable(getattr(one, "log", None)):
             raise TypeError(
                 f"log= takes a folder, a writer (plasticity.callback.Writer), or a list of these; got "
                 f"{type(one).__name__}"

@@ -12,7 +12,7 @@ from typing import Any
 from .contents import GROUPS, REGISTRIES, SWITCHED, Entry, contents, find, grouped, nearest, registry, subject
 from .options import Option, details, options, parameters, shorten, table, terminal_width
 
-SCREENS = 100
+SCREENS = 104
 """Lines that the options of ``train`` may take; where one line per method takes more, methods are named only."""
 _CITED = re.compile(r"\b(arXiv|doi)\b", re.IGNORECASE)
 _SOURCE = re.compile(r"\b(arXiv|doi)\b|\b(19|20)\d\d\b", re.IGNORECASE)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from .churn import Churn
+from .critics import CriticDisagreement, Overestimation
+from .features import FeatureDot
 from .fit_probe import FitProbe
 from .meter import Meter
+from .policy import Policy
+from .replayed import Replay
 from .target_distance import TargetDistance
 
 METERS: dict[str, type[Meter]] = {
     "churn": Churn,
+    "critic_disagreement": CriticDisagreement,
+    "feature_dot": FeatureDot,
     "fit_probe": FitProbe,
+    "overestimation": Overestimation,
+    "policy": Policy,
+    "replay": Replay,
     "target_distance": TargetDistance,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its settings."""
 
-__all__ = ["METERS", "Churn", "FitProbe", "Meter", "TargetDistance"]
+__all__ = [
+    "METERS",
+    "Churn",
+    "CriticDisagreement",
+    "FeatureDot",
+    "FitProbe",
+    "Meter",
+    "Overestimation",
+    "Policy",
+    "Replay",
+    "TargetDistance",
+]

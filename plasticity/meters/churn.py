@@ -31,14 +31,29 @@ def policy_churn(before: Tensor, after: Tensor) -> Tensor:
     return (before.argmax(-1) != after.argmax(-1)).double().mean()
 
 
+def categorical_divergence(before: Tensor, after: Tensor) -> Tensor:
+    """Return the mean KL(before || after) of softmax policies, 0-D, at least 0; logits, (states, actions)."""
+    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def gaussian_divergence(before: Tensor, after: Tensor) -> Tensor:
+    """Return the mean KL(before || after) of Gaussians, 0-D; mean and log deviation, (states, 2 dimensions)."""
+    (mean, log_std), (other, other_log) = (t.double().chunk(2, -1) for t in (before, after))
+    ratio = (2 * (log_std - other_log)).exp() + (mean - other).square() * (-2 * other_log).exp()
+    return (other_log - log_std + (ratio - 1) / 2).sum(-1).mean()
+
+
 @dataclass
 class Churn(Meter):
-    """Change of outputs by one update, on states outside its batch.
+    """Change of outputs by one update, or a few, on states outside the batch.
 
     Logs ``churn``, the mean |change| of a network's output, and for networks with an output per discrete action
     ``policy_churn``, the share of states with another greedy action. The states are past ones, drawn one update before
     the measured one: from the replay buffer, where the batch may hold some of them by chance, or from the rollout
-    before. An update is a call of the agent's ``update()``, which takes many gradient steps in PPO.
+    before. The network ``actor`` also has ``policy_kl``, the mean KL divergence of the policy before from the one
+    after: of discrete actions, or of Gaussians before squashing. An update is a call of the agent's ``update()``, which
+    takes many gradient steps in PPO.
 
     Sources: ``churn``, Tang & Berseth 2024 (arXiv 2409.04792), section 3; ``policy_churn``, Schaul et al. 2022 (arXiv
     2206.00730), section 2.
@@ -49,11 +64,16 @@ class Churn(Meter):
 
     num_states: int = 256
     """States to look at."""
+    apart: int = 1
+    """Updates between the two looks, at most as many as ``every``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_states < 1:
             raise ValueError(f"Churn needs num_states >= 1, got {self.num_states}")
+        if self.apart < 1 or (self.every is not None and self.apart > self.every):
+            raise ValueError(f"Churn needs apart from 1 to every, {self.every}, got {self.apart}")
+        self.span = self.apart  # type: ignore[misc]
         self._held: Any = None
         self._batch: Any = None
         self._outputs: dict[str, Tensor] = {}
@@ -84,8 +104,17 @@ class Churn(Meter):
             values[name] = {"churn": output_churn(before, after)}
             if has_discrete_actions(self._batch) and after.dim() == 2 and after.shape[1] > 1:
                 values[name]["policy_churn"] = policy_churn(before, after)
+            if name == "actor" and (divergence := self._divergence(before, after)) is not None:
+                values[name]["policy_kl"] = divergence
         self._batch, self._outputs = None, {}
         return values
+
+    def _divergence(self, before: Tensor, after: Tensor) -> Tensor | None:
+        """Return the divergence of two policies, None where the outputs are no distribution."""
+        if has_discrete_actions(self._batch):
+            return categorical_divergence(before, after)
+        is_gaussian = after.shape[-1] == 2 * self._batch.action.shape[-1]
+        return gaussian_divergence(before, after) if is_gaussian else None
 
     def _run(self, ctx: Context) -> dict[str, Tensor]:
         """Return network -> its outputs on the batch."""
@@ -93,13 +122,16 @@ class Churn(Meter):
         return {n: ctx.forward[n](network, self._batch).clone() for n, network in chosen.items() if n in ctx.forward}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of a meter, and the states that are held for the next update."""
-        return {**super().state_dict(), "held": batch_tensors(self._held)}
+        """Return the state of a meter, the states that are held for the next update, and the outputs before it."""
+        looked = {"batch": batch_tensors(self._batch), "outputs": self._outputs} if self._outputs else {}
+        return {**super().state_dict(), "held": batch_tensors(self._held), **looked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
         self._held = SimpleNamespace(**state["held"]) if state["held"] else None
+        self._batch = SimpleNamespace(**state["batch"]) if state.get("batch") else None
+        self._outputs = dict(state.get("outputs", {}))
 
 
 def has_discrete_actions(batch: Any) -> bool:

@@ -43,6 +43,9 @@ class Meter(Callback):
     NEEDS: ClassVar[tuple[str, ...]] = ()
     """Attributes of the context without which the meter cannot work."""
 
+    span: ClassVar[int] = 1
+    """Updates from the look before to the measurement."""
+
     every: int | None = None
     """Updates between two measurements; None: 1,000, or 10 without a replay buffer, where one update is long."""
     networks: tuple[str, ...] = ()
@@ -83,9 +86,9 @@ class Meter(Callback):
 
     def on_update_start(self, ctx: Context) -> None:
         """Look at the networks before an update that is measured."""
-        if self._is_due(ctx, self.updates + 1):
+        if self._is_due(ctx, self.updates + self.span):
             self._guarded(ctx, self.before)
-        if self._is_due(ctx, self.updates + 2):
+        if self._is_due(ctx, self.updates + self.span + 1):
             self._guarded(ctx, self.hold)
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
@@ -121,7 +124,7 @@ class Meter(Callback):
 
     def _is_due(self, ctx: Context, update: int) -> bool:
         period = self.every or (LONG_PERIOD if ctx.buffer is None else PERIOD)
-        return update >= FIRST and (update - FIRST) % period == 0
+        return update > self.span and (update - FIRST) % period == 0
 
     def _matches(self, name: str) -> bool:
         return any(fnmatchcase(name, glob) for glob in self.networks)

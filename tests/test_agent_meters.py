@@ -1,0 +1,112 @@
+"""Meters of policies, critics, features and replay: golden values, and their batteries."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from plasticity.callback import Context, start
+from plasticity.meters import Churn, CriticDisagreement, FeatureDot, Overestimation, Policy, Replay
+from plasticity.meters.churn import categorical_divergence, gaussian_divergence
+from plasticity.meters.critics import disagreement, discounted_returns
+from plasticity.meters.features import feature_dots, last_features
+from plasticity.meters.policy import categorical_entropy, gaussian_entropy, greedy_diversity
+from plasticity.meters.replayed import effective_share
+from plasticity.testing import check_meter
+
+
+def test_golden_divergences() -> None:
+    before, after = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    assert float(categorical_divergence(before, after)) == pytest.approx(0.143841, abs=1e-6)
+    a, b = torch.tensor([[0.5, -1, 0.1, -0.2]]), torch.tensor([[0.0, 0.3, -0.3, 0.4]])
+    pair = [torch.distributions.Normal(t[:, :2].double(), t[:, 2:].double().exp()) for t in (a, b)]
+    expected = torch.distributions.kl_divergence(*pair).sum()
+    assert float(gaussian_divergence(a, b)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_golden_policies() -> None:
+    assert float(categorical_entropy(torch.zeros(3, 4))) == pytest.approx(1)
+    normal = torch.distributions.Normal(torch.zeros(2, 3), torch.full((2, 3), 0.5))
+    assert float(gaussian_entropy(torch.full((2, 3), math.log(0.5)))) == pytest.approx(float(normal.entropy().mean()))
+    assert float(greedy_diversity(torch.eye(4))) == pytest.approx(1)
+    assert float(greedy_diversity(torch.tensor([[1.0, 0], [2, 1]]))) == 0
+
+
+def test_golden_features() -> None:
+    phi, following = torch.tensor([[1.0, 0], [1, 1]]), torch.tensor([[1.0, 1], [-1, 0]])
+    dot, cosine = feature_dots(phi, following)
+    assert float(dot) == 0
+    assert float(cosine) == pytest.approx(0, abs=1e-7)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    x = torch.randn(5, 2)
+    with torch.no_grad():
+        assert torch.equal(last_features(model, lambda: model(x)), model[:2](x))
+
+
+def test_golden_critics() -> None:
+    assert float(disagreement(torch.tensor([[1.0, 2], [3, 2]]))) == pytest.approx(0.5 / 2)
+    assert discounted_returns(torch.tensor([1.0, 0, 4]), 0.5).tolist() == [2, 2, 4]
+
+
+def test_golden_effective_share() -> None:
+    assert float(effective_share(torch.ones(7))) == pytest.approx(1)
+    assert float(effective_share(torch.tensor([1.0, 0, 0, 0]))) == pytest.approx(0.25)
+
+
+def step(value: float, reward: float, terminated: bool = False, truncated: bool = False) -> SimpleNamespace:
+    ends = {"terminated": torch.tensor([terminated]), "truncated": torch.tensor([truncated])}
+    return SimpleNamespace(obs=torch.tensor([[value]]), action=torch.zeros(1, 1), reward=torch.tensor([reward]), **ends)
+
+
+def test_overestimation_is_of_whole_returns_alone() -> None:
+    meter = Overestimation(gamma=0.5)
+    net = nn.Linear(1, 1)
+    ctx = Context({"critic": net}, value=lambda obs, action: obs[:, 0])
+    start([meter], ctx)
+    for value, reward, end in ((3.0, 1.0, False), (2.0, 0.0, False), (5.0, 4.0, True)):
+        meter.on_step(ctx, step(value, reward, terminated=end))
+    found = meter.measure(ctx)["critic"]
+    assert float(found["overestimation"]) == pytest.approx((1 + 0 + 1) / 3)
+    assert float(found["overestimation_share"]) == pytest.approx((2 / 3) / (8 / 3))
+    again = Overestimation(gamma=0.5)
+    again.load_state_dict(meter.state_dict())
+    assert float(again.measure(ctx)["critic"]["overestimation"]) == pytest.approx(2 / 3)
+    cut = Overestimation(gamma=0.5)
+    for number in range(10):
+        cut.on_step(ctx, step(2.0, 1.0, truncated=number == 9))
+    values, returns = cut._of(ctx, cut._done[0])
+    assert len(values) == 4, "of the other 6 steps more than 1 % of the discount lies beyond the end"
+    assert returns[-1] == pytest.approx(2 - 2**-6)
+
+
+def test_what_a_meter_needs_is_said() -> None:
+    with pytest.raises(ValueError, match="apart from 1 to every"):
+        Churn(every=3, apart=4)
+    ctx = Context({"critic": nn.Linear(1, 1)}, forward={"critic": print}, peek=print)
+    with pytest.raises(ValueError, match="needs two critics"):
+        start([CriticDisagreement()], ctx)
+    with pytest.raises(ValueError, match="Overestimation needs a value function"):
+        start([Overestimation()], ctx)
+
+
+CASES = [(Overestimation, "dqn", {"gamma": 0.5}), (Churn, "sac", {"apart": 4})]
+REST = [
+    *((Policy, agent, {"num_states": 16}) for agent in ("sac", "td3", "dqn", "ppo")),
+    *((FeatureDot, agent, {}) for agent in ("sac", "td3", "dqn")),
+    *((Replay, agent, {}) for agent in ("sac", "td3", "dqn", "ppo")),
+    *((Overestimation, agent, {"gamma": 0.5}) for agent in ("sac", "ppo")),
+    (Churn, "dqn", {"apart": 3}),
+    *((CriticDisagreement, agent, {}) for agent in ("sac", "td3")),
+]
+"""Meters without a state of their own: what is new in them is tested above."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "agent", "settings"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)]
+)
+def test_every_meter_passes_its_battery(kind: type, agent: str, settings: dict) -> None:
+    check_meter(kind, settings, agent=agent)

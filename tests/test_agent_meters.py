@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from plasticity.callback import Context, start
-from plasticity.meters import Churn, CriticDisagreement, FeatureDot, Overestimation, Policy, Replay
+from plasticity.meters import Churn, CriticDisagreement, FeatureDot, Overestimation, Policy, Replayed
 from plasticity.meters.churn import categorical_divergence, gaussian_divergence
 from plasticity.meters.critics import disagreement, discounted_returns
 from plasticity.meters.features import feature_dots, last_features
@@ -97,7 +97,7 @@ CASES = [(Overestimation, "dqn", {"gamma": 0.5}), (Churn, "sac", {"apart": 4})]
 REST = [
     *((Policy, agent, {"num_states": 16}) for agent in ("sac", "td3", "dqn", "ppo")),
     *((FeatureDot, agent, {}) for agent in ("sac", "td3", "dqn")),
-    *((Replay, agent, {}) for agent in ("sac", "td3", "dqn", "ppo")),
+    *((Replayed, agent, {}) for agent in ("sac", "td3", "dqn", "ppo")),
     *((Overestimation, agent, {"gamma": 0.5}) for agent in ("sac", "ppo")),
     (Churn, "dqn", {"apart": 3}),
     *((CriticDisagreement, agent, {}) for agent in ("sac", "td3")),

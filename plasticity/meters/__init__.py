@@ -8,7 +8,7 @@ from .features import FeatureDot
 from .fit_probe import FitProbe
 from .meter import Meter
 from .policy import Policy
-from .replayed import Replay
+from .replayed import Replayed
 from .target_distance import TargetDistance
 
 METERS: dict[str, type[Meter]] = {
@@ -18,7 +18,7 @@ METERS: dict[str, type[Meter]] = {
     "fit_probe": FitProbe,
     "overestimation": Overestimation,
     "policy": Policy,
-    "replay": Replay,
+    "replay": Replayed,
     "target_distance": TargetDistance,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its settings."""
@@ -32,6 +32,6 @@ __all__ = [
     "Meter",
     "Overestimation",
     "Policy",
-    "Replay",
+    "Replayed",
     "TargetDistance",
 ]

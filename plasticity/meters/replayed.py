@@ -22,7 +22,7 @@ def effective_share(weights: Tensor) -> Tensor:
 
 
 @dataclass
-class Replay(Meter):
+class Replayed(Meter):
     """Age of past transitions, and the distribution of their TD errors.
 
     Logs, under the network ``replay``: ``replay_age``, the mean age in additions; of agents that lend ``td_error``, its

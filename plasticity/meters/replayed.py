@@ -1,4 +1,4 @@
-"""What replay shows: how old it is, how evenly it counts, and how wrong the critic is about it."""
+"""Replay: its age, how evenly it counts, and how wrong the critic is about it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 Output layers keep PyTorch's default initialisation, unless their body has one of its own: see `output_layer`.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -74,11 +75,23 @@ def with_unit_features(body: Body) -> Body:
     return Body(body.encoder, nn.Sequential(*body.trunk, UnitFeatures()), body.num_features, body.output_gain)
 
 
-VALUE_HEADS: dict[str, Callable[[Body, int], nn.Sequential]] = {
-    "linear": with_output,
-    "unit": lambda body, num_outputs: with_output(with_unit_features(body), num_outputs),
+VALUE_HEADS: dict[str, Callable[..., nn.Sequential]] = {
+    "linear": lambda body, num_outputs=1: with_output(body, num_outputs),
+    "unit": lambda body, num_outputs=1: with_output(with_unit_features(body), num_outputs),
 }
-"""Name -> `make(body, num_outputs)`: trunk and head of a critic."""
+"""Name -> `make(body)`: trunk and head of a critic, whose last layer has the one output; or `make(body, num_outputs)`,
+which critics that learn by classification or quantiles need."""
+
+
+def value_head(name: str, body: Body, num_outputs: int = 1) -> nn.Sequential:
+    """Return trunk and head of a critic; ValueError for a head that has one output where more are needed."""
+    make = VALUE_HEADS[name]
+    if num_outputs == 1:
+        return make(body)
+    if len(inspect.signature(make).parameters) < 2:
+        raise ValueError(f"the critic head {name!r} makes one output, critic_returns need {num_outputs}: give it an "
+                         "argument num_outputs, or learn mean returns")  # fmt: skip
+    return make(body, num_outputs)
 
 
 class Critic(nn.Module):
@@ -91,7 +104,7 @@ class Critic(nn.Module):
     def __init__(self, body: Body, head: str = "linear", values: Returns | None = None) -> None:
         super().__init__()
         self.values = values
-        self.encoder, self.q = body.encoder, VALUE_HEADS[head](body, 1 if values is None else values.num_atoms)
+        self.encoder, self.q = body.encoder, value_head(head, body, 1 if values is None else values.num_atoms)
 
     def forward(self, obs: Tensor, action: Tensor, whole: bool = False) -> Tensor:
         output = self.q(torch.cat([self.encoder(obs), action], -1))
@@ -182,7 +195,7 @@ class StateValue(nn.Module):
 
     def __init__(self, body: Body, head: str = "linear") -> None:
         super().__init__()
-        self.encoder, self.v = body.encoder, VALUE_HEADS[head](body, 1)
+        self.encoder, self.v = body.encoder, value_head(head, body)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.v(self.encoder(obs)).squeeze(-1)

@@ -95,7 +95,7 @@ def test_a_network_of_ones_own_has_usual_widths_and_takes_its_kind_of_observatio
     assert agent.networks["q"].q[0].weight.shape == (9, 3)
     with pytest.raises(ValueError, match=r"'sine' does not take observations of shape .*: networks for images"):
         make_body(config, (2, 8, 8), (7,))
-    with pytest.raises(ValueError, match="networks for vectors are mlp, simba, bronet, sine"):
+    with pytest.raises(ValueError, match=r"networks for vectors are mlp, .*, bronet, sine"):
         make_body(DQNConfig(network="nature_cnn"), (3,), (7,))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.hl_gauss import HLGauss, Quantiles, TwoHot
+from plasticity.agents.networks import VALUE_HEADS, with_output
 from plasticity.agents.returns import RETURNS
 from plasticity.agents.sac import SAC
 from plasticity.agents.td3 import TD3, TD3Config
@@ -107,6 +108,12 @@ def test_the_target_is_the_reward_and_the_smaller_critic(returns: str) -> None:
     loss.backward()
     assert agent.networks["critic_1"].q[0].weight.grad is not None
     assert all(p.grad is None for p in agent.networks["actor"].parameters())
+
+
+def test_a_head_of_one_output_is_refused_where_more_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VALUE_HEADS, "one", lambda body: with_output(body, 1))
+    with pytest.raises(ValueError, match=r"the critic head 'one' makes one output, critic_returns need 11"):
+        small(SAC, "hl_gauss", critic_head="one")
 
 
 SETS = [(kind, returns) for kind in (SAC, TD3, DQN) for returns in RETURNS if returns not in ("mean", "c51")]

@@ -25,7 +25,8 @@ class Gaussian(NamedTuple):
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return actions (batch, action_dim), without bounds, that `noise` ~ N(0, 1) of that shape draws."""
-        return self.mean + numpy_or_torch(self.log_std).exp(self.log_std) * noise
+        sample = self.mean + numpy_or_torch(self.log_std).exp(self.log_std) * noise
+        return sample.detach() if isinstance(sample, Tensor) else sample
 
     def mode(self) -> Tensor:
         """Return the most likely actions (batch, action_dim)."""

@@ -149,7 +149,7 @@ def collapsed_features(planted: Planted) -> None:
     for _, module in weight_layers(planted.model):
         if module.weight is not planted.last().weight:
             module.weight.copy_(module.weight[:1].expand_as(module.weight))
-            module.bias.copy_(module.bias[:1].expand_as(module.bias))
+            module.bias.fill_(1.0)  # so that the one is not dead
     last = planted.last().weight
     last.copy_(last[:, :1].expand_as(last))
     planted.settle()

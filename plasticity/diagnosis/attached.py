@@ -52,8 +52,8 @@ class Attached:
         Raises what the method raises where it does not apply.
         """
         self.step, self.method, self.trainee, self.name = CopyStep(), method, trainee, patient.name
-        forward = {patient.name: patient.forward}
-        lent: dict[str, Any] = {} if patient.peek is None else {"peek": patient.peek, "forward": forward}
+        lent: dict[str, Any] = {"peek": patient.peek or self._peek, "forward": {patient.name: patient.forward}}
+        self._batches = patient.batches
         networks, optimizers = {patient.name: trainee.model}, {patient.name: trainee.optimizer}
         steps = {patient.name: self.step}
         self.ctx = Context(networks, optimizers, steps=steps, name=patient.name, **lent)
@@ -63,6 +63,10 @@ class Attached:
         start([method], self.ctx)
         self._sync()
         _write(trainee.model, aged)
+
+    def _peek(self, num: int, generator: torch.Generator) -> Any:
+        """Return one of the batches, whatever their size."""
+        return self._batches[int(torch.randint(len(self._batches), (), generator=generator))]
 
     def before(self) -> None:
         """Begin an update."""

@@ -28,6 +28,11 @@ class Symptoms:
         known = self.fresh.get(metric, {})
         return [la for la, value in self.aged.get(metric, {}).items() if la in known and value < known[la].low]
 
+    def higher(self, metric: str) -> list[str]:
+        """Return the layers in which the aged network has more of a metric than another fresh one would have."""
+        known = self.fresh.get(metric, {})
+        return [la for la, value in self.aged.get(metric, {}).items() if la in known and value > known[la].high]
+
 
 def symptoms_of(trials: Trials, num_fresh: int) -> Symptoms:
     """Measure the network and ``num_fresh`` fresh ones on the first batch."""

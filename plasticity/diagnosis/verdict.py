@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ def _lost(found: Examination, main: Comparison) -> Iterator[Finding]:
     if not found.parts:
         yield Finding(UNKNOWN, f"{name} {slower}; cannot tell where that is lost: the budget ended", evidence)
         return
-    first = next((part for part in found.parts if part.suffices), None)
+    first = explaining(found.parts)
     at_best = _at_best_rates(found, main) if main is found.residual else None
     if at_best is not None and (first is None or first.cause in LATER_THAN_RATE):
         yield Finding(
@@ -148,13 +148,29 @@ def _lost(found: Examination, main: Comparison) -> Iterator[Finding]:
     if found.rates and main is found.residual:
         evidence |= _best_of_rates(found, main)
     if first is None:
-        first = max(found.parts, key=lambda part: part.closes.value)
+        yield Finding(UNKNOWN, f"{name} {slower}; cannot tell where: no part that was made fresh returns it", evidence)
+        return
     cause, where = _cause(found, first)
     before = found.parts[: found.parts.index(first)]
     if before and (nearly := max(before, key=lambda part: part.closes.value)).closes.low > 0:
         evidence[f"fresh {nearly.name} alone"] = _percent(nearly.closes)
     returned = f"{_percent(first.closes)} of it returns with fresh {first.name}"
     yield Finding(cause, f"{name} {slower}; {returned}: {where}", evidence)
+
+
+def explaining(parts: Sequence[Tried]) -> Tried | None:
+    """Return the part that explains a gap: the least invasive that closes it, or else the one that closes most of it.
+
+    Most is more than half, with the whole interval. Making everything fresh explains it only where no part does. None
+    where nothing does.
+    """
+    single = [part for part in parts if part.cause != "weights"]
+    everything = next((part for part in parts if part.cause == "weights" and part.suffices), None)
+    enough = next((part for part in single if part.suffices), None)
+    mostly = max(single, key=lambda part: part.closes.low, default=None)
+    if enough is None and mostly is not None and mostly.closes.low > 0.5:
+        return mostly
+    return enough or everything
 
 
 LATER_THAN_RATE = ("norms", "biases", "last layer", "layer", "weights")
@@ -181,22 +197,24 @@ def _best_of_rates(found: Examination, residual: Comparison) -> dict[str, Estima
 
 
 def _cause(found: Examination, part: Tried) -> tuple[str, str]:
-    """Return the cause that a part stands for, and the words for it."""
-    collapsed = found.symptoms.lower("effective_rank") if found.symptoms else []
-    layers = [layer for layer in collapsed if layer != "all"]
-    if part.cause in ("last layer", "layer", "weights") and layers:
-        assert found.symptoms is not None
-        layer = layers[0]
-        rank, usual = found.symptoms.aged["effective_rank"][layer], found.symptoms.fresh["effective_rank"][layer]
-        return (
-            "collapsed features",
-            f"the features of {layer} collapsed, effective rank {rank:.1f}, fresh {usual.text('.1f')}",
-        )
+    """Return the cause that a part stands for, and the words for it; symptoms say what is wrong with a layer."""
+    if part.cause not in ("last layer", "layer", "weights") or found.symptoms is None:
+        return part.cause, TITLES[part.cause]
+    for cause, metric, layers, form in (
+        ("dead neurons", "dormancy", found.symptoms.higher("dormancy"), ".0%"),
+        ("collapsed features", "effective_rank", found.symptoms.lower("effective_rank"), ".1f"),
+    ):
+        for layer in (layer for layer in layers if layer != "all"):
+            value, usual = found.symptoms.aged[metric][layer], found.symptoms.fresh[metric][layer]
+            words = (
+                "neurons of {} are dormant," if cause == "dead neurons" else "features of {} collapsed, effective rank"
+            )
+            return cause, f"the {words.format(layer)} {value:{form}}, in fresh networks {usual.text(form)}"
     return part.cause, TITLES[part.cause]
 
 
 def _policy(found: Examination, bandit: Comparison) -> Iterator[Finding]:
-    first = next((part for part in found.parts if part.suffices), None)
+    first = explaining(found.parts) if found.parts else None
     returned = f"; {_percent(first.closes)} of that returns with fresh {first.name}" if first else ""
     yield Finding(
         "policy",

@@ -152,7 +152,7 @@ def collapsed_features(planted: Planted) -> None:
             module.bias.fill_(1.0)  # so that the one is not dead
     last = planted.last().weight
     last.copy_(last[:, :1].expand_as(last))
-    planted.settle()
+    planted.optimizer = torch.optim.Adam(planted.model.parameters(), RATE)
 
 
 def saturated_policy(planted: Planted) -> None:

@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 
 Batches = list[tuple[Tensor, Tensor]]
 Loss = Callable[[nn.Module, Any], Tensor]
+Cure = Callable[[tuple[int, ...]], Intervention]
 
 
 def network(inputs: int, outputs: int) -> nn.Module:
@@ -63,25 +64,26 @@ def task(number: int, labelling: int = 0) -> Batches:
     return [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
 
 
-def stream(cure: Callable[[], Intervention] | None) -> tuple[list[float], plasticity.Diagnosis | None]:
+def stream(cure: Cure | None) -> tuple[list[float], plasticity.Diagnosis | None]:
     """Train on 24 tasks, half of them with the cure; return the final loss of each, and the verdict in the middle."""
     torch.manual_seed(0)
-    model, finals, verdict = network(16, 1), [], None
+    model, verdict, losses = network(16, 1), None, []
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for number in range(24):
-        if number == 12 and cure is None:
-            build = lambda: network(16, 1)  # noqa: E731
-            verdict = plasticity.diagnose(model, optimizer, task(12), squared_error, fresh=build, name="stream")
-        methods = [cure()] if cure is not None and number >= 12 else []
-        losses = train(model, optimizer, task(number), squared_error, 200, methods)
-        finals.append(sum(losses[-8:]) / 8)
-    return finals, verdict
+    batches = [batch for number in range(24) for batch in task(number) * 25]
+    if cure is None:
+        losses = train(model, optimizer, batches[:2400], squared_error, 2400, [])
+        build = lambda: network(16, 1)  # noqa: E731
+        verdict = plasticity.diagnose(model, optimizer, task(12), squared_error, fresh=build, name="stream", budget=900)
+        losses += train(model, optimizer, batches[2400:], squared_error, 2400, [])
+    else:
+        losses = train(model, optimizer, batches, squared_error, 4800, [cure(tuple(range(2400, 4800, 200)))])
+    return [sum(losses[end - 8 : end]) / 8 for end in range(200, 4801, 200)], verdict
 
 
 # -- a loss that changes its scale -------------------------------------------------------------------------------------
 
 
-def rescaled(cure: Callable[[], Intervention] | None) -> tuple[list[float], plasticity.Diagnosis | None]:
+def rescaled(cure: Cure | None) -> tuple[list[float], plasticity.Diagnosis | None]:
     """Train on a sum of squares, then on the mean with another labelling; return losses and the verdict in between."""
     torch.manual_seed(0)
     model, verdict = network(16, 1), None
@@ -90,8 +92,10 @@ def rescaled(cure: Callable[[], Intervention] | None) -> tuple[list[float], plas
     before = train(model, optimizer, task(1), summed, 300, [])
     if cure is None:
         build = lambda: network(16, 1)  # noqa: E731
-        verdict = plasticity.diagnose(model, optimizer, task(1, 1), squared_error, fresh=build, name="rescaled")
-    after = train(model, optimizer, task(1, 1), squared_error, 600, [] if cure is None else [cure()])
+        verdict = plasticity.diagnose(
+            model, optimizer, task(1, 1), squared_error, fresh=build, name="rescaled", budget=900
+        )
+    after = train(model, optimizer, task(1, 1), squared_error, 600, [] if cure is None else [cure((1,))])
     return [loss / 1000 for loss in before] + after, verdict
 
 
@@ -111,23 +115,23 @@ def expected_reward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return -(model(batch[0]).softmax(-1) * batch[1]).sum(-1).mean()
 
 
-def bandit(cure: Callable[[], Intervention] | None) -> tuple[list[float], plasticity.Diagnosis | None]:
+def bandit(cure: Cure | None) -> tuple[list[float], plasticity.Diagnosis | None]:
     """Learn a policy for one set of rewards, then for another; return losses and the verdict in between."""
     torch.manual_seed(0)
     model, verdict = network(8, 4), None
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     before = train(model, optimizer, contexts(0), expected_reward, 3000, [])
     if cure is None:
-        build, how = lambda: network(8, 4), {"policy": "softmax", "name": "policy"}
+        build, how = lambda: network(8, 4), {"policy": "softmax", "name": "policy", "budget": 900}
         verdict = plasticity.diagnose(model, optimizer, contexts(1), expected_reward, fresh=build, **how)
-    after = train(model, optimizer, contexts(1), expected_reward, 600, [] if cure is None else [cure()])
+    after = train(model, optimizer, contexts(1), expected_reward, 600, [] if cure is None else [cure((1,))])
     return before[-300:] + after, verdict
 
 
 CASES = {
-    "a stream of tasks": (stream, lambda: Reset(at=(1,)), "task", "final loss"),
-    "a loss of another scale": (rescaled, lambda: OptimizerReset(at=(1,)), "update", "mean squared error"),
-    "a policy without entropy": (bandit, lambda: Reset(layers=1, at=(1,)), "update", "minus expected reward"),
+    "a stream of tasks": (stream, lambda at: Reset(at=at), "task", "final loss"),
+    "a loss of another scale": (rescaled, lambda at: OptimizerReset(at=at), "update", "mean squared error"),
+    "a policy without entropy": (bandit, lambda at: Reset(layers=1, at=at), "update", "minus expected reward"),
 }
 
 
@@ -144,7 +148,7 @@ def main(folder: Path) -> None:
         plain, verdict = case(None)
         cured, _ = case(cure)
         print(f"## {title}\n\n{verdict}\n")
-        for losses, label in ((plain, "as before"), (cured, f"with {cure().NAME}")):
+        for losses, label in ((plain, "as before"), (cured, f"with {cure((1,)).NAME}")):
             axis.plot(*smooth(losses, 8 if x == "update" else 1), label=label)
         axis.set(title=title, xlabel=x, ylabel=y)
         axis.legend()

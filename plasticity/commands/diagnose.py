@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from .arguments import read_arguments
+
+if TYPE_CHECKING:  # importing it takes long, and help needs none of it
+    from plasticity.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,23 @@ class DiagnoseConfig:
 def main(arguments: Sequence[str]) -> int:
     """Print a verdict per network, and write it beside the trials that it rests on."""
     config = read_arguments(DiagnoseConfig, "diagnose", arguments)
-    seconds = seconds_of(config.budget)
+    title, out, verdicts = examined(config)
+    text = "\n\n".join([title, *map(str, verdicts)]) + "\n"
+    (out / "verdict.txt").write_text(text)
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    print(text, end="")
+    return 0
+
+
+def examined(config: DiagnoseConfig) -> tuple[str, Path, list[Diagnosis]]:
+    """Return what was examined, the folder of the trials, and the verdict on each network; ValueError for bad options.
+
+    The networks share the budget: each gets an equal part of what the ones before have left.
+    """
+    began, seconds = perf_counter(), seconds_of(config.budget)
     if config.steps < 2 or config.teachers < 2:
         raise ValueError(f"diagnose needs at least 2 steps and 2 teachers; got {config.steps} and {config.teachers}")
-    began = perf_counter()
 
     from plasticity.diagnosis.adaptation import rehearse
     from plasticity.diagnosis.comparison import Size
@@ -70,17 +86,11 @@ def main(arguments: Sequence[str]) -> int:
     for number, patient in enumerate(patients):
         share = (seconds - (perf_counter() - began)) / (len(patients) - number)
         trials = Trials(patient, config.steps, Budget(share, _progress()), out / f"{patient.name}.json", config.seed)
-        verdicts.append(str(judge(examine(trials, Size(teachers=config.teachers), remedies=config.remedies))))
+        verdicts.append(judge(examine(trials, Size(teachers=config.teachers), remedies=config.remedies)))
         if patient.name == "actor" and trials.budget.left() > 0:
             made = copies_of(agent, inputs[step_of(agent, "actor")])
-            verdicts[-1] += "\n\n" + "\n".join(rehearse(patient, made, config.steps, config.teachers).lines())
-    title = f"{record['agent']} of {folder}, step {step:,}"
-    text = "\n\n".join([title, *verdicts]) + "\n"
-    (out / "verdict.txt").write_text(text)
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
-    print(text, end="")
-    return 0
+            verdicts[-1].more.extend(rehearse(patient, made, config.steps, config.teachers).lines())
+    return f"{record['agent']} of {folder}, step {step:,}", out, verdicts
 
 
 def _patients(

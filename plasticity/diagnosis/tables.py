@@ -17,7 +17,7 @@ def page_text(diagnosis: Diagnosis) -> str:
     """Return the verdict in sentences, then the tables."""
     found = diagnosis.examination
     lines = [f"{found.patient.name}", *(f"  {finding}" for finding in diagnosis.findings)]
-    return "\n".join([*lines, *_tables(found)])
+    return "\n".join([*lines, *_tables(found), *(["", *diagnosis.more] if diagnosis.more else [])])
 
 
 def _tables(found: Examination) -> Iterator[str]:

@@ -56,6 +56,8 @@ class Diagnosis:
 
     findings: list[Finding]
     examination: Examination
+    more: list[str] = field(default_factory=list)
+    """Further lines to print, such as the table of the RL-adaptation probe."""
 
     @property
     def cause(self) -> str:

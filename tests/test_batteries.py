@@ -28,8 +28,6 @@ NOT_FOR = {
     ("ere", "ppo"): "it has no replay buffer",
     ("snr", "ppo"): "its activation is tanh, of which h > 0 says nothing",
     ("reborn", "ppo"): "its activation is tanh, for which no split is exact",
-    ("adaptive_replay", "ppo"): "it has no replay ratio",
-    ("adaptive_replay", "dqn"): "it has no replay ratio",
     ("least", "ppo"): "it has no value of (observation, action)",
 }
 """(method, agent) -> why the one cannot do without something that the other lacks."""

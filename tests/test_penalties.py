@@ -19,11 +19,12 @@ from plasticity.interventions.nap import NormalizeAndProject, rescale_
 from plasticity.interventions.parseval import parseval
 from plasticity.interventions.spectral import power_iteration_
 from plasticity.interventions.weight_penalty import WeightPenalty, trained
+from plasticity.interventions.weight_projection import WeightProjection
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
 PENALTIES = [name for name, kind in INTERVENTIONS.items() if issubclass(kind, WeightPenalty)]
-OURS = [name for name, kind in INTERVENTIONS.items() if kind.KIND in ("penalty", "projection")]
+OURS = [name for name, kind in INTERVENTIONS.items() if issubclass(kind, (WeightPenalty, WeightProjection))]
 
 
 def vector(*values: float) -> nn.Linear:

@@ -45,7 +45,7 @@ def lanczos(product: Product, size: int, steps: int, generator: torch.Generator,
     Source: Golub & Van Loan, *Matrix computations*, section 10.1; for Hessians, Ghorbani et al. 2019 (arXiv
     1901.10159).
     """
-    vector = torch.randn(size, generator=generator, dtype=torch.float64).to(device)
+    vector = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(device)
     basis, alphas, betas = [vector / vector.norm()], [], []
     for _ in range(min(steps, size)):
         image = product(basis[-1])

@@ -20,7 +20,7 @@ from .scheduled import Scheduled
 
 @dataclass
 class Rewarm(Scheduled):
-    """Let the learning rate rise from nearly 0 to what it was, again and again.
+    """Let the learning rate rise from nearly 0 to what it was, repeatedly.
 
     At every event: for the next ``steps`` steps of each optimizer the k-th takes k / steps of its rate. The rate itself
     is put back after every step, so schedules of agents and schedulers go on below it.

@@ -15,13 +15,13 @@ from plasticity.testing.runs import attempt, command
 def test_doctor_checks_this_machine(tmp_path: Path) -> None:
     told = command("doctor", "--out", tmp_path / "runs")
     names = [line.split()[1] for line in told.splitlines()]
-    assert {"python", "torch", "compiler", "devices", "threads", *doctor.PACKAGES} <= set(names)
+    assert {"python", "torch", "compiler", "devices", "threads", *doctor.OPTIONAL_PACKAGES} <= set(names)
     assert not any(line.startswith("wrong") for line in told.splitlines())
 
 
 def test_doctor_says_what_is_missing_and_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "nothing: pip install it")
+    monkeypatch.setitem(doctor.OPTIONAL_PACKAGES, "no-such-package", "nothing: pip install it")
     monkeypatch.setattr(doctor, "devices", lambda: 1 / 0)
     (tmp_path / "file").touch()
     code, told, _ = attempt("doctor", "--out", tmp_path / "file")

@@ -27,10 +27,13 @@ from torch import nn
 import plasticity
 from plasticity.callback import Context, start
 from plasticity.diagnosis import FitCurve, fit
-from plasticity.diagnosis.intervals import of_mean, of_next, of_ratio, t_quantile
+from plasticity.diagnosis.adaptation import rehearse
+from plasticity.diagnosis.examine import Tried
+from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_ratio, t_quantile
 from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
 from plasticity.diagnosis.trainee import Patient, Trainee, first_output
 from plasticity.diagnosis.trials import Budget, Trials
+from plasticity.diagnosis.verdict import explaining
 from plasticity.meters import FitProbe
 from plasticity.testing import check_meter
 from plasticity.testing.runs import require_same
@@ -321,3 +324,52 @@ def test_bad_input() -> None:
         plasticity.diagnose(p.model, p.optimizer, p.batches, fresh=lambda: nn.Linear(6, 3))
     with pytest.raises(ValueError, match="must be one number"):
         plasticity.diagnose(p.model, p.optimizer, p.batches, lambda m, b: m(b[0]), fresh=mlp)
+
+
+# -- the RL-adaptation probe -------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """A copy of a policy whose own updates follow fixed rewards."""
+
+    def __init__(self, one: Patient) -> None:
+        self.trainee, self.rewards, self.forward, self.batches = one.aged(), teach(one, 9), one.forward, one.batches
+
+    def update(self, number: int) -> None:
+        """Take a step up the expected reward."""
+        place = number % len(self.batches)
+        chosen = self.forward(self.trainee.model, self.batches[place]).softmax(-1) * self.rewards[place]
+        self.trainee.optimizer.zero_grad()
+        (-chosen.sum(-1).mean()).backward()
+        self.trainee.optimizer.step()
+
+
+def test_a_policy_without_entropy_is_moved_again_with_a_fresh_head() -> None:
+    one = patient()
+    one.policy = "softmax"
+    with torch.no_grad():
+        one.model[-1].bias[0] = 50.0
+    found = rehearse(one, lambda: Follower(one), updates=30, draws=3)
+    moved = {name: sum(values) / 3 for name, values in found.moved.items()}
+    assert found.is_stuck
+    assert moved["as it is"] < 1e-3
+    assert min(moved["fresh head"], moved["raised entropy"], moved["fresh policy"]) > 0.02
+    assert one.model[-1].bias[0] == 50
+
+
+def tried(name: str, value: float, low: float, high: float, suffices: bool, cause: str = "layer") -> Tried:
+    """Return a part with these numbers."""
+    return Tried(name, cause, Estimate(value, low, high), suffices)
+
+
+def test_the_least_invasive_part_explains_a_gap() -> None:
+    everything = tried("everything", 1.0, 0.9, 1.1, True, "weights")
+    half, most, all_of_it = (
+        tried("a", 0.6, 0.4, 0.8, False),
+        tried("b", 0.9, 0.8, 1, False),
+        tried("c", 1, 0.9, 1.1, True),
+    )
+    assert explaining([half, most, all_of_it, everything]) is all_of_it
+    assert explaining([half, most, everything]) is most
+    assert explaining([half, everything]) is everything
+    assert explaining([half]) is None

@@ -10,6 +10,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 ARGUMENTS = {
     "attach_to_any_model.py": ["20"],
     "intervention_in_a_supervised_loop.py": ["40"],
+    "sb3_callback.py": ["160"],
     "train_sac.py": ["120"],
     "two_interventions_on_sac.py": ["120"],
     "write_a_probe.py": [],

@@ -109,7 +109,7 @@ LAYERS = [
     {"watching"},
     {"dashboard", "interventions", "measuring", "meters", "reports"},
     {"diagnosis", "writers", "agents", "envs"},
-    {"commands"},
+    {"commands", "sb3"},
     {"cli"},
     {"testing", "__main__"},
 ]

@@ -43,7 +43,7 @@ def context_of(model: BaseAlgorithm) -> Context:
     return Context(networks, optimizers, targets=targets, calls=calls, name=type(model).__name__)
 
 
-class Recorder(Writer):
+class AgentLogger(Writer):
     """Write scalars to an agent's logger; single layers are left out of what it prints."""
 
     def __init__(self, model: BaseAlgorithm) -> None:
@@ -95,7 +95,7 @@ class PlasticityCallback(BaseCallback):
             raise ValueError("learn() got two PlasticityCallbacks; give one, with all probes and interventions")
         if self._ctx is None or self._ctx.networks != context_of(self.model).networks:
             self._ctx = context_of(self.model)
-            self._log = OpenLog([Recorder(self.model), *self._log_to])
+            self._log = OpenLog([AgentLogger(self.model), *self._log_to])
             self._ctx.writer = self._log.writer
         try:
             start(self._callbacks, self._ctx)

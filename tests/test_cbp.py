@@ -32,6 +32,7 @@ def golden_net() -> nn.Sequential:
     return net
 
 
+@pytest.mark.on_cpu  # numbers on the host
 def test_golden_numbers_of_utilities() -> None:
     net = golden_net()
     wired = wiring(net, models.normal(2, 2))

@@ -15,7 +15,8 @@ class Agent(Protocol):
     An agent may also have the following, which the loop lends to callbacks: ``targets``, network name -> slowly
     following copy; ``buffer``, a replay memory with ``state_dict`` and ``load_state_dict``, which checkpoints keep;
     ``value(obs, action)``, ``state_value(obs)`` and ``td_error(transition)``, each (batch,) without gradients;
-    ``set_noise(scale)``; ``steps``, ``forward`` and ``peek`` as in :class:`plasticity.Context`.
+    ``set_noise(scale)``; ``takes_arrays``, true where ``act`` takes numpy arrays too and returns
+    one then; ``steps``, ``forward`` and ``peek`` as in :class:`plasticity.Context`.
 
     Updates must read networks and optimizers from the two dicts: callbacks put others in their place.
     """

@@ -41,7 +41,10 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     renamed, config = RENAMED.get(record["agent"], {}), dict(record["config"])
     if not isinstance(config.get("agent"), Mapping):
         return dict(record)
-    config["agent"] = {**ADDED.get(record["agent"], {}), **_settings(config["agent"], renamed)}
+    added = dict(ADDED.get(record["agent"], {}))
+    if "outputs" in added and config["agent"].get("network") not in ("simba", "bronet"):
+        added["outputs"] = "own"  # the same, for networks whose output layers have no initialisation of their own
+    config["agent"] = {**added, **_settings(config["agent"], renamed)}
     if isinstance(methods := config.get("interventions"), Mapping):
         config["interventions"] = {
             n: {**METHODS_ADDED.get(n, {}), **m} if isinstance(m, Mapping) else m for n, m in methods.items()

@@ -42,7 +42,8 @@ class Monitor:
     training calls the model beside ``forward``, such as ``("evaluate_actions",)``. ``strict``: raise when a probe fails
     instead of warning once and going on without it. ``deferred``: what passes show counts from :meth:`commit` on.
     ``owner``: whose private passes count too (see ``isolation``). ``objective``: computes the loss of the last pass
-    anew, for network probes that need it.
+    anew, for network probes that need it. ``fused``: projections whose neurons go apart at once, as queries, keys and
+    values of one weight do, are read in ``"parts"``, ``qkv_proj.0`` and so on, or as a ``"whole"``.
 
     ``processes``: of a model in ``DistributedDataParallel``. ``"own"`` measures this process's share of the batch.
     ``"all"``, to be given in all processes, adds up their sums: activity and gradient scores are then those of the
@@ -68,6 +69,7 @@ class Monitor:
         owner: object | None = None,
         processes: Literal["own", "all"] = "own",
         objective: Callable[[], Tensor] | None = None,
+        fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         if processes not in ("own", "all"):
             raise ValueError(f"processes is 'own' or 'all', got {processes!r}")
@@ -76,7 +78,7 @@ class Monitor:
         self.model, group = unwrap(model), process_group(model)
         self._processes = Processes(group) if group is not None and processes == "all" else None
         self.probes = make_probes(probes)
-        self.layers, self.passes, self.strict = layers, passes, strict
+        self.layers, self.passes, self.strict, self.fused = layers, passes, strict, fused
         self._compiled = is_compiled(model)
         if owner is None and (is_compiled(self.model) or (self._compiled and passes == "training")):
             raise ValueError(COMPILED)
@@ -91,7 +93,9 @@ class Monitor:
     def _check_globs(self) -> None:
         modules = named_modules(self.model)
         names = [*weight_layers_of(modules), *slices_of(modules)]
-        if self.layers is not None and not any(self._matches(name) for name in names):
+        whole = [glob.rpartition(".")[0] for glob in self.layers or () if glob.rpartition(".")[2].isdecimal()]
+        of_parts = any(fnmatchcase(name, glob) for name in names for glob in whole)  # that it has parts, a pass tells
+        if self.layers is not None and not of_parts and not any(self._matches(name) for name in names):
             raise ValueError(f"no layer matches {', '.join(self.layers)}; there are {', '.join(names)}")
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -210,9 +214,15 @@ class Monitor:
 
     def selected(self, wired: Wiring) -> list[Layer]:
         """Return the layers to measure: the hidden ones, or those whose names match the globs."""
-        if self.layers is None:
-            return wired.hidden
-        return [layer for layer in wired.layers.values() if self._matches(layer.name)]
+        chosen = wired.hidden if self.layers is None else list(wired.layers.values())
+        found = []
+        for layer in chosen:
+            parts = layer.parts if self.fused == "parts" else []
+            if self.layers is None or self._matches(layer.name):
+                found += parts or [layer]
+            else:
+                found += [part for part in parts if self._matches(part.name)]
+        return found
 
     def _matches(self, name: str) -> bool:
         return any(fnmatchcase(name, glob) for glob in self.layers or ())

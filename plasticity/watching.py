@@ -38,6 +38,7 @@ class Watcher:
     :class:`Monitor`. ``read``: how a monitor is read, for errors of a name. ``require``: called with each monitor after
     the first step of its network, which is looked at though it is not due, so that what cannot be read fails there.
     ``objectives``: network -> a function that computes the loss of its last step anew, for probes that need it.
+    ``fused``: as in :class:`Monitor`.
 
     Raises ValueError for a network that none of the optimizers trains, for a compiled one, and for a window that is
     longer than ``every``, or longer than a step where ``due`` decides.
@@ -61,6 +62,7 @@ class Watcher:
         read: Callable[[Monitor], Reading] = Monitor.read,
         require: Callable[[Monitor], None] | None = None,
         objectives: Mapping[str, Callable[[], Tensor]] | None = None,
+        fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         self._read, self._require = read, require
         calls, masks = calls or {}, masks or {}
@@ -84,6 +86,7 @@ class Watcher:
                 calls=calls.get(name, ()),
                 mask=masks.get(name),
                 objective=(objectives or {}).get(name),
+                fused=fused,
             )
             for name, network in networks.items()
         }

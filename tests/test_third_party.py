@@ -314,3 +314,34 @@ def test_lora_does_not_change_what_is_read() -> None:
                 np.testing.assert_allclose(found.scores["dormancy"][name].numpy(force=True), by_hand, rtol=1e-5)
                 assert found.values["dormancy"][name] == pytest.approx(0.25)
             assert not any("lora_" in layer or "base_layer" in layer for layer in found.num_neurons)
+
+
+FUSED = {
+    "phi3": ("self_attn.qkv_proj", [range(32), range(32, 48), range(48, 64)]),
+    "gpt2": ("attn.c_attn", [range(32), range(32, 64), range(64, 96)]),
+    "gpt_neox": (
+        "attention.query_key_value",
+        [[24 * h + 8 * p + i for h in range(4) for i in range(8)] for p in range(3)],
+    ),
+}
+"""Kind -> its fused projection, and the neurons of queries, keys and values."""
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_fused_projections_are_read_by_parts(kind: str) -> None:
+    suffix, parts = FUSED[kind]
+    model = language_model(kind)
+    outputs: dict[str, Tensor] = {}
+    hand = Units(model, suffix, (suffix,))
+    for name, module in layers_named(model, suffix).items():
+        module.register_forward_hook(lambda m, args, z, name=name: outputs.update({name: z.detach().clone()}))
+
+    def check(reading: Any) -> None:
+        for name, z in outputs.items():
+            assert name not in reading.num_neurons
+            for index, part in enumerate(parts):
+                units, gradients = (reference.rows(t)[:, list(part)] for t in (z, hand.gradients[name]))
+                assert_is(reading, f"{name}.{index}", units, gradients)
+
+    watched_steps(model, check)
+    assert len(outputs) == 2

@@ -3,14 +3,17 @@
 SAC with ReLU networks on HalfCheetah-v5: without norms, with LayerNorm before every activation, BroNet and SimBa. Every
 500 updates, on the batch of that very update, count the hidden neurons of actor and critics that are dormant at
 threshold 0, and how many of them have a positive GraMa score, in each of the four readings. The theorem holds for
-``pre`` and ``weight``; behind a norm it fails for ``linear``, and everywhere for ``post``, the equation read literally.
+``pre`` and ``weight``; it fails for ``linear`` where a norm stands between a layer and its ReLU, and everywhere for
+``post``, the equation read literally.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 
-from harness import arguments, interval, run, save, show
+from harness import interval, options_of, run, save, show
 
 READINGS = ("pre", "weight", "linear", "post")
 NETWORKS = {
@@ -59,12 +62,17 @@ def count(seed: int, steps: int, network: str) -> dict[str, float]:
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
-    started, steps = time.perf_counter(), 1_500 if options.quick else 10_000
-    cases = [{"seed": seed, "steps": steps, "network": network} for network in NETWORKS for seed in options.seeds]
+    parser = options_of(__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10_000, help="environment steps of a run (1,500 with --quick)")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--name", default="grama_theorem", help="of the file in results/")
+    options = parser.parse_args()
+    started, steps = time.perf_counter(), 1_500 if options.quick else options.steps
+    networks = options.networks
+    cases = [{"seed": seed, "steps": steps, "network": network} for network in networks for seed in options.seeds]
     results = run(count, cases, options.jobs)
     summary, verdicts = {}, {}
-    for network in NETWORKS:
+    for network in networks:
         found = [r for r, case in zip(results, cases, strict=True) if case["network"] == network]
         summary[network] = {key: interval([r[key] for r in found]) for key in found[0]}
         for key, value in summary[network].items():
@@ -73,8 +81,9 @@ def main() -> None:
         dormant = sum(r["dormant"] for r in found)
         verdicts[network] = f"{broken:.0f} violations in pre and weight among {dormant:.0f} dormant neurons seen"
         print(f"{network}: {verdicts[network]}")
-    payload = {"command": "python benchmarks/evidence/grama_theorem.py", "steps": steps, "verdict": verdicts}
-    save("grama_theorem", {**payload, "summary": summary, "runs": results}, started, options.quick)
+    command = " ".join(["python benchmarks/evidence/grama_theorem.py", *map(shlex.quote, sys.argv[1:])])
+    payload = {"command": command, "steps": steps, "verdict": verdicts}
+    save(options.name, {**payload, "summary": summary, "runs": results}, started, options.quick)
 
 
 if __name__ == "__main__":

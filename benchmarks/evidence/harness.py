@@ -18,13 +18,18 @@ RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2, 3, 4)
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Parse the options that every script has."""
+def options_of(description: str) -> argparse.ArgumentParser:
+    """Return the parser of the options that every script has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that the script works; saves nothing")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Parse the options that every script has."""
+    return options_of(description).parse_args()
 
 
 def run(work: Callable[..., Any], cases: Sequence[Mapping[str, Any]], jobs: int) -> list[Any]:

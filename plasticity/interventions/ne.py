@@ -205,6 +205,7 @@ class NeuroplasticExpansion(Intervention):
             due=self._due,
             probes=probes,
             strict=True,
+            fused="whole",  # the scores are of the rows of weights
             processes="all",
             read=self.named(Monitor.read),
             require=self.named(Monitor.require_readable),

@@ -91,6 +91,7 @@ class UnitMethod(Intervention):
             require=self.named(Monitor.require_readable),
             calls=ctx.calls,
             masks=ctx.masks,
+            fused="whole",  # surgery knows layers, not parts of them
             processes="all",  # data-parallel replicas treat the same neurons
         )
 

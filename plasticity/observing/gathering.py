@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from plasticity.probes.probe import (
     Summand,
     num_samples_in,
 )
-from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise, weight_rows
+from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise
 from plasticity.structure.wirings import Wiring
 
 from ..tags import ALL
@@ -125,7 +126,7 @@ class Gathering:
         for layer in layers if WEIGHT_BEFORE in self._wanting else ():
             weight = current_weight(layer.module)
             if weight is not None and layer.name not in self._before:
-                self._before[layer.name] = weight_rows(layer.module, precise(weight.detach())).clone()
+                self._before[layer.name] = layer.of_weight(precise(weight.detach())).clone()
 
     # -- data of passes ----------------------------------------------------------------------------------------------
 
@@ -316,7 +317,7 @@ class Gathering:
         """Give weights to the probes that use them, which become copies: a weight counts for one reading only."""
         for layer in layers if self._wanting.keys() & {WEIGHT, WEIGHT_BEFORE} else ():
             weight = current_weight(layer.module)
-            now = None if weight is None else weight_rows(layer.module, precise(weight.detach()))
+            now = None if weight is None else layer.of_weight(precise(weight.detach()))
             before = self._before.get(layer.name) if self.deferred and self._steps else None
             for signal, rows in ((WEIGHT, now), (WEIGHT_BEFORE, before)):
                 for name in [name for name, _ in self._wanting.get(signal, ()) if rows is not None]:
@@ -387,7 +388,10 @@ class Gathering:
         why_not: Mapping[Key, str],
     ) -> list[Coverage]:
         entries = []
-        for layer in wiring.layers.values():
+        read = [
+            layer.parts if selected & {p.name for p in layer.parts} else [layer] for layer in wiring.layers.values()
+        ]
+        for layer in chain.from_iterable(read):
             for name, probe in self.probes.items():
                 reason = self._why_not(
                     wiring, layer, name, layer.name in selected, missing.get((name, layer.name), {FORWARD})

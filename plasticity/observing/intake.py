@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plasticity.probes.probe import FORWARD, LINEAR, POST, PRE, PREACTIVATION, WEIGHT_GRADIENT
-from plasticity.structure.layers import Layer, precise, weight_rows
+from plasticity.structure.layers import Layer, precise
 from plasticity.structure.sites import by_neuron, fits
 
 from .gathering import Gathering
@@ -207,7 +207,7 @@ class Intake:
             return
 
         def look(gradient: Tensor) -> None:
-            seen = self.gathering.look(layer.name, WEIGHT_GRADIENT, weight_rows(layer.module, gradient))
+            seen = self.gathering.look(layer.name, WEIGHT_GRADIENT, layer.of_weight(gradient))
             # What is deferred is a copy: the gradient becomes `.grad`, which may be clipped in place.
             self._take(cloned(seen) if self.gathering.deferred else seen)
 

@@ -378,8 +378,9 @@ class Observer:
         if FORWARD not in self.gathering.signals:
             return True
         ended = [name for name, side in owner.events if side == "output" and name in self._measured]
-        seen = sum(kind == ACTIVATION for kind, *_ in owner.lengths)
-        return seen >= sum(bool(self._measured[name].sites) for name in ended)
+        seen = [name for kind, name, *_ in owner.lengths if kind == ACTIVATION]
+        parts = sum(self._measured[name].rows is not None for name in seen if name in self._measured)
+        return len(seen) - parts >= sum(bool(self._measured[name].sites) for name in ended)
 
 
 def _arrive_at(arrivals: list[Callable[[Tensor], None]], gradient: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -204,6 +204,10 @@ class Layer:
     """True if the neurons are added to something: then they have no columns of their own."""
     unresolved: list[str] = field(default_factory=list)
     """Operations that could not be followed, in words."""
+    parts: list[Layer] = field(default_factory=list)
+    """Of a fused projection, such as queries, keys and values from one weight: each part as a layer to read."""
+    rows: Tensor | None = None
+    """The neurons of the module that are those of this part; None for all."""
 
     @property
     def is_hidden(self) -> bool:
@@ -215,6 +219,33 @@ class Layer:
         """True if its neurons are hidden units: behind an activation, or factors of gated units."""
         return self.activation is not None or self.gated
 
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """Return a tensor of the shape of the module's weight as (neurons, inputs)."""
+        rows = weight_rows(self.module, weight)
+        return rows if self.rows is None else rows[self.rows.to(rows.device)]
+
+    def divided(self, divisions: list[Tensor]) -> list[Layer]:
+        """Return a layer for each part of the neurons, named by its place in their order."""
+        return [self._part(index, rows) for index, rows in enumerate(divisions)]
+
+    def _part(self, index: int, rows: Tensor) -> Layer:
+        def narrowed(site: Site) -> Site:
+            return replace(site, columns=rows[:, None])
+
+        return replace(
+            self,
+            name=f"{self.name}.{index}",
+            num_neurons=len(rows),
+            rows=rows,
+            parts=[],
+            consumers=[],
+            norms=[],
+            own=None if self.own is None else narrowed(self.own),
+            sites=list(map(narrowed, self.sites)),
+            inputs=list(map(narrowed, self.inputs)),
+            unresolved=[*self.unresolved],
+        )
+
     @property
     def remarks(self) -> list[str]:
         """Return the peculiarities of the layer, in words."""
@@ -224,6 +255,7 @@ class Layer:
             "writes to a residual stream": self.writes_to_stream,
             "factor of a gated unit": self.gated,
             f"called {self.num_calls} times": self.num_calls > 1,
+            f"{len(self.parts)} parts": bool(self.parts),
         }
         return [text for text, holds in flags.items() if holds] + self.unresolved
 
@@ -247,7 +279,9 @@ def union(layers: list[Layer]) -> Layer:
     """Return one layer as several passes show it: with every consumer, norm and site that it has in any of them."""
     ran = [layer for layer in layers if layer.num_calls] or layers[:1]
     first = ran[0]
-    found = Layer(first.name, first.module, first.axis, first.num_neurons, first.adapter, own=first.own)
+    found = Layer(
+        first.name, first.module, first.axis, first.num_neurons, first.adapter, own=first.own, rows=first.rows
+    )
     for layer in ran:
         found.num_calls = max(found.num_calls, layer.num_calls)
         found.activation = found.activation or layer.activation
@@ -261,6 +295,9 @@ def union(layers: list[Layer]) -> Layer:
             found.add_norm(norm)
         for text in layer.unresolved:
             found.note(text)
+    divisions = {tuple(tuple(part.rows.tolist()) for part in layer.parts) for layer in ran}  # type: ignore[union-attr]
+    if len(divisions) == 1 and not found.has_units:
+        found.parts = [union(list(same)) for same in zip(*(layer.parts for layer in ran), strict=True)]
     found.is_output = all(layer.is_output for layer in ran) and bool(first.num_calls)
     if not found.is_output and any(layer.is_output for layer in ran):
         found.note(RETURNED)

@@ -304,6 +304,7 @@ class _Trace:
                     layer.note(RETURNED)
         for number, call in enumerate(self.tracer.calls):
             self._settle_sites(number, self.layers[call.layer])
+        self._divide()
         for parameter, slices in self.weights.slices.items():
             self._wire_alike([self.layers[name] for name in slices], parameter)
         names = self.order + [name for name in self.layers if name not in self.order]
@@ -311,6 +312,17 @@ class _Trace:
         used, hosts, places = map(frozenset, (self.tracer.used, self.hosts, self.places))
         way = Way(tuple(self.events), layers, used, frozenset(self.empty), hosts, places)
         return Wiring.of((way,), self.modules)
+
+    def _divide(self) -> None:
+        """Give the parts of fused projections to their layers, where all calls were divided alike."""
+        divisions: dict[str, list[list[Tensor]]] = {}
+        for number, call in enumerate(self.tracer.calls):
+            divisions.setdefault(call.layer, []).append(self.tracer.fused.of(number))
+        for name, of_calls in divisions.items():
+            layer, first = self.layers[name], of_calls[0]
+            alike = all(list(map(torch.Tensor.tolist, d)) == list(map(torch.Tensor.tolist, first)) for d in of_calls)
+            if first and alike and not layer.has_units and not layer.is_output and not isinstance(layer.module, Slice):
+                layer.parts = layer.divided(first)
 
     def _wire_alike(self, slices: list[Layer], parameter: str) -> None:
         """Wire slices without samples as one that had some, where one function serves all of them: experts."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .divisions import Call, Divisions
 from .labels import NOTHING, STRIDE, Label, Plane, mix, tensors_in
 from .rules import MATRIX_PRODUCTS, MOVES, Operation, propagate
 
@@ -27,15 +28,6 @@ FACTORIES = ("_like", "new_", "empty", "zeros", "ones", "rand", "full", "bernoul
 
 MOST_ACTIVATED = 4
 """How many planes per call are considered: the first activation is among the first ones."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a weight layer: the ``index``-th of that layer in the pass."""
-
-    layer: str
-    index: int
-    num_neurons: int
 
 
 @dataclass
@@ -71,6 +63,7 @@ class Tracer(TorchDispatchMode):
         for name, own in parameters.items():
             for memory in filter(None, map(_memory, own)):
                 self._owners[memory].add(name)
+        self.fused = Divisions(self.calls)
         self._weights = WeakIdKeyDictionary()
         """The tensors that were computed from parameters alone."""
 
@@ -139,6 +132,7 @@ class Tracer(TorchDispatchMode):
             return
         op = Operation(func, name, args, kwargs, operands, list(tensors_in(out)))
         tags = propagate(op)
+        self.fused.follow(op, tags)
         self._note_absorbed(op, tags, weights)
         if weights and name == "mul":
             tags = [tag.map(lambda p: replace(p, weighted=p.weighted or p.clean)) for tag in tags]

@@ -19,6 +19,7 @@ from torch.nn.modules import module as torch_module
 
 from .distributions import Categorical, Gaussian, numpy_or_torch
 from .networks import LOG_STD_MAX, LOG_STD_MIN, Actor, CategoricalPolicy, DeterministicActor, GaussianPolicy, QNetwork
+from .rows import as_tensor
 
 # Rows beyond which torch is the faster one: of networks with layers up to SMALL wide, and of others.
 MAX_ROWS, MAX_ROWS_WIDE, SMALL = 64, 4, 128
@@ -79,9 +80,9 @@ class Acting:
     @torch.no_grad()
     def _watched(self, obs: Any) -> Any:
         """Let hooks see the pass, and change its result."""
-        network, as_tensor = self.networks[self.name], torch.as_tensor(obs)
-        seen, plan = network(as_tensor), NumpyPlan(network)  # a hook may have replaced something
-        if plan.max_rows and same_bits(seen, plan.without_hooks(as_tensor)):
+        network, rows = self.networks[self.name], as_tensor(obs)
+        seen, plan = network(rows), NumpyPlan(network)  # a hook may have replaced something
+        if plan.max_rows and same_bits(seen, plan.without_hooks(rows)):
             return plan.run(obs)
         return mapped(seen, Tensor.numpy) if isinstance(obs, np.ndarray) else seen
 

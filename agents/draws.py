@@ -40,7 +40,9 @@ class Draws:
         """Return the rows that are left, (rows, num_envs, *shape)."""
         if not self._rows:
             return {"rows": torch.empty((0, *self.size), device="cpu")}
-        return {"rows": torch.stack([torch.as_tensor(row) for row in reversed(self._rows)])}
+        return {
+            "rows": torch.stack([torch.as_tensor(row, device=self.generator.device) for row in reversed(self._rows)])
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; rows of another size are left out."""

@@ -204,7 +204,7 @@ class GymEnv:
         self._obs, self._over = None, np.ones(self.num_envs, dtype=bool)
 
     def _mask(self, done: Tensor) -> np.ndarray:
-        mask = torch.as_tensor(done)
+        mask = torch.as_tensor(done, device="cpu")
         if mask.dtype != torch.bool or mask.shape != (self.num_envs,):
             raise ValueError(
                 f"{self.name}: reset takes a bool mask of shape ({self.num_envs},), "

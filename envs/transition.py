@@ -53,7 +53,7 @@ class Rows(Transition):
         own = vars(self)
         own[name] = value
         if name in self.arrays:
-            own["arrays"] = {**self.arrays, name: torch.as_tensor(value).numpy(force=True)}
+            own["arrays"] = {**self.arrays, name: torch.as_tensor(value, device="cpu").numpy(force=True)}
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .contents import nearest
 
@@ -34,7 +35,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 def with_presets(agent: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments with those of the presets among them in front; ValueError for one that does not exist."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    pairs = pairwise([*arguments, ""])
     names = [b if a == FLAG else a.partition("=")[2] for a, b in pairs if a == FLAG or a.startswith(f"{FLAG}=")]
     return [word for name in names for word in find_preset(name, agent).arguments.split()] + list(arguments)
 

@@ -199,6 +199,14 @@ class Monitor:
         """Go on from :meth:`state_dict`."""
         self._observer.gathering.load_state_dict(state, self._device())
 
+    def ways(self) -> dict[str, Any]:
+        """Return the ways that passes took through the model, as plain data."""
+        return self._guide.state_dict()
+
+    def load_ways(self, state: Mapping[str, Any]) -> None:
+        """Know the ways of the run that is resumed, :meth:`ways`, and with them every consumer of each layer."""
+        self._guide.load_state_dict(state)
+
     def memory(self) -> list[list[Any]]:
         """Return what probes remember of earlier readings."""
         return self._observer.gathering.remembered()

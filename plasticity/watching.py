@@ -126,7 +126,8 @@ class Watcher:
         gathered = {name: state for name, (passes, state) in states.items() if passes or "before" in state}
         memory = {name: kept for name, monitor in self.monitors.items() if (kept := monitor.memory())}
         state = {"steps": self.steps(), "armed": list(armed), "gathered": gathered, "settings": self._settings()}
-        return {**state, "memory": memory} if memory else state
+        ways = {name: found for name, monitor in self.monitors.items() if (found := monitor.ways())}
+        return {**state, **({"memory": memory} if memory else {}), **({"ways": ways} if ways else {})}
 
     def _settings(self) -> list[Any]:
         """Return the settings that another run has to share to go on with what was gathered."""
@@ -140,6 +141,7 @@ class Watcher:
             monitor.detach()
             monitor.reset()
             monitor.load_memory(state.get("memory", {}).get(name, ()))
+            monitor.load_ways(state.get("ways", {}).get(name, {}))
             if not same:
                 self._arm(name, monitor, self._steps[id(self._trained_by[name])] + 1)
             elif name in state["armed"]:

@@ -416,14 +416,15 @@ class Gathering:
             return ""
         if missing == {WEIGHT_BEFORE}:
             return NO_STEP
-        if missing & {FORWARD, POST} and not layer.sites:
+        shown = not wiring.ran_before_only(layer)
+        if shown and missing & {FORWARD, POST} and not layer.sites:
             return "; ".join(layer.unresolved) or "its activations are out of every module's sight"
-        if POST in missing and all(site.replay for site in layer.sites):
+        if shown and POST in missing and all(site.replay for site in layer.sites):
             return "its activation is a tensor that no module sees"
         weight = layer.module._parameters.get("weight")
         if missing & OF_WEIGHTS and (weight is None or not weight.requires_grad):
             return "its weight is frozen" if weight is not None else "its weight is computed, not a parameter"
-        if PRE in missing and layer.num_calls and not layer.inputs:
+        if shown and PRE in missing and layer.num_calls and not layer.inputs:
             return "no module sees the input of its activation, behind a norm"
         in_forward = missing <= {FORWARD, PREACTIVATION}
         return "it was not called in the measured passes" if in_forward else "no gradient reached it"

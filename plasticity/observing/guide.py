@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from plasticity.storage.randomness import restore_random_state
 from plasticity.structure.layers import Layer
+from plasticity.structure.recall import as_data, recalled
 from plasticity.structure.trace import trace
 from plasticity.structure.wirings import EventPair, Wiring, steps
 
@@ -34,8 +36,21 @@ class Guide:
         self.random = False
         """True if ways seem to be drawn at random, so that a trace needs the random state before the pass."""
         self._failed = ""
+        self._saved: Mapping[str, Any] | None = None
+        """The ways of the run that is resumed, until the first pass."""
+        self._strayed = False
+        """True if that run took ways that could not be traced."""
         self._strays: list[tuple[Hooked, set[EventPair]]] = []
         """The steps of passes whose way could not be traced."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ways that passes took; empty before the first."""
+        return dict(self._saved or {}) if self.wiring is None else as_data(self.wiring)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Know the ways of a run that is resumed, from its next pass on: the first of each is traced again."""
+        if state:
+            self.wiring, self._saved, self._strays = None, state, []
 
     def known(self) -> Found | None:
         """Return the wiring, with the layers to look at, if there is one of the model as it is now."""
@@ -49,7 +64,10 @@ class Guide:
             return None
         try:
             if self.wiring is None or not self.wiring.fits(self.model):
-                self.wiring, self._strays = trace(self.model, args, kwargs, evaluate=False, method=method), []
+                found = trace(self.model, args, kwargs, evaluate=False, method=method)
+                before = recalled(self._saved, found.modules) if self._saved else None
+                self.wiring = found if before is None else before.joined(found)
+                self._strayed, self._saved, self._strays = self.wiring.unfollowed, None, []
             return self.wiring, self.selected(self.wiring)
         except Exception as error:
             if self.strict:
@@ -68,10 +86,10 @@ class Guide:
         assert self.wiring is not None
         taken = steps(done.events)
         before = None if done.random is None else partial(restore_random_state, done.random)
-        if len(self.wiring.ways) < MOST_WAYS:
+        if len(self.wiring.traced) < MOST_WAYS:
             try:
                 found = trace(self.model, *done.inputs, evaluate=False, before=before, method=done.method)
-                if all(way.events != found.ways[0].events for way in self.wiring.ways):
+                if all(way.events != found.ways[0].events for way in self.wiring.traced):
                     self.wiring = self.wiring.joined(found)
             except Exception as error:
                 warnings.warn(
@@ -81,5 +99,5 @@ class Guide:
             self.random = True
             self._strays.append((hooked, taken))
         self._strays = [(h, stray) for h, stray in self._strays if not stray <= h.steps(self.wiring)]
-        self.wiring.unfollowed = bool(self._strays)
+        self.wiring.unfollowed = self._strayed or bool(self._strays)
         return self.wiring, self.selected(self.wiring)

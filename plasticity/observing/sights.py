@@ -31,7 +31,7 @@ class Hooked:
 
     def steps(self, wired: Wiring) -> set[EventPair]:
         """Return the steps of all traced passes, from one noticed event to the next."""
-        return set().union(*(steps(self.noticed(way.events)) for way in wired.ways))
+        return set().union(*(steps(self.noticed(way.events)) for way in wired.traced))
 
 
 class Sight(NamedTuple):

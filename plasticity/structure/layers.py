@@ -279,10 +279,9 @@ def union(layers: list[Layer]) -> Layer:
     """Return one layer as several passes show it: with every consumer, norm and site that it has in any of them."""
     ran = [layer for layer in layers if layer.num_calls] or layers[:1]
     first = ran[0]
-    found = Layer(
-        first.name, first.module, first.axis, first.num_neurons, first.adapter, own=first.own, rows=first.rows
-    )
+    found = Layer(first.name, first.module, first.axis, first.num_neurons, first.adapter, rows=first.rows)
     for layer in ran:
+        found.own = found.own or layer.own
         found.num_calls = max(found.num_calls, layer.num_calls)
         found.activation = found.activation or layer.activation
         found.gated |= layer.gated

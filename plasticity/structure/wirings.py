@@ -31,6 +31,8 @@ class Way:
     """The modules in which functions took up weights of layers, without a call of these layers."""
     places: frozenset[str] = frozenset()
     """The names of the events of such functions: layers, and parameters that several layers are slices of."""
+    recalled: bool = False
+    """True if a run before this one traced it: its layers have no sites until it is traced again."""
 
 
 def steps(events: Iterable[Event]) -> set[EventPair]:
@@ -47,7 +49,7 @@ class Wiring:
     modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     """Every module of the model by name: where norms and tied weights are found."""
     ways: tuple[Way, ...] = field(default=(), repr=False)
-    """The passes that were traced."""
+    """The passes that were traced, also by the run that this one resumes."""
     unfollowed: bool = False
     """True if the model also takes ways that were not traced, because it takes too many."""
 
@@ -65,6 +67,16 @@ class Wiring:
         return [layer for layer in self.layers.values() if layer.is_hidden]
 
     @property
+    def traced(self) -> list[Way]:
+        """The ways that this run has traced itself."""
+        return [way for way in self.ways if not way.recalled]
+
+    def ran_before_only(self, layer: Layer) -> bool:
+        """Return whether a layer, or the one that it is a part of, ran only in the run that this one resumes."""
+        name = layer.name if layer.rows is None else layer.name.rpartition(".")[0]
+        return not any(name in way.layers and way.layers[name].num_calls for way in self.traced)
+
+    @property
     def hosts(self) -> frozenset[str]:
         """The modules in which functions took up weights of layers, without a call of these layers."""
         return frozenset().union(*(way.hosts for way in self.ways))
@@ -78,7 +90,7 @@ class Wiring:
     def uncalled(self) -> set[str]:
         """The modules that were called in no pass that was traced."""
         scripted = {name for name, module in self.modules.items() if is_scripted(module)}
-        return self.modules.keys() - scripted - {name for way in self.ways for name, _ in way.events}
+        return self.modules.keys() - scripted - {name for way in self.traced for name, _ in way.events}
 
     def why_not_called(self, layer: str) -> str:
         """Return why a layer that ran in no pass did not."""
@@ -100,8 +112,13 @@ class Wiring:
         return [name for name, m in idle.items() if neuron_axis(m) is None or num_inputs(m) >= layer.num_neurons]
 
     def joined(self, other: Wiring) -> Wiring:
-        """Return the wiring that the passes of both show together."""
-        return Wiring.of((*self.ways, *other.ways), self.modules, self.unfollowed or other.unfollowed)
+        """Return the wiring that the passes of both show together; a new trace takes the place of a recalled way."""
+        ways = list(self.ways)
+        for way in other.ways:
+            same = (i for i, old in enumerate(ways) if old.recalled and old.events == way.events)
+            place = next(same, len(ways))
+            ways[place : place + 1] = [way]
+        return Wiring.of(tuple(ways), self.modules, self.unfollowed or other.unfollowed)
 
     def fits(self, model: nn.Module) -> bool:
         """Return whether the model still consists of the modules that were traced: True if these are not known."""

@@ -11,7 +11,7 @@ from .functional import slices_of
 from .layers import Consumer, Layer, Norm, Slice, neuron_axis, num_inputs, num_neurons, weight_layers_of
 from .wirings import Way, Wiring
 
-PLAIN = ("num_calls", "activation", "gated", "is_output", "writes_to_stream")
+COPIED = ("num_calls", "activation", "gated", "is_output", "writes_to_stream")
 """What is saved of a layer as it is."""
 
 
@@ -30,7 +30,7 @@ def _of_way(way: Way) -> dict[str, Any]:
 
 def _of_layer(layer: Layer) -> dict[str, Any]:
     return {
-        **{key: getattr(layer, key) for key in PLAIN},
+        **{key: getattr(layer, key) for key in COPIED},
         "num_neurons": layer.num_neurons,
         "neurons_last": getattr(layer.module, "neurons_last", None),
         "consumers": [[c.layer, c.columns, c.summed, c.product] for c in layer.consumers],
@@ -75,7 +75,7 @@ def _slice(name: str, neurons_last: bool, modules: Mapping[str, nn.Module]) -> n
 
 
 def _layer(layer: Layer, data: Mapping[str, Any]) -> Layer:
-    for key in PLAIN:
+    for key in COPIED:
         setattr(layer, key, data[key])
     layer.consumers = [Consumer(name, columns.cpu(), *flags) for name, columns, *flags in data["consumers"]]
     layer.norms = [Norm(name, entries.cpu(), before) for name, entries, before in data["norms"]]

@@ -12,7 +12,7 @@ from .layers import Consumer, Layer, Norm, Slice, neuron_axis, num_inputs, num_n
 from .wirings import Way, Wiring
 
 COPIED = ("num_calls", "activation", "gated", "is_output", "writes_to_stream")
-"""What is saved of a layer as it is."""
+"""Attributes of a layer that are saved as they are."""
 
 
 def as_data(wired: Wiring) -> dict[str, Any]:

@@ -114,8 +114,6 @@ class PPOConfig(AgentConfig):
     """First weights of mlp networks and of all heads: orthogonal and scaled, as PPO usually has them, or PyTorch's."""
     reward_scale: float = 1.0
     """Factor of the rewards that are learned from, normalised or not; returns are logged without it."""
-    adam_eps: float = 1e-5
-    """Number that the optimizer adds to the root of its second moment, where it has one."""
     normalize_observations: bool | None = None
     """Standardise observations by running statistics; None: for continuous actions and vectors only."""
     normalize_rewards: bool | None = None
@@ -135,7 +133,6 @@ class PPOConfig(AgentConfig):
             "entropy_coef >= 0": self.entropy_coef is None or self.entropy_coef >= 0,
             "max_grad_norm > 0": self.max_grad_norm > 0,
             "reward_scale > 0": self.reward_scale > 0,
-            "adam_eps > 0": self.adam_eps > 0,
             "target_kl > 0": self.target_kl is None or self.target_kl > 0,
         }
 
@@ -184,7 +181,7 @@ class PPO(Learner):
             self.networks,
             self.config.lr,
             max_norm=self.config.max_grad_norm,
-            eps=self.config.adam_eps,
+            eps=1e-5,
         )
         self.normalisers = self._make_normalisers(shape)
 

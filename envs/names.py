@@ -15,7 +15,8 @@ def unknown_name(name: str, known: Iterable[str], prefixes: Iterable[str]) -> st
     # Without its family too: "cheetah-run" should find "dmc/cheetah-run". Full names win where both exist, and of two
     # families the one that comes first.
     keys = {key.rpartition("/")[2]: one for key, one in reversed(full.items()) if "/" in key} | full
-    close = difflib.get_close_matches(_key(name), keys, n=1, cutoff=0.6)
+    versions = [key for key in full if key.startswith(f"{_key(name)}-v")]  # "CartPole" is Gymnasium's, without version
+    close = versions[-1:] or difflib.get_close_matches(_key(name), keys, n=1, cutoff=0.6)
     hint = f'; did you mean "{keys[close[0]]}"?' if close else "."
     forms = ", ".join(f'"{prefix}<name>"' for prefix in prefixes if prefix)
     return (

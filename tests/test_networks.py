@@ -14,7 +14,6 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from plasticity import Monitor, Reading, wiring
 from plasticity.agents.activations import CReLU
-from plasticity.agents.bodies import NETWORKS
 from plasticity.agents.networks import Actor, Critic, squashed_gaussian
 from plasticity.agents.parts import ACTIVATIONS, NORMS, OverChannels
 from plasticity.interventions.injection import find_heads
@@ -109,7 +108,7 @@ LATER = (("mlp", "none"), ("minatar_cnn", "layer"))
 
 def combinations() -> list[tuple[str, str, str]]:
     """Every network with every norm and activation that it takes; of the later activations two networks each."""
-    every = itertools.product(NETWORKS, NORMS, FIRST)
+    every = itertools.product(SHAPES, NORMS, FIRST)
     later = [(net, norm, act) for net, norm in LATER for act in ACTIVATIONS if act not in FIRST]
     return [
         *((net, norm, act) for net, norm, act in every if net != "bronet" or (norm != "rms" and act != "crelu")),

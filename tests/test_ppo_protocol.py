@@ -19,7 +19,7 @@ SETTINGS = {
     "standardise": "rollout",
     "initialisation": "default",
     "reward_scale": 0.05,
-    "adam_eps": 1e-8,
+    "eps": 1e-8,
     "activation": "leaky_relu_0.1",
 }
 
@@ -76,7 +76,7 @@ def test_first_weights_are_those_of_pytorch() -> None:
     assert slopes == {0.1}
 
 
-@pytest.mark.parametrize("setting", ["reward_scale", "adam_eps"])
+@pytest.mark.parametrize("setting", ["reward_scale", "eps"])
 def test_settings_that_make_no_sense_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match=f"{setting} > 0"):
         find_agent("ppo")[1](**{setting: 0.0})

@@ -74,6 +74,7 @@ def test_rows_that_are_odd_are_left_out_one_by_one(tmp_path: Path) -> None:
     kept = ['{"step": 30, "charts/eval_return": 1' + "0" * 400 + "}", '{"step": 31, "a": true, "b": "x", "c": [1]}']
     run = make_run(tmp_path / "run", [1.0, 2.0], tail="".join(f"{line}\n" for line in odd + kept))
     (loaded,), notes = load_runs([run])
-    assert f"{run}: left out {len(odd)} damaged lines of metrics.jsonl" in notes
+    assert f"{run}: left out {len(odd) - 1} damaged lines of metrics.jsonl" in notes
+    assert any(f"{run}: left out 1 line of metrics.jsonl without a step" in note for note in notes)
     assert loaded.series["charts/eval_return"].finite().values.tolist() == [1.0, 2.0]
     assert "a" not in loaded.series

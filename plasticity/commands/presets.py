@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "c-chain": {
         "ppo": Preset(
             "--hidden 256 256 256 --activation leaky_relu_0.1 --initialisation default --num-steps 800 "
-            "--num-minibatches 25 --num-epochs 5 --lr 1e-3 --anneal-steps 0 --adam-eps 1e-8 --no-clip-values "
+            "--num-minibatches 25 --num-epochs 5 --lr 1e-3 --anneal-steps 0 --eps 1e-8 --no-clip-values "
             "--value-coef 1.0 --entropy-coef 0.01 --max-grad-norm inf --normalize-observations False "
             "--normalize-rewards False --reward-scale 0.05 --value-target returns --standardise rollout",
             "Tang et al. 2025, arXiv 2506.00592, released code crl_gym_classic_control",

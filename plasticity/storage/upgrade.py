@@ -20,7 +20,6 @@ _PPO = {
     "standardise": "minibatch",
     "initialisation": "orthogonal",
     "reward_scale": 1.0,
-    "adam_eps": 1e-5,
 }
 _OFF_POLICY = {**_ACTOR_CRITIC, "critic_returns": "mean", "num_atoms": 101, "v_min": -100.0, "v_max": 100.0}
 ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _OFF_POLICY, "td3": _OFF_POLICY}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from plasticity.isolation import is_scripted
@@ -135,7 +136,7 @@ def _matrices(modules: Mapping[str, nn.Module]) -> Iterator[_Matrix]:
             continue
         weight = module._parameters.get("weight")
         if neuron_axis(module) is not None:
-            if weight is not None and weight.numel():
+            if weight is not None and not is_lazy(weight) and weight.numel():
                 yield _Matrix(name, weight, False, inputs_first(module))
             continue
         for key, parameter in module._parameters.items():

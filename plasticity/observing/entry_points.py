@@ -61,8 +61,28 @@ class EntryPoint:
             if self._own is not None:
                 vars(self._model)[self._method] = self._own
 
+    def is_of(self, model: nn.Module) -> bool:
+        """Return whether it is a method of this model."""
+        return self._model is model
+
     def __deepcopy__(self, memo: dict) -> Any:
         return getattr(type(self._model), self._method).__get__(memo.get(id(self._model), self._model))
 
     def __reduce__(self) -> tuple:
         return getattr, (self._model, self._method)
+
+
+def is_nested(model: nn.Module) -> bool:
+    """Return whether a call of ``model``, or of a method that counts as one, runs within another that still runs."""
+    running, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and running < 2:
+        frame = frame.f_back
+        if frame.f_code is CALL:
+            running += frame.f_locals.get("self") is model
+        elif frame.f_code is ENTRY:
+            running += frame.f_locals["self"].is_of(model)
+    return running > 1
+
+
+CALL, ENTRY = nn.Module._call_impl.__code__, EntryPoint.__call__.__code__
+"""The code that runs a call of a module, and one of a method that counts as such."""

@@ -35,7 +35,7 @@ from plasticity.structure.trace import is_empty
 from plasticity.structure.wirings import Wiring
 
 from .attachment import Attachment
-from .entry_points import MOST_STACKS, calling_method
+from .entry_points import MOST_STACKS, calling_method, is_nested
 from .gathering import Gathering
 from .guide import Guide
 from .hooks import Recording, in_backward
@@ -185,8 +185,10 @@ class Observer:
         if module is not self.model:
             return
         if self._pass is not None:
-            self._depth += 1
-            return
+            if is_nested(self.model):
+                self._depth += 1
+                return
+            self._abandon()
         if self.passes == "training" and not torch.is_grad_enabled():
             return
         repeated = in_backward()
@@ -221,6 +223,14 @@ class Observer:
             self.enter_host("", module, args)
         if method == "forward":
             self._happen(("", "input"), module, args, kwargs)
+
+    def _abandon(self) -> None:
+        """Forget a pass that was interrupted: what is no ``Exception`` leaves a module without its hooks being run."""
+        self._pass = self._latest = None
+        self._depth = 0
+        if self._hosts and self._functions is not None:
+            self._functions.__exit__(None, None, None)
+        self._hosts = 0
 
     def end(self, method: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Close the pass; one that raised shows nothing."""

@@ -87,13 +87,13 @@ class AgentConfig(Architecture):
         """Return the optimizer of these parameters.
 
         `defaults`: the agent's own choices, such as Adam's eps, for optimizers that take them. Raises ValueError for a
-        weight decay, betas or eps that the optimizer does not take, and where :func:`require_optimizer` does.
+        rate, weight decay, betas or eps that the optimizer does not take, and where :func:`require_optimizer` does.
         """
         make = pick(OPTIMIZERS, self.optimizer, "optimizer")
         chosen = {n: value for n in ("betas", "eps") if (value := getattr(self, n)) is not None}
         settings = {"lr": lr, "weight_decay": self.weight_decay, **defaults, **chosen}
         taken = accepted(make, set(settings))
-        for name in ("weight_decay", *chosen):
+        for name in ("lr", "weight_decay", *chosen):
             if settings[name] and name not in taken:
                 raise ValueError(f"the optimizer {self.optimizer!r} takes no {name}; got {settings[name]}")
         made = make(params, **{name: value for name, value in settings.items() if name in taken})

@@ -254,7 +254,7 @@ def start(
     and environment, and returns which running episodes were lost, (environments,) bool or None.
 
     Where one fails, those that were started get their ``on_train_end``. Raises RuntimeError for a callback that
-    replaces an optimizer in ``on_train_start``.
+    replaces an optimizer, or adds or removes weights of a network, in ``on_train_start``.
     """
     callbacks = list(callbacks)
     before = [any(callback is one for one in ctx.started) for callback in callbacks]
@@ -320,9 +320,16 @@ def end(callbacks: Iterable[Callback], ctx: Context) -> None:
 
 
 def _begin(callback: Callback, ctx: Context) -> None:
-    """Start one callback, and note the optimizers on which it puts hooks."""
+    """Start one callback, and note the optimizers on which it puts hooks; RuntimeError if it restructures."""
     hooks = {name: num_hooks(optimizer) for name, (optimizer, _) in ctx.held.items()}
+    weights = {name: set(network.state_dict()) for name, network in ctx.networks.items()}
     _call(callback, "on_train_start", ctx)
+    for name, network in ctx.networks.items():
+        if set(network.state_dict()) != weights.get(name):
+            raise RuntimeError(
+                f"{name_of(callback)} changed which weights the network {name} has in on_train_start, where its saved "
+                f"state can no longer be loaded: do it in restructure"
+            )
     for name, (optimizer, callbacks) in ctx.held.items():
         if ctx.optimizers.get(name) is not optimizer:
             raise RuntimeError(

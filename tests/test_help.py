@@ -53,6 +53,17 @@ print(); print(json.dumps(sorted(sys.modules)))"""
     assert not loaded & {*absent, "gymnasium", "dm_control", "mujoco", "tensorboard", "matplotlib"}
 
 
+def test_the_help_of_an_agent_does_not_read_the_source_of_everything_else() -> None:
+    code = """
+from plasticity.commands import source
+read, page_at = set(), source.page_at
+source.page_at = lambda path: read.add(path.parent.name) or page_at(path)
+from plasticity.cli import main
+main(["train", "sac", "--help"])
+print(); print(sorted(read & {"envs", "probes", "writers"}))"""
+    assert run(code).stdout.splitlines()[-1] == "[]"
+
+
 def test_train_says_what_it_waits_for_before_it_imports_anything() -> None:
     code = """
 import sys

@@ -71,6 +71,9 @@ def test_an_optimizer_of_ones_own_is_a_class_or_a_function() -> None:
     assert DQNConfig(optimizer="any", weight_decay=0.5).make_optimizer([weight], 0.1).defaults["lr"] == 0.6
     with pytest.raises(ValueError, match=r"the optimizer 'plain' takes no weight_decay; got 0\.1"):
         DQNConfig(optimizer="plain", weight_decay=0.1).make_optimizer([weight], 0.1)
+    OPTIMIZERS["fixed"] = lambda params: SGD(params, lr=1.0)
+    with pytest.raises(ValueError, match=r"the optimizer 'fixed' takes no lr; got 0\.1"):
+        DQNConfig(optimizer="fixed").make_optimizer([weight], 0.1)
 
 
 def test_bad_settings_are_refused() -> None:

@@ -116,6 +116,7 @@ def test_dead_neurons_are_found_and_the_function_stays(method: type[Recycling]) 
         assert event["function_change"] <= 1e-6
     assert event["recycled"] == sum(map(len, event["neurons"].values()))
     assert writer.scalars[f"interventions/{method.NAME}/recycled"] == [event["recycled"]]
+    assert writer.scalars[f"interventions/{method.NAME}/net/recycled"] == [event["recycled"]]  # once, not twice
     assert all(net[i].weight[:3].all() for i in (0,))
     assert not net[2].weight[3:, :3].any()
     assert not net[4].weight[:, :3].any()

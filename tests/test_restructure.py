@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from structural import STRUCTURAL, Dropouts, LearnedSlopes, Swapped
-from test_interventions import FREQUENT, Walk, run_sac, small_sac
+from test_interventions import FREQUENT, ON_SAC, Walk, acted, run_sac, small_sac
 from torch import Tensor, nn, optim
 
 from plasticity import Callback, Context, Measure
@@ -110,10 +110,15 @@ class Swap(Callback):
 
 
 WATCHING = {"measure": lambda: Measure(every=2), **{n: lambda n=n: INTERVENTIONS[n](**FREQUENT[n]) for n in FREQUENT}}
-
-
 NO_HOOK = {"swd", "least", "ere", "random_shift"}  # which stand on the replay
 NO_HOOK |= {"l2_init", "wasserstein_init", "parseval", "feature_norm", "pfo", "dr3", "infer"}  # terms of a step
+
+
+@pytest.mark.parametrize("name", sorted(NO_HOOK & set(ON_SAC)))
+def test_a_method_on_no_optimizer_acts_whatever_is_put_in_its_place(name: str) -> None:
+    method = WATCHING[name]()
+    _, _, writer = run_sac([method, Swap("on_update_end")])
+    assert acted(name, method, writer)
 
 
 @pytest.mark.parametrize("name", sorted(WATCHING.keys() - NO_HOOK))
@@ -130,6 +135,17 @@ def test_a_callback_on_an_optimizer_that_was_replaced_does_not_fall_silent(name:
 def test_replacing_an_optimizer_where_callbacks_start_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"Swap replaced the optimizer critic in on_train_start.*restructure"):
         run_sac([Measure(), Swap("on_train_start")])
+
+
+def test_adding_weights_where_callbacks_start_is_refused() -> None:
+    """Such a run would train, and could never be loaded."""
+
+    class LateSlopes(Callback):
+        def on_train_start(self, ctx: Context) -> None:
+            ctx.networks["actor"].add_module("slopes", nn.PReLU())
+
+    with pytest.raises(RuntimeError, match=r"LateSlopes changed which weights the network actor has.*restructure"):
+        run_sac([LateSlopes()])
 
 
 def test_methods_act_on_an_optimizer_that_was_replaced_in_restructure() -> None:

@@ -98,9 +98,10 @@ def grouped(kind: str) -> dict[str, list[Entry]]:
     return {group: entries for group, entries in groups.items() if entries}
 
 
-def find(name: str) -> list[tuple[str, Entry]]:
-    """Return (kind, entry) of everything called ``name``, with hyphens or underscores."""
-    return [(kind, e) for kind in REGISTRIES for e in contents(kind).values() if _key(e.name) == _key(name)]
+def find(name: str, kinds: Iterable[str] | None = None) -> list[tuple[str, Entry]]:
+    """Return (kind, entry) of everything called ``name``, with hyphens or underscores; ``kinds``: None for all."""
+    chosen = REGISTRIES if kinds is None else kinds
+    return [(kind, e) for kind in chosen for e in contents(kind).values() if _key(e.name) == _key(name)]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def is_switch(flag: str) -> bool:
     """Return whether ``train`` switches something on by this flag, given without its two hyphens."""
-    return any(kind in SWITCHED for kind, _ in find(flag))
+    return bool(find(flag, SWITCHED))
 
 
 def overview(commands: Any) -> Iterator[str]:

@@ -115,31 +115,13 @@ class Recycling(UnitRecycling):
         moved = 0.0
         if masks or norms:
             recycled, moved = self.recycle(network, masks, lambda: self.reset_norms_(module, norms))
-        self._since(network, scores, last, flagged, recycled, moved)
+        self.log_numbers(network, recycled, moved, _since(scores, last, flagged))
         if recycled or norms:
             rounded = {la: [round(float(scores[la][i]), 6) for i in n] for la, n in recycled.items()}
             details: dict[str, Any] = {"scores": rounded}
             if norms:
                 details["norm_entries"] = {name: m.flatten().nonzero().flatten().tolist() for name, m in norms.items()}
-            self.tell(network, step, recycled, moved, details)
-
-    def _since(
-        self,
-        network: str,
-        scores: Mapping[str, Tensor],
-        last: Mapping[str, list[int]],
-        flagged: Mapping[str, Tensor],
-        recycled: Mapping[str, list[int]],
-        moved: float,
-    ) -> None:
-        """Log the occasion, and what became of the neurons recycled the last time: score, and share flagged again."""
-        tag = f"interventions/{self.NAME}/{network}"
-        values = {f"{tag}/recycled": float(sum(map(len, recycled.values()))), f"{tag}/function_change": moved}
-        then = [(layer, i) for layer, neurons in last.items() if layer in scores for i in neurons]
-        if then:
-            values[f"{tag}/score_since"] = sum(float(scores[layer][i]) for layer, i in then) / len(then)
-            values[f"{tag}/flagged_again"] = sum(bool(flagged[layer][i]) for layer, i in then) / len(then)
-        self._ctx.log(values)
+            self.log_event(network, step, recycled, moved, details)
 
     def _with_their_neurons(
         self, wired: Wiring, masks: Mapping[str, Tensor], entries: Mapping[str, Tensor]
@@ -167,3 +149,16 @@ class Recycling(UnitRecycling):
         for name, trigger in self._triggers.items() if "triggers" in state else ():
             trigger.load_state_dict(state["triggers"][name])
         super().load_state_dict(state)
+
+
+def _since(
+    scores: Mapping[str, Tensor], last: Mapping[str, list[int]], flagged: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return what became of the neurons recycled the last time: their mean score, and the share flagged again."""
+    then = [(layer, i) for layer, neurons in last.items() if layer in scores for i in neurons]
+    if not then:
+        return {}
+    return {
+        "score_since": sum(float(scores[layer][i]) for layer, i in then) / len(then),
+        "flagged_again": sum(bool(flagged[layer][i]) for layer, i in then) / len(then),
+    }

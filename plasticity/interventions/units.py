@@ -271,10 +271,23 @@ class UnitRecycling(UnitMethod):
     def tell(
         self, network: str, step: int, recycled: Mapping[str, list[int]], moved: float, details: Mapping[str, Any]
     ) -> None:
-        """Log which neurons of which layer were recycled, and how much the function moved."""
-        tag, number = f"interventions/{self.NAME}/{network}", sum(map(len, recycled.values()))
-        self._ctx.log({f"{tag}/recycled": float(number), f"{tag}/function_change": moved})
+        """Log an application: its numbers, and the event."""
+        self.log_numbers(network, recycled, moved)
+        self.log_event(network, step, recycled, moved, details)
+
+    def log_numbers(
+        self, network: str, recycled: Mapping[str, list[int]], moved: float, more: Mapping[str, float] | None = None
+    ) -> None:
+        """Log how many neurons were recycled, how much the function moved, and ``more`` numbers by name."""
+        values = {"recycled": float(sum(map(len, recycled.values()))), "function_change": moved, **(more or {})}
+        self._ctx.log({f"interventions/{self.NAME}/{network}/{name}": value for name, value in values.items()})
+
+    def log_event(
+        self, network: str, step: int, recycled: Mapping[str, list[int]], moved: float, details: Mapping[str, Any]
+    ) -> None:
+        """Log which neurons of which layer were recycled, and the counters."""
         told = {"network": network, "gradient_step": step, "neurons": dict(recycled), **details}
+        number = sum(map(len, recycled.values()))
         self.report(self._ctx, {**told, "function_change": moved}, recycled=number, applications=1)
 
     def state_dict(self) -> dict[str, Any]:

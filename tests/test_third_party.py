@@ -254,9 +254,9 @@ def test_watching_a_language_model_changes_nothing(kind: str) -> None:
 def test_redo_recycles_exactly_the_units_that_are_off(kind: str) -> None:
     _, consumer, producers = MODELS[kind]
     model, tokens = language_model(kind), torch.randint(0, 32, (8, 32))
+    half = 48 if kind == "phi3" else 0
     for producer in producers:
         for module in layers_named(model, producer).values():
-            half = 48 if kind == "phi3" else 0
             with torch.no_grad():
                 rows = [0, 3, *((half, half + 3) if half else ())]
                 weight = module.weight.T if type(module).__name__ == "Conv1D" else module.weight
@@ -265,12 +265,16 @@ def test_redo_recycles_exactly_the_units_that_are_off(kind: str) -> None:
                     module.bias[rows] = -100 if kind == "opt" else 0
     before = {name: value.clone() for name, value in model.state_dict().items()}
     logits = model(input_ids=tokens).logits.detach()
+    hand = Units(model, consumer, producers)
     ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
     redo = ReDo(every=1, threshold=0.0)
     redo.on_train_start(ctx)
     loss_of(model, tokens).backward()
     ctx.optimizers["net"].step()
     redo.on_train_end(ctx)
+    off = {
+        block: (units == 0).flatten(0, -2).all(0).nonzero().flatten().tolist() for block, units in hand.units.items()
+    }
     torch.testing.assert_close(model(input_ids=tokens).logits.detach(), logits, rtol=0, atol=1e-6)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     allowed = {
@@ -280,7 +284,14 @@ def test_redo_recycles_exactly_the_units_that_are_off(kind: str) -> None:
     neurons = writer.named("redo")[0]["neurons"]
     for producer in producers:
         for name in layers_named(model, producer):
-            assert set(neurons[name]) >= {0, 3}
+            units = off[name.removesuffix(producer)]
+            flagged = [half * part + unit for part in range(1 + (kind == "phi3")) for unit in units]
+            assert {0, 3} <= {*units}
+            assert neurons[name] == flagged, "the units that are 0 on every token, and no others"
+            now = dict(model.named_parameters())[f"{name}.weight"]
+            rows = now != before[f"{name}.weight"]
+            rows = rows.T if kind == "gpt2" else rows
+            assert rows.any(1).nonzero().flatten().tolist() == rows.all(1).nonzero().flatten().tolist() == flagged
     for name, module in layers_named(model, consumer).items():
         first = neurons[f"{name.removesuffix(consumer)}{producers[0]}"]
         units = sorted({n % 48 for n in first} if kind == "phi3" else set(first))
@@ -345,3 +356,117 @@ def test_fused_projections_are_read_by_parts(kind: str) -> None:
 
     watched_steps(model, check)
     assert len(outputs) == 2
+
+
+def recycled(model: nn.Module, redo: ReDo) -> tuple[set[str], dict[str, Tensor], Any]:
+    """Apply ReDo after one step that moves nothing; return which entries changed, what was there, and the log."""
+    tokens = torch.randint(0, 32, (8, 32))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ctx, writer = plain_loop(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0))
+    redo.on_train_start(ctx)
+    loss_of(model, tokens).backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    return changed, before, writer
+
+
+@pytest.mark.parametrize("outgoing", ["zero", "keep"])
+def test_redo_on_mamba(outgoing: Any) -> None:
+    """A channel of the convolution goes into a recurrence, without columns of its own: only rows can be redrawn."""
+    model, dead = language_model("mamba"), [0, 3, 17]
+    convolutions = layers_named(model, "mixer.conv1d")
+    with torch.no_grad():
+        for module in convolutions.values():
+            module.weight[dead], module.bias[dead] = 0, 0
+    changed, before, writer = recycled(model, ReDo(every=1, threshold=0.0, outgoing=outgoing, networks=("net",)))
+    if outgoing == "zero":
+        assert not changed
+        told = {event["layer"]: event["reason"] for event in writer.named("redo_skipped")}
+        assert told.keys() == convolutions.keys()
+        assert all('outgoing="keep" can be done' in reason for reason in told.values())
+        return
+    assert changed - {f"{name}.bias" for name in convolutions} == {f"{name}.weight" for name in convolutions}
+    assert writer.named("redo")[0]["neurons"] == dict.fromkeys(convolutions, dead)
+    for name, module in convolutions.items():
+        rows = (module.weight != before[f"{name}.weight"]).flatten(1)
+        assert rows[dead].all()
+        assert rows.any(1).nonzero().flatten().tolist() == dead
+        assert set((module.bias != before[f"{name}.bias"]).nonzero().flatten().tolist()) <= set(dead)
+
+
+LORA: dict[str, tuple[list[str], bool]] = {
+    "on the layer": (["fc1"], False),
+    "on its consumer": (["fc2"], True),
+    "on both": (["fc1", "fc2"], True),
+    "elsewhere, base frozen": (["q_proj", "v_proj"], False),
+    "elsewhere, base trained": (["q_proj", "v_proj"], True),
+}
+"""Kind -> the layers with an adapter, and whether the weights of the MLPs are trained beside it."""
+
+
+def adapted_model(targets: list[str], trained: bool, **settings: Any) -> nn.Module:
+    """Return a model with adapters, in which units 0, 3 and 17 of every MLP never fire."""
+    peft = pytest.importorskip("peft")
+    model = language_model("opt")
+    with torch.no_grad():
+        for module in layers_named(model, "fc1").values():
+            module.bias[[0, 3, 17]] = -100
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, **settings))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or (trained and ".fc" in name))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", LORA)
+def test_redo_on_lora(kind: str) -> None:
+    model, dead = adapted_model(*LORA[kind]), [0, 3, 17]
+    changed, before, writer = recycled(model, ReDo(every=1, threshold=0.0))
+    layers = layers_named(model, "fc1")
+    if kind != "elsewhere, base trained":
+        assert not changed
+        reasons = {event["layer"]: event["reason"] for event in writer.named("redo_skipped")}
+        assert {*layers} <= reasons.keys()
+        word = "is frozen" if "frozen" in kind else "has an adapter, whose weights add to its own"
+        assert all(word in reasons[name] for name in layers)
+        return
+    neurons = writer.named("redo")[0]["neurons"]
+    assert neurons.keys() == layers.keys()
+    assert changed == {
+        f"{name.removesuffix('fc1')}{key}" for name in layers for key in ("fc1.weight", "fc1.bias", "fc2.weight")
+    }
+    for name, module in layers.items():
+        assert set(neurons[name]) >= {*dead}
+        rows, columns = (torch.zeros(48, dtype=torch.bool) for _ in range(2))
+        rows[neurons[name]] = columns[neurons[name]] = True
+        outgoing = f"{name.removesuffix('fc1')}fc2.weight"
+        assert torch.equal((module.weight != before[f"{name}.weight"]).all(1), rows)
+        assert torch.equal((module.weight != before[f"{name}.weight"]).any(1), rows)
+        now = model.state_dict()[outgoing]
+        assert torch.equal((now != before[outgoing]).any(0), columns)
+        assert not now[:, columns].any()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", LORA)
+def test_watching_lora_changes_nothing(kind: str) -> None:
+    finals = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = adapted_model(*LORA[kind], lora_dropout=0.2)
+        tokens = torch.randint(0, 32, (8, 32), generator=torch.Generator().manual_seed(0))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+        session = watch(model, optimizer, every=1, log=None, strict=True) if watched else None
+        losses = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = loss_of(model, tokens)
+            loss.backward()
+            losses.append(loss.detach())
+            optimizer.step()
+        if session:
+            assert session.last["model"].num_neurons
+            session.close()
+        finals.append(({**model.state_dict()}, losses, torch.get_rng_state()))
+    torch.testing.assert_close(*finals, rtol=0, atol=0)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from plasticity import measure, wiring
 from plasticity.interventions import ReDo
 
+pytestmark = pytest.mark.usefixtures("everywhere")
+
 WIDTH, HEADS = 8, 2
 PROBES = ["dormancy", "grama", "grama_weight", "rank"]
 Parts = tuple[Tensor, Tensor, Tensor]

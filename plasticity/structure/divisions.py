@@ -59,7 +59,7 @@ class Divisions:
         if number in self._whole or len(parts) < 2:
             return []
         together = torch.cat(parts).sort().values
-        every = torch.arange(self._calls[number].num_neurons)
+        every = torch.arange(self._calls[number].num_neurons, device="cpu")
         return parts if torch.equal(together, every) else []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .functional import slices_of
@@ -33,11 +34,20 @@ def _of_layer(layer: Layer) -> dict[str, Any]:
         **{key: getattr(layer, key) for key in COPIED},
         "num_neurons": layer.num_neurons,
         "neurons_last": getattr(layer.module, "neurons_last", None),
-        "consumers": [[c.layer, c.columns, c.summed, c.product] for c in layer.consumers],
-        "norms": [[norm.module, norm.entries, norm.before] for norm in layer.norms],
+        "consumers": [[c.layer, _short(c.columns), c.summed, c.product] for c in layer.consumers],
+        "norms": [[norm.module, _short(norm.entries), norm.before] for norm in layer.norms],
         "unresolved": [*layer.unresolved],
         "parts": [part.rows for part in layer.parts],
     }
+
+
+def _short(columns: Tensor) -> Tensor | int:
+    """Return the length where each column carries the neuron of its own number, as most do."""
+    return len(columns) if torch.equal(columns, _long(len(columns))) else columns
+
+
+def _long(columns: Tensor | int) -> Tensor:
+    return columns.cpu() if isinstance(columns, Tensor) else torch.arange(columns, device="cpu")
 
 
 def recalled(data: Mapping[str, Any], modules: dict[str, nn.Module]) -> Wiring | None:
@@ -77,8 +87,8 @@ def _slice(name: str, neurons_last: bool, modules: Mapping[str, nn.Module]) -> n
 def _layer(layer: Layer, data: Mapping[str, Any]) -> Layer:
     for key in COPIED:
         setattr(layer, key, data[key])
-    layer.consumers = [Consumer(name, columns.cpu(), *flags) for name, columns, *flags in data["consumers"]]
-    layer.norms = [Norm(name, entries.cpu(), before) for name, entries, before in data["norms"]]
+    layer.consumers = [Consumer(name, _long(columns), *flags) for name, columns, *flags in data["consumers"]]
+    layer.norms = [Norm(name, _long(entries), before) for name, entries, before in data["norms"]]
     layer.unresolved = [*data["unresolved"]]
     rows: list[Tensor] = [part.cpu() for part in data["parts"]]
     layer.parts = layer.divided(rows)

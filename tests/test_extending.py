@@ -21,6 +21,7 @@ from plasticity.interventions import INTERVENTIONS
 from plasticity.meters import METERS
 from plasticity.probes import PROBES
 from plasticity.storage.record import read_record
+from plasticity.testing import check_agent, check_method
 from plasticity.testing.runs import QUICK_RUNS as OPTIONS
 from plasticity.testing.runs import attempt, check_run, rows
 from plasticity.writers import WRITERS
@@ -169,6 +170,18 @@ def test_examples_run_together(agent: str, compile: str, tmp_path: Path) -> None
 def test_an_example_runs_compiled(name: str, agent: str, tmp_path: Path) -> None:
     register(name)
     check_run(agent, [*options(agent, name), "--compile", "on"], tmp_path)
+
+
+def test_the_example_of_an_agent_passes_its_battery() -> None:
+    """Its first weights are drawn from the global generator, which is seeded by the run's seed."""
+    register("reinforce")
+    check_agent(*AGENTS["reinforce"], options("reinforce", "reinforce"))
+
+
+def test_examples_of_terms_pass_the_battery_of_methods() -> None:
+    for name in ("parseval", "towards_init"):
+        register(name)
+        check_method(INTERVENTIONS[name], {})
 
 
 def test_a_meter_says_what_an_agent_lacks(tmp_path: Path) -> None:

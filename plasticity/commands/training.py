@@ -60,8 +60,9 @@ class TrainingRun:
     def __init__(self, agent: str, config: Any, arguments: Sequence[str] = ()) -> None:
         self.agent_name, self.config, self.arguments = agent, config, list(arguments)
         # One root seed; environment, agent and evaluation get their own streams from it, and the global generators
-        # one for all other code, such as environments from outside.
-        self.seeds = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(config.seed).spawn(4)]
+        # one for all other code, such as environments from outside: while parts are made, and in training.
+        self.seeds = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(config.seed).spawn(5)]
+        seed_globally(self.seeds[4])
         self.env = self._make_env(config.num_envs, self.seeds[0])
         self.agent = self._make_agent(config.agent)
         self.live = LiveView(config.steps, f"{agent} {config.env} seed {config.seed}", quiet=config.quiet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,9 +27,9 @@ def check_method(
     there are none; then parameters and random streams must stay as they are without it. ``agent``: one of ``sac``,
     ``td3``, ``dqn`` and ``ppo``. The method is registered in ``INTERVENTIONS`` while the battery runs.
 
-    Checked: it has defaults and refuses unknown presets; it acts, and logs it under ``interventions/<NAME>/``, unless
-    it acts by restructuring; it is stopped and resumed to the same bits, evaluated and probed; its state survives a
-    checkpoint. Raises AssertionError with the first thing that is broken.
+    Checked: it has defaults and refuses unknown presets; it acts, and logs it under ``interventions/<NAME>/`` or as a
+    term of the loss, unless it acts by restructuring; it is stopped and resumed to the same bits, evaluated and probed;
+    its state survives a checkpoint. Raises AssertionError with the first thing that is broken.
     """
     name = kind.NAME
     assert name.isidentifier(), f"{kind.__name__}.NAME is {name!r}: it must be a name, for flag and events"
@@ -38,7 +38,7 @@ def check_method(
         folder = Path(temporary)
         whole = check_run(agent, [*QUICK_RUNS[agent], *flags(name, settings)], folder)
         if not listeners([kind()], "restructure"):
-            require_records(name, whole)
+            require_records(name, whole, agent)
         if idle is not None:
             require_idle(agent, flags(name, idle), folder)
 
@@ -56,13 +56,14 @@ def require_refusals(kind: type[Intervention]) -> None:
         raise AssertionError(f"{kind.__name__} takes an unknown preset")
 
 
-def require_records(name: str, run: Path) -> None:
+def require_records(name: str, run: Path, agent: str) -> None:
     """Check that the method has acted, and that its last logged counters are those of its state."""
     found = rows(run)
     logged = {tag: value for row in found for tag, value in row.items() if tag.startswith(f"interventions/{name}/")}
     events = [row for row in found if row.get("event") == name]
-    assert logged or events, (
-        f"{name} has logged nothing under interventions/{name}/ and no event {name}: pass settings with which it acts"
+    assert logged or events or losses(found) - run_without(agent)[1], (
+        f"{name} has logged nothing under interventions/{name}/, no term of a loss and no event {name}: pass settings "
+        f"with which it acts"
     )
     counts = last_state(run)["callbacks"][name].get("counts", {})
     for key, count in counts.items() if events else ():
@@ -74,19 +75,24 @@ def require_records(name: str, run: Path) -> None:
 def require_idle(agent: str, options: list[str], folder: Path) -> None:
     """Check that a run with the idle method is that without, in its agent and in all random streams."""
     command("train", agent, *QUICK_RUNS[agent], *options, *SHORT, "--out", folder, "--name", "idle")
-    states = [last_state(folder / "idle"), state_without(agent)]
+    states = [last_state(folder / "idle"), run_without(agent)[0]]
     for part in ("agent", "buffer", "env"):
         require_same(states[0][part], states[1][part], f"{part} of a run in which the method does nothing")
     one, other = (state["callbacks"]["random"] for state in states)
     require_same(one, other, "global random streams of a run in which the method does nothing")
 
 
+def losses(found: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the tags of losses in the rows of a run."""
+    return {tag for row in found for tag in row if tag.startswith("losses/")}
+
+
 @cache
-def state_without(agent: str) -> dict[str, Any]:
-    """Return the last state of an agent's run without any method; it is trained once in a process."""
+def run_without(agent: str) -> tuple[dict[str, Any], set[str]]:
+    """Return last state and losses of an agent's run without any method; it is trained once in a process."""
     with TemporaryDirectory() as folder:
         command("train", agent, *QUICK_RUNS[agent], *SHORT, "--out", folder, "--name", "without")
-        return last_state(Path(folder) / "without")
+        return last_state(Path(folder) / "without"), losses(rows(Path(folder) / "without"))
 
 
 def flags(name: str, settings: Mapping[str, Any]) -> list[str]:

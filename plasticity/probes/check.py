@@ -40,8 +40,8 @@ def _unknown_signals(probe: Probe) -> str:
     given = {*probe.sums(), *(n for n in dir(probe) if n.startswith("on_") and callable(getattr(probe, n)))}
     if unknown := sorted(given - {*SIGNALS}):
         close = get_close_matches(unknown[0], SIGNALS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(SIGNALS)}"
-        return f"has {', '.join(unknown)}, which is no signal; {hint}"
+        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        return f"has {', '.join(unknown)}, which is no signal; {hint} {', '.join(SIGNALS)}"
     if own := sorted(n for n in vars(probe) if n in SIGNALS):
         return f"has {', '.join(own)} as an attribute of the object; write it as a method of the class"
     if bad := sorted(signal for signal, function in probe.sums().items() if not callable(function)):

@@ -100,6 +100,7 @@ def test_the_number_of_steps_is_a_setting_of_training_and_eval(tmp_path: Path) -
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_an_evaluation_is_obeyed_and_the_run_goes_on_later(number: int, tmp_path: Path) -> None:
     sent: list[int] = []
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, which a run respects
 
     def act(env: Endless, step: int) -> None:
         if step == 100 and not sent:
@@ -107,7 +108,10 @@ def test_a_signal_in_an_evaluation_is_obeyed_and_the_run_goes_on_later(number: i
             os.kill(os.getpid(), number)
 
     Endless.act = act
-    code, _, errors = train(tmp_path, "--steps", "40", "--eval-every", "20", "--quiet")
+    try:
+        code, _, errors = train(tmp_path, "--steps", "40", "--eval-every", "20", "--quiet")
+    finally:
+        signal.signal(number, before)
     assert code == 128 + number, errors
     assert read_record(tmp_path / "run")["status"] == "interrupted"
     assert Checkpoints(tmp_path / "run" / "checkpoints").load_latest()[0] == 20

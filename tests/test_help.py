@@ -106,6 +106,7 @@ def test_a_hundred_methods_fit_too(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for number in range(100):
         method: Any = type(f"Method{number}", (Method,), {"KIND": ("reset", "penalty", "mine")[number % 3]})
         monkeypatch.setitem(INTERVENTIONS, f"method_{number}", method)
+    monkeypatch.setenv("COLUMNS", "100")  # beside all that there are: some 150
     text = text_of(capsys, "train", "dqn", "--help")
     assert len(text.splitlines()) <= SCREENS
     assert {f"--method-{number}" for number in range(100)} <= set(text.split())

@@ -1,4 +1,4 @@
-"""What logging one measurement of 60 scalars costs, in CPU time of the training thread.
+"""The cost of logging one measurement of 60 scalars, in CPU time of the training thread.
 
 python benchmarks/log_overhead.py
 

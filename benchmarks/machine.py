@@ -1,4 +1,4 @@
-"""What a benchmark ran on: processor, versions, how fast it multiplies matrices, and where its figures go."""
+"""The machine of a benchmark: processor, versions, how fast it multiplies matrices, and where its figures go."""
 
 from __future__ import annotations
 

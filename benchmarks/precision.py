@@ -1,4 +1,4 @@
-"""What bfloat16 products do to learning and to the plasticity metrics: SAC with both precisions, over seeds.
+"""The effect of bfloat16 products on learning and the plasticity metrics: SAC with both precisions, over seeds.
 
 python benchmarks/precision.py [--env Pendulum-v1] [--steps 10000] [--seeds 1 2 3]
 

@@ -1,4 +1,4 @@
-"""What probes cost: CPU time per update of SAC, DQN and PPO with and without, eager and compiled, interleaved.
+"""The cost of probes: CPU time per update of SAC, DQN and PPO with and without, eager and compiled, interleaved.
 
 python benchmarks/probes.py [--rounds 15] [--agents sac dqn ppo] [--no-growth]
 python benchmarks/probes.py --each [--rounds 3]   one reading of every probe there is, SAC and DQN

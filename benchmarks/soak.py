@@ -43,7 +43,7 @@ STEPS_PER_LIFE = 10
 EARLY = 0.15
 """Share of lives that are killed at a random moment of their start, wherever that is."""
 TIMED = ("charts/SPS", "plasticity/overhead", "time")
-"""What depends on the clock."""
+"""Tags whose values depend on the clock."""
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 
 

@@ -39,7 +39,7 @@ Learn = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, and for how many steps before and while it is timed."""
+    """A case: the agent, its settings, and for how many steps before and while it is timed."""
 
     agent: str
     env: str

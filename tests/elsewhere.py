@@ -260,7 +260,7 @@ def note_waits(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
 
 
 class Absent(_DummyBackendModule):
-    """What `torch.elsewhere` is: nothing that anybody would choose by himself."""
+    """The module `torch.elsewhere`: nothing that anybody would choose by himself."""
 
     def is_available(self) -> bool:
         return False

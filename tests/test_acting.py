@@ -49,7 +49,7 @@ def make(head: str = "q", **architecture: Any) -> tuple[Any, Acting]:
 
 
 def ran(network: nn.Module, act: Callable[[], Any]) -> bool:
-    """Whether the module's own forward runs; seen without a hook, which would make it run."""
+    """Return whether the module's own forward runs; seen without a hook, which would make it run."""
     calls: list[int] = []
     kind, forward = type(network), type(network).forward
     kind.forward = lambda self, *inputs: calls.append(1) or forward(self, *inputs)  # type: ignore[assignment]
@@ -62,14 +62,14 @@ def ran(network: nn.Module, act: Callable[[], Any]) -> bool:
 
 @torch.no_grad()
 def by_numpy(network: nn.Module, act: Acting, obs: Tensor | None = None) -> bool:
-    """Whether numpy computes it; either way the numbers are the module's."""
+    """Return whether numpy computes it; either way the numbers are the module's."""
     obs = torch.randn(1, 5) if obs is None else obs
     torch.testing.assert_close(act(obs), network(obs), rtol=1e-5, atol=1e-6)
     return not ran(network, lambda: act(obs))
 
 
 def numpy_here() -> bool:
-    """Whether numpy computes anything here: it does on the CPU alone."""
+    """Return whether numpy computes anything here: it does on the CPU alone."""
     return models.place() == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""What hangs on weights that surgery changes: spectral norm's vectors, biases under weight norm, optimizer states."""
+"""Modules beside weights that surgery changes: spectral norm's vectors, biases under weight norm, optimizer states."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ GOLDEN = Path(__file__).parent / "golden" / "000001-step-7"
 
 
 def same(a, b) -> bool:
-    """Whether two states are equal in types and bits."""
+    """Return whether two states are equal in types and bits."""
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):

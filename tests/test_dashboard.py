@@ -44,7 +44,7 @@ def charts(tags):
 
 
 def matched(patterns, tags):
-    """What TensorBoard shows: it applies re.match, which does not look at the end of a tag."""
+    """The tags that TensorBoard shows: it applies re.match, which does not look at the end of a tag."""
     return [tag for tag in tags if any(re.match(pattern, tag) for pattern in patterns)]
 
 
@@ -164,7 +164,7 @@ def children(pid):
 
 
 def alive(pid, seconds=5.0):
-    """Whether a process still runs after a grace period; a zombie that waits for its parent does not."""
+    """Return whether a process still runs after a grace period; a zombie that waits for its parent does not."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

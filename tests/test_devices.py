@@ -296,7 +296,7 @@ def test_commands_train_resume_evaluate_and_probe(
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("method", SOME)
 def test_methods_go_on_after_resuming(method: str, device: str, tmp_path: Path) -> None:
-    """What they saved is loaded to the CPU, and they go on to change weights that are elsewhere."""
+    """Their saved state is loaded to the CPU, and they go on to change weights that are elsewhere."""
     flags = [f"--{method.replace('_', '-')}"]
     for setting, value in (FREQUENT[method] | ({"end": 500} if method == "ne" else {})).items():
         values = value if isinstance(value, tuple) else (value,)

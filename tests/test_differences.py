@@ -1,4 +1,4 @@
-"""What a resumed run may change, and how the rest is named."""
+"""Settings that a resumed run may change, and how the others are named."""
 
 import json
 

@@ -218,7 +218,7 @@ def test_an_intervention_that_fails_stops_the_run_with_its_name(
 
 def test_a_callback_keeps_the_type_of_its_error_and_is_named_once() -> None:
     class Pruned(Exception):
-        """What a search for settings raises to end a run."""
+        """The error by which a search for settings ends a run."""
 
     class Mine(Callback):
         def on_step(self, ctx: Context, transition: Any) -> None:

@@ -1,4 +1,4 @@
-"""What cannot be read fails at the first step, by name; methods beside ``forward`` are passes from the start."""
+"""Models that cannot be read fail at the first step, by name; methods beside ``forward`` are passes from the start."""
 
 from __future__ import annotations
 

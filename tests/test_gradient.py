@@ -67,7 +67,7 @@ class Quadratic:
 
 
 def is_eager(learner: Quadratic) -> bool:
-    """Whether the next step runs the loss itself."""
+    """Return whether the next step runs the loss itself."""
     learner.learn()  # compiles where something has changed
     before = learner.eager_calls
     learner.learn()

@@ -1,4 +1,4 @@
-"""What every intervention keeps to: contract tables over methods and optimizers; pairs are in test_pairs.py."""
+"""The contract of every intervention: contract tables over methods and optimizers; pairs are in test_pairs.py."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ LATER = tuple(name for name in ON_SAC if name not in FIRST)
 
 
 def is_quick(*names: str, share: int) -> bool:
-    """Whether parameters are quick: those of the first methods, and one in ``share`` of the others, drawn by name."""
+    """Return whether parameters are quick: those of the first methods, and one in ``share`` of the others by name."""
     return set(names) - set(OPTIMIZERS) <= set(FIRST) or zlib.crc32(" ".join(names).encode()) % share == 0
 
 

@@ -515,7 +515,7 @@ def test_errors() -> None:
 
 
 class Recorder(Callback):
-    """What the loop hands on after the method."""
+    """Return the transition that the loop hands on after the method."""
 
     def __init__(self) -> None:
         self.steps: list[Any] = []

@@ -660,7 +660,7 @@ def test_a_pass_of_nothing_but_padding_adds_nothing() -> None:
 
 
 class Mean(Probe):
-    """What a user might write: the mean of everything, from two signals."""
+    """A probe as a user might write it: the mean of everything, from two signals."""
 
     def reset(self) -> None:
         """Forget."""

@@ -264,7 +264,7 @@ def test_passes_that_differ_are_left_as_they_were(name: str) -> None:
 @pytest.mark.parametrize("known", [1, 2, None])
 @pytest.mark.parametrize("name", CASES)
 def test_recycling_dead_neurons_changes_no_output_of_any_pass(name: str, known: int | None) -> None:
-    """Whether all passes were seen or only the first ones: consumers that were not seen count, too."""
+    """All passes were seen, or only the first ones: consumers that were not seen count, too."""
     case = CASES[name]
     model, x = case.build(), models.vectors()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the README and the documentation tell people to type works: snippets run, commands exist, links lead on."""
+"""Commands of the README and the documentation work: snippets run, commands exist, links lead on."""
 
 import importlib
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PENDING: set[str] = set()
-"""What links may point to before it exists."""
+"""Targets of links that may not exist yet."""
 TOOLS = {"python3", ".", "pip", "pytest", "ruff", "mypy", "bash"}
 
 
@@ -38,7 +38,7 @@ def commands(page):
 
 
 def namespace():
-    """What the snippets assume: a model, its loss, its optimizer and some batches."""
+    """The names that snippets assume: a model, its loss, its optimizer and some batches."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     inputs, targets = torch.randn(256, 8), torch.randn(256, 1)

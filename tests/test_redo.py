@@ -344,7 +344,7 @@ def snapshot(net: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
 
 
 def owned(net: nn.Module, neurons: dict[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Which entries lead into and out of neurons of the MLP, written out."""
+    """The entries that lead into and out of neurons of the MLP, written out."""
     incoming = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in net.named_parameters()}
     outgoing = copy.deepcopy(incoming)
     for layer, indices in neurons.items():

@@ -110,7 +110,7 @@ def test_arrays_and_tensors_train_alike(name: str, num_envs: int, way: str) -> N
 
 
 def naive_rollout(agent: Any, env: Any, num_steps: int) -> dict[str, np.ndarray]:
-    """What PPO stores, from lists of all that was seen, the modules, and noise drawn as one block."""
+    """The rows that PPO stores, from lists of all that was seen, the modules, and noise drawn as one block."""
     num_envs, (action_dim,) = env.num_envs, env.action_space.shape
     noise = torch.randn(NUM_ROWS, num_envs, action_dim, generator=torch.Generator().manual_seed(agent_seed(agent)))
     seen: list[np.ndarray] = []  # observations

@@ -285,7 +285,7 @@ def train(env: OneStep, num_updates: int, **changes: Any) -> SAC:
 
 
 def learned(agent: SAC) -> list[float]:
-    """What it has learned that actions -0.5 and 0.5 are worth at observation -1, then at 1."""
+    """Return the learned values of the actions -0.5 and 0.5 at observation -1, then at 1."""
     obs, action = torch.tensor([[-1.0, -0.5], [-1.0, 0.5], [1.0, -0.5], [1.0, 0.5]]).split(1, 1)
     return agent.value(obs, action).tolist()
 

@@ -64,7 +64,7 @@ def is_literal(call: ast.Call, keyword: str, value: object) -> bool:
 
 
 def dangers(source: str, path: str = "plasticity/x.py") -> list[str]:
-    """What a source file does that could run what it reads, by line."""
+    """Return the calls in a source file that could run what it reads, by line."""
     tree = ast.parse(source)
     aliases, found = aliases_of(tree), []
 

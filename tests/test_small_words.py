@@ -19,7 +19,7 @@ from plasticity import Monitor, measure, watch
 
 
 class Fails(Exception):
-    """What the models raise."""
+    """The errors that the models raise."""
 
 
 class Fragile(nn.Module):

@@ -109,7 +109,7 @@ def test_recycling_dead_neurons_leaves_the_function_alone(name: str) -> None:
 @pytest.mark.parametrize("name", UNCOUPLED + COUPLED)
 @pytest.mark.parametrize("which", [0, 1])
 def test_zero_outgoing_is_as_if_the_activations_were_zero(name: str, which: int) -> None:
-    """Which columns belong to a neuron is found by running the model, with no help from the wiring's columns."""
+    """The columns of a neuron are found by running the model, with no help from the wiring's columns."""
     model, inputs = build(name)
     wired = wiring(model, *inputs)
     masks = {layer: mask if which else ~mask for layer, mask in choose(wired).items()}
@@ -220,7 +220,7 @@ def snapshot(model: nn.Module, optimizers: Iterable[optim.Optimizer], *generator
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Whether two snapshots are equal bit by bit."""
+    """Return whether two snapshots are equal bit by bit."""
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 

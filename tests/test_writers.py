@@ -44,7 +44,7 @@ def accumulate(folder):
 
 
 def dropped(writers):
-    """What the writers of files dropped, by kind."""
+    """Return the numbers of dropped records of file writers, by kind."""
     return sum((writer.dropped for writer in writers.active.values()), Counter())
 
 

@@ -1,4 +1,4 @@
-"""What the evidence scripts share: seeds as processes, paired bootstrap intervals, results as JSON."""
+"""Helpers of the evidence scripts: seeds as processes, paired bootstrap intervals, results as JSON."""
 
 from __future__ import annotations
 

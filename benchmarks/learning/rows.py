@@ -24,11 +24,11 @@ class Row:
     steps: int
     seeds: tuple[int, ...]
     flags: str
-    """What the command has in addition, agent settings above all."""
+    """Further options of the command, agent settings above all."""
     bar: float
     """The median over seeds must be at least this."""
     reference: str
-    """What others report, with their budget."""
+    """The results that others report, with their budget."""
     source: str
     """Where they do."""
 

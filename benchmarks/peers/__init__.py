@@ -1,1 +1,1 @@
-"""What others do, as the benchmarks time it: loops of our own with the peers' algorithms, settings and habits."""
+"""The work of other libraries, as it is timed: loops of our own with the peers' algorithms, settings and habits."""

@@ -69,7 +69,7 @@ def _combine(frozen: Any, new: Any, twin: Any) -> Any:
 
 @dataclass(frozen=True)
 class Head:
-    """Which modules an injection takes over: ``names`` inside the module ``parent``."""
+    """The modules that an injection takes over: ``names`` inside the module ``parent``."""
 
     parent: str
     names: tuple[str, ...]

@@ -138,7 +138,7 @@ class NeuroplasticExpansion(Intervention):
     dense_ends: bool | None = None
     """Keep input and output layers dense."""
     keep: Literal["random", "magnitude"] | None = None
-    """Which connections exist at the start."""
+    """The connections that exist at the start."""
     review: bool = False
     """Replay the oldest experience more when few units are active (needs a replay buffer)."""
     awaken: float = 0.4

@@ -67,7 +67,7 @@ class ReGraMa(Recycling):
     }
 
     score: Literal["pre", "weight", "post"] | None = None
-    """Which reading of the gradient scores a neuron: before the activation, of the incoming weights, or behind the
+    """The reading of the gradient that scores a neuron: before the activation, of the incoming weights, or behind the
     activation, which contradicts the paper's theorem."""
     score_norms: bool = True
     """Score and reset entries of normalisation layers as neurons of their own."""

@@ -1,4 +1,4 @@
-"""Which layer feeds which: every Linear and convolution's consumers, activations and norms, traced from a real pass."""
+"""The wiring of a model: every Linear and convolution's consumers, activations and norms, traced from a real pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which entries of a weight lead into a neuron, and which take it up, in linear layers and all convolutions."""
+"""The entries of a weight that lead into a neuron, and those that take it up, in linear layers and all convolutions."""
 
 from __future__ import annotations
 

@@ -111,6 +111,11 @@ def test_the_table_has_a_row_per_layer_and_reasons() -> None:
     assert lines[4] == "not measured: 4 (dormancy, grama, rank): output layer"
 
 
+def test_a_model_that_is_one_layer_has_a_name_in_the_table() -> None:
+    told = str(measure(nn.Linear(3, 2), torch.zeros(4, 3)))
+    assert "not measured: the model itself (dormancy, rank): output layer" in told
+
+
 # -- watch -------------------------------------------------------------------------------------------------------------
 
 

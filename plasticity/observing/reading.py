@@ -100,7 +100,10 @@ class Reading:
         reasons: dict[tuple[str, str], list[str]] = {}
         for entry in self.unmeasured:
             reasons.setdefault((entry.layer, entry.reason), []).append(entry.probe)
-        notes = [f"not measured: {la} ({', '.join(probes)}): {reason}" for (la, reason), probes in reasons.items()]
+        notes = [
+            f"not measured: {layer or 'the model itself'} ({', '.join(probes)}): {reason}"
+            for (layer, reason), probes in reasons.items()
+        ]
         said: dict[str, list[str]] = {}
         for probe, by_layer in self.details.items() if len(self.values) > WIDEST else ():
             for layer, details in by_layer.items():

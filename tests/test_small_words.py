@@ -242,3 +242,40 @@ def test_checkpointed_models_are_measured_as_they_are_without(depth: int, reentr
         for layer, value in layers.items()
         if not math.isnan(value)
     )
+
+
+class Adapted(nn.Module):
+    """A frozen layer and a low-rank adapter around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(8, 16).requires_grad_(False)
+        self.down, self.up = nn.Linear(8, 4, bias=False), nn.Linear(4, 16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + 2 * self.up(self.down(x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Adapted,
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 16)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 16)),
+        lambda: nn.utils.parametrizations.orthogonal(nn.Linear(8, 16)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.utils.parametrizations.weight_norm(nn.Linear(8, 16))),
+    ],
+    ids=["adapter", "weight norm", "spectral norm", "orthogonal", "both norms"],
+)
+def test_the_parts_of_a_measured_layer_are_not_called_unmeasured(layer: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    reading = measure(nn.Sequential(layer(), nn.ReLU(), nn.Linear(16, 1)), torch.randn(32, 8))
+    assert set(reading.values["dormancy"]) == {"0", "all"}
+    assert {u.layer for u in reading.unmeasured} == {"2"}
+
+
+def test_parts_of_what_is_no_layer_are_named_still() -> None:
+    torch.manual_seed(0)
+    cell = nn.utils.parametrizations.weight_norm(nn.GRUCell(8, 16), "weight_ih")
+    reading = measure(nn.Sequential(cell, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)), torch.randn(32, 8))
+    assert {u.layer for u in reading.unmeasured} == {"0", "0.parametrizations.weight_ih", "3"}

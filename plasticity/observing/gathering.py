@@ -448,9 +448,13 @@ def _require_numbers(results: Mapping[str, Any]) -> None:
 
 def _other_weights(wiring: Wiring) -> Iterator[tuple[str, str]]:
     """Yield (module, reason) for matrices outside Linear and convolution layers: recurrent cells, bare parameters."""
+    adapted = tuple(f"{name}." for name, layer in wiring.layers.items() if layer.adapter)
     for name, module in wiring.modules.items():
         if name in wiring.layers or isinstance(module, (*NORM_MODULES, nn.Embedding, nn.EmbeddingBag)):
             continue
+        owner, computed, _ = name.rpartition(".parametrizations.")
+        if name.startswith(adapted) or (computed and owner in wiring.layers):
+            continue  # the weights of a layer that is measured: of its adapter, or those that its own is computed from
         if is_scripted(module):
             yield name or "(model)", f"{getattr(module, 'original_name', 'it')} is scripted, and runs without hooks"
             continue

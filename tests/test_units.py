@@ -306,3 +306,22 @@ def test_lazy_and_scripted_models_say_what_to_do() -> None:
     assert not np.isnan(found.values["grama"]["0"])
     reasons = {entry.layer: entry.reason for entry in found.unmeasured}
     assert reasons == {"2": "Sequential is scripted, and runs without hooks", "3": "output layer"}
+
+
+def test_a_factor_that_is_heard_outside_its_product_is_not_silenced_by_a_shut_gate() -> None:
+    class Heard(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.g, self.b, self.o = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(32, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.a(x).relu()
+            return self.o(torch.cat([h * self.g(x).sigmoid(), self.b(h).relu()], 1))
+
+    torch.manual_seed(0)
+    model = Heard()
+    with torch.no_grad():
+        model.g.weight[:3], model.g.bias[:3] = 0, -200
+    scores = measure(model, torch.randn(64, 8)).scores["dormancy"]
+    assert scores["a"].min() > 0
+    assert (scores["g"] == 0).tolist() == [True] * 3 + [False] * 13

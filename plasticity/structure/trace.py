@@ -117,6 +117,8 @@ class _Trace:
         """Number of a layer call -> where its activations are seen."""
         self.products: dict[int, Site] = {}
         """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
+        self.alone: set[int] = set()
+        """Numbers of layer calls whose neurons a layer takes up outside any product, too."""
         self.inputs: dict[tuple[int, int], Site] = {}
         """Number of a layer call, and of norms and sums over samples passed -> where its neurons are seen then, before
         any activation."""
@@ -249,6 +251,8 @@ class _Trace:
 
     def _consume(self, name: str, tag: Label) -> None:
         for plane in tag.planes:
+            if not plane.product:
+                self.alone |= plane.calls
             for layer, columns in self._columns(plane, self.layers[name].axis):
                 if columns is None:
                     layer.note(f"reaches {name} with its neurons in changing places")
@@ -360,8 +364,9 @@ class _Trace:
         first = self.tracer.activated(number)
         layer.activation = layer.activation or (first.activation if first else None)
         layer.own = own = Site((self.events[self.produced[number]],), self.keys[number], layer.axis, layer.num_neurons)
-        layer.gated |= number in self.products
-        if number in self.products:
+        gated = number in self.products and number not in self.alone  # a shut gate does not silence what is heard alone
+        layer.gated |= gated
+        if gated:
             layer.sites.append(self.products[number])
         elif number in self.sites:
             layer.sites.append(self.sites[number])

@@ -120,6 +120,8 @@ class Context:
     """How often something was logged under each tag: a trigger knows by it that a reading is new."""
     on_edit: list[Callable[[], None]] = field(default_factory=list)
     """Functions that :meth:`edited` calls, such as one that restores the zeros of masked weights."""
+    on_redraw: list[Callable[[Mapping[Tensor, Tensor]], None]] = field(default_factory=list)
+    """Functions that :meth:`redrawn` calls, such as one that forgets what a method knew of neurons."""
     started: list[Callback] = field(default_factory=list, repr=False)
     """Callbacks that :func:`start` has started in this context."""
     held: dict[str, tuple[Optimizer, list[str]]] = field(default_factory=dict, repr=False)
@@ -147,6 +149,14 @@ class Context:
         """Announce that weights were edited, or modules replaced, outside an optimizer's own step."""
         for restore in list(self.on_edit):
             restore()
+
+    def redrawn(self, entries: Mapping[Tensor, Tensor]) -> None:
+        """Announce weights that were replaced, not learned: averages and ages of the old ones are void.
+
+        ``entries``: parameter -> the entries that are others now, bool of its shape, on its device.
+        """
+        for forget in list(self.on_redraw):
+            forget(entries)
 
     def optimizer_of(self, network: str) -> Optimizer:
         """Return the optimizer that holds the network's parameters; raise ValueError if none does."""

@@ -50,6 +50,14 @@ class Anchors(dict[str, dict[str, Tensor]]):
             anchors, present = (list(tensors) for tensors in zip(*pairs, strict=True))
             torch._foreach_lerp_(anchors, present, weight)
 
+    @torch.no_grad()
+    def zero_(self, entries: Mapping[Tensor, Tensor], networks: Mapping[str, nn.Module]) -> None:
+        """Set to 0 the anchors of the entries of parameters, parameter -> bool of its shape: of averages of them."""
+        for net in self:
+            for name, parameter in named_parameters(networks[net]).items():
+                if parameter in entries and self.fits(net, name, parameter):
+                    self[net][name].masked_fill_(entries[parameter], 0)
+
     def fits(self, network: str, name: str, parameter: Tensor) -> bool:
         """Return whether a parameter has an anchor: one that came later has none."""
         found = self.get(network, {}).get(name)

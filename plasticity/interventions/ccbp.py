@@ -55,6 +55,8 @@ class ContinuousBackprop(UnitMethod):
         "official": {"utility": "gradient", "moments": True, "init": "he_normal"},
     }
 
+    FRESH: ClassVar = {"utility": 1.0}
+
     rate: float = 0.015
     """Largest share of a fresh neuron in a step, in [0, 1]."""
     steepness: float = 16.0

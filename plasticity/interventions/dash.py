@@ -19,6 +19,7 @@ from plasticity.structure.layers import neuron_axis
 from plasticity.surgery.entries import by_group
 
 from .anchors import Anchors
+from .intervention import Listener
 from .rules import require
 from .whole import RESET_SCHEDULE, WholeNetwork
 
@@ -64,6 +65,7 @@ class DASH(WholeNetwork):
         self.direction = Anchors.at(self._networks)
         for tensors in self.direction.values():
             torch._foreach_zero_(list(tensors.values()))
+        self.hook(Listener(ctx.on_redraw, lambda entries: self.direction.zero_(entries, self._networks)))
 
     def parameters_added(self) -> int:
         """Return how many numbers the averages hold."""

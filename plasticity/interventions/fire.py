@@ -119,6 +119,7 @@ class FIRE(WholeNetwork):
             module = modules[name.rpartition(".")[0]]
             if self.linear == "initial" and isinstance(module, nn.Linear) and self.first.fits(network, name, weight):
                 weight.copy_(self.first[network][name])
+                ctx.redrawn({weight: torch.ones_like(weight, dtype=torch.bool)})
             else:
                 weight.copy_(isometry(module, weight, self.iterations))
         return {}

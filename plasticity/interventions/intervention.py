@@ -19,6 +19,18 @@ from plasticity.callback import Callback, Context, name_of, note
 T = TypeVar("T")
 
 
+class Listener:
+    """The handle of a function that a context calls: it stands in one of its lists until :meth:`remove`."""
+
+    def __init__(self, functions: list[Any], function: Callable[..., Any]) -> None:
+        self._functions, self._function = functions, function
+        functions.append(function)
+
+    def remove(self) -> None:
+        """Take the function out of the list."""
+        self._functions[:] = [one for one in self._functions if one != self._function]
+
+
 @dataclass
 class Intervention(Callback):
     """A callback written as a dataclass: its fields are its hyperparameters, hence its flags.

@@ -31,7 +31,7 @@ from plasticity.surgery.masks import Masks
 from plasticity.surgery.optimizer_state import clear_state_
 from plasticity.watching import Watcher
 
-from .intervention import Intervention
+from .intervention import Intervention, Listener
 from .rules import require
 from .topology import (
     ActiveFraction,
@@ -212,7 +212,7 @@ class NeuroplasticExpansion(Intervention):
             calls=ctx.calls,
             masks=ctx.masks,
         )
-        ctx.on_edit.append(self._restore_masks)
+        self.hook(Listener(ctx.on_edit, self._restore_masks))
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off; the weights stay as sparse as they are."""
@@ -221,7 +221,6 @@ class NeuroplasticExpansion(Intervention):
             self._watcher.close()
         for masks in self._masks.values():
             masks.remove()
-        ctx.on_edit[:] = [listener for listener in ctx.on_edit if listener != self._restore_masks]
         if self.review and ctx.buffer is not None:
             ctx.buffer.unweigh(_REVIEW)
 

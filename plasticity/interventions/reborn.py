@@ -101,7 +101,7 @@ class ReBorn(Recycling):
                 for neuron, into in split.items():
                     scales = 0.5 + torch.rand(len(into), generator=self.generator, device="cpu")
                     optimizers = self._optimizers if self.moments else ()
-                    split_(wired, wired.layers[layer], neuron, into, scales, optimizers)
+                    self._ctx.redrawn(split_(wired, wired.layers[layer], neuron, into, scales, optimizers))
             self._ctx.edited()
 
         args, kwargs = monitor.inputs or ((), {})

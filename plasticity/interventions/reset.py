@@ -209,6 +209,7 @@ class Reset(Scheduled):
                 parameters[key].copy_(self.goal[name][key])
         if self.goal:
             renew_derived_(network, modules)
+        ctx.redrawn({parameters[key]: torch.ones_like(parameters[key], dtype=torch.bool) for key in changed})
         return changed
 
     def _modules(self, name: str, network: nn.Module) -> set[str] | None:

@@ -165,6 +165,9 @@ class ShrinkPerturb(Scheduled):
         shrink_perturb_(parameters, rest, self.shrink, self.perturb, pulled)
         for head, value in redrawn.items():
             parameters[head].copy_(value)
+        if redrawn:
+            whole = {parameters[head]: torch.ones_like(value, dtype=torch.bool) for head, value in redrawn.items()}
+            self._ctx.redrawn(whole)
         if not self.soft:  # after every step, the next pass in training mode does it
             renew_derived_(network)
         for changed in fresh if self.clear else ():

@@ -19,6 +19,7 @@ from plasticity.surgery.optimizer_state import clear_state_
 from plasticity.surgery.origin import fresh_values
 
 from .anchors import Anchors
+from .intervention import Listener
 from .rules import require
 from .whole import WholeNetwork
 
@@ -41,7 +42,7 @@ class SelectiveReinitialization(WholeNetwork):
     for gains). The optimizer forgets them.
 
     ``paper``: fraction 1e-3, of all trainable tensors; the interval of 1000 steps is ours. With ``ema`` the utility is
-    a running average, which forgets the entries that were replaced. Masked weights stay 0.
+    a running average, which forgets entries that are replaced, by any method. Masked weights stay 0.
     """
 
     NAME: ClassVar[str] = "swr"
@@ -85,6 +86,7 @@ class SelectiveReinitialization(WholeNetwork):
         self.average = Anchors.at(self._networks) if self.ema else Anchors()
         for tensors in self.average.values():
             torch._foreach_zero_(list(tensors.values()))
+        self.hook(Listener(ctx.on_redraw, lambda entries: self.average.zero_(entries, self._networks)))
 
     def follow_(self, network: str, parameters: Mapping[str, Tensor]) -> None:
         """Move the running averages."""
@@ -111,8 +113,7 @@ class SelectiveReinitialization(WholeNetwork):
             if not where.any():
                 continue
             parameter.copy_(torch.where(where, new[name], parameter))
-            if averaged:
-                utility.masked_fill_(where, 0)
+            ctx.redrawn({parameter: where})
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(where, 0)
             if self.moments:

@@ -13,6 +13,7 @@ from plasticity.isolation import named_modules, unwrap
 from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
+from plasticity.structure.layers import weight_rows
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers
@@ -21,7 +22,7 @@ from plasticity.surgery.origin import Origins, Replacement
 from plasticity.surgery.recycle import recycle_, refusals
 from plasticity.watching import Watcher
 
-from .intervention import Intervention
+from .intervention import Intervention, Listener
 from .published import published
 
 Units = dict[str, Tensor]
@@ -33,9 +34,14 @@ class UnitMethod(Intervention):
     """Watch neurons on the training passes, after every step of the optimizer or after those that are due.
 
     A subclass names probes, and :meth:`take` gets their scores. What it remembers of neurons between steps stands in
-    :attr:`units`, which is saved, and cleared with neurons that are recycled. Compiled updates go on where the probes
-    are sums (``MomentsProbe``); a step whose rows are looked at is eager.
+    :attr:`units`, which is saved, and begins anew with neurons that are replaced, by this method or another. Compiled
+    updates go on where the probes are sums (``MomentsProbe``); a step whose rows are looked at is eager.
     """
+
+    KEPT: ClassVar[frozenset[str]] = frozenset()
+    """Names in :attr:`units` that outlast a neuron."""
+    FRESH: ClassVar[Mapping[str, float]] = {}
+    """Name in :attr:`units` -> its value for a new neuron, where that is not 0."""
 
     preset: Literal["paper", "official"] = "paper"
     """Defaults of the options that are None: as the paper says, or as the authors' code does."""
@@ -79,6 +85,7 @@ class UnitMethod(Intervention):
         self._require_layers()
         self._origins = Origins.of({name: unwrap(network) for name, network in chosen.items()})
         self.units = {name: {} for name in chosen}
+        self.hook(Listener(ctx.on_redraw, self._forget))
         self._watcher = Watcher(
             chosen,
             self._optimizers,
@@ -100,6 +107,19 @@ class UnitMethod(Intervention):
         super().on_train_end(ctx)
         if self._watcher is not None:
             self._watcher.close()
+
+    def _forget(self, entries: Mapping[Tensor, Tensor]) -> None:
+        """Begin anew with what is known of neurons whose incoming weights were all replaced."""
+        for network, layers in self.units.items():
+            modules = named_modules(unwrap(self._networks[network]))
+            for layer in layers.keys() & modules.keys():
+                weight = modules[layer]._parameters.get("weight")
+                if weight is None or weight not in entries:
+                    continue
+                neurons = weight_rows(modules[layer], entries[weight]).all(1).cpu()
+                for name, known in layers[layer].items():
+                    if name not in self.KEPT and known.shape[-1] == len(neurons):
+                        known[..., neurons] = self.FRESH.get(name, 0.0)
 
     def _take(self, network: str, reading: Reading, step: int) -> None:
         if step >= self.start and (self.stop is None or step <= self.stop):
@@ -163,9 +183,6 @@ class UnitMethod(Intervention):
 class UnitRecycling(UnitMethod):
     """A method on neurons that recycles some of them: fresh weights in, nothing out, no memory in the optimizer."""
 
-    KEPT: ClassVar[frozenset[str]] = frozenset()
-    """Names in :attr:`units` that a neuron keeps when it is recycled."""
-
     outgoing: Literal["zero", "keep", "small"] | None = None
     """Treatment of a recycled neuron's outgoing weights; small: random, 0.02 of the live columns' norm, so that the
     neuron gets a gradient at once."""
@@ -202,7 +219,7 @@ class UnitRecycling(UnitMethod):
     def recycle(
         self, network: str, masks: Mapping[str, Tensor], also: Callable[[], None] = lambda: None
     ) -> tuple[dict[str, list[int]], float]:
-        """Recycle the flagged neurons, forget what was known of them, and return them with the function change.
+        """Recycle the flagged neurons, and return them with the function change.
 
         ``masks``: as :meth:`permitted` returns them; ``also``: a further edit, measured with it.
         """
@@ -217,10 +234,6 @@ class UnitRecycling(UnitMethod):
 
         args, kwargs = monitor.inputs or ((), {})
         recycled, moved = function_change(module, args, kwargs, change, monitor.method)
-        for layer, neurons in recycled.items():
-            for name, known in self.units[network].get(layer, {}).items():
-                if name not in self.KEPT:
-                    known[..., neurons] = 0
         self._recycled[network] = dict(recycled) or self._recycled.get(network, {})
         return recycled, moved
 
@@ -266,6 +279,7 @@ class UnitRecycling(UnitMethod):
             moments=bool(self.moments),
             step=self.adam_step or "keep",
             norms=bool(self.norms),
+            announce=self._ctx.redrawn,
         )
 
     def tell(

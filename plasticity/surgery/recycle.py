@@ -38,6 +38,7 @@ def recycle_(
     moments: bool = True,
     step: StepCounter = "keep",
     norms: bool = True,
+    announce: Callable[[Mapping[Tensor, Tensor]], None] = lambda entries: None,
 ) -> dict[str, list[int]]:
     """Recycle the flagged neurons and return their indices by layer.
 
@@ -55,7 +56,8 @@ def recycle_(
 
     Recycling neurons that are 0 on all inputs leaves the function as it is, except next to a LayerNorm, RMSNorm or
     GroupNorm: these tie neurons together by their statistics. :func:`function_change` measures it. Target networks
-    are left alone. Nothing is drawn if nothing is flagged. ``generator`` is one on the CPU. Raises SurgeryError before
+    are left alone. Nothing is drawn if nothing is flagged. ``generator`` is one on the CPU. ``announce`` is called last
+    with parameter -> edited entries. Raises SurgeryError before
     anything is changed for whatever :func:`refusals` and :func:`state_refusal` name.
     """
     optimizers = list(optimizers)
@@ -86,6 +88,7 @@ def recycle_(
                 parameter.grad.masked_fill_(where, 0)
             if moments:
                 clear_state_(optimizers, parameter, where, step)
+    announce(touched)
     return {name: mask.nonzero().flatten().tolist() for name, mask in flagged.items()}
 
 

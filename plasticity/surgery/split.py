@@ -34,12 +34,13 @@ def split_(
     into: Sequence[int],
     scales: Tensor,
     optimizers: Iterable[Optimizer] = (),
-) -> None:
+) -> dict[Tensor, Tensor]:
     """Let the neurons ``into`` become scaled copies of ``neuron``, which all take an equal part of its output.
 
     Copy k gets ``scales[k]`` > 0 times the incoming weights and bias, and 1 / scales[k] times an equal share of the
     outgoing weights, of which ``neuron`` keeps one. What the copies did before is lost. Exact for activations with
-    f(a z) = a f(z) and without a norm. ``optimizers`` forget the copies' weights. Source: ReBorn.
+    f(a z) = a f(z) and without a norm. ``optimizers`` forget the copies' weights. Returns parameter -> entries that
+    belong to the copies. Source: ReBorn.
     """
     optimizers, scales = list(optimizers), scales.double().cpu()
     mask = torch.zeros(layer.num_neurons, dtype=torch.bool, device="cpu")
@@ -50,9 +51,9 @@ def split_(
         rows[0, k] = rows[0, neuron] * scale
         if bias is not None:
             bias[k] = bias[neuron] * scale
-    clear_state_(optimizers, weight, incoming_entries(layer.module, mask))
+    copied = {weight: incoming_entries(layer.module, mask)}
     if bias is not None:
-        clear_state_(optimizers, bias, mask.to(bias.device))
+        copied[bias] = mask.to(bias.device)
     for consumer in layer.consumers:
         module, columns = wired.layers[consumer.layer].module, consumer.columns.cpu()
         view = by_group(module, weight_of(module))
@@ -62,4 +63,8 @@ def split_(
             view[0, :, (columns == k).nonzero().flatten().to(view.device)] = share / scale
         view[0, :, own.to(view.device)] = share
         carried = (columns >= 0) & mask[columns.clamp(min=0)]
-        clear_state_(optimizers, weight_of(module), outgoing_entries(module, carried))
+        entries = outgoing_entries(module, carried)
+        copied[weight_of(module)] = copied.get(weight_of(module), entries) | entries
+    for parameter, entries in copied.items():
+        clear_state_(optimizers, parameter, entries)
+    return copied

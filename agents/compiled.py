@@ -157,7 +157,7 @@ def clipped(gradients: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
 def processor() -> str:
     """Return what Linux says of the processor; empty elsewhere."""
     info = Path("/proc/cpuinfo")
-    return info.read_text() if info.exists() else ""
+    return info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
 
 
 def onednn_is_faster() -> bool:

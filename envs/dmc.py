@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
+from . import extras
 from .family import Family
 from .floats import to_float32
 from .graphics import set_default_gl
@@ -92,8 +93,12 @@ def concatenated(observation: dict[str, Any]) -> np.ndarray:
     return to_float32(np.concatenate(list(observation.values()), axis=None))
 
 
-def _suite() -> ModuleType:
-    """Import the suite when it is first needed: it costs a second, and a graphics library."""
+def _suite(name: str = "dm_control's suite") -> ModuleType:
+    """Import the suite when it is first needed: it costs a second, and a graphics library.
+
+    Raises ModuleNotFoundError, saying what to do, where there is no dm_control: `name` is what needs it.
+    """
+    extras.require_extra("dm-control", name)
     set_default_gl()
     from dm_control import suite
 
@@ -109,7 +114,7 @@ def find_task(name: str) -> tuple[str, str] | None:
     for alias, domain in ALIASES.items():
         if words.startswith(f"{alias}_"):
             words = domain + words.removeprefix(alias)
-    return {_normalise(f"{domain}-{task}"): (domain, task) for domain, task in _suite().ALL_TASKS}.get(words)
+    return {_normalise(f"{domain}-{task}"): (domain, task) for domain, task in _suite(name).ALL_TASKS}.get(words)
 
 
 def _normalise(words: str) -> str:
@@ -127,7 +132,9 @@ def make_dmc(name: str, seed: int, max_episode_steps: int | None = None) -> gymn
 
 
 def dmc_ids() -> list[str]:
-    """List the suite's tasks that can be made, as "dmc/<domain>-<task>"."""
+    """List the suite's tasks that can be made, as "dmc/<domain>-<task>"; none without dm_control."""
+    if not extras.installed("dm-control"):
+        return []
     return [f"{PREFIX}{domain}-{task}" for domain, task in _suite().ALL_TASKS if domain not in UNBOUNDED]
 
 

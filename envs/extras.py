@@ -8,19 +8,30 @@ from importlib.util import find_spec
 
 @dataclass(frozen=True)
 class Extra:
-    """A package, its import name, and the environments that need it."""
+    """A package, its import name, the environments that need it, and how it is installed."""
 
     module: str
     package: str
     environments: str
+    install: str | None = None
+    """Words in place of the pip command of the optional dependency."""
 
+
+WITHOUT_LABMAZE = (
+    "pip install dm-control; on Python 3.13 and newer, where its dependency labmaze, which the suite does not use, has "
+    "no wheel: pip install dm-env lxml scipy tqdm && pip install --no-deps dm-control"
+)
+"""Installation of dm_control on every Python."""
 
 EXTRAS = {
+    "dm-control": Extra(
+        "dm_control", "dm-control", "dmc/<domain>-<task>, dmc-pixels/..., cdmc/<body>", WITHOUT_LABMAZE
+    ),
     "atari": Extra("ale_py", "ale-py", "the games atari/<game>"),
     "box2d": Extra("Box2D", "Box2D", "LunarLander-v3, BipedalWalker-v3, CarRacing-v3"),
     "minatar": Extra("minatar", "MinAtar", "the games minatar/<game>"),
 }
-"""By the name of the optional dependency of this distribution."""
+"""By the name of the optional dependency of this distribution, or of the package itself."""
 
 
 def installed(extra: str) -> bool:
@@ -42,4 +53,5 @@ def missing_extras() -> list[str]:
 
 
 def _hint(extra: str, need: str) -> str:
-    return f"{need} {EXTRAS[extra].package}: pip install 'plasticity-toolkit[{extra}]'"
+    how = EXTRAS[extra].install or f"pip install 'plasticity-toolkit[{extra}]'"
+    return f"{need} {EXTRAS[extra].package}: {how}"

@@ -48,7 +48,8 @@ def collapse(folder: Path) -> None:
         planted_run(folder / f"planted_seed{seed}", seed).close()
         planted_run(folder / f"left_alone_seed{seed}", seed, recycle=False).close()
     for path in folder.glob("*/run.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "status": "finished"}))
+        record = {**json.loads(path.read_text(encoding="utf-8")), "status": "finished"}
+        path.write_text(json.dumps(record), encoding="utf-8")
 
 
 def wait_for(server: Server) -> None:

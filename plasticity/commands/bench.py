@@ -15,7 +15,7 @@ import tyro
 from numpy.typing import NDArray
 from rich.table import Table
 
-from plasticity.storage.files import write_atomically
+from plasticity.storage.files import file_name, write_atomically
 from plasticity.tags import EPISODIC_RETURN, SPEED
 
 from .arguments import read_arguments
@@ -125,7 +125,7 @@ class Bench(Fleet):
                     yield from (Cell(env, method, seed, task) for task in tasks)
 
     def _folder(self, cell: Cell) -> Path:
-        place = self.folder / cell.env.replace("/", "-") / re.sub(r"[^\w.=+-]+", "_", cell.method)
+        place = self.folder / file_name(cell.env) / re.sub(r"[^\w.=+-]+", "_", cell.method)
         return place / f"seed_{cell.seed}" if cell.task is None else place / f"seed_{cell.seed}_task_{cell.task}"
 
     def _run_seed(self, cell: Cell) -> int:
@@ -256,7 +256,7 @@ class Bench(Fleet):
         """Return the mean return of random actions in every task, (tasks,); kept in a file beside the runs."""
         file = self.folder / env.replace("/", "-") / "random.json"
         key = f"{self.config.seed} {self.num_tasks}"
-        kept = json.loads(file.read_text()) if file.is_file() else {}
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if key not in kept:
             kept[key] = random_returns(env, self.config.seed, self.num_tasks)
             write_atomically(file, json.dumps(kept).encode())

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     config = read_arguments(DiagnoseConfig, "diagnose", arguments)
     title, out, verdicts = examined(config)
     text = "\n\n".join([title, *map(str, verdicts)]) + "\n"
-    (out / "verdict.txt").write_text(text)
+    (out / "verdict.txt").write_text(text, encoding="utf-8")
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(text, end="")

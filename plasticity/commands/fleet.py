@@ -24,7 +24,7 @@ from .differences import NOTED, differences
 from .imports import import_flags
 from .run import CHECKPOINTS
 from .seed import Seed, set_aside
-from .stopping import ENDING
+from .stopping import ENDING, own_group, pass_on
 
 POLL, PLAIN_EVERY = 0.5, 30.0
 """Seconds between two looks at the processes; between two printed states where there is no terminal."""
@@ -121,7 +121,7 @@ class Fleet:
             stdout=seed.log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
+            **own_group(),
         )
 
     def _ended(self, seed: Seed, code: int) -> None:
@@ -131,7 +131,7 @@ class Fleet:
         if code == 0:
             seed.state = "finished"
             return
-        lines = seed.console.read_text(errors="replace").strip().splitlines()
+        lines = seed.console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         seed.error = f"exit code {code}: {lines[-1] if lines else 'no output'}"
         seed.state = "failed" if seed.attempts > self.retries else "waiting"
 
@@ -140,7 +140,7 @@ class Fleet:
         running = [seed for seed in self.seeds if seed.process is not None]
         for seed in running:
             assert seed.process is not None
-            seed.process.send_signal(number)
+            pass_on(seed.process, number)
         for seed in running:
             assert seed.process is not None
             seed.process.wait()

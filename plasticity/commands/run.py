@@ -235,8 +235,9 @@ def _git() -> dict[str, Any] | None:
     """Return the commit of the working directory and whether it has changes; None outside a repository."""
     command = ["git", "-c", "safe.directory=*"]
     try:
-        head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, timeout=5)
+        how: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 5}
+        head = subprocess.run([*command, "rev-parse", "HEAD"], **how)
+        status = subprocess.run([*command, "status", "--porcelain"], **how)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if head.returncode:

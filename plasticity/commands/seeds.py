@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from plasticity.metrics import find_metric, headlines, shown_first
-from plasticity.storage.files import RunLock
+from plasticity.storage.files import RunLock, file_name
 from plasticity.storage.record import read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
@@ -22,7 +22,7 @@ class Seeds(Fleet):
 
     def __init__(self, agent: str, config: Any, arguments: Sequence[str], expected: Mapping[str, Any]) -> None:
         methods = [name.replace("_", "-") for name in expected["interventions"]]
-        name = config.name or "_".join([agent, config.env.replace("/", "-"), *methods])
+        name = config.name or "_".join([agent, file_name(config.env), *methods])
         self.agent, self.config, self.arguments, self.expected = agent, config, list(arguments), dict(expected)
         self.group = config.out / name
         numbers = range(config.seed, config.seed + config.seeds)

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from types import FrameType
 from typing import Any
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-"""Signals after which a run is saved: of a scheduler, Ctrl-C, a terminal that closes."""
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+"""Signals after which a run is saved: of a scheduler, Ctrl-C, a terminal that closes; SIGBREAK is Windows' own."""
 SHOW_CURSOR = b"\x1b[?25h"
 """Control sequence that shows the cursor, which a live display hides and a process that ends at once leaves hidden."""
+
+
+def own_group() -> dict[str, Any]:
+    """Return what `subprocess.Popen` takes so that Ctrl-C reaches this process only, which passes it on once."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def pass_on(process: subprocess.Popen, number: int) -> None:
+    """Send a signal to a process of its own group; on Windows, where others kill at once, as Ctrl-Break."""
+    if sys.platform == "win32":
+        number = signal.CTRL_BREAK_EVENT
+    process.send_signal(number)
 
 
 class Stopper:

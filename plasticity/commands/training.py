@@ -24,7 +24,7 @@ from plasticity.dashboard.live import LiveView
 from plasticity.envs import TaskPlan, make_env
 from plasticity.measuring import Measure
 from plasticity.metrics import DEFAULT_PROBES
-from plasticity.storage.files import LOCK, RunLock
+from plasticity.storage.files import LOCK, RunLock, file_name
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import seed_globally
 from plasticity.storage.record import read_record, write_record
@@ -115,7 +115,7 @@ class TrainingRun:
         """Make the folder of a new run; ValueError for one that is there and holds anything but a lock."""
         c = self.config
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = c.out / (c.name or f"{self.agent_name}_{c.env.replace('/', '-')}_seed{c.seed}_{stamp}")
+        folder = c.out / (c.name or f"{self.agent_name}_{file_name(c.env)}_seed{c.seed}_{stamp}")
         require_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -62,7 +62,7 @@ class Trials:
         self._twins: dict[int, nn.Module] = {}
         self._what = _fingerprint(patient, steps, seed)
         if store is not None and store.is_file():
-            saved = json.loads(store.read_text())
+            saved = json.loads(store.read_text(encoding="utf-8"))
             if saved.get("what") == self._what:
                 self._curves, self.notes = saved["curves"], saved["notes"]
 
@@ -149,7 +149,7 @@ class Trials:
             self.store.parent.mkdir(parents=True, exist_ok=True)
             plain = {k: [x if math.isfinite(x) else None for x in c] for k, c in self._curves.items()}
             partial = self.store.with_suffix(".partial")
-            partial.write_text(json.dumps({"what": self._what, "curves": plain, "notes": self.notes}))
+            partial.write_text(json.dumps({"what": self._what, "curves": plain, "notes": self.notes}), encoding="utf-8")
             partial.replace(self.store)
 
 

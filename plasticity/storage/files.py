@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
@@ -13,8 +14,14 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:  # anywhere else
+    msvcrt = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
+FAR = 2**30
+"""Place of the byte that Windows locks: what it locks cannot be read, and the holder's number should be."""
 
 
 class Output:
@@ -123,11 +130,30 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def file_name(text: str) -> str:
+    """Return a text as part of a file's name: what some system does not allow there becomes a hyphen."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "-", text)
+
+
 def require_free(folder: Path) -> None:
     """Raise RuntimeError that names the process which holds the lock of a folder, if one does."""
     if (folder / LOCK).exists():
         with RunLock(folder):
             pass
+
+
+def _lock(fd: int) -> None:
+    """Lock an open file until it is closed; BlockingIOError if another process has it."""
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    os.lseek(fd, FAR, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except PermissionError as error:
+        raise BlockingIOError(error.errno, error.strerror) from error
+    finally:
+        os.lseek(fd, 0, os.SEEK_SET)
 
 
 class RunLock:
@@ -142,12 +168,12 @@ class RunLock:
         self._fd: int | None = None
 
     def __enter__(self) -> RunLock:
-        if fcntl is None:
+        if fcntl is None and msvcrt is None:
             warnings.warn(f"{self.path.parent} is not locked: this system has no flock", RuntimeWarning, stacklevel=2)
             return self
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._fd)
         except OSError as error:
             holder = os.read(self._fd, 20).decode(errors="replace").strip()
             os.close(self._fd)

@@ -1,0 +1,246 @@
+"""Other Pythons and other systems: what is simulated here runs on Python 3.10 to 3.14, Linux, macOS and Windows."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from plasticity import cli
+from plasticity.commands import seeds, stopping
+from plasticity.envs import make_env
+from plasticity.storage import files
+
+ROOT = Path(__file__).parents[1]
+INSTALLED = sorted(file for part in ("plasticity", "agents", "envs") for file in (ROOT / part).rglob("*.py"))
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+
+# -- Python 3.10 to 3.14 -----------------------------------------------------------------------------------------------
+
+NEWER = {
+    "tomllib",
+    "ExceptionGroup",
+    "BaseExceptionGroup",
+    "StrEnum",
+    "Self",
+    "Never",
+    "TaskGroup",
+    "override",
+    "batched",
+    "add_note",
+}
+"""Names of the standard library that Python 3.10 does not have and that a hand reaches for."""
+
+
+def newer_names(file):
+    """The names that a source takes from a newer Python; SyntaxError for newer syntax."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = {alias.name for node in imports for alias in node.names}
+    return (names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}) & NEWER
+
+
+def test_sources_are_python_3_10():
+    assert {str(file.relative_to(ROOT)): names for file in INSTALLED if (names := newer_names(file))} == {}
+
+
+def test_newer_syntax_and_names_are_found(tmp_path):
+    file = tmp_path / "newer.py"
+    file.write_text("try: pass\nexcept* ValueError: pass\n", encoding="utf-8")
+    with pytest.raises(SyntaxError):
+        newer_names(file)
+    file.write_text("import tomllib\nerror.batched(2)\n", encoding="utf-8")
+    assert newer_names(file) == {"tomllib", "batched"}
+
+
+def test_metadata_names_every_python():
+    supported = SpecifierSet(re.search(r'requires-python = "(.*)"', PYPROJECT)[1])
+    assert all(python in supported for python in PYTHONS)
+    assert "3.9" not in supported
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PYPROJECT)
+    assert named == list(PYTHONS)
+
+
+def test_dm_control_is_asked_for_where_it_can_be_installed():
+    asked = [Requirement(text) for text in re.findall(r'^    "(dm-control.*)",$', PYPROJECT, re.MULTILINE)]
+    for python in PYTHONS:
+        wanted = [one for one in asked if one.marker is None or one.marker.evaluate({"python_version": python})]
+        assert bool(wanted) == (python in ("3.10", "3.11", "3.12"))
+
+
+@pytest.fixture
+def no_dm_control(monkeypatch):
+    """Python 3.13: dm_control is not there."""
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+
+
+@pytest.mark.usefixtures("no_dm_control")
+@pytest.mark.parametrize("name", ["dmc/cheetah-run", "dmc/nothing-here", "dmc-pixels/cheetah-run", "cdmc/walker"])
+def test_without_dm_control_its_tasks_say_what_to_do(name, capsys):
+    assert cli.main(["train", "sac", "--env", name]) == 1
+    *_, line = capsys.readouterr().err.splitlines()  # after the line that PyTorch is being imported
+    assert re.search(
+        r"(dmc(-pixels)?|cdmc)/[\w-]+ needs dm-control: pip install dm-control; on Python 3\.13 and newer", line
+    )
+    assert "pip install --no-deps dm-control" in line
+
+
+@pytest.mark.usefixtures("no_dm_control")
+def test_without_dm_control_all_else_is_there(capsys):
+    make_env("Pendulum-v1").close()
+    with pytest.raises(ValueError, match='did you mean "CartPole-v1"'):
+        make_env("CartPol-v1")
+    assert cli.main(["list", "envs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("CartPole-v1" in line for line in lines)
+    assert not any(line.strip().startswith("dmc") for line in lines)
+    assert sum("not installed: dmc/<domain>-<task>" in line for line in lines) == 1
+
+
+# -- encodings ---------------------------------------------------------------------------------------------------------
+
+
+def text_without_encoding(tree):
+    """Yield the lines of calls that read or write text in the encoding of the system."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name in ("read_text", "write_text") and len(node.args) < 2:
+            yield node.lineno
+        is_method = isinstance(node.func, ast.Attribute)
+        if name == "open" and not (is_method and getattr(node.func.value, "id", "") in ("os", "webbrowser", "browser")):
+            words = [*node.args[0 if is_method else 1 :], *(w.value for w in node.keywords if w.arg == "mode")]
+            mode = words[0].value if words and isinstance(words[0], ast.Constant) else "r"
+            if "b" not in str(mode):
+                yield node.lineno
+        if name in ("run", "Popen", "check_output") and any(
+            word.arg in ("text", "universal_newlines") and getattr(word.value, "value", False) for word in node.keywords
+        ):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("code", ["p.read_text()", "open(p)", "p.open('w')", "run(c, text=True)", "p.write_text(t)"])
+def test_reading_in_the_encoding_of_the_system_is_found(code):
+    assert list(text_without_encoding(ast.parse(code))) == [1]
+
+
+def test_text_is_read_and_written_in_utf8():
+    others = [file for part in ("examples", "docs") for file in (ROOT / part).rglob("*.py")]
+    found = {str(f.relative_to(ROOT)): [*text_without_encoding(ast.parse(f.read_text(encoding="utf-8")))]
+             for f in INSTALLED + others}  # fmt: skip
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_help_in_a_locale_of_ascii(tmp_path):
+    """Windows with an old code page, or LANG=C: nothing that is printed ends in a UnicodeEncodeError."""
+    env = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii:strict",
+        "PYTHONUTF8": "0",
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    code = (
+        "from plasticity.cli import main; assert not any(main(['help', *topic]) for topic in ([], ['redo'], ['cbp']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, cwd=tmp_path, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+# -- Windows -----------------------------------------------------------------------------------------------------------
+
+
+class FakeMsvcrt(types.ModuleType):
+    """Windows' locks of bytes, as far as they are used: by file and place, mandatory, gone when the file is closed."""
+
+    LK_NBLCK = 2
+
+    def __init__(self):
+        super().__init__("msvcrt")
+        self.held = {}
+
+    def locking(self, fd, mode, count):
+        """Lock `count` bytes from the file's position on."""
+        assert mode == self.LK_NBLCK
+        place = os.fstat(fd).st_ino, os.lseek(fd, 0, os.SEEK_CUR), count
+        holder = self.held.get(place)
+        if holder not in (None, fd) and self.is_open(holder, place[0]):  # the same number: opened again
+            raise PermissionError(13, "Permission denied")
+        self.held[place] = fd
+
+    @staticmethod
+    def is_open(fd, inode):
+        """Return whether a descriptor still is that of a file."""
+        try:
+            return os.fstat(fd).st_ino == inode
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """The parts of Windows that matter to runs: other locks, no SIGHUP, groups of processes."""
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "msvcrt", FakeMsvcrt())
+    monkeypatch.setattr(stopping, "sys", types.SimpleNamespace(platform="win32", stderr=sys.stderr))
+    monkeypatch.setattr(stopping.signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    monkeypatch.setattr(stopping.subprocess, "CREATE_NEW_PROCESS_GROUP", 0x200, raising=False)
+
+
+@pytest.mark.usefixtures("windows")
+def test_lock_of_windows_keeps_a_second_process_out(tmp_path):
+    with files.RunLock(tmp_path):
+        assert (tmp_path / files.LOCK).read_text(encoding="utf-8").strip() == str(os.getpid())
+        with pytest.raises(RuntimeError, match=f"in use by process {os.getpid()}"), files.RunLock(tmp_path):
+            pass
+    with files.RunLock(tmp_path):
+        pass
+    files.require_free(tmp_path)
+
+
+@pytest.mark.usefixtures("windows")
+def test_signals_of_windows_are_ctrl_break():
+    """SIGINT cannot be sent there, and SIGTERM kills without a word."""
+    sent = []
+    stopping.pass_on(types.SimpleNamespace(send_signal=sent.append), stopping.signal.SIGTERM)
+    assert sent == [stopping.signal.CTRL_BREAK_EVENT]
+    assert stopping.own_group() == {"creationflags": 0x200}
+    assert "SIGBREAK" in stopping.NAMES
+
+
+@pytest.mark.usefixtures("windows")
+def test_training_and_resuming_where_windows_differs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = "--steps 40 --hidden 4 4 --num-steps 10 --num-minibatches 1 --eval-episodes 1 --compile off --quiet"
+    assert cli.main(["train", "ppo", "--env", "CartPole-v1", "--name", "run", *short.split()]) == 0
+    assert cli.main(["train", "--resume", "runs/run", "--env", "CartPole-v1", "--steps", "60", "--quiet"]) == 0
+    assert "not locked" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("dmc/cheetah-run", "dmc-cheetah-run"),
+        ("minigrid:MiniGrid-Empty-5x5-v0", "minigrid-MiniGrid-Empty-5x5-v0"),
+        (r"a\b", "a-b"),
+        ('what?"<x>|*', "what-x-"),
+        ("permute/CartPole-v1", "permute-CartPole-v1"),
+    ],
+)
+def test_names_are_allowed_everywhere(text, name):
+    assert files.file_name(text) == name
+
+
+def test_folders_of_environments_have_such_names():
+    from plasticity.commands.parsing import parse
+
+    config = parse("ppo", ["--env", "some_module:Maze-v0", "--seeds", "2"])
+    assert seeds.Seeds("ppo", config, [], {"interventions": {}}).name == "ppo_some_module-Maze-v0"

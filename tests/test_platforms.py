@@ -213,7 +213,7 @@ def test_signals_of_windows_are_ctrl_break():
     stopping.pass_on(types.SimpleNamespace(send_signal=sent.append), stopping.signal.SIGTERM)
     assert sent == [stopping.signal.CTRL_BREAK_EVENT]
     assert stopping.own_group() == {"creationflags": 0x200}
-    assert "SIGBREAK" in stopping.NAMES
+    assert "SIGBREAK" in stopping.NAMES_OF_SIGNALS
 
 
 @pytest.mark.usefixtures("windows")

@@ -10,8 +10,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
-ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+NAMES_OF_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+ENDING = tuple(getattr(signal, name) for name in NAMES_OF_SIGNALS if hasattr(signal, name))
 """Signals after which a run is saved: of a scheduler, Ctrl-C, a terminal that closes; SIGBREAK is Windows' own."""
 SHOW_CURSOR = b"\x1b[?25h"
 """Control sequence that shows the cursor, which a live display hides and a process that ends at once leaves hidden."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from .acting import Acting
+from .asymmetric import CriticsConfig, all_values, critic_names, own_mean, sigma_of, turns, without
 from .bodies import NETWORKS, make_body, widths
 from .choices import OneOf
 from .compiled import Precision
@@ -71,7 +72,7 @@ BOUND = np.ones((), np.float32)  # numpy takes an array faster than a number
 
 
 @dataclass(frozen=True)
-class PPOConfig(AgentConfig):
+class PPOConfig(CriticsConfig, AgentConfig):
     activation: Annotated[str, OneOf(ACTIVATIONS)] | None = None  # type: ignore[assignment]
     """Hidden activation; None: tanh for mlp, relu for other networks."""
     critic_head: Annotated[str, OneOf(VALUE_HEADS)] = "linear"
@@ -123,6 +124,7 @@ class PPOConfig(AgentConfig):
         counts = ("num_steps", "num_minibatches", "num_epochs")
         return {
             **super().rules(),
+            **self.critic_rules(),
             **{f"{name} >= 1": (value := getattr(self, name)) is None or value >= 1 for name in counts},
             "lr > 0": self.lr is None or self.lr > 0,
             "anneal_steps >= 0": self.anneal_steps is None or self.anneal_steps >= 0,
@@ -168,13 +170,19 @@ class PPO(Learner):
             action_dim = num_actions(action_space, name)
         self.config = (config or PPOConfig()).filled(self.continuous and len(shape) == 1)
         self.minibatch_size = self._split(self.config)
+        self.critics = critic_names(self.config.num_critics)
+        if self.config.critic_split and num_envs % len(self.critics):
+            raise ValueError(
+                f"{name}: critic_split deals environments out evenly: num_envs must be a multiple of num_critics, and "
+                f"{num_envs} is none of {len(self.critics)}"
+            )
 
         act, update, weights = split_seed(seed, 3)
         self.add_draws(normal if self.continuous else gumbel, (action_dim,), act)
         self.add_generator("update", update)
         self.add_networks(self._make_networks(shape, action_dim, weights))
         self.policy = Acting(self.networks, "actor")
-        self.forward = {"actor": of_obs, "critic": of_obs}
+        self.forward = dict.fromkeys(("actor", *self.critics), of_obs)
         self.add_step(
             "ppo",
             self.loss,
@@ -209,18 +217,22 @@ class PPO(Learner):
         config, policy = self.config, GaussianPolicy if self.continuous else CategoricalPolicy
         with drawn_on_the_cpu(seed):
             actor = policy(make_body(config, shape, widths(config, "policy", (64, 64))), action_dim)
-            body = make_body(config, shape, widths(config, "value", (64, 64)))
-            critic = StateValue(body, config.critic_head)
+            hidden = widths(config, "value", (64, 64)) if config.critic_hidden is None else config.critic_hidden
+            critics = {n: StateValue(make_body(config, shape, hidden), config.critic_head) for n in self.critics}
             orthogonal = config.initialisation == "orthogonal"
             if orthogonal and NETWORKS[config.network].orthogonal:
                 orthogonal_(actor, math.sqrt(2))
-                orthogonal_(critic, math.sqrt(2))
+                for critic in critics.values():
+                    orthogonal_(critic, math.sqrt(2))
             if self.continuous:
                 nn.init.constant_(actor.log_std, config.init_log_std)
             if orthogonal:
                 orthogonal_(actor.pi[-1], 0.01)  # all actions alike at first, whatever is observed
-                orthogonal_(critic.v[-1], 1.0)
-        return {"actor": actor, "critic": critic}
+                for critic in critics.values():
+                    orthogonal_(critic.v[-1], 1.0)
+        for critic in critics.values() if config.critics_alike else ():
+            critic.load_state_dict(critics[self.critics[0]].state_dict())
+        return {"actor": actor, **critics}
 
     def _make_normalisers(self, shape: tuple[int, ...]) -> dict[str, nn.Module]:
         """Return the normalisers that are switched on, by name; they belong to the agent and are no network of it."""
@@ -280,10 +292,12 @@ class PPO(Learner):
         if part == 0:  # a new epoch
             self.order = torch.randperm(len(self.rollout), generator=self.generators["update"], device=self.device)
         index = self.order[part * self.minibatch_size : (part + 1) * self.minibatch_size]
-        batch = Chosen(Experience, vars(self.experience), index)
+        batch = Chosen(Experience, self.experience.known(), index)
         # A graph on a device copies its inputs: there they are to be few.
         metrics = self.learn(batch if self.device.type == "cpu" else gathered(batch))
         metrics["explained_variance"] = self.explained_variance
+        if self.experience.values is not None:
+            metrics["critic_sigma"] = sigma_of(self.experience.values).mean()
         self.updates += 1
         self.minibatch += 1
         if self._done(metrics["approx_kl"]):
@@ -295,7 +309,11 @@ class PPO(Learner):
     @torch.no_grad()
     def state_value(self, obs: Tensor) -> Tensor:
         """Return V(s), (N,), in the units of the normalised rewards where these are on."""
-        return self.networks["critic"](as_tensor(self._normalised(self.seen(obs))))
+        return self._values(as_tensor(self._normalised(self.seen(obs)))).mean(-1)
+
+    def _values(self, obs: Tensor) -> Tensor:
+        """Return the values of all critics, (batch, critics)."""
+        return all_values(self.networks, self.critics, obs)
 
     def learn(self, batch: Experience | Chosen) -> dict[str, Tensor]:
         """Take the update itself: one step of the optimizer on both losses and the entropy."""
@@ -307,38 +325,52 @@ class PPO(Learner):
     def loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """Return both losses and the entropy of a minibatch as one, and metrics."""
         c = self.config
-        distribution, value = self.networks["actor"](batch.obs), self.networks["critic"](batch.obs)
+        distribution, values = self.networks["actor"](batch.obs), self._values(batch.obs)
         log_ratio = distribution.log_prob(batch.action) - batch.log_prob
         losses = {
             "policy_loss": policy_loss(log_ratio, self._advantage(batch), c.clip_range),
-            "value_loss": value_loss(value, batch.value, batch.target, c.clip_range if c.clip_values else None),
-            "entropy": distribution.entropy().mean(),
+            "value_loss": self._value_loss(values, batch),
+            "entropy": (entropy := distribution.entropy()).mean(),
         }
-        loss = losses["policy_loss"] + c.value_coef * losses["value_loss"] - c.entropy_coef * losses["entropy"]
+        bonus = losses["entropy"]
+        if c.entropy_filter and batch.values is not None:
+            bonus = (without(sigma_of(batch.values), c.entropy_filter, highest=True) * entropy).mean()
+        loss = losses["policy_loss"] + c.value_coef * losses["value_loss"] - c.entropy_coef * bonus
         log_ratio = log_ratio.detach()
         return loss, {
             **losses,
             "approx_kl": approx_kl(log_ratio),
             "clip_fraction": clip_fraction(log_ratio, c.clip_range),
-            "value_mean": value.mean(),
+            "value_mean": values.mean(),
             "return_mean": batch.target.mean(),
         }
 
+    def _value_loss(self, values: Tensor, batch: Experience) -> Tensor:
+        """Return the loss of all critics, each of which is clipped at its own old value, 0-D."""
+        limit = self.config.clip_range if self.config.clip_values else None
+        if batch.values is None:
+            return value_loss(values[:, 0], batch.value, batch.target, limit)
+        return own_mean(value_errors(values, batch.values, batch.target[:, None], limit), batch.turn)
+
     def _advantage(self, batch: Experience) -> Tensor:
-        return standardised(batch.advantage) if self.config.standardise == "minibatch" else batch.advantage
+        found = standardised(batch.advantage) if self.config.standardise == "minibatch" else batch.advantage
+        if self.config.advantage_mask and batch.values is not None:
+            found = found * without(sigma_of(batch.values), self.config.advantage_mask)
+        return found
 
     @torch.no_grad()
     def _judge(self) -> None:
         """Compute log-densities, values and advantages of the rollout's steps by the old networks, and anneal."""
-        obs, action, critic = self.rollout.flat("obs"), self.rollout.flat("action"), self.networks["critic"]
+        obs, action = self.rollout.flat("obs"), self.rollout.flat("action")
         pairs = zip(obs.split(CHUNK), action.split(CHUNK), strict=True)
         log_prob = torch.cat([self.networks["actor"](o).log_prob(a) for o, a in pairs])
-        value = torch.cat([critic(o) for o in obs.split(CHUNK)])
+        values = torch.cat([self._values(o) for o in obs.split(CHUNK)])
+        value = values.mean(-1)
 
         cut, grid = self.rollout.cut(), value.view(-1, self.num_envs)
         next_value = torch.cat([grid[1:], torch.zeros_like(grid[:1])])
         successors = self.rollout.storage["next_obs"][cut]
-        next_value[cut] = torch.cat([critic(o) for o in successors.split(CHUNK)])
+        next_value[cut] = torch.cat([self._values(o).mean(-1) for o in successors.split(CHUNK)])
         reward, terminated = self.rollout.storage["reward"], self.rollout.storage["terminated"]
         if self.config.reward_scale != 1:
             reward = reward * self.config.reward_scale
@@ -349,12 +381,20 @@ class PPO(Learner):
         if self.config.standardise == "rollout":
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-5)
 
-        self.experience = Experience(obs, action, log_prob, value, advantage, target)
+        several = self._several(values)
+        self.experience = Experience(obs, action, log_prob, value, advantage, target, **several)
         self.explained_variance = explained_variance(value, self.experience.target)
         if self.config.anneal_steps:
             progress = (self.env_steps - len(self.rollout)) / self.config.anneal_steps
             for group in self.optimizers["ppo"].param_groups:
                 group["lr"] = self.config.lr * max(0.0, 1.0 - progress)
+
+    def _several(self, values: Tensor) -> dict[str, Tensor]:
+        """Return the fields of Experience that several critics need, of their values (steps, critics)."""
+        if len(self.critics) == 1:
+            return {}
+        turn = {"turn": turns(self.num_envs, len(self.critics), values)} if self.config.critic_split else {}
+        return {"values": values, **turn}
 
     def _done(self, kl: Tensor) -> bool:
         """Return whether the rollout is used up: after the last epoch, or one that has moved the policy too far."""
@@ -398,8 +438,7 @@ class PPO(Learner):
         """Return normalisers, the rollout in progress, and how far it is learned from; valid between two steps."""
         learning: dict[str, Any] = {}
         if self.experience is not None:
-            names = ("log_prob", "value", "advantage", "target")
-            learning = {name: getattr(self.experience, name) for name in names}
+            learning = {n: field for n, field in self.experience.known().items() if n not in ("obs", "action")}
             learning |= {name: getattr(self, name) for name in ("order", "minibatch", "explained_variance")}
         return {
             "normalisers": {key: dict(one.state_dict()) for key, one in self.normalisers.items()},
@@ -445,7 +484,7 @@ class PPO(Learner):
     def _load_learning(self, learning: dict[str, Any]) -> None:
         if learning:
             learning = {"target": learning["advantage"] + learning["value"], **learning}  # version 0.1.0 saved none
-            judged = {name: learning[name].to(self.device) for name in ("log_prob", "value", "advantage", "target")}
+            judged = {f.name: learning[f.name].to(self.device) for f in fields(Experience) if f.name in learning}
             self.experience = Experience(self.rollout.flat("obs"), self.rollout.flat("action"), **judged)
             self.order, self.minibatch = learning["order"].to(self.device), learning["minibatch"]
             self.explained_variance = learning["explained_variance"].to(self.device)
@@ -462,11 +501,16 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip_range: flo
 
     With clip_range the error of V moved by at most so much counts where it is the larger one.
     """
+    return value_errors(value, old_value, target, clip_range).mean()
+
+
+def value_errors(value: Tensor, old_value: Tensor, target: Tensor, clip_range: float | None) -> Tensor:
+    """Return what :func:`value_loss` is the mean of, of the shape of the values."""
     error = (value - target).square()
     if clip_range is not None:
         moved = old_value + (value - old_value).clamp(-clip_range, clip_range)
         error = torch.max(error, (moved - target).square())
-    return 0.5 * error.mean()
+    return 0.5 * error
 
 
 def standardised(x: Tensor) -> Tensor:

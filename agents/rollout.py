@@ -1,7 +1,7 @@
 """The memory of an on-policy agent: its last steps, in order, and the quantities learned from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,16 @@ class Experience:
     value: Tensor  # (batch,) of the critic at that time
     advantage: Tensor  # (batch,)
     target: Tensor  # (batch,) which the critic learns
+    values: Tensor | None = None  # (batch, critics) of each critic at that time, where there are several
+    turn: Tensor | None = None  # (batch,) the one of them that learns from the step
 
     def __getitem__(self, index: Tensor) -> "Experience":
         """The steps at ``index``."""
-        return Experience(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return Experience(**{name: field[index] for name, field in self.known().items()})
+
+    def known(self) -> dict[str, Tensor]:
+        """Return the fields that there are, by name."""
+        return {name: field for name, field in vars(self).items() if field is not None}
 
 
 class Rollout:

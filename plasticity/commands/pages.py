@@ -1,7 +1,8 @@
-"""Pages of ``docs/interventions`` that methods write themselves: ``python -m plasticity.commands.pages docs``.
+"""Pages that the source writes: ``python -m plasticity.commands.pages docs``; those of methods, and that of presets.
 
-A page is made of the module's docstring (source), the class's (algorithm, presets, differences) and the fields. Pages
-that somebody wrote by hand are left as they are; the table of all methods in ``docs/interventions.md`` has a row each.
+The page of a method is made of the module's docstring (source), the class's (algorithm, presets, differences) and the
+fields. Pages that somebody wrote by hand are left as they are; ``docs/interventions.md`` has a table with
+a row for each method.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import options, value_text
+from .preset_pages import presets_page
 
 MARK = "<!-- Written by `python -m plasticity.commands.pages docs` from the source: change the docstring there. -->"
 BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
@@ -103,6 +105,7 @@ def main(folder: str) -> None:
             path.write_text(method_page(name, kind), encoding="utf-8")
     index = Path(folder) / "interventions.md"
     index.write_text(with_table(index.read_text(encoding="utf-8"), dict(INTERVENTIONS)), encoding="utf-8")
+    (Path(folder) / "presets.md").write_text(presets_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from .contents import nearest
+from .preset import Preset
+from .zoo import CLEANRL, ZOO
 
 FLAG = "--preset"
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The arguments of one agent, and their source."""
+C_CHAIN = Preset(
+    "ppo",
+    "--hidden 256 256 256 --activation leaky_relu_0.1 --initialisation default --num-steps 800 "
+    "--num-minibatches 25 --num-epochs 5 --lr 1e-3 --anneal-steps 0 --eps 1e-8 --no-clip-values "
+    "--value-coef 1.0 --entropy-coef 0.01 --max-grad-norm inf --normalize-observations False "
+    "--normalize-rewards False --reward-scale 0.05 --value-target returns --standardise rollout",
+    "Tang et al. 2025, arXiv 2506.00592, released code crl_gym_classic_control",
+)
 
-    arguments: str
-    source: str
 
-
-PRESETS: dict[str, dict[str, Preset]] = {
-    "c-chain": {
-        "ppo": Preset(
-            "--hidden 256 256 256 --activation leaky_relu_0.1 --initialisation default --num-steps 800 "
-            "--num-minibatches 25 --num-epochs 5 --lr 1e-3 --anneal-steps 0 --eps 1e-8 --no-clip-values "
-            "--value-coef 1.0 --entropy-coef 0.01 --max-grad-norm inf --normalize-observations False "
-            "--normalize-rewards False --reward-scale 0.05 --value-target returns --standardise rollout",
-            "Tang et al. 2025, arXiv 2506.00592, released code crl_gym_classic_control",
-        ),
-    },
-}
-"""Name -> agent -> preset; add your own."""
+PRESETS: dict[str, tuple[Preset, ...]] = {"c-chain": (C_CHAIN,), "zoo": ZOO, "cleanrl": CLEANRL}
+"""Name -> presets, of which the first that fits agent and environment counts; add your own."""
 
 
 def with_presets(agent: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments with those of the presets among them in front; ValueError for one that does not exist."""
+    return [word for one in presets_of(agent, arguments).values() for word in one.arguments.split()] + list(arguments)
+
+
+def notes_of_presets(agent: str, arguments: Sequence[str]) -> list[str]:
+    """Return a line for each preset among the arguments: its source, and what is not as there."""
+    return [f"preset {name}: {one.notes}" for name, one in presets_of(agent, arguments).items()]
+
+
+def presets_of(agent: str, arguments: Sequence[str]) -> dict[str, Preset]:
+    """Return the presets that the arguments name; ValueError for one that does not exist."""
+    return {name: find_preset(name, agent, environment(arguments)) for name in values_of(FLAG, arguments)}
+
+
+def environment(arguments: Sequence[str]) -> str:
+    """Return the environment that the arguments name, empty for none."""
+    return next(reversed(values_of("--env", arguments)), "")
+
+
+def values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    """Return the values that a flag has among the arguments."""
     pairs = pairwise([*arguments, ""])
-    names = [b if a == FLAG else a.partition("=")[2] for a, b in pairs if a == FLAG or a.startswith(f"{FLAG}=")]
-    return [word for name in names for word in find_preset(name, agent).arguments.split()] + list(arguments)
+    return [b if a == flag else a.partition("=")[2] for a, b in pairs if a == flag or a.startswith(f"{flag}=")]
 
 
-def find_preset(name: str, agent: str) -> Preset:
-    """Return the preset of an agent; ValueError, with those that there are, for a name that it does not have."""
-    there = [one for one, agents in PRESETS.items() if agent in agents]
+def find_preset(name: str, agent: str, environment: str) -> Preset:
+    """Return the preset of an agent on an environment; ValueError, with those that there are, where there is none."""
+    there = [one for one, entries in PRESETS.items() if any(entry.agent == agent for entry in entries)]
     if name not in there:
         raise ValueError(
             f"no preset {name!r} for {agent}; {nearest(name, there)}there are: {', '.join(there) or 'none'}"
         )
-    return PRESETS[name][agent]
+    for entry in PRESETS[name]:
+        if entry.fits(agent, environment):
+            return entry
+    known = " ".join(entry.environments for entry in PRESETS[name] if entry.agent == agent)
+    raise ValueError(f"preset {name} has nothing for {agent} on {environment or 'no environment'}; it has: {known}")

@@ -45,7 +45,8 @@ class TrainConfig:
     num_envs: int = 1
     """Parallel environments."""
     preset: str | None = None
-    """Settings of a published experiment by name, c-chain for PPO; options that are given go before them."""
+    """Settings of a published experiment by name: zoo, cleanrl, c-chain (docs/presets.md); options that are given go
+    before them."""
     action_repeat: int | None = None
     """Simulator steps per environment step; None: 2 for dm_control and 4 for Atari, as is usual, 1 elsewhere."""
     max_episode_steps: int | None = None

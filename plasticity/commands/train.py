@@ -64,11 +64,14 @@ def start_run(agent: str, arguments: Sequence[str]) -> int:
     import torch
 
     from .parsing import parse
+    from .presets import notes_of_presets
     from .seeds import Seeds
     from .settings import settings
     from .training import TrainingRun
 
     config = parse(agent, arguments)
+    for line in [] if config.quiet else notes_of_presets(agent, arguments):
+        print(line, file=sys.stderr)
     if config.seeds > 1 and not config.dry_run:
         return Seeds(agent, config, arguments, settings(config)).train()
     torch.set_num_threads(config.torch_threads)

@@ -7,8 +7,8 @@ import textwrap
 from .preset import Preset
 from .presets import PRESETS
 
-LINE = 120
-HEAD = """# Presets
+WIDTH_OF_ARGUMENTS = 120
+INTRODUCTION = """# Presets
 
 ```sh
 plasticity train sac --env Pendulum-v1 --preset zoo
@@ -32,20 +32,20 @@ numbers are the sources' own: no runs of ours stand behind them.
 def presets_page() -> str:
     """Return the page, in Markdown."""
     sections = (f"## {name}\n\n" + "\n\n".join(map(entry, entries)) for name, entries in PRESETS.items())
-    return "\n".join([HEAD, *(f"{section}\n" for section in sections)])
+    return "\n".join([INTRODUCTION, *(f"{section}\n" for section in sections)])
 
 
 def entry(preset: Preset) -> str:
     """Return the paragraphs of one preset: where it holds, its arguments, its source."""
     names = ", ".join(f"`{pattern}`" for pattern in preset.environments.split())
-    return f"**{preset.agent.upper()}** on {names}. {preset.notes}.\n\n```text\n{wrapped(preset.arguments)}\n```"
+    return f"**{preset.agent.upper()}** on {names}. {preset.notes}.\n\n```text\n{in_lines(preset.arguments)}\n```"
 
 
-def wrapped(arguments: str) -> str:
+def in_lines(arguments: str) -> str:
     """Return arguments as lines; of an option that is given twice the last."""
     options: dict[str, str] = {}
     for words in arguments.split("--")[1:]:
         flag = words.split()[0]
         options.pop(flag, None)
         options[flag] = " ".join(f"--{words}".split())
-    return textwrap.fill(" ".join(options.values()), LINE, break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(" ".join(options.values()), WIDTH_OF_ARGUMENTS, break_on_hyphens=False, break_long_words=False)

@@ -12,7 +12,7 @@ from .zoo import CLEANRL, ZOO
 FLAG = "--preset"
 
 
-C_CHAIN = Preset(
+CONTINUAL_CONTROL = Preset(
     "ppo",
     "--hidden 256 256 256 --activation leaky_relu_0.1 --initialisation default --num-steps 800 "
     "--num-minibatches 25 --num-epochs 5 --lr 1e-3 --anneal-steps 0 --eps 1e-8 --no-clip-values "
@@ -22,7 +22,7 @@ C_CHAIN = Preset(
 )
 
 
-PRESETS: dict[str, tuple[Preset, ...]] = {"c-chain": (C_CHAIN,), "zoo": ZOO, "cleanrl": CLEANRL}
+PRESETS: dict[str, tuple[Preset, ...]] = {"c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL}
 """Name -> presets, of which the first that fits agent and environment counts; add your own."""
 
 

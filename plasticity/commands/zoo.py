@@ -30,7 +30,7 @@ SB3_PPO = (
     "--gamma 0.99 --clip-range 0.2 --num-epochs 10 --standardise minibatch --value-target lambda --entropy-coef 0.0 "
 )
 CONSTANT = "--lr 3e-4 --anneal-steps 0 "
-PLAIN = "--hidden 64 64 --activation tanh --normalize-observations False --normalize-rewards False "
+NOT_NORMALISED = "--hidden 64 64 --activation tanh --normalize-observations False --normalize-rewards False "
 NORMALISED = "--hidden 64 64 --activation tanh --normalize-observations True --normalize-rewards True "
 MUJOCO_PPO = (
     "--steps 1_000_000 --num-envs 1 --num-steps 512 --hidden 256 256 --activation relu --init-log-std -2 "
@@ -43,10 +43,11 @@ def ppo(environments: str, arguments: str, left_out: str = "") -> Preset:
     return Preset("ppo", SB3_PPO + arguments, YML.format("ppo"), environments, left_out)
 
 
-PPO = (
+ZOO_PPO = (
     ppo(
         "CartPole-v*",
-        PLAIN + "--steps 100_000 --num-envs 8 --num-steps 32 --num-minibatches 1 --num-epochs 20 --gae-lambda 0.8 "
+        NOT_NORMALISED
+        + "--steps 100_000 --num-envs 8 --num-steps 32 --num-minibatches 1 --num-epochs 20 --gae-lambda 0.8 "
         "--gamma 0.98 --lr 1e-3",
         CLIP_FALLS,
     ),
@@ -62,12 +63,14 @@ PPO = (
     ),
     ppo(
         "LunarLander-v* LunarLanderContinuous-v*",
-        PLAIN + CONSTANT + "--steps 1_000_000 --num-envs 16 --num-steps 1024 --num-minibatches 256 --num-epochs 4 "
+        NOT_NORMALISED
+        + CONSTANT
+        + "--steps 1_000_000 --num-envs 16 --num-steps 1024 --num-minibatches 256 --num-epochs 4 "
         "--gae-lambda 0.98 --gamma 0.999 --entropy-coef 0.01",
     ),
     ppo(
         "Pendulum-v*",
-        PLAIN + "--steps 100_000 --num-envs 4 --num-steps 1024 --num-minibatches 64 --gamma 0.9 --lr 1e-3 "
+        NOT_NORMALISED + "--steps 100_000 --num-envs 4 --num-steps 1024 --num-minibatches 64 --gamma 0.9 --lr 1e-3 "
         "--anneal-steps 0",
         NO_SDE,
     ),
@@ -144,7 +147,7 @@ def rate(value: str, alpha: bool = True) -> str:
     return f"--actor-lr {value} --critic-lr {value} " + (f"--alpha-lr {value} " if alpha else "")
 
 
-SAC = (
+ZOO_SAC = (
     sac("Pendulum-v*", rate("1e-3") + "--steps 20_000"),
     sac(
         "MountainCarContinuous-v*",
@@ -168,7 +171,7 @@ SAC = (
     sac("Swimmer-v*", "--steps 1_000_000 --learning-starts 10_000 --gamma 0.999"),
 )
 
-TD3 = (
+ZOO_TD3 = (
     td3("Pendulum-v*", "--steps 20_000 --gamma 0.98 --buffer-size 200_000"),
     td3(
         "MountainCarContinuous-v*",
@@ -194,7 +197,7 @@ def dqn(environments: str, arguments: str, left_out: str = "") -> Preset:
     return Preset("dqn", SB3_DQN + arguments, YML.format("dqn"), environments, left_out)
 
 
-DQN = (
+ZOO_DQN = (
     dqn(
         "CartPole-v*",
         "--steps 50_000 --lr 2.3e-3 --batch-size 64 --buffer-size 100_000 --learning-starts 1_000 --target-every 128 "
@@ -230,13 +233,13 @@ DQN = (
     ),
 )
 
-ZOO = (*PPO, *SAC, *TD3, *DQN)
+ZOO = (*ZOO_PPO, *ZOO_SAC, *ZOO_TD3, *ZOO_DQN)
 
 # -- CleanRL -----------------------------------------------------------------------------------------------------------
 
 SCRIPT = "CleanRL, cleanrl/{}.py"
-CONTROL = "CartPole-v* Acrobot-v* MountainCar-v* LunarLander-v*"
-BODIES = f"{MUJOCO} Humanoid-v* Swimmer-v* Pendulum-v* LunarLanderContinuous-v* BipedalWalker-v* dmc/*"
+CLEANRL_DISCRETE = "CartPole-v* Acrobot-v* MountainCar-v* LunarLander-v*"
+CLEANRL_CONTINUOUS = f"{MUJOCO} Humanoid-v* Swimmer-v* Pendulum-v* LunarLanderContinuous-v* BipedalWalker-v* dmc/*"
 CLEANRL_PPO = (
     "--initialisation orthogonal --eps 1e-5 --clip-values --max-grad-norm 0.5 --value-coef 0.5 --gae-lambda 0.95 "
     "--gamma 0.99 --standardise minibatch --value-target lambda "
@@ -244,17 +247,19 @@ CLEANRL_PPO = (
 CLEANRL = (
     Preset(
         "ppo",
-        CLEANRL_PPO + PLAIN + "--steps 500_000 --num-envs 4 --num-steps 128 --num-minibatches 4 --num-epochs 4 "
+        CLEANRL_PPO
+        + NOT_NORMALISED
+        + "--steps 500_000 --num-envs 4 --num-steps 128 --num-minibatches 4 --num-epochs 4 "
         "--lr 2.5e-4 --clip-range 0.2 --entropy-coef 0.01",
         SCRIPT.format("ppo"),
-        CONTROL,
+        CLEANRL_DISCRETE,
     ),
     Preset(
         "ppo",
         CLEANRL_PPO + NORMALISED + "--steps 1_000_000 --num-envs 1 --num-steps 2048 --num-minibatches 32 "
         "--num-epochs 10 --lr 3e-4 --clip-range 0.2 --entropy-coef 0.0",
         SCRIPT.format("ppo_continuous_action"),
-        BODIES,
+        CLEANRL_CONTINUOUS,
     ),
     Preset(
         "ppo",
@@ -271,7 +276,7 @@ CLEANRL = (
         "--learning-starts 9_999 --gamma 0.99 --target-every 50 --target-tau 1 --train-every 10 --updates-per-train 1 "
         "--epsilon-start 1 --epsilon-end 0.05 --exploration-steps 250_000 --loss mse --max-grad-norm inf",
         SCRIPT.format("dqn"),
-        CONTROL,
+        CLEANRL_DISCRETE,
         "learning starts one step before the replay is full, which is when it starts there",
     ),
     Preset(
@@ -290,7 +295,7 @@ CLEANRL = (
         "--batch-size 256 --buffer-size 1_000_000 --learning-starts 5_000 --gamma 0.99 --target-tau 0.005 "
         "--updates-per-step 1",
         SCRIPT.format("sac_continuous_action"),
-        BODIES,
+        CLEANRL_CONTINUOUS,
         "two updates of the actor after every second of the critics, here one after each; critic loss without 1/2",
     ),
     Preset(
@@ -299,6 +304,6 @@ CLEANRL = (
         "--buffer-size 1_000_000 --learning-starts 25_000 --gamma 0.99 --target-tau 0.005 --updates-per-step 1 "
         "--policy-every 2 --target-noise 0.2 --noise-clip 0.5 --exploration-noise 0.1",
         SCRIPT.format("td3_continuous_action"),
-        BODIES,
+        CLEANRL_CONTINUOUS,
     ),
 )

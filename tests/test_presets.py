@@ -101,7 +101,7 @@ def words(text):
 
 
 def translated(agent, there):
-    """What the Zoo's words mean here: {setting of the run or of the agent: value}."""
+    """The Zoo's words in the settings here: {setting of the run or of the agent: value}."""
     n = {key: float(value) for key, value in there.items() if re.fullmatch(r"[\d.e+-]+", value)}
     rate = there["learning_rate"]
     value = float(rate.removeprefix("lin_"))

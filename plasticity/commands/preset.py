@@ -16,7 +16,7 @@ class Preset:
     environments: str = "*"
     """Patterns of names, separated by spaces."""
     left_out: str = ""
-    """What the source does besides, and what these agents cannot."""
+    """Deeds of the source that these agents cannot do, or do otherwise."""
 
     def fits(self, agent: str, environment: str) -> bool:
         """Return whether this is for an agent on an environment."""

@@ -17,7 +17,7 @@ from .observing.passes import Mask
 from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
 from .structure.labels import tensors_in
-from .tags import OVERHEAD, UNMEASURED, network_prefix, score_tag
+from .tags import OVERHEAD, UNMEASURED, UPDATES, network_prefix, score_tag
 from .watching import Watcher
 
 
@@ -166,9 +166,9 @@ class Measure(Callback):
     network -> mask of its samples, in place of those of the context. Costs nothing between windows, and never changes
     what is learned.
 
-    Logs ``plasticity/overhead`` too: the share of wall-clock time since the last reading that was spent in hooks, on
-    taking in what they or compiled graphs saw, and on reading and logging. Not in it: what compiled graphs take longer
-    for computing it, and the first compilation.
+    Logs ``charts/updates``, the optimizer steps so far, and ``plasticity/overhead``: the share of wall-clock time since
+    the last reading that was spent in hooks, on taking in what they or compiled graphs saw, and on reading and logging.
+    Not in it: what compiled graphs take longer for computing it, and the first compilation.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Measure(Callback):
             first = network not in self._told
             self._told.add(network)
             self.last[network] = reading
-            overhead = {OVERHEAD: clock.share()} if network == next(iter(chosen)) else {}
+            overhead = {OVERHEAD: clock.share(), UPDATES: step} if network == next(iter(chosen)) else {}
             ctx.log({**reading.flat(network_prefix(network)), **overhead})
             for probe, by_layer in reading.scores.items():
                 for layer, scores in by_layer.items():

@@ -11,6 +11,8 @@ ALL = "all"
 EPISODIC_RETURN, EVAL_RETURN, SPEED = "charts/episodic_return", "charts/eval_return", "charts/SPS"
 RETURN_TITLES = {EVAL_RETURN: "evaluation return", EPISODIC_RETURN: "return of training episodes"}
 """Tag of a return -> its title; the first is the one to compare runs by."""
+UPDATES = "charts/updates"
+"""Optimizer steps made so far, of the network that is measured first."""
 OVERHEAD = "plasticity/overhead"
 """Share of wall-clock time that measuring takes."""
 

@@ -131,6 +131,14 @@ class Browser:
         """Move the pointer."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def drag(self, start: tuple[float, float], stop: tuple[float, float]) -> None:
+        """Press the left button at one point, move to another, and let go."""
+        self.hover(*start)
+        for kind, (x, y), buttons in (
+            ("mousePressed", start, 1), ("mouseMoved", stop, 1), ("mouseReleased", stop, 0)
+        ):  # fmt: skip
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=buttons, clickCount=1)
+
     def screenshot(self, path: Path) -> None:
         """Write a PNG of the page."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -101,7 +101,7 @@ def allowed_names(folder):
 # -- the parts of the package ------------------------------------------------------------------------------------------
 
 LAYERS = [
-    {"isolation", "metrics", "tags"},
+    {"isolation", "meanings", "metrics", "tags"},
     {"probes", "storage", "structure"},
     {"callback", "surgery"},
     {"observing"},

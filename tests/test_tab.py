@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,12 +18,15 @@ from torch import nn
 from werkzeug.test import Client
 
 import plasticity
-from plasticity.dashboard.tab.data import curves, payload
-from plasticity.dashboard.tab.folders import Folders, Neurons, RunFolder
+from plasticity.dashboard.tab.aftermath import aftermath
+from plasticity.dashboard.tab.clock import MAX_TICKS, clock
+from plasticity.dashboard.tab.data import curves, payload, usual_curve
+from plasticity.dashboard.tab.folders import NO_EVENTS, Folders, Neurons, RunFolder
 from plasticity.dashboard.tab.groups import group_runs, seed_of, without_seed
 from plasticity.dashboard.tab.plugin import PlasticityPlugin
 from plasticity.dashboard.tab.story import collapses, effects, jumps, tell
 from plasticity.dashboard.tab.tail import Tail
+from plasticity.meanings import MEANINGS, meaning
 from plasticity.metrics import METRICS, Metric
 from plasticity.storage.scores import FULL_ROWS, MAX_NEURONS, SCORES_FILE, decode, encode, kept, thin
 from plasticity.tags import plasticity_tag
@@ -245,6 +249,92 @@ def test_non_finite_values_are_null_and_numbers_keep_five_digits():
     json.dumps(drawn, allow_nan=False)
 
 
+# -- clocks, sequels, faults, pages ------------------------------------------------------------------------------------
+
+
+def test_a_clock_knows_time_and_updates_at_every_step():
+    found = clock({0: 100.0, 10: 101.0, 30: 104.0, 20: 99.0}, ([10, 30], [5.0, 25.0]))
+    assert found["time"] == [[0, 10, 20, 30], [1.0, 2.0, 2.0, 5.0]]  # a clock that was put back stands still
+    assert found["update"] == [[0, 10, 30], [0, 5.0, 25.0]]
+    assert clock({}, None) == {"time": [[], []], "update": None}
+    long = clock(dict(enumerate(map(float, range(5000)))), None)["time"]
+    assert len(long[0]) <= MAX_TICKS + 1
+    assert (long[0][0], long[0][-1]) == (0, 4999)
+
+
+@pytest.mark.parametrize(
+    ("end", "fate"), [(0.1, "recovered"), (0.5, "partly recovered"), (0.85, "still collapsed"), (0.05, "recovered")]
+)
+def test_the_sequel_of_a_collapse_names_what_was_done_and_what_came_of_it(end, fate):
+    series = {"plasticity/c/dormancy/q": ([10, 20, 30, 40, 50], [0.1, 0.9, 0.9, 0.3, end])}
+    collapse = {
+        "network": "c",
+        "layer": "q",
+        "metric": "dormancy",
+        "start": 10,
+        "stop": 20,
+        "before": 0.1,
+        "after": 0.9,
+    }
+    acts = [
+        tell({"step": step, "event": name, "network": "c", "neurons": {layer: [1]}})
+        for step, name, layer in [(15, "early", "q"), (25, "elsewhere", "r"), (30, "redo", "q"), (45, "later", "q")]
+    ]
+    found = aftermath(collapse, acts, series)
+    assert found == {"act": "redo", "step": 30, "then": [40, 0.3], "now": [50, end], "fate": fate}
+    alone = aftermath(collapse, acts[:2], series)
+    assert (alone["act"], alone["then"], alone["fate"]) == (None, None, fate)
+
+
+def test_faults_are_named_with_their_run(tmp_path):
+    for name in ("good", "torn", "foreign"):
+        with open_writers(tmp_path / name) as logger:
+            logger.log(1, {"charts/episodic_return": 1.0})
+    with (tmp_path / "torn" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "loss"\nnot a row\n{"loss": 1}\n\xff\n')
+    (tmp_path / "foreign" / "run.json").write_text('{"agent": 1}')
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n')
+    (tmp_path / "failed" / "run.json").write_text(json.dumps({"agent": "a", "config": {}, "status": "failed"}))
+    folders = Folders(str(tmp_path))
+    found = folders.faults(["failed", "foreign", "good", "torn"], time.time())
+    said = {run: [one["reason"] for one in found if one["run"] == run] for run in ("failed", "foreign", "good", "torn")}
+    assert said["good"] == []
+    assert [reason.split(";")[0] for reason in said["failed"]] == ["it failed"]
+    assert len(said["foreign"]) == 1
+    assert "damaged" in said["foreign"][0]
+    assert [reason.split(": ")[1] for reason in said["torn"]] == [
+        "3 lines that cannot be read",
+        "1 line without a step",
+    ]
+    again = folders.faults(["failed", "foreign", "torn"], time.time() + 60)
+    assert {"run": "good", "reason": NO_EVENTS} in again
+
+
+def test_a_return_stands_above_and_else_a_loss_and_else_nothing():
+    assert usual_curve(["charts/SPS", "losses/q", "charts/eval_return"]) == "charts/eval_return"
+    assert usual_curve(["charts/SPS", "charts/updates", "losses/loss"]) == "losses/loss"
+    assert usual_curve(["charts/SPS", "charts/updates", "plasticity/a/dormancy/all"]) == ""
+
+
+def test_every_metric_has_a_meaning_and_a_page(planted):
+    served = Client(Server(planted).apps["/page"])
+    for metric in MEANINGS:
+        text = served.get("/x", query_string={"metric": metric}).get_data(as_text=True)
+        assert MEANINGS[metric].about.replace("'", "&#x27;") in text
+        assert text.count("<h2>") == 2, metric  # the class and its module
+    own = served.get("/x", query_string={"metric": "<script>mine"}).get_data(as_text=True)
+    assert "<script>" not in own
+    assert "of your own" in own
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    batch = torch.randn(64, 4), torch.randn(64, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reading = plasticity.measure(model, batch, nn.functional.mse_loss, probes=["all", "curvature", "grama_post"])
+    assert [metric for metric in reading.values if meaning(metric) is None] == []
+
+
 # -- the plugin --------------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +433,8 @@ def test_the_page_learns_of_metrics_from_the_server(tmp_path, monkeypatch):
     assert known["churn"] == known["saturation"] == ("value", True)
     monkeypatch.setitem(METRICS, "saturation", Metric("saturated", "share", headline=True))
     listed = server.get("/runs")["metrics"]
-    assert {"name": "saturation", "kind": "share", "shown": True} in listed
+    assert {"name": "saturation", "kind": "share", "shown": True, "about": ""} in listed
+    assert next(one for one in listed if one["name"] == "churn")["about"].endswith("Bad: growing.")
     asked = server.get("/series", runs=json.dumps({"two": ""}), maps="churn")["two"]["series"]
     assert {(s["network"], s["metric"], s["layer"]) for s in asked} == {("critic", name, "all") for name in names}
 

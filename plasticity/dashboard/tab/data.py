@@ -10,22 +10,30 @@ from typing import Any
 import numpy as np
 
 from plasticity.dashboard.tab.story import Curves, collapses, effects, tell
-from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, is_chart, parse_tag
+from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, UPDATES, is_chart, parse_tag
 
+from .aftermath import aftermath
+from .clock import Times, clock
 from .folders import RunFolder
 
 MAX_EVENTS = 1000
 """Events of a run that are served, the latest."""
 
 
-def payload(series: Curves, folder: RunFolder | None, curve: str) -> dict[str, Any]:
-    """Return the data of one run: plasticity series, the curve above them, events, collapses, widths."""
+def payload(series: Curves, folder: RunFolder | None, curve: str, times: Times | None = None) -> dict[str, Any]:
+    """Return the data of one run: plasticity series, the curve above them, events, collapses, widths, clock.
+
+    ``times``: step -> the time at which its numbers were written, in seconds since 1970.
+    """
     probes = {tag: points for tag, points in series.items() if parse_tag(tag) is not None}
     widths = folder.widths() if folder else {}
     rows = folder.events() if folder else []
     events = [tell(row) for row in rows[-MAX_EVENTS:]]
     for event in events:
         event["effects"] = [] if event["note"] else effects(event, probes)
+    found = collapses(probes, widths)
+    for collapse in found:
+        collapse["aftermath"] = aftermath(collapse, events, probes)
     return {
         "series": [
             {"network": tag.network, "metric": tag.metric, "layer": tag.layer, "points": [steps, _json(values)]}
@@ -35,8 +43,9 @@ def payload(series: Curves, folder: RunFolder | None, curve: str) -> dict[str, A
         "curve": [series[curve][0], _json(series[curve][1])] if curve in series else None,
         "events": events,
         "earlier_events": max(0, len(rows) - MAX_EVENTS),
-        "collapses": collapses(probes, widths),
+        "collapses": found,
         "widths": widths,
+        "clock": clock(times or {}, series.get(UPDATES)),
     }
 
 
@@ -53,6 +62,12 @@ def curves(tags: Iterable[str]) -> list[str]:
     ranked = sorted(others, key=lambda t: (not t.startswith("charts/"), not t.startswith("losses/"), t))
     there = set(tags)
     return [tag for tag in first if tag in there] + ranked
+
+
+def usual_curve(tags: Iterable[str]) -> str:
+    """Return the tag that stands above if nobody chose one: a return, else a loss; empty where there is neither."""
+    wanted = [tag for tag in curves(tags) if tag in (EPISODIC_RETURN, EVAL_RETURN) or "loss" in tag.lower()]
+    return wanted[0] if wanted else ""
 
 
 def _json(values: Sequence[float]) -> list[float | None]:

@@ -16,12 +16,15 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.scalar import metadata as scalars
 from werkzeug import wrappers
 
-from plasticity.dashboard.tab.data import curves, payload, stamp
+from plasticity.dashboard.tab.clock import Times
+from plasticity.dashboard.tab.data import curves, payload, stamp, usual_curve
 from plasticity.dashboard.tab.folders import Folders
 from plasticity.dashboard.tab.groups import group_runs, seed_of
+from plasticity.dashboard.tab.pages import metric_page
 from plasticity.dashboard.tab.story import Curves
+from plasticity.meanings import in_words
 from plasticity.metrics import find_metric, ordered, shown_first
-from plasticity.tags import parse_tag, plasticity_tags
+from plasticity.tags import UPDATES, parse_tag, plasticity_tags
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -29,25 +32,30 @@ MAX_RUNS = 200
 """Runs that one answer holds at most."""
 _POINTS, _TREND_POINTS, _CURVE_POINTS = 200, 40, 600
 """Points of a series that is a map of 160 columns, a small trend line, the curve above the maps."""
+MAX_DETAIL = 16
+"""Factor by which a page that is zoomed in may have more of them."""
 _KEPT = 256  # runs whose answer is kept
 
 
 class View(NamedTuple):
-    """The choice of a page: the curve above, the metrics drawn as maps."""
+    """The choice of a page: the curve above, the metrics drawn as maps, how much finer than usual."""
 
     curve: str
     maps: frozenset[str]
+    detail: int = 1
 
     def points(self, tag: str) -> int:
         """Return how many points of a series the page needs."""
-        if tag == self.curve:
-            return _CURVE_POINTS
+        if tag in (self.curve, UPDATES):
+            return _CURVE_POINTS * self.detail
         metric = parts.metric if (parts := parse_tag(tag)) is not None else ""
-        return _POINTS if metric in self.maps or find_metric(metric).tells_loss else _TREND_POINTS
+        if metric in self.maps:
+            return _POINTS * self.detail
+        return _POINTS if find_metric(metric).tells_loss else _TREND_POINTS
 
 
 class PlasticityPlugin(base_plugin.TBPlugin):
-    """Serve the page and, as JSON, runs (``/runs``), their series (``/series``), neurons (``/neurons``)."""
+    """Serve the tab, the pages of metrics, and, as JSON, ``/runs``, their ``/series``, and ``/neurons``."""
 
     plugin_name = "plasticity"
 
@@ -59,6 +67,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
         """Return route -> application."""
         routes = {"/static/*": self._static, "/runs": self._runs, "/series": self._series, "/neurons": self._neurons}
+        routes["/page"] = self._page
         return {route: wrappers.Request.application(answer) for route, answer in routes.items()}
 
     def is_active(self) -> bool:
@@ -103,23 +112,34 @@ class PlasticityPlugin(base_plugin.TBPlugin):
                 }
                 for run, tags in listed.items()
             ]
+            faults = self._folders.faults(listed, now)
         tags = {tag for tags in listed.values() for tag in tags}
         metrics = _described({tag.metric for tag in plasticity_tags(tags)})
-        return _json_response(request, json.dumps({"runs": runs, "curves": curves(tags), "metrics": metrics}))
+        answer = {
+            "runs": runs,
+            "curves": curves(tags),
+            "curve": usual_curve(tags),
+            "metrics": metrics,
+            "faults": faults,
+        }
+        return _json_response(request, json.dumps(answer))
 
     def _series(self, request: wrappers.Request) -> wrappers.Response:
         """Answer ``{run: {stamp, ...}}`` for ``runs``, a JSON object run -> stamp it has; runs without news are null.
 
         ``maps``, separated by commas: the metrics wanted in full; the others come as trends. ``curve``: one more tag.
+        ``detail``: a factor, up to ``MAX_DETAIL``, by which both are finer than usual.
         """
         asked, curve = _asked(request.args.get("runs", "")), request.args.get("curve", "")
-        view = View(curve, frozenset(request.args.get("maps", "").split(",")))
+        view = View(curve, frozenset(request.args.get("maps", "").split(",")), _detail(request.args.get("detail", "")))
         listed = self._listed(request, list(asked))
         parts = []
         with self._folders.lock:
             for run in asked:
-                tags = {t: info for t, info in listed.get(run, {}).items() if parse_tag(t) is not None or t == curve}
-                now = stamp(tags, self._folders.get(run), repr((view.curve, sorted(view.maps))))
+                tags = {
+                    t: i for t, i in listed.get(run, {}).items() if parse_tag(t) is not None or t in (curve, UPDATES)
+                }
+                now = stamp(tags, self._folders.get(run), repr((view.curve, sorted(view.maps), view.detail)))
                 body = "null" if asked[run] == now else self._answer(request, run, tags, view, now)
                 parts.append(f"{json.dumps(run)}: {body}")
         return _json_response(request, "{" + ", ".join(parts) + "}")
@@ -132,6 +152,10 @@ class PlasticityPlugin(base_plugin.TBPlugin):
                 return _json_response(request, json.dumps({"error": "this run has no folder below the log directory"}))
             names = (request.args.get(key, "") for key in ("network", "layer", "probe"))
             return _json_response(request, json.dumps(found.map(*names)))
+
+    def _page(self, request: wrappers.Request) -> wrappers.Response:
+        """Answer the page of ``metric``."""
+        return http_util.Respond(request, metric_page(request.args.get("metric", "")), "text/html")
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -149,14 +173,17 @@ class PlasticityPlugin(base_plugin.TBPlugin):
         """Return a run's part of the answer as JSON; made anew only when its stamp has changed."""
         kept = self._answers.pop((run, view), None)
         if kept is None or kept[0] != now:
-            drawn = payload(self._read(request, run, tags, view), self._folders.get(run), view.curve)
+            series, times = self._read(request, run, tags, view)
+            drawn = payload(series, self._folders.get(run), view.curve, times)
             kept = (now, json.dumps({"stamp": now, **drawn}, allow_nan=False, default=str))
         self._answers[run, view] = kept
         while len(self._answers) > _KEPT:
             self._answers.popitem(last=False)
         return kept[1]
 
-    def _read(self, request: wrappers.Request, run: str, tags: Iterable[str], view: View) -> Curves:
+    def _read(self, request: wrappers.Request, run: str, tags: Iterable[str], view: View) -> tuple[Curves, Times]:
+        """Return the series of a run, and step -> wall-clock time."""
+        times: dict[float, float] = {}
         series: dict[str, tuple[list[int], list[float]]] = {}
         wanted: dict[int, list[str]] = {}
         for tag in tags:
@@ -171,14 +198,23 @@ class PlasticityPlugin(base_plugin.TBPlugin):
             )
             for tag, data in found.get(run, {}).items():
                 series[tag] = ([datum.step for datum in data], [datum.value for datum in data])
-        return series
+                times.update((datum.step, datum.wall_time) for datum in data)
+        return series, times
 
 
 def _described(names: Iterable[str]) -> list[dict[str, Any]]:
-    """Return name, kind and ``shown`` of each metric, in the order in which they are shown."""
+    """Return name, kind, ``shown`` and meaning of each metric, in the order in which they are shown."""
     names = ordered(names)
     first = shown_first(names)
-    return [{"name": name, "kind": find_metric(name).kind, "shown": name in first} for name in names]
+    return [
+        {"name": name, "kind": find_metric(name).kind, "shown": name in first, "about": in_words(name)}
+        for name in names
+    ]
+
+
+def _detail(text: str) -> int:
+    """Return the factor of a request, 1 for one that makes no sense."""
+    return min(int(text), MAX_DETAIL) if text.isdecimal() and int(text) else 1
 
 
 def _asked(text: str) -> dict[str, str]:

@@ -1,78 +1,69 @@
-// The columns, one per configuration, all with the same axis of steps and the same scales.
+// Side by side: a column per configuration, all with the same axis and the same scales.
 
-import { axis, curveChart, curveOf, lane, marksOf, rangeOf, tasksOf } from "./curve.js";
-import { metricsOf } from "./data.js";
+import { lineChart, valuesOf } from "./chart.js";
 import { h } from "./dom.js";
-import { heatMap, latestTable, ranges, rowsOf } from "./heat.js";
+import { heatMap } from "./heat.js";
+import { metricsOf, rowsOf } from "./layers.js";
+import { actsOf, lane, marksOf, tasksOf } from "./marks.js";
+import { binned, summarised } from "./series.js";
 import { story } from "./story.js";
+import { latestTable } from "./table.js";
 
-const GUTTER = 96, VALUE = 46, EDGE = 24, NARROWEST = 420;
-const HEADING = 7; // rows of a column that are no maps
+const GUTTER = 96, VALUE = 46, EDGE = 24, NARROWEST = 420, HEIGHT = 96;
+const HEADING = 5; // rows of a column that are no maps
 
-/** `groups`: [{label, runs: [{name, seed, data}]}]; `maps`: metrics; `space`: pixels there are in all. */
-export function columns(groups, { state, maps, colours, space, actions }) {
-  const runs = groups.flatMap((group) => group.runs);
-  const end = lastStep(runs), range = ranges(runs.map((run) => run.data));
-  const curves = groups.map((group) => curveOf(group.runs.map((run) => run.data), end));
+/** `groups`: [{label, runs: [{name, seed, data}]}]; `common`: what all of them share; `space`: pixels there are. */
+export function columns(groups, common, space) {
   const share = Math.floor(space / groups.length) - 12;
   const width = Math.max(NARROWEST, share) - GUTTER - VALUE - EDGE;
-  const common = { state, maps, range, heights: rangeOf(curves), width, end, actions };
-  return groups.map((group, i) => column(group, { ...common, curve: curves[i], colour: colours.get(group.label) }));
+  const curves = groups.map((group) => curveOf(group, common, Math.min(400, Math.round(width / 2))));
+  const values = valuesOf(curves);
+  const extent = values.length ? [Math.min(...values), Math.max(...values)] : null; // one vertical scale for all
+  return groups.map((group, i) => column(group, { ...common, width, curve: curves[i], extent }));
 }
 
 /** How many rows a column has: they share them, so that what stands side by side is the same thing. */
 export const numRows = (maps) => HEADING + maps.length;
 
-/** The last step that any of `runs` has logged, at least 1. */
-export function lastStep(runs) {
-  const ends = runs.flatMap(({ data }) => [
-    data.curve?.[0].at(-1) ?? 0, data.events.at(-1)?.step ?? 0, ...data.series.map(({ points: [steps] }) => steps.at(-1) ?? 0),
-  ]);
-  return Math.max(1, ...ends);
-}
-
 export const message = (heading, body) => h("div", { class: "message" }, h("h2", {}, heading), h("p", {}, body));
 
-function column({ label, runs }, { state, maps, range, heights, width, end, actions, curve, colour }) {
+/** The line of a group's curve, {label, colour, dash, series, runs}; `series` is null where no run has it. */
+export function curveOf({ label, runs }, { axis, colours }, bins) {
+  const rows = runs.filter(({ data }) => data.curve).map(({ data }) => binned(data.curve, axis, data, bins));
+  return { label, ...colours.get(label), series: rows.length ? summarised(rows) : null, runs: rows.length };
+}
+
+function column({ label, runs }, common) {
+  const { state, axis, width, curve, extent, actions, colours } = common;
   const open = (network, layer) => actions.openLayer(label, network, layer);
-  const marks = marksOf(runs, width, end), title = state.curve ?? "return";
+  const marks = marksOf(runs, axis, width);
+  const frame = { axis, width, height: HEIGHT, gutter: GUTTER, edge: VALUE };
+  const extras = { marks: marks.filter((mark) => !mark.note), tasks: tasksOf(runs, axis, width) };
   return h("article", {
     class: "column", "data-group": label, "aria-label": label,
     style: `--gutter:${GUTTER}px;--value:${VALUE}px;--plot:${width}px`,
   },
-    heading(label, runs, colour),
+    heading(label, runs, colours.get(label).colour),
     runs.length ? story(runs, state.expanded.has(label), { open, expand: () => actions.expand(label) }) : h("p"),
-    h("h3", {}, title),
-    curveChart(curve, { title, range: heights, width, end, colour, marks: marks.filter((mark) => !mark.note), tasks: tasksOf(runs, width, end) }),
+    state.curve
+      ? h("div", {}, h("h3", {}, state.curve), lineChart(state.curve, [curve], frame, { log: state.log, smooth: state.smooth, range: extent }, actions, extras))
+      : h("p", { class: "quiet" }, "These runs logged no return and no loss."),
     lane(marks, runs.length > 1, width),
-    axis(width, end),
-    layers(runs, { state, maps, range, width, end, open, label }));
+    layers(runs, common, open, label));
 }
 
 function heading(label, runs, colour) {
   const about = runs.length > 1 ? `mean of ${runs.length} seeds; the band is their least to greatest` : (runs[0]?.name ?? "");
-  return h("header", {},
-    h("h2", {}, h("i", { class: "swatch", style: `background:${colour}` }), label), h("small", {}, about));
+  return h("header", {}, h("h2", {}, h("i", { class: "swatch", style: `background:${colour}` }), label), h("small", {}, about));
 }
 
-function layers(runs, { state, maps, range, width, end, open, label }) {
+function layers(runs, { state, maps, range, families, axis, width, actions }, open, label) {
   if (!runs.length) return message("Loading", "");
   if (!metricsOf(runs.map((run) => run.data)).size) {
     return message("No probes in these runs", "Train with --probes, or put plasticity.watch around your own loop.");
   }
-  const rows = rowsOf(runs, state.networks, end, range), acts = actsOf(runs);
-  const selected = state.layer?.group === label ? `${state.layer.network}/${state.layer.layer}` : null;
-  const shared = { width, end, acts, open, selected };
+  const rows = rowsOf(runs, { chosen: state.layers, families, axis, range, byLevel: state.byLevel });
+  const selected = state.layer?.group === label ? state.layer : null;
+  const shared = { axis, width, acts: actsOf(runs), open, selected, label, zoom: actions.zoom };
   return [...maps.map((metric) => heatMap(metric, rows.table[metric] ?? [], shared)), latestTable(rows, shared)];
-}
-
-/** network/layer -> steps at which an intervention changed it. */
-function actsOf(runs) {
-  const found = new Map();
-  for (const { data } of runs) {
-    for (const event of data.events.filter((event) => !event.note)) {
-      for (const [network, layer] of event.sites) found.set(`${network}/${layer}`, [...(found.get(`${network}/${layer}`) ?? []), event.step]);
-    }
-  }
-  return found;
 }

@@ -1,7 +1,7 @@
 // Small helpers: elements, numbers as text, one tooltip.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "text", "polyline", "polygon", "circle", "title"]);
+const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "text", "polyline", "polygon", "title"]);
 
 /** Make an element; `on...` properties are listeners, the rest attributes; null and false leave an attribute out. */
 export function h(tag, properties = {}, ...children) {
@@ -79,4 +79,18 @@ export function tells(element, lines) {
 /** Give the page's charts a common time cursor: a line at a share of the axis, hidden for null. */
 export function cursor(share) {
   document.body.style.setProperty("--cursor", share === null ? "-1" : `${share}`);
+}
+
+/** Redraw without losing the keyboard focus, the caret or the scroll positions; `panel` keeps its own. */
+export function keepingPlace(panel, redraw) {
+  const active = document.activeElement, key = active?.dataset?.key, column = active?.closest?.(".column")?.dataset.group;
+  const caret = active?.selectionStart, inPanel = panel.contains(active);
+  const places = ["#columns", ".groups", ".layers"].map((path) => [path, document.querySelector(path)]).map(([path, e]) => [path, e?.scrollLeft, e?.scrollTop]);
+  redraw();
+  for (const [path, left, top] of places) document.querySelector(path)?.scrollTo(left ?? 0, top ?? 0);
+  if (!key || inPanel) return;
+  const scope = [...document.querySelectorAll(".column")].find((e) => e.dataset.group === column) ?? document;
+  const again = scope.querySelector(`[data-key="${CSS.escape(key)}"]`) ?? document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  again?.focus({ preventScroll: true });
+  if (again?.type === "search") again.setSelectionRange(caret, caret);
 }

@@ -1,20 +1,30 @@
 // The Plasticity tab: state, refresh, and the page put together. TensorBoard calls render().
 
+import { Axis, isKnown } from "./axis.js";
 import { bar } from "./bar.js";
-import { columns, lastStep, message, numRows } from "./columns.js";
-import { getRuns, layersOf, metricsOf, updateSeries } from "./data.js";
-import { cursor, h, hideTip, natural } from "./dom.js";
+import { columns, message, numRows } from "./columns.js";
+import { getRuns, updateSeries } from "./data.js";
+import { cursor, h, hideTip, keepingPlace, natural } from "./dom.js";
+import { familiesOf, layersOf, metricsOf } from "./layers.js";
+import { linkTo, recall, remember } from "./link.js";
 import { NeuronPanel } from "./neurons.js";
-import { ordered, seriesColour, setMetrics, setTheme, usualMaps } from "./scale.js";
+import { overlay } from "./overlay.js";
+import { NUM_COLOURS, coloursOf } from "./palette.js";
+import { ordered, ranges, setMetrics, usualMaps } from "./scale.js";
 import { groupsOf, sidebar } from "./sidebar.js";
+import { followTheme } from "./theme.js";
 
-const LIVE_MS = 3000, IDLE_MS = 10000, MOST_COLUMNS = 12, AT_FIRST = 2, FEW_MAPS = 3;
+const LIVE_MS = 3000, IDLE_MS = 10000, AT_FIRST = 2, FEW_MAPS = 3, COPIED_MS = 2500;
 
+/** What can be chosen, as it is at first: `null` is for "as usual". The rest of the state belongs to the moment. */
+const USUAL = {
+  shown: null, hidden: new Set(), maps: null, layers: null,
+  curve: null, layout: "beside", x: "step", log: false, smooth: 0, zoom: null, together: true, byLevel: false,
+};
 const state = {
-  runs: [], curves: [], curve: null, metrics: [],
-  shown: null, hidden: new Set(), filter: "",
-  maps: null, networks: new Set(), expanded: new Set(),
-  layer: null, error: "", updated: null,
+  ...USUAL, hidden: new Set(),
+  runs: [], curves: [], metrics: [], faults: [], filter: "", expanded: new Set(), menu: false,
+  layer: null, error: "", updated: null, copied: "",
 };
 const store = new Map();
 let panel, timer, asking = false, wanted = false;
@@ -26,7 +36,7 @@ export async function render() {
   const sheet = h("link", { rel: "stylesheet", href: new URL("style.css", import.meta.url) });
   const styled = new Promise((resolve) => { sheet.onload = sheet.onerror = resolve; });
   document.head.append(sheet);
-  recall();
+  recall(state);
   panel = new NeuronPanel(closeLayer);
   document.body.append(
     h("nav", { id: "runs", "aria-label": "Runs" }),
@@ -35,7 +45,10 @@ export async function render() {
     h("div", { id: "spoken", class: "offscreen", "aria-live": "polite" }),
   );
   cursor(null);
-  watchTheme();
+  followTheme(() => {
+    if (state.updated) draw();
+    panel.refresh();
+  });
   await styled;
   window.addEventListener("resize", draw);
   window.addEventListener("keydown", shortcut);
@@ -50,21 +63,7 @@ async function refresh() {
   asking = true;
   clearTimeout(timer);
   try {
-    const found = await getRuns();
-    const before = JSON.stringify([state.runs, state.curves, state.metrics, state.error]);
-    state.error = "";
-    setMetrics(found.metrics);
-    Object.assign(state, { runs: found.runs, curves: found.curves, metrics: found.metrics });
-    state.shown ??= found.runs.length ? firstShown(found.runs) : null;
-    if (!state.curves.includes(state.curve)) state.curve = state.curves[0] ?? null;
-    const names = visible().flatMap((group) => group.runs.map((run) => run.name));
-    const known = names.map((name) => store.get(name)).filter(Boolean);
-    const maps = known.length ? chosenMaps(ordered(metricsOf(known))) : usualMaps();
-    const news = await updateSeries(store, names, state.curve ?? "", maps);
-    state.updated = new Date();
-    if (news || before !== JSON.stringify([state.runs, state.curves, state.metrics, state.error])) draw();
-    else drawClock();
-    if (news) await panel.refresh();
+    await ask();
   } catch (error) {
     failed(error);
   }
@@ -77,67 +76,78 @@ async function refresh() {
   if (!document.hidden) timer = setTimeout(refresh, live ? LIVE_MS : IDLE_MS);
 }
 
+async function ask() {
+  const found = await getRuns(), listed = () => JSON.stringify([state.runs, state.curves, state.metrics, state.faults, state.error]);
+  const before = listed();
+  state.error = "";
+  setMetrics(found.metrics);
+  Object.assign(state, { runs: found.runs, curves: found.curves, metrics: found.metrics, faults: found.faults });
+  state.shown ??= found.runs.length ? firstShown(found.runs) : null;
+  if (state.curve === null || (state.curve && !state.curves.includes(state.curve))) state.curve = found.curve;
+  const names = visible().flatMap((group) => group.runs.map((run) => run.name));
+  const known = names.map((name) => store.get(name)).filter(Boolean);
+  const maps = known.length ? chosenMaps(ordered(metricsOf(known))) : usualMaps();
+  const news = await updateSeries(store, names, { curve: state.curve, maps, detail: axisOf(known).detail });
+  state.updated = new Date();
+  if (news || before !== listed()) draw();
+  else drawClock();
+  if (news) await panel.refresh();
+}
+
 /** The latest configurations with probes. */
 function firstShown(runs) {
   const groups = groupsOf(runs), probed = groups.filter((group) => group.runs.some((run) => run.probed));
   return new Set((probed.length ? probed : groups).slice(0, AT_FIRST).map((group) => group.label));
 }
 
-/** The groups that are shown, without hidden runs. */
-function visible() {
+/** The groups that are chosen, without hidden runs. */
+function chosen() {
   return groupsOf(state.runs)
     .filter((group) => state.shown?.has(group.label))
     .map((group) => ({ ...group, runs: group.runs.filter((run) => !state.hidden.has(run.name)) }))
     .filter((group) => group.runs.length)
-    .sort((a, b) => natural(a.label, b.label))
-    .slice(0, MOST_COLUMNS);
+    .sort((a, b) => natural(a.label, b.label));
 }
+
+/** Those of them that there are colours for. */
+const visible = () => chosen().slice(0, NUM_COLOURS);
+
+/** Runs with what is known of them, without those that are still to come. */
+const loaded = (runs) => runs.filter((run) => store.has(run.name)).map((run) => ({ ...run, data: store.get(run.name) }));
+
+const axisOf = (datas) => new Axis(isKnown(state.x, datas) ? state.x : "step", datas, state.zoom);
 
 // -- drawing ----------------------------------------------------------------------------------------------------------
 
 function draw() {
   const groups = visible().map((group) => ({ ...group, runs: loaded(group.runs) }));
-  const colours = new Map(groups.map((group, i) => [group.label, seriesColour(i)]));
+  const colours = coloursOf(groups.map((group) => group.label));
   const datas = groups.flatMap((group) => group.runs.map((run) => run.data));
   const metrics = ordered(metricsOf(datas)), maps = chosenMaps(metrics);
+  const axis = axisOf(datas), families = familiesOf(datas, state.together);
   const place = document.getElementById("columns");
-  const space = place.clientWidth || innerWidth;
-  keepingPlace(() => {
-    document.getElementById("runs").replaceChildren(...sidebar(state, colours, actions));
-    document.getElementById("bar").replaceChildren(...bar(state, datas, metrics, maps, actions));
+  const common = { state, maps, colours, axis, families, range: ranges(datas), actions };
+  const shape = state.layout === "over" ? overlay : columns;
+  keepingPlace(panel.element, () => {
+    document.getElementById("runs").replaceChildren(...sidebar(state, colours, chosen().length, actions));
+    document.getElementById("bar").replaceChildren(...bar(state, { datas, metrics, maps, axis, families }, actions));
+    place.className = state.layout;
     place.style.setProperty("--rows", numRows(maps));
-    place.replaceChildren(...(nothing(groups) ?? columns(groups, { state, maps, colours, space, actions })));
+    place.replaceChildren(...(nothing(groups) ?? shape(groups, common, place.clientWidth || innerWidth)));
   });
   drawClock();
 }
-
-/** Runs with what is known of them, without those that are still to come. */
-const loaded = (runs) => runs.filter((run) => store.has(run.name)).map((run) => ({ ...run, data: store.get(run.name) }));
 
 function nothing(groups) {
   if (!state.runs.length) return [message("No runs yet", "They appear as soon as TensorBoard has found the first numbers.")];
   return groups.length ? null : [message("Nothing chosen", "Tick a configuration on the left.")];
 }
 
-/** Redraw without losing the keyboard focus, the caret or the scroll positions. */
-function keepingPlace(redraw) {
-  const active = document.activeElement, key = active?.dataset?.key, column = active?.closest?.(".column")?.dataset.group;
-  const caret = active?.selectionStart, inPanel = panel.element.contains(active);
-  const places = ["#columns", ".groups"].map((path) => [path, document.querySelector(path)]).map(([path, e]) => [path, e?.scrollLeft, e?.scrollTop]);
-  redraw();
-  for (const [path, left, top] of places) document.querySelector(path)?.scrollTo(left ?? 0, top ?? 0);
-  if (!key || inPanel) return;
-  const scope = [...document.querySelectorAll(".column")].find((e) => e.dataset.group === column) ?? document;
-  const again = scope.querySelector(`[data-key="${CSS.escape(key)}"]`);
-  again?.focus({ preventScroll: true });
-  if (again?.type === "search") again.setSelectionRange(caret, caret);
-}
-
 /** The metrics drawn as maps: those chosen, else the usual ones, else the first. */
 function chosenMaps(metrics) {
   const usual = usualMaps();
-  const chosen = metrics.filter((name) => (state.maps ? state.maps.has(name) : usual.includes(name)));
-  if (chosen.length || state.maps?.size === 0) return chosen;
+  const wanted = metrics.filter((name) => (state.maps ? state.maps.has(name) : usual.includes(name)));
+  if (wanted.length || state.maps?.size === 0) return wanted;
   const there = metrics.filter((name) => usual.includes(name)); // the choice was made for other runs
   return there.length ? there : metrics.slice(0, FEW_MAPS);
 }
@@ -161,7 +171,7 @@ function flip(set, name) {
 /** Change the state, draw it, and ask for what is missing. */
 function change(edit) {
   edit();
-  remember();
+  remember(state, USUAL);
   draw();
   refresh();
 }
@@ -172,11 +182,25 @@ const actions = {
   showOnly: (labels) => change(() => (state.shown = new Set(labels))),
   setFilter: (text) => { state.filter = text; draw(); },
   setMaps: (names) => change(() => (state.maps = new Set(names))),
-  toggleNetwork: (name) => change(() => flip(state.networks, name)),
-  setCurve: (name) => change(() => (state.curve = name)),
+  set: (values) => change(() => Object.assign(state, values)),
+  zoom: (part) => change(() => (state.zoom = part)),
   expand: (label) => { flip(state.expanded, label); draw(); },
-  openLayer,
+  openLayer, copyLink,
 };
+
+/** Copy the permalink; where a page may not, show it in the address, from where it can be copied. */
+async function copyLink() {
+  const link = linkTo(state, USUAL);
+  document.body.dataset.link = link;
+  try {
+    await navigator.clipboard.writeText(link);
+    state.copied = "copied";
+  } catch {
+    prompt("The address of what is shown:", link);
+  }
+  draw();
+  setTimeout(() => { state.copied = ""; draw(); }, COPIED_MS);
+}
 
 /** Show the neurons of a layer of a group; of a whole network those of its first layer. */
 function openLayer(group, network, layer) {
@@ -186,8 +210,8 @@ function openLayer(group, network, layer) {
   if (layer === undefined) return;
   state.layer = { group, network, layer, from: document.activeElement?.dataset?.key };
   draw();
-  const end = lastStep(visible().flatMap((other) => loaded(other.runs)));
-  panel.show({ key: `${group}/${network}/${layer}`, network, layer }, runs, end).catch(failed);
+  const axis = new Axis("step", visible().flatMap((other) => loaded(other.runs)).map((run) => run.data));
+  panel.show({ key: `${group}/${network}/${layer}`, network, layer }, runs, axis).catch(failed);
 }
 
 function failed(error) {
@@ -206,47 +230,10 @@ function closeLayer() {
 function shortcut(event) {
   if (event.key === "Escape") {
     hideTip();
-    if (state.layer) closeLayer();
+    if (state.menu) { state.menu = false; draw(); }
+    else if (state.layer) closeLayer();
   } else if (event.key === "/" && !["INPUT", "SELECT"].includes(document.activeElement?.tagName)) {
     event.preventDefault();
     document.querySelector('[data-key="filter"]')?.focus();
   }
-}
-
-// -- what stays until the next visit, and the theme ----------------------------------------------------------------------
-
-const KEY = "plasticity-tab";
-
-function remember() {
-  try {
-    localStorage.setItem(KEY, JSON.stringify({ maps: state.maps && [...state.maps], curve: state.curve }));
-  } catch { /* no storage: nothing is remembered */ }
-}
-
-function recall() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(KEY)) ?? {};
-    state.maps = kept.maps ? new Set(kept.maps) : null;
-    state.curve = kept.curve ?? null;
-  } catch { /* nothing was remembered */ }
-}
-
-/** Follow TensorBoard's dark mode, which is a class of the page around this frame; alone, follow the system. */
-function watchTheme() {
-  let outer = null;
-  try {
-    if (window.parent !== window) outer = window.parent.document.body;
-  } catch { /* a page of another origin */ }
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const set = () => {
-    const theme = (outer ? outer.classList.contains("dark-mode") : system.matches) ? "dark" : "light";
-    if (document.documentElement.dataset.theme === theme) return;
-    document.documentElement.dataset.theme = theme;
-    setTheme(theme);
-    if (state.updated) draw();
-    panel.refresh();
-  };
-  if (outer) new MutationObserver(set).observe(outer, { attributes: true, attributeFilter: ["class"] });
-  else system.addEventListener("change", set);
-  set();
 }

@@ -1,9 +1,9 @@
 // The neurons of one layer: a map (neurons x time, score as colour) and the distribution of the latest scores.
 
 import { getNeurons } from "./data.js";
-import { axis, follow } from "./curve.js";
-import { h, showTip, step } from "./dom.js";
-import { colour, css, gradient } from "./scale.js";
+import { follow } from "./chart.js";
+import { h, showTip, step, ticks } from "./dom.js";
+import { colour, css, gradient } from "./palette.js";
 
 // The codes of scores.jsonl: 0 is a score of 0, 255 is not finite, between them powers of 2 from -12 to 4.
 const LOW = -12, HIGH = 4, BROKEN = 255;
@@ -29,12 +29,13 @@ export class NeuronPanel {
     this.at = null;
   }
 
-  /** Show a layer of the first of `runs`, [{name, seed, data}]; `end` is the last step of the page's axis. */
-  async show(at, runs, end) {
+  /** Show a layer of the first of `runs`, [{name, seed, data}], on an axis of steps. */
+  async show(at, runs, axis) {
     const fresh = this.at === null || this.at.key !== at.key;
     this.at = at;
     this.runs = runs;
-    this.end = end;
+    this.axis = axis;
+    this.end = axis.end;
     if (fresh || !runs.some((run) => run.name === this.run)) this.run = runs[0].name;
     await this.refresh();
     if (fresh) this.element.querySelector("button.close")?.focus();
@@ -93,8 +94,8 @@ export class NeuronPanel {
     const legend = h("span", { class: "legend" }, "score ≥ 1", h("i", { style: `background:${gradient("worse")}` }), `≤ ${FAINT}`);
     return h("div", { class: "panes" },
       h("div", { class: "pane" },
-        h("div", { class: "chart tall" }, h("div", { class: "gutter" }, h("span", {}, "neurons")), plot, h("div", {})),
-        axis(600, this.end)),
+        h("div", { class: "strip tall" }, h("div", { class: "gutter" }, h("span", {}, "neurons")), plot, h("div", {})),
+        stepLabels(this.axis)),
       h("div", { class: "pane side" }, h("p", { class: "summary" }, this.summary(data, codes)), distribution(last), legend));
   }
 
@@ -111,6 +112,14 @@ export class NeuronPanel {
     const when = `Step ${step(data.steps.at(-1))}, ${data.probe}`;
     return `${when}: ${low} of ${data.kept}${of} neurons score ${DORMANT} or less, ${silent} are silent.`;
   }
+}
+
+function stepLabels(axis) {
+  const labels = ticks(0, axis.end, 7).map((value) => {
+    const share = axis.share(value), move = share > 0.97 ? "-100%" : value ? "-50%" : "0";
+    return h("span", { style: `left:${share * 100}%;transform:translateX(${move})` }, axis.brief(value));
+  });
+  return h("div", { class: "strip axis" }, h("div", { class: "gutter" }, h("span", {}, "step")), h("div", { class: "plot" }, labels), h("div", {}));
 }
 
 function empty(data) {

@@ -11,8 +11,8 @@ export function groupsOf(runs) {
     .sort((a, b) => time(b) - time(a) || natural(a.label, b.label));
 }
 
-/** The sidebar; `state` holds `runs`, `hidden` (run names left out), `shown` (group labels), `filter`. */
-export function sidebar(state, colours, { toggleGroup, toggleRun, showOnly, setFilter }) {
+/** The sidebar; `state` holds `runs`, `faults`, `hidden` (run names left out), `shown` (group labels), `filter`. */
+export function sidebar(state, colours, numChosen, { toggleGroup, toggleRun, showOnly, setFilter }) {
   const needle = state.filter.toLowerCase();
   const names = (group) => [group.label, ...group.runs.map((run) => run.name)];
   const fits = (group) => names(group).some((name) => name.toLowerCase().includes(needle));
@@ -30,8 +30,19 @@ export function sidebar(state, colours, { toggleGroup, toggleRun, showOnly, setF
     h("div", { class: "bulk" },
       h("button", { class: "link", onclick: () => showOnly(listed.map((group) => group.label)) }, needle ? "show these" : "show all"),
       h("button", { class: "link", onclick: () => showOnly([]) }, "none")),
+    numChosen > colours.size ? h("p", { class: "few" }, `the first ${colours.size} of ${numChosen} chosen are drawn`) : null,
     h("ul", { class: "groups" }, listed.map((group) => item(group, state, colours, { toggleGroup, toggleRun }))),
-  ];
+    state.faults.length ? faults(state.faults) : null,
+  ].filter(Boolean);
+}
+
+/** Runs that something is wrong with, by name: they must not be missed for being left out. */
+function faults(list) {
+  const byRun = new Map();
+  for (const { run, reason } of list) byRun.set(run, [...(byRun.get(run) ?? []), reason]);
+  return h("section", { class: "faults", "aria-label": "Runs with faults" },
+    h("h2", {}, `${byRun.size} run${byRun.size === 1 ? "" : "s"} with faults`),
+    h("dl", {}, [...byRun].map(([run, reasons]) => [h("dt", {}, run), reasons.map((reason) => h("dd", {}, reason))])));
 }
 
 function item({ label, runs }, state, colours, { toggleGroup, toggleRun }) {
@@ -40,7 +51,7 @@ function item({ label, runs }, state, colours, { toggleGroup, toggleRun }) {
   const status = ["live", "failed", "silent", "interrupted", "finished"].find((name) => statuses.has(name)) ?? "";
   const last = Math.max(...runs.map((run) => run.step));
   const box = h("input", { type: "checkbox", checked: shown, "data-key": `group/${label}`, onchange: () => toggleGroup(label) });
-  const swatch = h("i", { class: "swatch", style: shown && colours.has(label) ? `background:${colours.get(label)}` : "" });
+  const swatch = h("i", { class: "swatch", style: shown && colours.has(label) ? `background:${colours.get(label).colour}` : "" });
   const title = runs.map((run) => run.name).join("\n");
   const seed = (run) => h("button", {
     "aria-pressed": String(!state.hidden.has(run.name)), title: run.name, "data-key": `run/${run.name}`,

@@ -1,4 +1,4 @@
-"""What tests of the tab share: waiting for its runs, opening it, texts of a page as JavaScript."""
+"""Helpers of the tab's tests: waiting for its runs, opening it, texts of a page as JavaScript."""
 
 import json
 import time

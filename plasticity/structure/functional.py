@@ -92,7 +92,7 @@ class Weights:
         position, inputs_first = known
         given = [*args, *(kwargs[key] for key in ("input", "weight", "mat2", "other") if key in kwargs)]
         x, weight = given[position : position + 2] if len(given) > position + 1 else (None, None)
-        if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
+        if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or (position and not _is_bias(given[0], x)):
             return None
         try:
             matrix, index = self._find(weight)
@@ -156,6 +156,11 @@ def _neurons_last(weight: Tensor, inputs_first: bool, matrix: _Matrix, index: in
     """Return whether the neurons of a slice lie along the parameter's last axis."""
     own = matrix.weight if index is None else matrix.weight[index]
     return (weight.stride()[-2:] == own.stride()[-2:]) == inputs_first
+
+
+def _is_bias(added: Any, x: Tensor) -> bool:
+    """Return whether what a product is added to can be a bias, and not what another layer wrote for each sample."""
+    return isinstance(added, nn.Parameter) or not isinstance(added, Tensor) or added.shape[:-1] != x.shape[:-1]
 
 
 def _whole(name: str, x: Tensor) -> Taken:

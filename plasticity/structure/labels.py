@@ -36,6 +36,8 @@ class Plane:
     """True if a normalisation came after that activation, so that a dead neuron no longer shows as 0."""
     summed: bool = False
     """True if something else was added on top: a residual stream."""
+    joined: frozenset[int] = frozenset()
+    """The layer calls of which neurons were added to each other before any activation: they may be one unit."""
     product: bool = False
     """True if it was multiplied with other neurons: a gate."""
     gated: bool = False

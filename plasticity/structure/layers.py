@@ -157,11 +157,18 @@ class Consumer:
     """True if the columns carry a residual stream: other layers, or the input, are added in."""
     product: bool
     """True if the columns carry the neurons multiplied with others: a gate."""
+    joined: bool = False
+    """True if the columns carry the neurons added to those of other layers before one activation."""
 
     def same_as(self, other: Consumer) -> bool:
         """Return whether both say the same."""
-        mine, theirs = (self.layer, self.summed, self.product), (other.layer, other.summed, other.product)
-        return mine == theirs and torch.equal(self.columns, other.columns)
+        flags = ("layer", "summed", "product", "joined")
+        alike = all(getattr(self, flag) == getattr(other, flag) for flag in flags)
+        return alike and torch.equal(self.columns, other.columns)
+
+    def shares(self, other: Consumer) -> bool:
+        """Return whether both carry parts of the same units: factors of a product, or summands."""
+        return (self.product and other.product) or (self.joined and other.joined)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ LINEAR = {
 }
 ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise"}
 """Activations that torch does not count as pointwise, because of what they take besides."""
+JOINS = {"add", "sub", "rsub", "maximum", "minimum"}
+"""Operations that make one unit of the neurons of several layers, where none has been activated before."""
 PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}
 SOFTMAX = {"_softmax", "_safe_softmax", "_log_softmax"}
 NORM_OPERATIONS = {
@@ -179,6 +181,8 @@ def _reduce(op: Operation) -> Label:
     """Keep the labels if every reduced element carries the same neuron: a mean over time or space."""
     dims, keepdim = op.argument("dim"), bool(op.argument("keepdim"))
     dims = [dims] if isinstance(dims, int) else dims
+    if op.name in ("sum", "mean") and dims and len(op.source.planes) > 1 and (added := _added(op, dims, keepdim)):
+        return added
     planes = []
     for plane in op.source.planes:
         ids = common(plane.ids, dims) if dims else None
@@ -186,6 +190,35 @@ def _reduce(op: Operation) -> Label:
             return mix([op.source], op.name, statistic=True)
         planes.append(replace(plane, ids=ids if keepdim else ids.reshape(op.outputs[0].shape), replay=None))
     return replace(op.source, planes=tuple(planes))
+
+
+def _added(op: Operation, dims: Sequence[int], keepdim: bool) -> Label | None:
+    """Return the tag of a sum over stacked tensors, in which each plane has one neuron per sum; None for others."""
+    found = []
+    for plane in op.source.planes:
+        ids = plane.ids.amax(tuple(dims), keepdim=True)
+        if not bool(((plane.ids == ids) | (plane.ids == NOTHING)).all()):
+            return None
+        found.append(replace(plane, ids=ids if keepdim else ids.reshape(op.outputs[0].shape), replay=None))
+    joined = _summands([replace(op.source, planes=(plane,)) for plane in op.source.planes])
+    return replace(op.source, planes=tuple(_plus(plane, joined) for plane in found))
+
+
+def _plus(plane: Plane, joined: frozenset[int]) -> Plane:
+    """Return a plane to which others were added: all in one unit, where they are ``joined``."""
+    return replace(plane, joined=joined) if joined else replace(plane, summed=True)
+
+
+def _summands(operands: Sequence[Label]) -> frozenset[int]:
+    """Return the layer calls whose neurons a sum of ``operands`` joins; none where anything else is added in."""
+    planes = [plane for tag in operands for plane in tag.planes]
+    calls = [tag.calls for tag in operands]
+    together = frozenset().union(*calls)
+    if any(not tag.planes or tag.mixed or tag.external for tag in operands):
+        return frozenset()
+    if any(plane.activation or plane.summed or plane.product for plane in planes):
+        return frozenset()
+    return together if len(operands) > 1 and len(together) == sum(map(len, calls)) else frozenset()
 
 
 def _pool(op: Operation, num_spatial: int) -> Label:
@@ -216,6 +249,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
     live, normalised = _absorb_statistics(live)
     same = _same_neurons(live, shape)
     nonlinear = op.name not in LINEAR or (same and op.name in PRODUCTS | {"where"})
+    joined = _summands(live) if op.name in JOINS and not same else frozenset()
     # Played again as an out-of-place operation on a copy: the tensor it will be played on belongs to the model.
     step = partial(_play, op.func, op.args[1:], op.kwargs) if len(op.operands) == 1 and op.source else None
 
@@ -227,7 +261,8 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
             activation=activation,
             norms=plane.norms + (normalised and activation is None),
             renormalised=plane.renormalised or (normalised and activation is not None),
-            summed=plane.summed or (bool(others) and op.name not in PRODUCTS),
+            summed=plane.summed or (bool(others) and op.name not in PRODUCTS and not joined),
+            joined=joined or plane.joined,
             gated=plane.gated or (op.name == "mul" and _gates(plane, others)),
             product=plane.product or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
@@ -238,7 +273,8 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
         others = [] if same else [other for other in live if other is not tag]
         planes += [passed_on(plane, others) for plane in tag.planes]
     if same:
-        planes = [_merge(planes)]
+        each = len(live[0].planes)
+        planes = [_merge(planes[i::each]) for i in range(each)]
     rest = mix((tag.without_planes() for tag in live), op.name, statistic=bool(live) and all(t.statistic for t in live))
     return replace(rest, planes=tuple(planes))
 
@@ -261,13 +297,14 @@ def _play(func: Callable[..., Tensor], args: tuple, kwargs: dict, x: Tensor) -> 
 
 
 def _same_neurons(live: list[Label], shape: torch.Size) -> bool:
-    """Return whether several operands carry one plane each with the same neurons, as in ``x * sigmoid(x)``."""
-    if len(live) < 2 or any(len(tag.planes) != 1 or tag.mixed or tag.external for tag in live):
+    """Return whether several operands carry the same neurons, as in ``x * sigmoid(x)``, in planes of one order."""
+    if len(live) < 2 or any(not tag.planes or tag.mixed or tag.external for tag in live):
         return False
-    if len({tag.planes[0].calls for tag in live}) > 1:
+    first, *others = live
+    if any([p.calls for p in tag.planes] != [p.calls for p in first.planes] for tag in others):
         return False
-    ids = [tag.planes[0].ids.broadcast_to(shape) for tag in live]
-    return all(i is ids[0] or torch.equal(i, ids[0]) for i in ids[1:])
+    pairs = [pair for tag in others for pair in zip(tag.planes, first.planes, strict=True)]
+    return all(a.ids is b.ids or torch.equal(a.ids.broadcast_to(shape), b.ids.broadcast_to(shape)) for a, b in pairs)
 
 
 def _merge(planes: list[Plane]) -> Plane:

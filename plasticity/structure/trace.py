@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
 from .functional import FunctionCalls, Taken, Weights, shown, slices_of
+from .joint import Calls, Sums
 from .labels import NOTHING, STRIDE, Label, Plane, feature_vector, tensors_in
 from .layers import (
     LAST_AXIS_NORMS,
@@ -113,15 +114,20 @@ class _Trace:
         """Number of a layer call -> the position of its end among the events."""
         self.keys: list[int] = []
         """Number of a layer call -> its position in what that event shows."""
-        self.sites: dict[int, Site] = {}
-        """Number of a layer call -> where its activations are seen."""
+        self.sites: dict[tuple[int, Calls], Site] = {}
+        """Number of a layer call, and calls that it is joined with -> where its activations are seen."""
         self.products: dict[int, Site] = {}
         """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
         self.alone: set[int] = set()
         """Numbers of layer calls whose neurons a layer takes up outside any product, too."""
-        self.inputs: dict[tuple[int, int], Site] = {}
-        """Number of a layer call, and of norms and sums over samples passed -> where its neurons are seen then, before
-        any activation."""
+        self.inputs: dict[tuple[int, int, Calls], Site] = {}
+        """Number of a layer call, and of norms and sums over samples passed, and calls that it is joined with -> where
+        its neurons are seen then, before any activation."""
+        self.sums = Sums()
+        self.consumed: list[tuple[int, Consumer, Calls]] = []
+        """Number of a layer call, what consumes it, and the calls that it is joined with there."""
+        self.normed: list[tuple[int, Norm, Calls]] = []
+        """The same for norms."""
         self.tracer.used.add("")  # by forward, or by another method
         self.order: list[str] = []
         self.empty: dict[str, str] = {}
@@ -234,16 +240,20 @@ class _Trace:
         """Remember the first place where all neurons of a layer's call can be seen: activated, and behind each norm."""
         planes = self.tracer.tag(tensor).planes
         gated = [plane for plane in planes if plane.gated and not (plane.renormalised or plane.summed)]
-        for kind, sites in (([plane for plane in planes if plane.clean], self.sites), (gated, self.products)):
-            for number in set().union(*(plane.calls for plane in kind)) - sites.keys():
-                if site := self._site(number, key, [plane.ids for plane in kind if number in plane.calls]):
-                    sites[number] = site
+        for number in set().union(*(plane.calls for plane in gated)) - self.products.keys():
+            if site := self._site(number, key, [plane.ids for plane in gated if number in plane.calls]):
+                self.products[number] = site
+        clean = [plane for plane in planes if plane.clean]
+        for place in {(number, plane.joined) for plane in clean for number in plane.calls} - self.sites.keys():
+            ids = [plane.ids for plane in clean if place[0] in plane.calls and plane.joined == place[1]]
+            if site := self._site(place[0], key, ids):
+                self.sites[place] = site
         for plane in planes:
             steps = plane.norms + plane.averaged
-            if steps and not (plane.activation or plane.summed or plane.product):
-                for number in plane.calls:
-                    if (number, steps) not in self.inputs and (site := self._site(number, key, [plane.ids])):
-                        self.inputs[number, steps] = site
+            if (steps or plane.joined) and not (plane.activation or plane.summed or plane.product):
+                for before in {(number, steps, plane.joined) for number in plane.calls} - self.inputs.keys():
+                    if site := self._site(before[0], key, [plane.ids]):
+                        self.inputs[before] = site
 
     def _site(self, number: int, key: int | str, planes: list[Tensor]) -> Site | None:
         place = _place(planes, number, self._layer(number))
@@ -251,14 +261,15 @@ class _Trace:
 
     def _consume(self, name: str, tag: Label) -> None:
         for plane in tag.planes:
+            self.sums.note(plane)
             if not plane.product:
                 self.alone |= plane.calls
-            for layer, columns in self._columns(plane, self.layers[name].axis):
+            for number, columns in self._columns(plane, self.layers[name].axis):
                 if columns is None:
-                    layer.note(f"reaches {name} with its neurons in changing places")
+                    self._layer(number).note(f"reaches {name} with its neurons in changing places")
                     continue
-                layer.writes_to_stream |= plane.summed
-                layer.add_consumer(Consumer(name, columns, plane.summed, plane.product))
+                consumer = Consumer(name, columns, plane.summed, plane.product, bool(plane.joined))
+                self.consumed.append((number, consumer, plane.joined))
         for number, operation in tag.mixed.items():
             self._layer(number).note(f"mixed by {operation} before {name}")
 
@@ -267,23 +278,36 @@ class _Trace:
         for plane in tag.planes:
             if plane.summed or plane.product:
                 continue
-            for layer, entries in self._columns(plane, axis):
+            for number, entries in self._columns(plane, axis):
                 if entries is not None:
-                    layer.add_norm(Norm(name, entries, plane.activation is None))
+                    self.normed.append((number, Norm(name, entries, plane.activation is None), plane.joined))
 
     def _layer(self, number: int) -> Layer:
         return self.layers[self.tracer.calls[number].layer]
 
-    def _columns(self, plane: Plane, axis: int) -> Iterator[tuple[Layer, Tensor | None]]:
+    def _columns(self, plane: Plane, axis: int) -> Iterator[tuple[int, Tensor | None]]:
         vector = feature_vector(plane.ids, axis)
         for number in sorted(plane.calls):
-            layer = self.layers[self.tracer.calls[number].layer]
             if vector is None:
-                yield layer, None
+                yield number, None
                 continue
             mine = vector // STRIDE == number
             if mine.any():
-                yield layer, torch.where(mine, vector % STRIDE, NOTHING).cpu()
+                yield number, torch.where(mine, vector % STRIDE, NOTHING).cpu()
+
+    def _settle_sums(self, outputs: list[Label]) -> None:
+        """Tell joint units from residual streams, and wire the layers accordingly."""
+        for plane in (plane for tag in outputs for plane in tag.planes):
+            self.sums.note(plane)
+        self.sums.settle(lambda number, joined: self.tracer.activated(number, joined) is not None)
+        for number, consumer, joined in self.consumed:
+            if not self.sums.holds(number, joined):
+                consumer = replace(consumer, summed=True, joined=False)
+            self._layer(number).writes_to_stream |= consumer.summed
+            self._layer(number).add_consumer(consumer)
+        for number, norm, joined in self.normed:
+            if self.sums.holds(number, joined):
+                self._layer(number).add_norm(norm)
 
     def finish(self, output: Any) -> Wiring:
         """Return the wiring, given the output of the pass; ValueError if no layer saw a sample."""
@@ -293,9 +317,10 @@ class _Trace:
             )
         if self.empty and not self.order:
             raise ValueError(f"cannot trace an empty batch: {next(iter(self.empty.values()))}")
+        tags = [tag for tensor in tensors_in(output) if (tag := self.tracer.tag(tensor))]
+        self._settle_sums(tags)
         for number, operation in self.tracer.absorbed.items():
             self._layer(number).note(f"feeds {operation} with {LOOSE_WEIGHTS}")
-        tags = [tag for tensor in tensors_in(output) if (tag := self.tracer.tag(tensor))]
         for tag in tags:
             for number in tag.weighed:
                 self._layer(number).note(f"feeds {tag.mixed[number]} with {LOOSE_WEIGHTS}")
@@ -361,22 +386,23 @@ class _Trace:
 
     def _settle_sites(self, number: int, layer: Layer) -> None:
         """Choose where a call is observed; the layer's own output where no module sees the activation."""
-        first = self.tracer.activated(number)
+        joined = self.sums.of(number)
+        first = self.tracer.activated(number, joined)
         layer.activation = layer.activation or (first.activation if first else None)
         layer.own = own = Site((self.events[self.produced[number]],), self.keys[number], layer.axis, layer.num_neurons)
         gated = number in self.products and number not in self.alone  # a shut gate does not silence what is heard alone
         layer.gated |= gated
         if gated:
             layer.sites.append(self.products[number])
-        elif number in self.sites:
-            layer.sites.append(self.sites[number])
+        elif (number, joined) in self.sites:
+            layer.sites.append(self.sites[number, joined])
         elif first is None:
             layer.sites.append(own)
         elif first.replay:
             layer.sites.append(replace(own, replay=first.replay))
         else:
             layer.note(f"no module sees its neurons after {first.activation}")
-        seen = None if first is None else self.inputs.get((number, first.norms + first.averaged))
+        seen = None if first is None else self.inputs.get((number, first.norms + first.averaged, joined))
         if seen is not None:
             layer.inputs.append(seen)
         elif first is None or not first.norms:

@@ -182,10 +182,11 @@ class Tracer(TorchDispatchMode):
                     found.reduced |= statistic
                     found.used |= not statistic
 
-    def activated(self, number: int) -> Plane | None:
-        """Return the plane of a call right after its first activation; None if it went through none."""
+    def activated(self, number: int, joined: frozenset[int] = frozenset()) -> Plane | None:
+        """Return the plane of a call right after its first activation, joined to these calls; None if there is none."""
         # What was nothing but reduced is a step to a statistic: the square in an RMS norm is no activation.
-        found = (found.plane for found in self._activated[number] if found.used or not found.reduced)
+        alike = (found for found in self._activated[number] if found.plane.joined == joined)
+        found = (found.plane for found in alike if found.used or not found.reduced)
         return next(found, None)
 
 

@@ -1,0 +1,45 @@
+"""Hidden units that several layers write together: neurons that are added to each other before one activation.
+
+Such are ``relu(f(s) + g(a))``, a low-rank adapter written flat, and the two linears of a recurrent cell. A residual
+stream is none: there, too, layers are added, but what is read in between is not the sum of all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from .labels import Plane
+
+Calls = frozenset[int]
+"""Numbers of layer calls."""
+
+ALONE: Calls = frozenset()
+"""The sum that a neuron is in which is added to no other."""
+
+
+class Sums:
+    """The sums in which the neurons of each call of a pass were taken up."""
+
+    def __init__(self) -> None:
+        self._seen: defaultdict[int, set[Calls]] = defaultdict(set)
+        self._units: dict[int, Calls] = {}
+
+    def note(self, plane: Plane) -> None:
+        """Note that a layer, or the caller of the model, takes up neurons."""
+        for number in plane.calls:
+            self._seen[number].add(plane.joined)
+
+    def settle(self, is_activated: Callable[[int, Calls], bool]) -> None:
+        """Find the units: sums that are activated, and whose calls are taken up in no other way."""
+        for joined in {joined for found in self._seen.values() for joined in found if joined}:
+            if all(self._seen[number] <= {joined} and is_activated(number, joined) for number in joined):
+                self._units.update(dict.fromkeys(joined, joined))
+
+    def of(self, number: int) -> Calls:
+        """Return the calls that a call makes units with, itself among them; :data:`ALONE` if it makes its own."""
+        return self._units.get(number, ALONE)
+
+    def holds(self, number: int, joined: Calls) -> bool:
+        """Return whether neurons of a call that were seen in a sum were seen as what they are: units, or alone."""
+        return joined == self.of(number)

@@ -20,7 +20,8 @@ from plasticity.structure.trace import trace
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.initialisers import Initialiser, weight_layers
 from plasticity.surgery.laws import Law
-from plasticity.surgery.recycle import recycle_, refusals
+from plasticity.surgery.recycle import recycle_
+from plasticity.surgery.refusals import refusals
 
 from .trainee import Patient, Trainee, in_evaluation
 
@@ -108,9 +109,10 @@ def _recycle(patient: Patient, dead: dict[str, Tensor]) -> Renew:
     def renew(trainee: Trainee, twin: nn.Module) -> None:
         wired = wiring_of(patient, trainee.model)
         assert wired is not None
-        masks = {n: mask for n, mask in dead.items() if mask.any() and refusals(wired, n, "keep") is None}
         zero = Law("constant", (0.0,))
         fresh = {name: _OfTwin(module, zero, zero) for name, module in weight_layers(twin)}
+        masks = {n: mask for n, mask in dead.items() if n in fresh and mask.any()}
+        masks = {n: mask for n, mask in masks.items() if refusals(wired, n, "keep") is None}
         generator = torch.Generator().manual_seed(0)
         recycle_(wired, masks, [trainee.optimizer], initialisers=fresh, generator=generator, outgoing="keep")
 

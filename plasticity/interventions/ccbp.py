@@ -14,12 +14,12 @@ from torch import Tensor
 
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
-from plasticity.structure.layers import Layer, weight_rows
+from plasticity.structure.layers import Layer, Slice, weight_rows
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import by_group, spread
 from plasticity.surgery.initialisers import bias_of, weight_of
 from plasticity.surgery.optimizer_state import entry_state
-from plasticity.surgery.recycle import refusals
+from plasticity.surgery.refusals import refusals
 from plasticity.surgery.unit_weights import scale_columns_
 
 from .rules import require
@@ -90,7 +90,7 @@ class ContinuousBackprop(UnitMethod):
         wired, shares = self.wired(network), []
         for name, scores in reading.scores["moments"].items():
             layer = wired.layers[name]
-            if refusals(wired, name) or not self.rate:
+            if refusals(wired, name) or isinstance(layer.module, Slice) or not self.rate:
                 continue
             now = unit_moments(scores).magnitude if self.utility == "activity" else gradient_magnitude(layer)
             if now is None:

@@ -6,8 +6,7 @@ import math
 
 from torch import nn
 
-from plasticity.structure.layers import is_conv1d
-from plasticity.surgery.initialisers import Initialiser, fans, weight_of
+from plasticity.surgery.initialisers import Initialiser, layer_fans
 from plasticity.surgery.laws import TRUNCATED_STD, Law
 
 
@@ -20,7 +19,7 @@ def published(module: nn.Module, init: str) -> Initialiser:
     bias 0 (the second choice of the two torch codes). ``he_normal``: normal of standard deviation sqrt(2 / fan_in),
     bias 0 (ccbp-pytorch).
     """
-    fan_in, fan_out = fans(weight_of(module).T if is_conv1d(module) else weight_of(module))
+    fan_in, fan_out = layer_fans(module)
     default = 1 / math.sqrt(fan_in)
     he, xavier = math.sqrt(6 / fan_in), math.sqrt(6 / (fan_in + fan_out))
     zero = Law("constant", (0.0,))

@@ -13,13 +13,16 @@ from plasticity.isolation import named_modules, unwrap
 from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
-from plasticity.structure.layers import weight_rows
+from plasticity.structure.functional import sliced_parameters
+from plasticity.structure.layers import Slice, weight_parameter, weight_rows
+from plasticity.structure.partners import completed
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers
 from plasticity.surgery.optimizer_state import state_refusal
 from plasticity.surgery.origin import Origins, Replacement
-from plasticity.surgery.recycle import recycle_, refusals
+from plasticity.surgery.recycle import recycle_
+from plasticity.surgery.refusals import refusals
 from plasticity.watching import Watcher
 
 from .intervention import Intervention, Listener
@@ -136,7 +139,7 @@ class UnitMethod(Intervention):
 
     def _require_layers(self) -> None:
         for name, network in self._networks.items():
-            if next(weight_layers(network), None) is None:
+            if next(weight_layers(network), None) is None and not sliced_parameters(named_modules(unwrap(network))):
                 kind = type(unwrap(network)).__name__
                 raise ValueError(f"{type(self).__name__}: {name} ({kind}) has no Linear or convolution to recycle")
 
@@ -148,6 +151,8 @@ class UnitMethod(Intervention):
         """
         if self.init not in (None, "own"):
             return published(module, cast(str, self.init))
+        if isinstance(module, Slice):
+            return self._origins[network].initialiser_of_slice(layer, module)
         laws, name = self._origins[network].laws, f"{layer}.weight".removeprefix(".")
         for path, part in named_modules(unwrap(self._networks[network])).items():
             if name not in laws and isinstance(part, Replacement) and name.startswith(f"{path}."):
@@ -208,8 +213,8 @@ class UnitRecycling(UnitMethod):
 
     def _require_clearable(self) -> None:
         for name, network in self._networks.items() if self.moments else ():
-            for layer, module in weight_layers(network):
-                weight = module._parameters.get("weight")
+            weights = {layer: module._parameters.get("weight") for layer, module in weight_layers(network)}
+            for layer, weight in {**weights, **sliced_parameters(named_modules(unwrap(network)))}.items():
                 if weight is not None and (reason := state_refusal(self._optimizers, weight)):
                     raise ValueError(f"{type(self).__name__}: {name}.{layer}: {reason}; moments=False leaves it alone")
 
@@ -238,7 +243,7 @@ class UnitRecycling(UnitMethod):
         return recycled, moved
 
     def permitted(self, network: str, flagged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the masks whose layers can be recycled; the reason of a refusal is an event, once."""
+        """Return the masks of whole units that can be recycled; the reason of a refusal is an event, once."""
         wired, masks = self.wired(network), {}
         for layer, mask in flagged.items():
             if not mask.any():
@@ -248,13 +253,13 @@ class UnitRecycling(UnitMethod):
                 masks[layer] = mask
             else:
                 self._skip(network, layer, reason)
-        return masks
+        return completed(wired, masks)
 
     def _consumed_elsewhere(self, network: str, wired: Wiring, layer: str) -> str | None:
         """Say which other network holds the layer too: its consumers there were not seen, and would not be cut."""
         if self.outgoing == "keep":
             return None
-        weight, parts = wired.layers[layer].module._parameters.get("weight"), set(wired.modules.values())
+        weight, parts = weight_parameter(wired.layers[layer].module), set(wired.modules.values())
         for name, other in self._ctx.networks.items():
             outside = name != network and unwrap(other) not in parts
             if outside and any(p is weight for p in other.parameters()):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from plasticity.isolation import is_scripted, named_modules
-from plasticity.structure.layers import Layer
+from plasticity.structure.layers import Layer, weight_parameter
 from plasticity.structure.sites import Event
 
 from .entry_points import EntryPoint
@@ -82,7 +82,7 @@ class Attachment:
         """Hook the weights that train; once more with every pass, because a loop may freeze a network in between."""
         # A recorded pass has tensors of its own in the place of the weights.
         for layer in layers:
-            weight, place = layer.module._parameters.get("weight"), (layer.name, "weight")
+            weight, place = weight_parameter(layer.module), (layer.name, "weight")
             if weight is None or not weight.requires_grad:
                 continue
             if recording is not None and layer.name not in recording.hooked_weights:

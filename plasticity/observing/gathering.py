@@ -27,7 +27,7 @@ from plasticity.probes.probe import (
     Summand,
     num_samples_in,
 )
-from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise
+from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise, weight_parameter
 from plasticity.structure.wirings import Wiring
 
 from ..tags import ALL
@@ -35,6 +35,7 @@ from .distributed import Processes
 from .hooks import Recipient, Seen
 from .reading import OUTPUT_LAYER, Coverage, Reading
 from .sums import Sums
+from .whole_units import WholeUnits
 
 Key = tuple[str, str]
 """A probe or metric, and a layer."""
@@ -291,14 +292,17 @@ class Gathering:
         self._weigh(copies, missing, layers)
         complete = {key: probe for key, probe in copies.items() if not missing[key]}
         found = self._compute(complete, {layer.name: "gated" if layer.gated else layer.activation for layer in layers})
-        values = self._tabulate(_to_host(found.values), layers, complete.keys() - found.why_not.keys())
+        units = WholeUnits(wiring, layers)
+        values = self._tabulate(_to_host(found.values), layers, complete.keys() - found.why_not.keys(), units)
+        projections = frozenset(layer.name for layer in layers if not layer.has_units)
         return Reading(
             values=values,
             scores={name: by_layer for name, by_layer in found.scores.items() if name not in self._failed},
             num_neurons={layer.name: layer.num_neurons for layer in layers},
             coverage=self._coverage(wiring, {layer.name for layer in layers}, values, missing, found.why_not),
             num_passes=self.num_passes,
-            projections=frozenset(layer.name for layer in layers if not layer.has_units),
+            projections=projections,
+            num_units=units.number([la.name for la in layers if la.has_units] or [la.name for la in layers]),
             details={name: by_layer for name, by_layer in found.details.items() if by_layer},
         )
 
@@ -362,11 +366,13 @@ class Gathering:
         failed = {metric for name in self._failed for metric in self._metrics[name]}
         return found._replace(values={key: value for key, value in found.values.items() if key[0] not in failed})
 
-    def _tabulate(self, results: Mapping[Key, float], layers: list[Layer], fed: Collection[Key]) -> LayerValues:
+    def _tabulate(
+        self, results: Mapping[Key, float], layers: list[Layer], fed: Collection[Key], units: WholeUnits
+    ) -> LayerValues:
         """Arrange values by metric and layer, NaN where there is none, and add the value of the network.
 
         The network's value is of its hidden units; projections (layers without an activation) only have their own,
-        unless all layers are projections.
+        unless all layers are projections. Layers that write the same units count as one, but for what is of weights.
         """
         values: LayerValues = {}
         for probe, prototype in self.probes.items():
@@ -375,7 +381,11 @@ class Gathering:
             neurons = {layer.name: layer.num_neurons for layer in measured}
             for metric in self._metrics[probe]:
                 found = {layer.name: results.get((metric, layer.name), torch.nan) for layer in layers}
-                whole = prototype.of_network([found[name] for name in neurons], list(neurons.values()))
+                by_layer = {name: found[name] for name in neurons}
+                of_units = [*by_layer.values()], [*neurons.values()]
+                if not {*prototype.signals} & OF_WEIGHTS:
+                    of_units = units.together(by_layer)
+                whole = prototype.of_network(*of_units)
                 values[metric] = {**found, ALL: whole if neurons else torch.nan}
         return values
 
@@ -421,7 +431,7 @@ class Gathering:
             return "; ".join(layer.unresolved) or "its activations are out of every module's sight"
         if shown and POST in missing and all(site.replay for site in layer.sites):
             return "its activation is a tensor that no module sees"
-        weight = layer.module._parameters.get("weight")
+        weight = weight_parameter(layer.module)
         if missing & OF_WEIGHTS and (weight is None or not weight.requires_grad):
             return "its weight is frozen" if weight is not None else "its weight is computed, not a parameter"
         if shown and PRE in missing and layer.num_calls and not layer.inputs:

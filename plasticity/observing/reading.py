@@ -44,7 +44,8 @@ class Reading:
     """How many forward passes were measured."""
     projections: frozenset[str] = frozenset()
     """The layers without an activation, which have values of their own and no part in that of the network."""
-
+    num_units: int = 0
+    """How many units the values of the network are of; of those that several layers write, each counts once."""
     details: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Probe -> layer -> what belongs beside the value by name, such as ``samples``, for probes that say so."""
 
@@ -60,11 +61,6 @@ class Reading:
     def flat(self, prefix: str = "plasticity") -> dict[str, float]:
         """Return the values by tag, ``prefix/metric/layer``."""
         return {f"{prefix}/{m}/{layer}": v for m, by_layer in self.values.items() for layer, v in by_layer.items()}
-
-    def _num_units(self) -> int:
-        """Return the number of neurons that the values of the network are of."""
-        units = [number for layer, number in self.num_neurons.items() if layer not in self.projections]
-        return sum(units or self.num_neurons.values())
 
     def __str__(self) -> str:
         table = self._table()
@@ -91,7 +87,7 @@ class Reading:
         rows = [["layer", "neurons", *self.values]]
         parts = dict.fromkeys(layer for by_layer in self.values.values() for layer in by_layer if layer != ALL)
         for layer in [*dict.fromkeys([*self.num_neurons, *parts]), ALL]:
-            count = str(self._num_units() if layer == ALL else self.num_neurons.get(layer, "-"))
+            count = str(self.num_units if layer == ALL else self.num_neurons.get(layer, "-"))
             rows.append([layer, count, *(_cell(by_layer.get(layer, math.nan)) for by_layer in self.values.values())])
         return rows
 

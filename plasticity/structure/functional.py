@@ -130,6 +130,11 @@ def slices_of(modules: Mapping[str, nn.Module]) -> list[str]:
     return [f"{found.name}.{i}" for found in _matrices(modules) if found.sliced for i in range(len(found.weight))]
 
 
+def sliced_parameters(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the parameters by name whose slices may be layers."""
+    return {found.name: found.weight for found in _matrices(modules) if found.sliced}
+
+
 def _matrices(modules: Mapping[str, nn.Module]) -> Iterator[_Matrix]:
     for name, module in modules.items():
         if isinstance(module, NORM_MODULES) or is_scripted(module):

@@ -55,14 +55,35 @@ class Slice(nn.Module):
         self.out_features, self.in_features = shape if not neurons_last else shape[::-1]
 
     @property
-    def matrix(self) -> Tensor:
-        """The slice of the parameter, as it is now."""
-        return cast(Tensor, self.host._parameters[self.key])[self.index]
+    def parameter(self) -> Tensor:
+        """The parameter that this is a slice of."""
+        return cast(Tensor, self.host._parameters[self.key])
 
     @property
-    def rows(self) -> Tensor:
-        """The slice as (neurons, inputs)."""
-        return self.matrix.T if self.neurons_last else self.matrix
+    def matrix(self) -> Tensor:
+        """The slice of the parameter, as it is now."""
+        return self.parameter[self.index]
+
+    @property
+    def weight(self) -> Tensor:
+        """The same, to be edited in place."""
+        return self.parameter.detach()[self.index]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The slice of the biases, (neurons,), to be edited in place; None where the module has none of this shape."""
+        if len(self.bias_keys) != 1:
+            return None
+        return cast(Tensor, self.host._parameters[self.bias_keys[0]]).detach()[self.index].flatten()
+
+    @property
+    def bias_keys(self) -> list[str]:
+        """The parameters that may hold its bias, a number for each neuron of each slice; of several those named so."""
+        size = len(self.parameter) * self.out_features
+        own = {key: p for key, p in self.host._parameters.items() if p is not None and key != self.key}
+        found = [key for key, p in own.items() if p.numel() == size and len(p) == len(self.parameter)]
+        stem = self.key.replace("weight", "").strip("_w")
+        return [key for key in found if key.replace("bias", "").strip("_b") == stem] or found
 
 
 def neuron_axis(module: nn.Module) -> int | None:
@@ -82,6 +103,8 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def inputs_first(module: nn.Module) -> bool:
     """Return whether the first axis of a layer's weight are its inputs, and the second its neurons."""
+    if isinstance(module, Slice):
+        return module.neurons_last
     return bool(getattr(module, "transposed", False)) or is_conv1d(module)
 
 
@@ -132,11 +155,16 @@ def weight_rows(module: nn.Module, weight: Tensor) -> Tensor:
 def current_weight(module: nn.Module) -> Tensor | None:
     """Return the weight that a layer computes with, also a parametrised one; None where it is no parameter."""
     if isinstance(module, Slice):
-        return module.rows
+        return module.weight
     if parametrize.is_parametrized(module, "weight"):
         with undisturbed(module, module), torch.no_grad():  # a parametrisation may draw numbers and change buffers
             return module.weight  # type: ignore[return-value]
     return module._parameters.get("weight")
+
+
+def weight_parameter(module: nn.Module) -> Tensor | None:
+    """Return the parameter that holds the weight of a layer, maybe among others; None where it is computed."""
+    return module.parameter if isinstance(module, Slice) else module._parameters.get("weight")
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -228,6 +256,8 @@ class Layer:
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """Return a tensor of the shape of the module's weight as (neurons, inputs)."""
+        if isinstance(self.module, Slice) and weight.dim() == 3:
+            weight = weight[self.module.index]
         rows = weight_rows(self.module, weight)
         return rows if self.rows is None else rows[self.rows.to(rows.device)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 from torch import nn
@@ -33,6 +34,15 @@ class Way:
     """The names of the events of such functions: layers, and parameters that several layers are slices of."""
     recalled: bool = False
     """True if a run before this one traced it: its layers have no sites until it is traced again."""
+
+    @cached_property
+    def producers(self) -> dict[str, list[tuple[Layer, Consumer]]]:
+        """Layer -> the layers that feed it in this pass, with the columns they feed."""
+        found: dict[str, list[tuple[Layer, Consumer]]] = {}
+        for layer in self.layers.values():
+            for consumer in layer.consumers:
+                found.setdefault(consumer.layer, []).append((layer, consumer))
+        return found
 
 
 def steps(events: Iterable[Event]) -> set[EventPair]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules, unwrap
-from plasticity.structure.layers import is_conv1d, neuron_axis, num_inputs, num_neurons
+from plasticity.structure.layers import Slice, is_conv1d, neuron_axis, num_inputs, num_neurons
 
 from .laws import Law, constant_law, default_law, orthogonal_law, random_law
 
@@ -40,8 +40,12 @@ class Initialiser:
         scale good to a few percent; with a dozen only the order of magnitude is, and a law of about the default's width
         passes for the default. A single row counts as orthogonal only at a common gain.
         """
-        weight, bias = weight_of(module), bias_of(module)
-        fan_in, fan_out = fans(weight.T if is_conv1d(module) else weight)
+        return cls.of_values(module, weight_of(module), bias_of(module))
+
+    @classmethod
+    def of_values(cls, module: nn.Module, weight: Tensor, bias: Tensor | None) -> Initialiser:
+        """Infer the distributions from other values of the layer's weight and bias than the present ones."""
+        fan_in, fan_out = layer_fans(module)
         law = constant_law(weight) or orthogonal_law(weight) or random_law(weight, fan_in, fan_out)
         return cls(module, law, None if bias is None else constant_law(bias) or random_law(bias, fan_in, fan_out))
 
@@ -131,6 +135,12 @@ def fans(weight: Tensor) -> tuple[int, int]:
     """Return (fan in, fan out) as ``torch.nn.init`` counts them, from the layout (out, in, *kernel)."""
     field = math.prod(weight.shape[2:])
     return max(1, weight.shape[1] * field), max(1, weight.shape[0] * field)
+
+
+def layer_fans(module: nn.Module) -> tuple[int, int]:
+    """Return (fan in, fan out) of a layer, as ``torch.nn.init`` counts them; of GPT-2's Conv1D those of a Linear."""
+    weight = weight_of(module)
+    return fans(weight.T if is_conv1d(module) or (isinstance(module, Slice) and module.neurons_last) else weight)
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules, named_parameters
-from plasticity.surgery.initialisers import bias_law, record_initialisers, weight_layers
+from plasticity.structure.layers import Slice
+from plasticity.surgery.initialisers import Initialiser, bias_law, record_initialisers, weight_layers
 from plasticity.surgery.laws import Law
 
 
@@ -50,6 +51,16 @@ class Origin:
             return first.clone()
         order = torch.randperm(first.numel(), generator=generator, device="cpu").to(like.device)
         return first.flatten()[order].view_as(first)
+
+    def initialiser_of_slice(self, name: str, module: Slice) -> Initialiser:
+        """Return the initialiser of a slice of a parameter, read off its first values."""
+        host = name.removesuffix(f"{module.key}.{module.index}")
+        first, bias = (self.values.get(f"{host}{key}") for key in (module.key, next(iter(module.bias_keys), "")))
+        return Initialiser.of_values(
+            module,
+            module.weight if first is None else first[module.index],
+            module.bias if bias is None else bias[module.index].flatten(),
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self.laws or name in self.values

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from plasticity.structure.layers import Layer
+from plasticity.structure.partners import partners
 from plasticity.structure.wirings import Wiring
 
 from .entries import by_group, incoming_entries, outgoing_entries
@@ -20,6 +21,8 @@ def split_refusal(wired: Wiring, layer: Layer) -> str | None:
     """Return why neurons of a layer cannot be split, besides what forbids to recycle them; None if they can."""
     if not layer.activation or layer.activation.rstrip("_") not in ("relu", "leaky_relu"):
         return f"a split is exact for relu and leaky_relu; its activation is {layer.activation}"
+    if together := partners(wired, layer):
+        return f"its neurons make units with those of {', '.join(sorted(together))}"
     grouped = [c.layer for c in layer.consumers if getattr(wired.layers[c.layer].module, "groups", 1) > 1]
     if grouped or getattr(layer.module, "groups", 1) > 1:
         return f"groups of a convolution see different inputs: {', '.join(grouped) or layer.name}"

@@ -43,25 +43,29 @@ def transfer_to_biases_(wired: Wiring, masks: Mapping[str, Tensor], means: Mappi
 
     ``masks``: layer -> bool (neurons,). ``means``: layer -> mean activation of each neuron, (neurons,). Call it before
     the columns are cut: bias += W[:, i] * mean_i, summed over a kernel. The consumers' outputs then keep their means;
-    not exactly at the borders of a padded convolution, nor behind a norm. Source: Dohare et al. 2024, algorithm 1.
+    not exactly at the borders of a padded convolution, nor behind a norm. Of a unit that several layers write, the mean
+    counts once. Source: Dohare et al. 2024, algorithm 1.
     """
-    without = []
+    given: dict[str, Tensor] = {}
     for name, mask in masks.items():
         lost = torch.where(mask.cpu(), means[name].double().cpu(), 0.0)
         for consumer in wired.layers[name].consumers:
-            module = wired.layers[consumer.layer].module
-            bias = bias_of(module)
-            if bias is None:
-                without.append(consumer.layer)
-                continue
             columns = consumer.columns.cpu()
-            given = torch.where(columns >= 0, lost[columns.clamp(min=0)], 0.0)
-            view = by_group(module, weight_of(module)).double().cpu()  # (groups, neurons, inputs, *kernel)
-            outputs = torch.einsum(
-                "goi,gi->go", view.flatten(3).sum(3) if view.dim() > 3 else view, _grouped(given, view)
+            before = given.get(consumer.layer, torch.zeros(len(columns), dtype=torch.float64, device="cpu"))
+            given[consumer.layer] = torch.where(
+                (columns >= 0) & mask.cpu()[columns.clamp(min=0)], lost[columns.clamp(min=0)], before
             )
-            bias += outputs.flatten().to(bias.device, bias.dtype)
-    return list(dict.fromkeys(without))
+    without = []
+    for name, values in given.items():
+        module = wired.layers[name].module
+        bias = bias_of(module)
+        if bias is None:
+            without.append(name)
+            continue
+        view = by_group(module, weight_of(module)).double().cpu()  # (groups, neurons, inputs, *kernel)
+        outputs = torch.einsum("goi,gi->go", view.flatten(3).sum(3) if view.dim() > 3 else view, _grouped(values, view))
+        bias += outputs.flatten().to(bias.device, bias.dtype)
+    return without
 
 
 @torch.no_grad()

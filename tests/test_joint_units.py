@@ -1,0 +1,217 @@
+"""Linears that are added before one activation are one hidden layer: read after the sum, and recycled whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from models import Net
+from test_interventions import plain_loop
+from torch import Tensor, nn
+
+from plasticity import measure, wiring
+from plasticity.interventions import ReDo, ReGraMa
+from plasticity.interventions.recycling import Recycling
+
+pytestmark = pytest.mark.usefixtures("everywhere")
+
+DEAD = [0, 3]
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+def unit(forward: Forward, *summands: str) -> tuple[Forward, tuple[str, ...]]:
+    """Return how a model computes its hidden units, and the layers whose neurons they are sums of."""
+    return forward, summands
+
+
+def recurrent(s: Any, x: Tensor) -> Tensor:
+    """Return the states of two steps, one after the other."""
+    first = torch.relu(s.f(x) + s.u(torch.zeros(len(x), 6)))
+    return torch.relu(s.f(x) + s.u(first))
+
+
+SUMS: dict[str, tuple[Forward, tuple[str, ...]]] = {
+    "two inputs": unit(lambda s, x: F.relu(s.f(x[:, :4]) + s.k(x[:, 4:])), "f", "k"),
+    "activation module": unit(lambda s, x: s.act(s.f(x[:, :4]) + s.k(x[:, 4:])), "f", "k"),
+    "in place": unit(lambda s, x: F.relu_(s.f(x[:, :4]).add_(s.k(x[:, 4:]))), "f", "k"),
+    "norm after the sum": unit(lambda s, x: F.relu(s.norm(s.f(x[:, :4]) + s.k(x[:, 4:]))), "f", "k"),
+    "three": unit(lambda s, x: F.relu(sum([s.f(x[:, :4]), s.k(x[:, 4:]), s.u(x)])), "f", "k", "u"),
+    "stacked": unit(lambda s, x: F.relu(torch.stack([s.f(x[:, :4]), s.k(x[:, 4:])]).sum(0)), "f", "k"),
+    "mean of a stack": unit(lambda s, x: F.relu(torch.stack([s.f(x[:, :4]), s.k(x[:, 4:])], 1).mean(1)), "f", "k"),
+    "weighted": unit(lambda s, x: F.relu(s.f(x[:, :4]) - 0.5 * s.k(x[:, 4:])), "f", "k"),
+    "low-rank adapter": unit(lambda s, x: F.relu(s.u(x) + 2 * s.k(s.a(x))), "u", "k"),
+    "graph layer": unit(lambda s, x: F.relu(s.u(x.roll(1, 0) + x.roll(-1, 0)) + s.v(x)), "u", "v"),
+    "maxout": unit(lambda s, x: F.relu(torch.maximum(s.f(x[:, :4]), s.k(x[:, 4:]))), "f", "k"),
+    "silu by hand": unit(lambda s, x: (lambda z: z * z.sigmoid())(s.f(x[:, :4]) + s.k(x[:, 4:])), "f", "k"),
+}
+SIZES = {"f": (4, 6), "k": (2, 6), "u": (6, 6), "v": (6, 6), "a": (6, 2)}
+
+
+def build(name: str, dead: bool = True) -> tuple[nn.Module, Tensor]:
+    """Return a model in which two of six units never fire, and inputs."""
+    torch.manual_seed(0)
+    hidden, summands = SUMS[name]
+    used = [*summands, *(["a"] if "adapter" in name else [])]
+    parts: dict[str, nn.Module] = {layer: nn.Linear(*SIZES[layer]) for layer in used}
+    parts |= {"norm": nn.LayerNorm(6)} if "norm" in name else {}
+    model = Net(lambda s, x: s.o(hidden(s, x)), **parts, act=nn.ReLU(), o=nn.Linear(6, 3))
+    with torch.no_grad():
+        for layer in summands if dead else ():
+            weight, bias = parts[layer].weight, parts[layer].bias
+            weight[DEAD], bias[DEAD] = 0, 0 if name == "silu by hand" else -100 * (layer != "k" or name != "weighted")
+        if dead and "norm" in name:
+            model.norm.bias[DEAD], model.norm.weight[DEAD] = -1, 0
+    return model, torch.randn(64, 6)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_every_summand_reads_as_the_units_do(name: str) -> None:
+    model, x = build(name)
+    hidden, summands = SUMS[name]
+    units = hidden(model, x)
+    found = measure(model, (x, torch.zeros(64, 3)), F.mse_loss, probes=["dormancy", "grama", "rank"])
+    expected = reference.scores(reference.rows(units.detach()))
+    for layer in summands:
+        np.testing.assert_allclose(
+            found.scores["dormancy"][layer].numpy(force=True), expected, rtol=1e-5, atol=1e-7, err_msg=layer
+        )
+        assert found.values["dormancy"][layer] == pytest.approx((units == 0).all(0).float().mean())
+        rank = reference.ranks(reference.rows(units.detach()))["effective_rank"]
+        assert found.values["effective_rank"][layer] == pytest.approx(rank, rel=1e-5)
+        assert found.values["grama"][layer] >= (0 if name in ("maxout", "silu by hand") else 2 / 6)
+    assert found.values["dormancy"]["all"] == pytest.approx((units == 0).all(0).float().mean())
+    assert found.num_units == 6
+
+
+@pytest.mark.parametrize("name", [name for name in SUMS if name not in ("maxout", "norm after the sum", "in place")])
+def test_grama_is_that_of_the_sum(name: str) -> None:
+    model, x = build(name, dead=False)
+    _, summands = SUMS[name]
+    seen: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(layer).register_forward_hook(lambda m, a, z, layer=layer: seen.update({layer: z}))
+        for layer in summands
+    ]
+    out = model(x)
+    gradients = torch.autograd.grad(F.mse_loss(out, torch.zeros(64, 3)), list(seen.values()))
+    for handle in handles:
+        handle.remove()
+    found = measure(model, (x, torch.zeros(64, 3)), F.mse_loss, probes=["grama"]).scores["grama"]
+    for layer, gradient in zip(seen, gradients, strict=True):
+        by_hand = reference.scores(reference.rows(gradient))
+        np.testing.assert_allclose(found[layer].numpy(force=True), by_hand, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(found[layer].numpy(force=True), found[summands[0]].numpy(force=True), rtol=1e-4)
+
+
+def recycle(model: nn.Module, x: Tensor, method: Recycling) -> tuple[dict[str, Tensor], Any]:
+    """Apply a method after one step that moves nothing; return what was there before, and the log."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    method.on_train_start(ctx)
+    found = model(x)
+    sum(part.square().mean() for part in (found if isinstance(found, tuple) else [found])).backward()
+    ctx.optimizers["net"].step()
+    method.on_train_end(ctx)
+    return before, writer
+
+
+def changed(model: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries of every parameter that are others than before."""
+    return {key: value != before[key] for key, value in model.state_dict().items() if not value.equal(before[key])}
+
+
+@pytest.mark.parametrize("outgoing", ["zero", "keep"])
+@pytest.mark.parametrize("method", [ReDo, ReGraMa])
+@pytest.mark.parametrize("name", [name for name in SUMS if name != "silu by hand"])
+def test_units_are_recycled_in_all_their_layers(name: str, method: type[Recycling], outgoing: Any) -> None:
+    if (name, method) == ("maxout", ReGraMa):
+        pytest.skip("of a maximum, one summand has all the gradient")
+    model, x = build(name)
+    hidden, summands = SUMS[name]
+    out, dead = model(x).detach(), (hidden(model, x) == 0).all(0).nonzero().flatten().tolist()
+    assert {*DEAD} <= {*dead}
+    before, writer = recycle(model, x, method(every=1, threshold=0.0, outgoing=outgoing, norms=False))
+    assert writer.named(method.NAME)[0]["neurons"] == dict.fromkeys(summands, dead)
+    entries = changed(model, before)
+    for layer in summands:
+        rows = entries.pop(f"{layer}.weight")
+        assert rows.all(1).nonzero().flatten().tolist() == rows.any(1).nonzero().flatten().tolist() == dead
+        assert entries.pop(f"{layer}.bias", torch.zeros(6)).nonzero().flatten().tolist() in (dead, [])
+    if outgoing == "zero":
+        assert entries.pop("o.weight").any(0).nonzero().flatten().tolist() == dead
+        assert not model.o.weight[:, dead].any()
+        if name != "norm after the sum":  # its statistics tie neurons together
+            torch.testing.assert_close(model(x).detach(), out)
+    assert entries.keys() <= {"norm.weight", "norm.bias"}
+
+
+def test_a_recurrent_cell_is_one_layer() -> None:
+    torch.manual_seed(0)
+    model, x = Net(lambda s, x: s.o(recurrent(s, x)), f=nn.Linear(4, 6), u=nn.Linear(6, 6), o=nn.Linear(6, 3)), None
+    with torch.no_grad():
+        model.f.bias[DEAD] = -100
+    x = torch.randn(64, 4)
+    found = measure(model, x, probes=["dormancy"])
+    assert {layer: found.values["dormancy"][layer] for layer in ("f", "u", "all")} == dict.fromkeys(
+        ("f", "u", "all"), pytest.approx(2 / 6)
+    )
+    before, writer = recycle(model, x, ReDo(every=1, threshold=0.0))
+    assert writer.named("redo")[0]["neurons"] == {"f": DEAD, "u": DEAD}
+    entries = changed(model, before)
+    assert entries["o.weight"].any(0).nonzero().flatten().tolist() == DEAD
+    rows = torch.zeros(6, 6, dtype=torch.bool)
+    rows[DEAD] = rows[:, DEAD] = True
+    assert torch.equal(entries["u.weight"] | (model.u.weight == 0), rows)
+    assert not model.u.weight[:, DEAD].any()
+
+
+APART: dict[str, tuple[Forward, str]] = {
+    "taken up alone, too": (lambda s, x: (lambda z: s.o(F.relu(z + s.u(x))) + s.p(z))(s.v(x)), "stream"),
+    "a residual stream": (lambda s, x: (lambda z: s.o(F.relu(z + s.u(F.relu(s.w(z))))))(s.v(x)), "stream"),
+    "returned, too": (lambda s, x: (lambda z: (s.o(F.relu(z + s.u(x))), z))(s.v(x)), "stream"),
+    "without activation": (lambda s, x: s.o(s.v(x) + s.u(x)), "stream"),
+    "the input is added": (lambda s, x: s.o(F.relu(s.v(x) + s.u(x) + x)), "stream"),
+    "activated before": (lambda s, x: s.o(F.relu(s.v(x)) + F.relu(s.u(x))), "stream"),
+    "broadcast": (lambda s, x: s.o(F.relu(s.v(x) + s.one(x))), "are added to several of"),
+    "alone in another call": (lambda s, x: s.o(F.relu(s.v(x) + s.u(x)) + F.relu(s.v(-x))), "stream"),
+}
+
+
+@pytest.mark.parametrize("outgoing", ["zero", "keep"])
+@pytest.mark.parametrize("name", APART)
+def test_what_is_no_unit_of_its_own_is_left_alone_with_a_reason(name: str, outgoing: Any) -> None:
+    torch.manual_seed(0)
+    forward, word = APART[name]
+    used = [part for part in ("v", "u", "w", "p", "one") if f"s.{part}(" in source(name)]
+    sizes = {"v": (6, 6), "u": (6, 6), "w": (6, 6), "p": (6, 3), "one": (6, 1)}
+    model = Net(forward, **{part: nn.Linear(*sizes[part]) for part in used}, o=nn.Linear(6, 3))
+    with torch.no_grad():
+        for layer in ("v", "u") if "u" in used else ("v",):
+            model.get_submodule(layer).weight[DEAD] = 0
+            model.get_submodule(layer).bias[DEAD] = -100 if word != "stream" or "activated" in name else 0
+    x = torch.randn(64, 6)
+    layers = wiring(model, x).layers
+    before, writer = recycle(model, x, ReDo(every=1, threshold=0.0, outgoing=outgoing))
+    if outgoing == "zero" or name == "broadcast":
+        assert changed(model, before).keys() <= {"w.weight", "w.bias", "u.weight"}
+        reasons = " ".join(event["reason"] for event in writer.named("redo_skipped"))
+        assert word in reasons
+    if word == "stream":
+        assert layers["v"].writes_to_stream
+    units = [consumer for consumer in layers["v"].consumers if consumer.joined and not consumer.summed]
+    assert bool(units) == (name == "broadcast")
+
+
+def source(name: str) -> str:
+    """Return the names of the layers that a model of :data:`APART` calls."""
+    return " ".join(f"s.{part}(" for part in APART[name][0].__code__.co_names + tuple(_inner(APART[name][0])))
+
+
+def _inner(function: Any) -> list[str]:
+    """Return the names that the functions inside a function use."""
+    return [n for c in function.__code__.co_consts if hasattr(c, "co_names") for n in c.co_names]

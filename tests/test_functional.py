@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from test_interventions import plain_loop
 from torch import Tensor, nn
 
 from plasticity import measure, watch, wiring
-from plasticity.interventions import ReDo
+from plasticity.interventions import ReDo, ReGraMa
+from plasticity.interventions.recycling import Recycling
 
 
 class Stack(nn.Module):
@@ -28,6 +31,8 @@ class Stack(nn.Module):
         self.product, self.neurons_last = product, neurons_last
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.product in EINSUMS.values():
+            return self.product(self, x)
         h = self.product(x.expand(3, *x.shape), self.up, self.bias)
         return self.product(F.relu(h), self.down, torch.zeros(3, 1, 2)).sum(0)
 
@@ -73,6 +78,28 @@ PRODUCTS: dict[str, Callable[[], Stack]] = {
     "linear": lambda: Stack(
         lambda x, w, b: torch.stack([F.linear(x[i], w[i], b[i, 0]) for i in range(3)]), neurons_last=False
     ),
+}
+
+
+EINSUMS: dict[str, Callable[[Stack, Tensor], Tensor]] = {
+    "einsum": lambda s, x: torch.einsum(
+        "ebi,eio->ebo", F.relu(torch.einsum("bi,eio->ebo", x, s.up) + s.bias), s.down
+    ).sum(0),
+    "einsum, neurons first": lambda s, x: torch.einsum(
+        "ebi,eoi->ebo", F.relu(torch.einsum("...i,eoi->e...o", x, s.up) + s.bias), s.down
+    ).sum(0),
+    "einsum, members second": lambda s, x: torch.einsum(
+        "bni,nio->bno", F.relu(torch.einsum("bi,nio->bno", x, s.up) + s.bias.mT[..., 0]), s.down
+    ).sum(1),
+    "einsum, weight first": lambda s, x: torch.einsum(
+        "nio,bni->bno", s.down, F.relu(torch.einsum("nio,bi->bno", s.up, x) + s.bias[:, 0])
+    ).sum(1),
+    "matmul, members second": lambda s, x: (F.relu(x[:, None, None].expand(-1, 3, 1, 4) @ s.up + s.bias) @ s.down).sum(
+        (1, 2)
+    ),
+}
+PRODUCTS |= {
+    name: partial(Stack, product, neurons_last="neurons first" not in name) for name, product in EINSUMS.items()
 }
 
 
@@ -191,17 +218,112 @@ def test_a_weight_that_is_used_the_other_way_round_is_no_layer() -> None:
     assert "weights of no Linear or Conv layer" in layer.unresolved[0]
 
 
-def test_recycling_leaves_slices_alone_and_says_so() -> None:
+@pytest.mark.parametrize("outgoing", ["zero", "keep"])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_neuron_of_one_network_of_a_stack_is_recycled_and_nothing_else(name: str, outgoing: Any) -> None:
+    torch.manual_seed(0)
+    model, x, dead = PRODUCTS[name](), torch.randn(32, 4), [0, 1, 2]
+    with torch.no_grad():
+        model.bias[1, 0, dead] = -100
+    out, before = model(x).detach(), {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), 0.0)
+    ctx, writer = plain_loop(model, optimizer)
+    redo = ReDo(every=1, threshold=0.0, outgoing=outgoing)
+    redo.on_train_start(ctx)
+    model(x).square().mean().backward()
+    gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+    optimizer.step()
+    redo.on_train_end(ctx)
+    assert writer.named("redo")[0]["neurons"] == {"up.1": dead}
+    edited = {key: torch.zeros_like(value, dtype=torch.bool) for key, value in before.items()}
+    rows, columns = (edited["up"].mT, edited["down"].mT) if model.neurons_last else (edited["up"], edited["down"])
+    rows[1, dead], edited["bias"][1, 0, dead] = True, True
+    if outgoing == "zero":
+        columns[1][:, dead] = True
+        assert not model.down[edited["down"]].any()
+        assert torch.equal(model(x).detach(), out)
+    for key, value in model.named_parameters():
+        assert torch.equal(value[~edited[key]], before[key][~edited[key]]), key
+        assert not value.grad[edited[key]].any()
+        assert not optimizer.state[value]["exp_avg_sq"][edited[key]].any()
+        assert torch.equal(value.grad[~edited[key]], gradients[key][~edited[key]])
+        moved = value[edited[key]] != before[key][edited[key]]
+        assert moved.all() or key == "bias"  # some of its first values are alike
+
+
+@pytest.mark.parametrize("method", [ReDo, ReGraMa])
+@pytest.mark.parametrize("dead", [(), (0,), (1, 3)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_units_of_experts_are_recycled(grouped: bool, dead: tuple[int, ...], method: type[Recycling]) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.o(x + s.experts(x)), experts=Experts(grouped, dead), o=nn.Linear(4, 1))
+    x, shut = torch.randn(64, 4), [1, 5]
+    with torch.no_grad():
+        model.experts.up[:, shut] = 0
+        model.experts.up[:, [8 + unit for unit in shut]] = 0
+    out, before = model(x).detach(), {key: value.clone() for key, value in model.state_dict().items()}
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = method(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    model(x).square().mean().backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    ran = [i for i in range(4) if i not in dead]
+    both = [*shut, *(8 + unit for unit in shut)]
+    assert writer.named(method.NAME)[0]["neurons"] == {f"experts.up.{i}": both for i in ran}
+    rows = (model.experts.up != before["experts.up"]).all(2)
+    columns = (model.experts.down != before["experts.down"]).all(1)
+    for i in range(4):
+        assert rows[i].nonzero().flatten().tolist() == (both if i in ran else [])
+        assert columns[i].nonzero().flatten().tolist() == (shut if i in ran else [])
+        assert not model.experts.down[i][:, shut].any() or i in dead
+    assert torch.equal(rows, (model.experts.up != before["experts.up"]).any(2))
+    assert torch.equal(columns, (model.experts.down != before["experts.down"]).any(1))
+    torch.testing.assert_close(model(x).detach(), out)
+
+
+@pytest.mark.parametrize("init", ["own", "he_uniform", "xavier_uniform", "lecun_normal"])
+def test_a_fresh_row_of_a_slice_is_drawn_as_its_first_values_were(init: Any) -> None:
+    torch.manual_seed(0)
+    model = Stack(PRODUCTS["bmm"]().product)
+    model.up, model.down = nn.Parameter(torch.empty(3, 50, 400)), nn.Parameter(torch.randn(3, 400, 2))
+    model.bias = nn.Parameter(torch.zeros(3, 1, 400))
+    nn.init.uniform_(model.up, -0.3, 0.3)
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0, init=init)
+    redo.on_train_start(ctx)
+    with torch.no_grad():
+        model.up.fill_(2.0)
+        model.bias[1, 0, :200] = -1e4
+    model(torch.rand(32, 50)).square().mean().backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    assert len(writer.named("redo")[0]["neurons"]["up.1"]) == 200
+    deviation = {"own": 0.3 / 3**0.5, "he_uniform": (2 / 50) ** 0.5, "xavier_uniform": (2 / 450) ** 0.5}
+    expected = deviation.get(init, (1 / 50) ** 0.5)
+    assert model.up[1, :, :200].std().item() == pytest.approx(expected, rel=0.03)
+    assert bool((model.up[1, :, 200:] == 2).all())
+
+
+def test_slices_whose_bias_is_not_known_are_left_alone_and_said_so() -> None:
     torch.manual_seed(0)
     model = PRODUCTS["bmm"]()
+    model.other = nn.Parameter(torch.zeros(3, 1, 6))
     with torch.no_grad():
         model.bias[1, 0, :3] = -100
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    ctx, writer = plain_loop(nn.Sequential(nn.Linear(4, 4), model), torch.optim.SGD(model.parameters(), 0.0))
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
     redo = ReDo(every=1, threshold=0.0)
     redo.on_train_start(ctx)
-    ctx.networks["net"](torch.randn(32, 4)).square().mean().backward()
+    model(torch.randn(32, 4)).square().mean().backward()
     ctx.optimizers["net"].step()
     redo.on_train_end(ctx)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert "is a slice of a parameter" in writer.named("redo_skipped")[0]["reason"]
+    assert writer.named("redo_skipped")[0]["reason"] == "which of bias, other is the bias of up.1 is not known"
+
+
+def test_an_optimizer_that_cannot_forget_a_slice_is_refused_at_the_start() -> None:
+    model = PRODUCTS["bmm"]()
+    ctx, _ = plain_loop(model, torch.optim.Adafactor(model.parameters(), 0.0))
+    with pytest.raises(ValueError, match="up: Adafactor keeps row_var"):
+        ReDo(every=1, threshold=0.0).on_train_start(ctx)

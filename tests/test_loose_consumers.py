@@ -45,7 +45,7 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
     "cosine": lambda: Loose(lambda w, h: F.linear(F.normalize(h, dim=-1), F.normalize(w, dim=-1)), 2, 6),
     "masked": lambda: Loose(lambda w, h: F.linear(h, w * (torch.arange(6) % 3 > 0)), 2, 6),
     "noisy": lambda: Loose(lambda w, h: F.linear(h, w[0] + w[1] * torch.randn(2, 6)), 2, 2, 6),
-    "einsum": lambda: Loose(lambda w, h: torch.einsum("bi,eio->ebo", h, w), 3, 6, 2),
+    "einsum": lambda: Loose(lambda w, h: torch.einsum("bi,eio->boe", h, w), 3, 6, 2),
     "vectorised": lambda: Loose(
         lambda w, h: torch.baddbmm(torch.zeros(3, 1, 2), h.expand(3, *h.shape), w.tanh()), 3, 6, 2
     ),

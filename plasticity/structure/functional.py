@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from plasticity.isolation import is_scripted
 
+from .einsum import roles
 from .layers import NORM_MODULES, Slice, inputs_first, neuron_axis
 
 TAKING: dict[str, tuple[int, bool]] = {
@@ -26,12 +27,16 @@ TAKING: dict[str, tuple[int, bool]] = {
 """Name of a function -> the position of its input, before the weight, and whether the weight has its inputs first."""
 
 
+Index = int | slice | tuple[Any, ...]
+"""What stands in brackets behind a tensor."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """A part of a tensor along its first axis, which one layer takes up or writes."""
+    """A part of a tensor, which one layer takes up or writes."""
 
     whole: Tensor
-    index: int | slice
+    index: Index
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the same part of another tensor, such as a gradient."""
@@ -54,7 +59,7 @@ class Taken(NamedTuple):
     layers: dict[int, str]
     """Position -> the layer that has samples there."""
     inputs: dict[int, Value]
-    indices: dict[int, int | slice | None]
+    indices: dict[int, Index | None]
     """Position -> the part of the output that is the layer's; None for all of it."""
 
     def outputs(self, output: Tensor) -> dict[int, Value]:
@@ -86,10 +91,12 @@ class Weights:
 
     def taken(self, func: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Taken | None:
         """Return what a call of a function takes up; None where these are no weights of layers."""
-        known = TAKING.get(getattr(func, "__name__", ""))
-        if known is None:
+        name = getattr(func, "__name__", "")
+        if name == "einsum":
+            return self._taken_by_einsum(*args)
+        if name not in TAKING:
             return None
-        position, inputs_first = known
+        position, inputs_first = TAKING[name]
         given = [*args, *(kwargs[key] for key in ("input", "weight", "mat2", "other") if key in kwargs)]
         x, weight = given[position : position + 2] if len(given) > position + 1 else (None, None)
         if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or (position and not _is_bias(given[0], x)):
@@ -106,7 +113,26 @@ class Weights:
             return None
         if index is not None:
             return _whole(names[index], x)
-        return _several(matrix.name, names, x, kwargs.get("offs", given[2] if len(given) > 2 else None), func.__name__)
+        return _several(matrix.name, names, x, kwargs.get("offs", given[2] if len(given) > 2 else None), name)
+
+    def _taken_by_einsum(self, equation: Any, *operands: Any) -> Taken | None:
+        """Return what an einsum of an input and the weights of one layer, or of an ensemble, takes up."""
+        operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+        if not isinstance(equation, str) or len(operands) != 2 or not all(isinstance(t, Tensor) for t in operands):
+            return None
+        for position, weight in enumerate(operands):
+            x, found = operands[1 - position], roles(equation, position)
+            try:
+                matrix, index = self._find(weight)
+            except (StopIteration, RuntimeError):
+                continue
+            if found is None or index is not None or matrix.sliced != (found.of_output is not None) or not x.numel():
+                return None
+            if not matrix.sliced or found.of_output is None:
+                return _whole(matrix.name, x) if _is_same(matrix, weight, found.inputs_first, False) else None
+            names = self._slices(matrix, neurons_last=found.inputs_first) if weight.dim() == 3 else None
+            return None if names is None else _members(matrix.name, names, x, found.of_input, found.of_output)
+        return None
 
     def _find(self, weight: Tensor) -> tuple[_Matrix, int | None]:
         start = weight.data_ptr()
@@ -181,16 +207,26 @@ def _several(place: str, names: list[str], x: Tensor, offs: Any, function: str) 
         rows = {
             i: slice(start, end) for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > start
         }
-    elif x.dim() == 3 and len(x) == len(names) and x.numel():
-        rows = {i: i for i in range(len(names))}  # type: ignore[misc]
+    elif x.dim() >= 3 and x.shape[-3] == len(names) and x.numel():
+        return _members(place, names, x, -3, -3)
     elif x.dim() == 2 and x.numel():  # one input for all
-        return Taken(
-            place, dict(enumerate(names)), dict.fromkeys(range(len(names)), x), {i: i for i in range(len(names))}
-        )
+        return _members(place, names, x, None, -3)
     else:
         return None
     parts: dict[int, Value] = {i: Part(x, index) for i, index in rows.items()}
     return Taken(place, {i: names[i] for i in rows}, parts, dict(rows))
+
+
+def _members(place: str, names: list[str], x: Tensor, of_input: int | None, of_output: int) -> Taken:
+    """Return the parts of a product with the weights of an ensemble, whose members lie along an axis of each side."""
+    indices = {i: _at(of_output, i) for i in range(len(names))}
+    inputs: dict[int, Value] = {i: x if of_input is None else Part(x, _at(of_input, i)) for i in indices}
+    return Taken(place, dict(enumerate(names)), inputs, dict(indices))
+
+
+def _at(axis: int, index: int) -> Index:
+    """Return what takes one element along an axis."""
+    return (*[slice(None)] * axis, index) if axis >= 0 else (..., index, *[slice(None)] * (-axis - 1))
 
 
 class FunctionCalls(TorchFunctionMode):

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .divisions import Call, Divisions
+from .functional import Index
 from .labels import NOTHING, STRIDE, Label, Plane, mix, tensors_in
 from .rules import MATRIX_PRODUCTS, MOVES, Operation, propagate
 
@@ -76,9 +77,7 @@ class Tracer(TorchDispatchMode):
         ids = torch.arange(num, device=output.device).add_(number * STRIDE).view(shape).expand(output.shape)
         self.tags[output] = Label((Plane(ids, frozenset([number])),))
 
-    def label_parts(
-        self, calls: list[tuple[str, int]], indices: list[int | slice | None], output: Tensor, axis: int
-    ) -> None:
+    def label_parts(self, calls: list[tuple[str, int]], indices: list[Index | None], output: Tensor, axis: int) -> None:
         """Give the parts of ``output`` neuron numbers of their own: a function has written several layers at once."""
         num = output.shape[axis]
         if indices == [None]:

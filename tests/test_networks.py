@@ -18,8 +18,8 @@ from plasticity.agents.networks import Actor, Critic, squashed_gaussian
 from plasticity.agents.parts import ACTIVATIONS, NORMS, OverChannels
 from plasticity.interventions.injection import find_heads
 from plasticity.surgery.initialisers import record_initialisers
+from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
-from plasticity.surgery.refusals import refusals
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

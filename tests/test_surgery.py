@@ -21,8 +21,8 @@ from plasticity.surgery.entries import incoming_entries, outgoing_entries
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import default_initialiser, record_initialisers
 from plasticity.surgery.optimizer_state import SurgeryError, clear_state_
+from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
-from plasticity.surgery.refusals import refusals
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 

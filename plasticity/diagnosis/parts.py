@@ -20,8 +20,8 @@ from plasticity.structure.trace import trace
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.initialisers import Initialiser, weight_layers
 from plasticity.surgery.laws import Law
+from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
-from plasticity.surgery.refusals import refusals
 
 from .trainee import Patient, Trainee, in_evaluation
 

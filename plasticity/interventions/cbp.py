@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
-from plasticity.surgery.refusals import refusals
+from plasticity.surgery.permission import refusals
 from plasticity.surgery.unit_weights import incoming_magnitude, outgoing_magnitude, transfer_to_biases_
 
 from .rules import require

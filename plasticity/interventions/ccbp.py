@@ -19,7 +19,7 @@ from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import by_group, spread
 from plasticity.surgery.initialisers import bias_of, weight_of
 from plasticity.surgery.optimizer_state import entry_state
-from plasticity.surgery.refusals import refusals
+from plasticity.surgery.permission import refusals
 from plasticity.surgery.unit_weights import scale_columns_
 
 from .rules import require

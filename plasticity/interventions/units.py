@@ -21,8 +21,8 @@ from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers
 from plasticity.surgery.optimizer_state import state_refusal
 from plasticity.surgery.origin import Origins, Replacement
+from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
-from plasticity.surgery.refusals import refusals
 from plasticity.watching import Watcher
 
 from .intervention import Intervention, Listener

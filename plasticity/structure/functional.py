@@ -28,7 +28,7 @@ TAKING: dict[str, tuple[int, bool]] = {
 
 
 Index = int | slice | tuple[Any, ...]
-"""What stands in brackets behind a tensor."""
+"""The expression in brackets behind a tensor."""
 
 
 @dataclass(frozen=True)

@@ -11,35 +11,35 @@ from collections.abc import Callable
 
 from .labels import Plane
 
-Calls = frozenset[int]
+CallNumbers = frozenset[int]
 """Numbers of layer calls."""
 
-ALONE: Calls = frozenset()
+ALONE: CallNumbers = frozenset()
 """The sum that a neuron is in which is added to no other."""
 
 
-class Sums:
+class Summations:
     """The sums in which the neurons of each call of a pass were taken up."""
 
     def __init__(self) -> None:
-        self._seen: defaultdict[int, set[Calls]] = defaultdict(set)
-        self._units: dict[int, Calls] = {}
+        self._seen: defaultdict[int, set[CallNumbers]] = defaultdict(set)
+        self._units: dict[int, CallNumbers] = {}
 
     def note(self, plane: Plane) -> None:
         """Note that a layer, or the caller of the model, takes up neurons."""
         for number in plane.calls:
             self._seen[number].add(plane.joined)
 
-    def settle(self, is_activated: Callable[[int, Calls], bool]) -> None:
+    def settle(self, is_activated: Callable[[int, CallNumbers], bool]) -> None:
         """Find the units: sums that are activated, and whose calls are taken up in no other way."""
         for joined in {joined for found in self._seen.values() for joined in found if joined}:
             if all(self._seen[number] <= {joined} and is_activated(number, joined) for number in joined):
                 self._units.update(dict.fromkeys(joined, joined))
 
-    def of(self, number: int) -> Calls:
+    def of(self, number: int) -> CallNumbers:
         """Return the calls that a call makes units with, itself among them; :data:`ALONE` if it makes its own."""
         return self._units.get(number, ALONE)
 
-    def holds(self, number: int, joined: Calls) -> bool:
+    def holds(self, number: int, joined: CallNumbers) -> bool:
         """Return whether neurons of a call that were seen in a sum were seen as what they are: units, or alone."""
         return joined == self.of(number)

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
 from .functional import FunctionCalls, Taken, Weights, shown, slices_of
-from .joint import Calls, Sums
+from .joint import CallNumbers, Summations
 from .labels import NOTHING, STRIDE, Label, Plane, feature_vector, tensors_in
 from .layers import (
     LAST_AXIS_NORMS,
@@ -114,19 +114,19 @@ class _Trace:
         """Number of a layer call -> the position of its end among the events."""
         self.keys: list[int] = []
         """Number of a layer call -> its position in what that event shows."""
-        self.sites: dict[tuple[int, Calls], Site] = {}
+        self.sites: dict[tuple[int, CallNumbers], Site] = {}
         """Number of a layer call, and calls that it is joined with -> where its activations are seen."""
         self.products: dict[int, Site] = {}
         """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
         self.alone: set[int] = set()
         """Numbers of layer calls whose neurons a layer takes up outside any product, too."""
-        self.inputs: dict[tuple[int, int, Calls], Site] = {}
+        self.inputs: dict[tuple[int, int, CallNumbers], Site] = {}
         """Number of a layer call, and of norms and sums over samples passed, and calls that it is joined with -> where
         its neurons are seen then, before any activation."""
-        self.sums = Sums()
-        self.consumed: list[tuple[int, Consumer, Calls]] = []
+        self.sums = Summations()
+        self.consumed: list[tuple[int, Consumer, CallNumbers]] = []
         """Number of a layer call, what consumes it, and the calls that it is joined with there."""
-        self.normed: list[tuple[int, Norm, Calls]] = []
+        self.normed: list[tuple[int, Norm, CallNumbers]] = []
         """The same for norms."""
         self.tracer.used.add("")  # by forward, or by another method
         self.order: list[str] = []

@@ -20,8 +20,8 @@ from plasticity.structure.wirings import Wiring
 from .entries import by_group, column_norms, incoming_entries, outgoing_entries, spread
 from .initialisers import Initialiser, default_initialiser, weight_of
 from .optimizer_state import StepCounter, SurgeryError, clear_state_, state_refusal
-from .places import Place, place_of
-from .refusals import Outgoing, refusals
+from .permission import Outgoing, refusals
+from .stores import Store, store_of
 
 SMALL = 0.02
 """Norm of a "small" outgoing column relative to the mean of the columns that stay (from AgileRL's ReGraMa)."""
@@ -97,14 +97,14 @@ def recycle_(
 class Edit(NamedTuple):
     """Entries of a tensor to change, bool of its shape, and what belongs to the change."""
 
-    place: Place
+    store: Store
     where: Tensor
     what: Any
 
     @property
     def tensor(self) -> Tensor:
         """The tensor, to be changed in place."""
-        return self.place.of(self.place.parameter.detach())
+        return self.store.of(self.store.parameter.detach())
 
 
 def _kept_columns(wired: Wiring, flagged: Mapping[str, Tensor], consumer: str) -> Tensor:
@@ -152,8 +152,8 @@ def _rows(wired: Wiring, flagged: Mapping[str, Tensor], initialisers: Mapping[st
     """Yield the entries of weights and biases that belong to flagged neurons, and how to draw them."""
     for name, mask in flagged.items():
         module = wired.layers[name].module
-        yield Edit(_weight_place(module), incoming_entries(module, mask), initialisers[name].weight)
-        if (bias := place_of(module, "bias")) is not None:
+        yield Edit(_weight_store(module), incoming_entries(module, mask), initialisers[name].weight)
+        if (bias := store_of(module, "bias")) is not None:
             where = mask.to(bias.parameter.device).view_as(bias.of(bias.parameter))
             yield Edit(bias, where, initialisers[name].bias)
 
@@ -168,11 +168,11 @@ def _cuts(wired: Wiring, flagged: Mapping[str, Tensor]) -> Iterator[Edit]:
     for name, inputs in cut.items():
         module = wired.layers[name].module
         inputs &= ~_kept_columns(wired, flagged, name)
-        yield Edit(_weight_place(module), outgoing_entries(module, inputs), name)
+        yield Edit(_weight_store(module), outgoing_entries(module, inputs), name)
 
 
-def _weight_place(module: nn.Module) -> Place:
-    return place_of(module, "weight") or Place(weight_of(module))
+def _weight_store(module: nn.Module) -> Store:
+    return store_of(module, "weight") or Store(weight_of(module))
 
 
 def _carried(columns: Tensor, mask: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def _norm_entries(wired: Wiring, flagged: Mapping[str, Tensor]) -> Iterator[Edit
         for key, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
             tensor = getattr(module, key, None)
             if tensor is not None and not (isinstance(tensor, nn.Parameter) and not tensor.requires_grad):
-                yield Edit(Place(tensor), where.to(tensor.device).expand(tensor.shape), value)
+                yield Edit(Store(tensor), where.to(tensor.device).expand(tensor.shape), value)
 
 
 def _none_of(num_neurons: int, like: Tensor) -> Tensor:
@@ -205,10 +205,10 @@ def _none_of(num_neurons: int, like: Tensor) -> Tensor:
 def _merge(edits: Iterable[Edit]) -> dict[Tensor, Tensor]:
     """Return parameter -> the entries that any edit changes, of its shape."""
     merged: dict[Tensor, Tensor] = {}
-    for place, where, _ in edits:
-        if place.parameter not in merged:
-            merged[place.parameter] = torch.zeros_like(place.parameter, dtype=torch.bool)
-        place.of(merged[place.parameter]).logical_or_(where)
+    for store, where, _ in edits:
+        if store.parameter not in merged:
+            merged[store.parameter] = torch.zeros_like(store.parameter, dtype=torch.bool)
+        store.of(merged[store.parameter]).logical_or_(where)
     return merged
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from plasticity.structure.layers import Slice
 
 
-class Place(NamedTuple):
+class Store(NamedTuple):
     """A parameter of a layer, or the part of one that several layers are slices of."""
 
     parameter: Tensor
@@ -20,10 +20,10 @@ class Place(NamedTuple):
         return tensor if self.part is None else tensor[self.part]
 
 
-def place_of(module: nn.Module, key: str) -> Place | None:
+def store_of(module: nn.Module, key: str) -> Store | None:
     """Return where the "weight" or the "bias" of a layer is kept; None where it is no parameter."""
     if isinstance(module, Slice):
         own = [module.key] if key == "weight" else module.bias_keys
-        return Place(cast(Tensor, module.host._parameters[own[0]]), module.index) if len(own) == 1 else None
+        return Store(cast(Tensor, module.host._parameters[own[0]]), module.index) if len(own) == 1 else None
     parameter = module._parameters.get(key)
-    return None if parameter is None else Place(parameter)
+    return None if parameter is None else Store(parameter)

@@ -11,7 +11,7 @@ from plasticity.structure.layers import Consumer, Layer, Slice
 from plasticity.structure.partners import partners, sum_refusal
 from plasticity.structure.wirings import Wiring
 
-from .places import place_of
+from .stores import store_of
 
 Outgoing = Literal["zero", "keep", "small"]
 
@@ -86,18 +86,18 @@ def _unfit(wired: Wiring, layer: str, keys: Sequence[str]) -> str | None:
     if wired.layers[layer].adapter:
         return f"{layer} has an adapter, whose weights add to its own"
     for key in keys:
-        name, place = _name(layer, module, key), place_of(module, key)
-        if place is None and not isinstance(module, Slice) and key not in module._parameters:
+        name, store = _name(layer, module, key), store_of(module, key)
+        if store is None and not isinstance(module, Slice) and key not in module._parameters:
             return f"{name} is computed from other parameters (a parametrization, weight norm or pruning)"
-        if place is None and isinstance(module, Slice) and len(module.bias_keys) > 1:
+        if store is None and isinstance(module, Slice) and len(module.bias_keys) > 1:
             return f"which of {', '.join(module.bias_keys)} is the bias of {layer} is not known"
-        if place is None:
+        if store is None:
             continue
-        if not place.parameter.requires_grad:
+        if not store.parameter.requires_grad:
             return f"{name} is frozen (requires_grad is False)"
-        start = place.parameter.data_ptr()
+        start = store.parameter.data_ptr()
         others = [other for other, p in _named_parameters(wired) if other != name and p.data_ptr() == start]
-        if others and place.parameter.numel():
+        if others and store.parameter.numel():
             return f"{name} is tied: the same tensor as {', '.join(others)}"
     return None
 

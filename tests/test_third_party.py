@@ -192,23 +192,63 @@ def test_every_expert_is_a_layer(kind: str, way: str) -> None:
     assert len(hands) == 2
 
 
+@pytest.mark.parametrize("way", ["grouped_mm", "eager"])
 @pytest.mark.parametrize("kind", MIXTURES)
-def test_redo_leaves_experts_alone_and_says_so(kind: str) -> None:
-    model, tokens = language_model(kind), torch.randint(0, 32, (8, 32))
+def test_redo_recycles_exactly_the_units_of_experts_that_are_off(kind: str, way: str) -> None:
+    model, tokens = language_model(kind, experts_implementation=way), torch.randint(0, 32, (8, 32))
+    experts = layers_named(model, "mlp.experts")
+    hands = {name: ExpertsByHand(module) for name, module in experts.items()}
     with torch.no_grad():
-        for module in layers_named(model, "mlp.experts").values():
-            module.gate_up_proj[:, :3] = 0
+        for module in experts.values():
+            module.gate_up_proj[:, :3] = 0  # gates of the first three units
+            module.gate_up_proj[1, 24 + 7] = 0  # and what another one of the second expert lets through
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    logits = model(input_ids=tokens).logits.detach()
     ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
     redo = ReDo(every=1, threshold=0.0)
     redo.on_train_start(ctx)
     loss_of(model, tokens).backward()
     ctx.optimizers["net"].step()
     redo.on_train_end(ctx)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    reasons = {event["reason"] for event in writer.named("redo_skipped") if "experts" in event["layer"]}
-    assert reasons
-    assert all("is a slice of a parameter that several layers share" in reason for reason in reasons)
+    neurons = writer.named("redo")[0]["neurons"]
+    expected = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in before.items()}
+    for name, hand in hands.items():
+        for expert in range(4):
+            if (found := hand.rows(expert)) is None:
+                continue
+            off = np.flatnonzero((found[0] == 0).all(0))  # of gates and values, side by side
+            assert {0, 1, 2, 24, 25, 26} | ({7, 31} if expert == 1 else set()) <= {*off.tolist()}
+            assert neurons[f"{name}.gate_up_proj.{expert}"] == off.tolist()
+            expected[f"{name}.gate_up_proj"][expert, off] = True
+            expected[f"{name}.down_proj"][expert, :, off[off < 24]] = True
+    for name, value in model.state_dict().items():
+        assert torch.equal(value != before[name], expected[name] & (before[name] != value)), name
+        if name.endswith("gate_up_proj"):
+            assert torch.equal(value != before[name], expected[name]), name
+        elif name.endswith("down_proj"):
+            assert not value[expected[name]].any()
+            assert torch.equal(value[~expected[name]], before[name][~expected[name]])
+    torch.testing.assert_close(model(input_ids=tokens).logits.detach(), logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_by_gathered_weights_and_routers_are_named_and_left_alone(kind: str) -> None:
+    """``batched_mm`` gathers a weight for every token: it is a computed one, and its experts are no layers."""
+    model = language_model(kind, experts_implementation="batched_mm")
+    with torch.no_grad():
+        for module in layers_named(model, "mlp.experts").values():
+            module.gate_up_proj[:, :3] = 0
+    said: dict[str, str] = {}
+
+    def check(reading: Any) -> None:
+        said.update({entry.layer: entry.reason for entry in reading.unmeasured})
+
+    watched_steps(model, check, steps=1)
+    for name in layers_named(model, "mlp.experts"):
+        assert any(layer.startswith(name) for layer in said), name
+        assert "belong to no Linear or convolution" in said[name.replace("experts", "gate")]
+    changed, _, _ = recycled(model, ReDo(every=1, threshold=0.0))
+    assert not {name for name in changed if "experts" in name or ".mlp.gate" in name}
 
 
 def test_mamba() -> None:

@@ -23,6 +23,7 @@ from plasticity.surgery.optimizer_state import state_refusal
 from plasticity.surgery.origin import Origins, Replacement
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
+from plasticity.surgery.stores import store_of
 from plasticity.watching import Watcher
 
 from .intervention import Intervention, Listener
@@ -115,11 +116,13 @@ class UnitMethod(Intervention):
         """Begin anew with what is known of neurons whose incoming weights were all replaced."""
         for network, layers in self.units.items():
             modules = named_modules(unwrap(self._networks[network]))
+            if wired := self.monitor(network).wiring:
+                modules |= {name: la.module for name, la in wired.layers.items() if isinstance(la.module, Slice)}
             for layer in layers.keys() & modules.keys():
-                weight = modules[layer]._parameters.get("weight")
-                if weight is None or weight not in entries:
+                store = store_of(modules[layer], "weight")
+                if store is None or store.parameter not in entries:
                     continue
-                neurons = weight_rows(modules[layer], entries[weight]).all(1).cpu()
+                neurons = weight_rows(modules[layer], store.of(entries[store.parameter])).all(1).cpu()
                 for name, known in layers[layer].items():
                     if name not in self.KEPT and known.shape[-1] == len(neurons):
                         known[..., neurons] = self.FRESH.get(name, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from plasticity.structure.layers import Layer
+from plasticity.structure.layers import Layer, Slice
 from plasticity.structure.partners import partners
 from plasticity.structure.wirings import Wiring
 
@@ -21,6 +21,8 @@ def split_refusal(wired: Wiring, layer: Layer) -> str | None:
     """Return why neurons of a layer cannot be split, besides what forbids to recycle them; None if they can."""
     if not layer.activation or layer.activation.rstrip("_") not in ("relu", "leaky_relu"):
         return f"a split is exact for relu and leaky_relu; its activation is {layer.activation}"
+    if any(isinstance(la.module, Slice) for la in (layer, *(wired.layers[c.layer] for c in layer.consumers))):
+        return "slices of a parameter that several layers share are not split"
     if together := partners(wired, layer):
         return f"its neurons make units with those of {', '.join(sorted(together))}"
     grouped = [c.layer for c in layer.consumers if getattr(wired.layers[c.layer].module, "groups", 1) > 1]

@@ -6,7 +6,7 @@ graphs go on with the tensors they hold; everything that was not asked for stays
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch

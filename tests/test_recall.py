@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from plasticity import Measure, Monitor, watch
 from plasticity.interventions import ReDo
+from plasticity.interventions.injection import Head, inject_
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -151,3 +152,53 @@ def test_a_session_has_no_state_to_load() -> None:
         model(models.vectors(), 0).sum().backward()
         optimizer.step()
         assert set(session.last["model"].num_neurons) == {"a"}
+
+
+def with_side(s: Any, x: Tensor, choice: int) -> Tensor:
+    """Run the trunk, one of its heads and a side branch."""
+    return s.heads[choice](s.a(x).relu()) + s.side(x)
+
+
+def replace_head(model: nn.Module) -> None:
+    """Give the head of the first task fresh weights in a new module."""
+    model.heads[0] = nn.Linear(6, 1)
+
+
+def inject_head(model: nn.Module) -> None:
+    """Inject the head of the first task."""
+    inject_(model, Head("heads", ("0",), False))
+
+
+CHANGES: dict[str, Any] = {
+    "the side branch is another layer": lambda m: setattr(m, "side", nn.Linear(4, 1)),
+    "the side branch is a network": lambda m: setattr(m, "side", nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))),
+    "the side branch has no weights": lambda m: setattr(m, "side", nn.Identity()),
+    "a module is added": lambda m: m.add_module("more", nn.ReLU()),
+    "the head that runs is fresh": replace_head,
+    "the head that runs is injected": inject_head,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_replaced_in_mid_run_costs_no_knowledge_of_the_rest(name: str) -> None:
+    torch.manual_seed(0)
+    model = Net(
+        with_side, a=nn.Linear(4, 6), side=nn.Linear(4, 1), heads=nn.ModuleList([nn.Linear(6, 1) for _ in range(2)])
+    )
+    kill(model)
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=3, threshold=0.0)
+    redo.on_train_start(ctx)
+    for step, choice in enumerate((1, 0, 0)):
+        if step == 1:
+            CHANGES[name](model)
+        model(models.vectors(), choice).sum().backward()
+        ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    if "injected" in name:  # its frozen weights take up the neurons as well
+        assert writer.named("redo_skipped")[0]["reason"] == "heads.0.frozen.weight is frozen (requires_grad is False)"
+        return
+    assert writer.named("redo")[0]["neurons"] == {"a": [0, 1]}
+    consumers = [m for path, m in model.heads.named_modules() if isinstance(m, nn.Linear)]
+    assert len(consumers) >= 2
+    assert not any(consumer.weight[:, :2].any() for consumer in consumers)

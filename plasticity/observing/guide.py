@@ -66,7 +66,9 @@ class Guide:
             if self.wiring is None or not self.wiring.fits(self.model):
                 found = trace(self.model, args, kwargs, evaluate=False, method=method)
                 before = recalled(self._saved, found.modules) if self._saved else None
-                self.wiring = found if before is None else before.joined(found)
+                if self.wiring is not None:
+                    before = self.wiring.survived(found.modules)
+                self.wiring = found if before is None or not before.ways else before.joined(found)
                 self._strayed, self._saved, self._strays = self.wiring.unfollowed, None, []
             return self.wiring, self.selected(self.wiring)
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from plasticity.isolation import is_scripted, named_modules
 
-from .layers import Consumer, Layer, neuron_axis, num_inputs, union
+from .layers import Consumer, Layer, Slice, neuron_axis, num_inputs, union
 from .sites import Event
 
 EventPair = tuple[Event | None, Event | None]
@@ -43,6 +43,26 @@ class Way:
             for consumer in layer.consumers:
                 found.setdefault(consumer.layer, []).append((layer, consumer))
         return found
+
+    def among(self, kept: set[str]) -> Way:
+        """Return the way as a recalled one, of the layers of which the module is among ``kept``."""
+        names = {name for name in self.layers if name in kept or host_of(self.layers[name]) in kept}
+        layers = {}
+        for name in names:
+            old = self.layers[name]
+            consumers = [consumer for consumer in old.consumers if consumer.layer in names]
+            norms = [norm for norm in old.norms if norm.module in kept]
+            layers[name] = replace(old, consumers=consumers, norms=norms, sites=[], inputs=[], own=None)
+        sets = {key: getattr(self, key) & (kept | names) for key in ("used", "empty", "hosts", "places")}
+        events = tuple(event for event in self.events if event[0] in kept | self.places)
+        return Way(events, {name: layers[name] for name in self.layers if name in names}, **sets, recalled=True)
+
+
+def host_of(layer: Layer) -> str | None:
+    """Return the module that owns the parameter of which a layer is a slice; None for other layers."""
+    if not isinstance(layer.module, Slice):
+        return None
+    return layer.name.removesuffix(f".{layer.module.key}.{layer.module.index}")
 
 
 def steps(events: Iterable[Event]) -> set[EventPair]:
@@ -129,6 +149,14 @@ class Wiring:
             place = next(same, len(ways))
             ways[place : place + 1] = [way]
         return Wiring.of(tuple(ways), self.modules, self.unfollowed or other.unfollowed)
+
+    def survived(self, modules: dict[str, nn.Module]) -> Wiring:
+        """Return what is known of the layers that are still in place after some modules were replaced by others.
+
+        A layer keeps the consumers that it had in earlier passes; of its way through new modules a new trace tells.
+        """
+        ways = (way.among({name for name, m in modules.items() if self.modules.get(name) is m}) for way in self.ways)
+        return Wiring.of(tuple(way for way in ways if way.layers), modules, self.unfollowed)
 
     def fits(self, model: nn.Module) -> bool:
         """Return whether the model still consists of the modules that were traced: True if these are not known."""

@@ -10,12 +10,14 @@ from .dqn import DQN, DQNConfig
 from .optimizers import OPTIMIZERS
 from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
+from .supervised import Supervised, SupervisedConfig
 from .td3 import TD3, TD3Config
 
 AGENTS: dict[str, tuple[type, type]] = {
     "dqn": (DQN, DQNConfig),
     "ppo": (PPO, PPOConfig),
     "sac": (SAC, SACConfig),
+    "supervised": (Supervised, SupervisedConfig),
     "td3": (TD3, TD3Config),
 }
 
@@ -28,4 +30,7 @@ def find_agent(name: str) -> tuple[type, type]:
     return entry
 
 
-__all__ = ["AGENTS", "DQN", "OPTIMIZERS", "PPO", "SAC", "TD3", "DQNConfig", "PPOConfig", "SACConfig", "TD3Config"]
+__all__ = [
+    "AGENTS", "DQN", "OPTIMIZERS", "PPO", "SAC", "TD3", "DQNConfig", "PPOConfig", "SACConfig", "Supervised",
+    "SupervisedConfig", "TD3Config",
+]  # fmt: skip

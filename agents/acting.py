@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .distributions import Categorical, Gaussian, numpy_or_torch
-from .networks import LOG_STD_MAX, LOG_STD_MIN, Actor, CategoricalPolicy, DeterministicActor, GaussianPolicy, QNetwork
+from .networks import (
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    Actor,
+    CategoricalPolicy,
+    DeterministicActor,
+    GaussianPolicy,
+    Predictor,
+    QNetwork,
+)
 from .rows import as_tensor
 
 # Rows beyond which torch is the faster one: of networks with layers up to SMALL wide, and of others.
@@ -40,6 +49,7 @@ READABLE: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]]
     DeterministicActor: ("trunk", ("action",), lambda net, action: numpy_or_torch(action).tanh(action)),
     GaussianPolicy: ("pi", (), lambda net, mean: Gaussian(mean, like_means(net.log_std, mean))),
     CategoricalPolicy: ("pi", (), lambda net, logits: Categorical(logits)),
+    Predictor: ("net", (), lambda net, output: output),
 }
 
 

@@ -201,6 +201,18 @@ class StateValue(nn.Module):
         return self.v(self.encoder(obs)).squeeze(-1)
 
 
+class Predictor(nn.Module):
+    """Answers to examples: forward(obs) gives numbers, or the scores of classes, (batch, num_outputs)."""
+
+    def __init__(self, body: Body, num_outputs: int) -> None:
+        super().__init__()
+        self.encoder, self.net = body.encoder, with_output(body, num_outputs)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        output: Tensor = self.net(self.encoder(obs))
+        return output
+
+
 @torch.no_grad()
 def orthogonal_(module: nn.Module, gain: float) -> None:
     """Draw every weight layer of `module` orthogonally, its biases 0; from PyTorch's global generator."""

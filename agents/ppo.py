@@ -146,7 +146,7 @@ class PPOConfig(CriticsConfig, AgentConfig):
 
 
 class PPO(Learner):
-    """Proximal Policy Optimization for continuous or discrete actions; vectors or uint8 images."""
+    """Proximal Policy Optimization for any actions; vectors or uint8 images."""
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class SACConfig(ActorCriticConfig):
 
 
 class SAC(ActorCritic):
-    """Soft Actor-Critic for continuous actions (one-dimensional Box); vectors or uint8 images."""
+    """Soft Actor-Critic for continuous actions; vectors or uint8 images."""
 
     ACTOR = Actor
     TARGETS = ("critic_1", "critic_2")

@@ -66,7 +66,7 @@ class TD3Config(ActorCriticConfig):
 
 
 class TD3(ActorCritic):
-    """Twin Delayed DDPG for continuous actions (one-dimensional Box); vectors or uint8 images."""
+    """Twin Delayed DDPG for continuous actions; vectors or uint8 images."""
 
     ACTOR = DeterministicActor
     TARGETS = ("actor", *CRITICS)

@@ -10,7 +10,7 @@ Nothing here imports dm_control, MuJoCo, MinAtar or ale-py before an environment
 
 from __future__ import annotations
 
-from . import atari, dmc, gym, minatar_games, offsets, permuted, physics, pixels, sanity, sequences
+from . import atari, dmc, examples, gym, minatar_games, offsets, permuted, physics, pixels, sanity, sequences
 from .extras import missing_extras
 from .family import Family
 from .graphics import set_default_gl
@@ -36,6 +36,10 @@ ENVS: dict[str, Family] = {
     "cdmc": sequences.CDMC,
     "cminatar": sequences.CMINATAR,
     "permute": permuted.FAMILY,
+    "bitflip": examples.BITFLIP,
+    "permuted-digits": examples.PERMUTED_DIGITS,
+    "random-labels": examples.RANDOM_LABELS,
+    "warm-start": examples.WARM_START,
     "gymnasium": gym.FAMILY,
 }
 """Families by name, in the order in which `plasticity list envs` prints them; add your own.

@@ -29,6 +29,7 @@ EXTRAS = {
     ),
     "atari": Extra("ale_py", "ale-py", "the games atari/<game>"),
     "box2d": Extra("Box2D", "Box2D", "LunarLander-v3, BipedalWalker-v3, CarRacing-v3"),
+    "digits": Extra("sklearn", "scikit-learn", "the streams permuted-digits, random-labels, warm-start"),
     "minatar": Extra("minatar", "MinAtar", "the games minatar/<game>"),
 }
 """By the name of the optional dependency of this distribution, or of the package itself."""

@@ -1,4 +1,4 @@
-"""Any environment with its observations and actions in another order from task to task.
+"""Any environment, its observations and actions in another order in every task.
 
     permute/CartPole-v1, permute/dmc/cartpole-swingup, ...
 

@@ -1,4 +1,4 @@
-"""Environments of one or two steps whose true values are known, to test agents with.
+"""Environments of one or two steps whose true values are known: tests of agents.
 
 Each asks one thing of an agent, so the first one that fails says what is broken. Observations are one number. The
 discrete form has two actions, which mean -1 and +1; the continuous form ("-continuous") has one action in [-1, 1].

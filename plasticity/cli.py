@@ -23,6 +23,7 @@ COMMANDS = {
     "report": ("plasticity.commands.report", "write curves, heat maps and tables of runs as one page"),
     "compare": ("plasticity.commands.compare", "compare configurations over seeds, with intervals"),
     "bench": ("plasticity.commands.bench", "train methods on streams of tasks, beside fresh agents, and compare them"),
+    "stream": ("plasticity.commands.stream", "train a network on a stream of supervised tasks"),
     "runs": ("plasticity.commands.runs", "list runs, with status, steps and return"),
     "doctor": ("plasticity.commands.doctor", "check this machine and installation"),
     "dashboard": ("plasticity.commands.dashboard", "open TensorBoard on a folder of runs"),

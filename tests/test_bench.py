@@ -82,10 +82,10 @@ def test_what_does_not_exist_is_refused_before_anything_is_trained(
 @pytest.mark.parametrize("name", SUITES)
 def test_every_suite_has_settings_that_its_agent_knows(name: str) -> None:
     suite = SUITES[name]
-    if name == "cminatar":
-        pytest.importorskip("minatar")
+    if name in ("cminatar", "supervised"):
+        pytest.importorskip("minatar" if name == "cminatar" else "sklearn")
     bench = Bench(BenchConfig(name, seeds=1), suite)
-    assert len(bench.cells) == len(suite.envs) * (1 + suite.num_tasks)
+    assert len(bench.cells) == sum(1 + (bench.plans[env].num or 0) for env in suite.envs)
 
 
 def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

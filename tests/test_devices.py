@@ -31,8 +31,10 @@ from plasticity.agents.priorities import Priorities
 from plasticity.agents.replay import ReplayBuffer
 from plasticity.agents.rewards import ReturnScaler
 from plasticity.agents.rollout import gae
+from plasticity.agents.supervised import Examples
 from plasticity.agents.train import context, train
 from plasticity.cli import main
+from plasticity.envs.examples import ExampleSpace
 from plasticity.interventions import INTERVENTIONS
 from plasticity.probes import PROBES
 from plasticity.storage.folder import Checkpoints
@@ -52,7 +54,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "td3": {"hidden": (16, 16), "batch_size": 16, "learning_starts": 32, "buffer_size": 400},
     "dqn": {"hidden": (16, 16), "batch_size": 16, "learning_starts": 32, "buffer_size": 400, "train_every": 1},
     "ppo": {"hidden": (16, 16), "num_steps": 16, "num_minibatches": 4, "num_epochs": 2},
+    "supervised": {"hidden": (16, 16), "batch_size": 16},
 }
+ANSWERED = {"supervised": ExampleSpace(OBS - 1)}
 REPLAY = ["--batch-size", "8", "--learning-starts", "10", "--buffer-size", "100"]
 RAINBOW = {"double": True, "head": "dueling", "returns": "c51", "prioritised": True, "n_step": 3}
 VARIANTS = [*((name, {}) for name in SETTINGS), ("dqn", RAINBOW), ("sac", {"network": "simba"})]
@@ -62,7 +66,13 @@ def make(name: str, device: str, compile: str = "off", **changes: Any) -> Any:
     kind, config = AGENTS[name]
     actions = DISCRETE if name == "dqn" else CONTINUOUS
     return kind(
-        BOX, actions, config(**{**SETTINGS[name], **changes}), num_envs=4, device=device, seed=3, compile=compile
+        ANSWERED.get(name, BOX),
+        actions,
+        config(**{**SETTINGS[name], **changes}),
+        num_envs=4,
+        device=device,
+        seed=3,
+        compile=compile,
     )
 
 
@@ -145,7 +155,8 @@ def test_updates_are_those_of_the_cpu(name: str, compile: str, device: str, monk
         with monkeypatch.context() as patched:
             patched.setattr(torch, "randn", drawn_on_the_cpu(where))
             for i in range(4):
-                batch = make_experience(i, False) if name == "ppo" else make_batch(i, name == "dqn")
+                batch: Any = make_experience(i, False) if name == "ppo" else make_batch(i, name == "dqn")
+                batch = Examples(batch.obs[:, :-1], batch.reward) if name == "supervised" else batch
                 metrics = agent.learn(models.on(where, batch))
                 agent.updates += 1
         weights = {key: dict(network.named_parameters()) for key, network in {**agent.networks}.items()}
@@ -281,8 +292,10 @@ def test_commands_train_resume_evaluate_and_probe(
 ) -> None:
     run, where = str(tmp_path / "run"), ["--device", device]
     small = ["--hidden", "8", "8", "--num-envs", "2", "--probe-every", "5", "--eval-episodes", "2", "--quiet"]
-    memory = ["--num-steps", "8", "--num-minibatches", "2"] if agent == "ppo" else REPLAY
-    env = ["--env", "sanity/both" if agent == "dqn" else "sanity/both-continuous"]
+    memory = {"ppo": ["--num-steps", "8", "--num-minibatches", "2"], "supervised": ["--batch-size", "4"]}.get(
+        agent, REPLAY
+    )
+    env = ["--env", {"dqn": "sanity/both", "supervised": "bitflip"}.get(agent, "sanity/both-continuous")]
     start = ["train", agent, *env, *small, *memory, "--steps", "40", "--out", str(tmp_path), "--name", "run", *where]
     assert main(start) == 0
     assert main(["train", "--resume", run, "--steps", "60"]) == 0

@@ -20,6 +20,7 @@ AGENT = {
     "td3": (["--env", "Pendulum-v1", *REPLAY], {"actor", "critic_1", "critic_2"}),
     "dqn": (["--env", "CartPole-v1", "--num-envs", "4", *REPLAY], {"q"}),
     "ppo": (["--env", "CartPole-v1", "--num-steps", "20", "--num-envs", "2"], {"actor", "critic"}),
+    "supervised": (["--env", "bitflip", "--batch-size", "8"], {"net"}),
 }
 
 

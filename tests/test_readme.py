@@ -109,6 +109,7 @@ def parse(arguments):
     from plasticity.commands.contents import REGISTRIES, find
     from plasticity.commands.imports import take_imports
     from plasticity.commands.parsing import parse as parse_training
+    from plasticity.commands.stream import translated
     from plasticity.envs import ENVS
 
     modules, (command, *rest) = take_imports(arguments)
@@ -123,6 +124,8 @@ def parse(arguments):
         agent, *flags = rest
         assert agent in AGENTS
         assert parse_training(agent, flags).env in {name for family in ENVS.values() for name in family.ids()}
+    elif command == "stream":
+        parse_training("supervised", translated(rest)[1:])
     elif command == "list":
         assert set(rest) <= set(REGISTRIES)
     elif command == "help":

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 from rich.table import Table
 
-from plasticity.storage.files import file_name, write_atomically
-from plasticity.tags import EPISODIC_RETURN, SPEED
+from plasticity.envs import TaskPlan, find_family
+from plasticity.storage.files import file_name
+from plasticity.tags import EPISODIC_RETURN
 
 from .arguments import read_arguments
+from .bench_report import BenchReport
 from .contents import nearest
 from .fleet import Fleet
-from .method_names import ORACLE, method_arguments, published_name, split_methods
+from .method_names import ORACLE, method_arguments, split_methods
 from .parsing import parse
-from .random_actions import random_returns
 from .seed import Seed
 from .settings import settings
 from .suites import SUITES, Suite
@@ -40,7 +38,7 @@ class BenchConfig:
     """
 
     suite: Annotated[str, tyro.conf.Positional]
-    """Name of a suite: cgym, cgym-short, slippery, cminatar, cdmc."""
+    """Name of a suite: cgym, cgym-short, slippery, cminatar, cdmc, supervised."""
     methods: str = "none,oracle"
     """Methods, separated by commas (those within the options of a method are its own)."""
     envs: tuple[str, ...] = ()
@@ -56,9 +54,9 @@ class BenchConfig:
     retries: int = 1
     """Times that a run is started again after a crash."""
     task_steps: int | None = None
-    """Environment steps of a task; None: those of the suite."""
+    """Environment steps of a task; None: those of the stream."""
     num_tasks: int | None = None
-    """Tasks; None: those of the suite."""
+    """Tasks; None: those of the stream."""
     out: Path = Path("runs/bench")
     """Folder of the runs and of the tables."""
     quiet: bool = False
@@ -73,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     config = read_arguments(BenchConfig, "bench", own)
     bench = Bench(config, find_suite(config.suite), more)
     code = bench.run()
-    bench.report()
+    BenchReport(bench).write()
     return code
 
 
@@ -100,12 +98,14 @@ class Bench(Fleet):
 
     def __init__(self, config: BenchConfig, suite: Suite, more: Sequence[str] = ()) -> None:
         self.config, self.suite, self.more = config, suite, list(more)
-        self.task_steps, self.num_tasks = config.task_steps or suite.task_steps, config.num_tasks or suite.num_tasks
+        self.given = TaskPlan(steps=config.task_steps, num=config.num_tasks)
         self.agent = config.agent or suite.agent
         self.envs, self.methods = config.envs or suite.envs, split_methods(config.methods)
         self.folder = config.out / config.suite
         if unknown := set(self.envs) - set(suite.envs):
             raise ValueError(f"{config.suite} has no {', '.join(unknown)}; it has {', '.join(suite.envs)}")
+        self.plans = {env: self.given.filled(find_family(env).tasks) for env in self.envs}
+        """Stream -> length and number of its tasks."""
         self.cells = {self._folder(cell): cell for cell in self._all_cells()}
         runs = [Seed(cell.seed, folder) for folder, cell in self.cells.items()]
         super().__init__(config.suite, runs, config.jobs, config.retries, config.quiet)
@@ -121,7 +121,7 @@ class Bench(Fleet):
         for seed in range(self.config.seed, self.config.seed + self.config.seeds):  # all methods of one seed first
             for env in self.envs:
                 for method in self.methods:
-                    tasks = range(self.num_tasks) if method == ORACLE else [None]
+                    tasks = range(self.plans[env].num or 0) if method == ORACLE else [None]
                     yield from (Cell(env, method, seed, task) for task in tasks)
 
     def _folder(self, cell: Cell) -> Path:
@@ -134,8 +134,8 @@ class Bench(Fleet):
     def _arguments(self, cell: Cell) -> list[str]:
         """Return the options of the run of a cell, without its place."""
         alone = [] if cell.task is None else ["--first-task", str(cell.task)]
-        num = self.num_tasks if cell.task is None else 1
-        common = ["--env", cell.env, "--steps", str(num * self.task_steps), "--task-steps", str(self.task_steps)]
+        steps, num = self.plans[cell.env].steps or 0, (self.plans[cell.env].num or 0) if cell.task is None else 1
+        common = ["--env", cell.env, "--steps", str(num * steps), "--task-steps", str(steps)]
         common += ["--num-tasks", str(num), *alone, "--task-seed", str(cell.seed), "--eval-every", "0"]
         common += ["--eval-episodes", "1", "--seed", str(self._run_seed(cell)), "--log"]
         own = "" if self.config.agent else self.suite.arguments
@@ -172,126 +172,3 @@ class Bench(Fleet):
             failed = "; ".join(dict.fromkeys(seed.error for seed in seeds if seed.state == "failed"))
             table.add_row(env, method, f"{done} of {len(seeds)}", running, latest, failed)
         return table
-
-    def report(self) -> None:
-        """Print the tables of all streams of which runs are finished; write them, and a picture of each."""
-        from plasticity.reports.tables import comma_separated, markdown
-
-        texts: list[str] = []
-        for env in self.envs:
-            protocol = self.protocol(env)
-            if protocol is None:
-                continue
-            place = self.folder / env.replace("/", "-")
-            for kind, table in (("area", protocol.areas()), ("tasks", protocol.per_task())):
-                texts.append(markdown(table))
-                write_atomically(place / f"{kind}.csv", comma_separated(table).encode())
-            picture = draw(protocol, self.task_steps, place / "curves.svg")
-            if order := self._order(env, protocol):
-                texts.append(order)
-            texts.append(f"![{env}: mean return over tasks]({picture.relative_to(self.folder)})\n" if picture else "")
-        text = "\n".join(one for one in texts if one)
-        if not text:
-            print("nothing is finished; the same command goes on")
-            return
-        print(text, end="")
-        write_atomically(self.folder / "bench.md", text.encode())
-        print(f"\n{self.folder / 'bench.md'}; see also: plasticity report {self.folder}", file=sys.stderr)
-
-    def _order(self, env: str, protocol: Any) -> str:
-        """Return whether the methods that the paper has come in its order; empty for fewer than two of them."""
-        from plasticity.reports.tasks import in_order
-
-        keys = {published_name(name): name for name in protocol.everyone()}
-        there = [name for name in self.suite.order if name in keys]
-        if len(there) < 2 or env not in self.suite.published:
-            return ""
-        areas = {name: float(protocol.everyone()[keys[name]].mean()) for name in there}
-        verdict = "kept" if in_order(areas, there) else "not kept"
-        return f"Published order {' > '.join(there)}: {verdict} ({self.suite.source}).\n"
-
-    def protocol(self, env: str) -> Any:
-        """Return the numbers of the finished runs of a stream; None if there are none."""
-        from plasticity.reports.tasks import Protocol, task_curves
-
-        curves: dict[str, dict[int, Any]] = {}
-        fresh: dict[int, dict[int, NDArray[Any]]] = {}
-        speeds: dict[str, list[float]] = {}
-        measured: dict[str, list[dict[str, float]]] = {}
-        for seed in self.seeds:
-            cell = self.cells[seed.folder]
-            if cell.env != env or seed.state not in ("finished", "skipped"):
-                continue
-            series = read_series(seed.folder)
-            if EPISODIC_RETURN not in series:
-                continue
-            num = self.num_tasks if cell.task is None else 1
-            found = task_curves(series[EPISODIC_RETURN], num, self.task_steps)
-            if cell.task is None:
-                curves.setdefault(cell.method, {})[cell.seed] = found
-                measured.setdefault(cell.method, []).append(seed.metrics())
-                speeds.setdefault(cell.method, []).append(float(np.nanmean(series[SPEED].values)))
-            else:
-                fresh.setdefault(cell.seed, {})[cell.task] = found[0]
-        whole = {seed: np.stack([tasks[k] for k in sorted(tasks)]) for seed, tasks in fresh.items() if self._all(tasks)}
-        if not curves and not whole:
-            return None
-        stacked = {method: np.stack([by_seed[s] for s in sorted(by_seed)]) for method, by_seed in curves.items()}
-        oracle = np.stack([whole[seed] for seed in sorted(whole)]) if whole else None
-        published = {name: value for name in stacked if (value := self._published(env, name)) is not None}
-        if (value := self._published(env, ORACLE)) is not None:
-            published[ORACLE] = value
-        speed = {method: float(np.mean(values)) for method, values in speeds.items()}
-        random = self.random(env) if oracle is not None else None
-        metrics = {method: averaged(found) for method, found in measured.items()}
-        return Protocol(env, stacked, oracle, random, speed, published, metrics)
-
-    def _all(self, tasks: Mapping[int, Any]) -> bool:
-        return len(tasks) == self.num_tasks
-
-    def _published(self, env: str, method: str) -> float | None:
-        return self.suite.published.get(env, {}).get(published_name(method))
-
-    def random(self, env: str) -> NDArray[Any]:
-        """Return the mean return of random actions in every task, (tasks,); kept in a file beside the runs."""
-        file = self.folder / env.replace("/", "-") / "random.json"
-        key = f"{self.config.seed} {self.num_tasks}"
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if key not in kept:
-            kept[key] = random_returns(env, self.config.seed, self.num_tasks)
-            write_atomically(file, json.dumps(kept).encode())
-        return np.array(kept[key])
-
-
-def averaged(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of every metric over the seeds that have it."""
-    names = dict.fromkeys(name for one in found for name in one)
-    return {name: float(np.mean([one[name] for one in found if name in one])) for name in names}
-
-
-def read_series(folder: Path) -> dict[str, Any]:
-    """Return the series of a run by tag."""
-    from plasticity.reports.series import columns
-    from plasticity.storage.rows import read_metrics
-
-    return columns(read_metrics(folder))
-
-
-def draw(protocol: Any, task_steps: int, file: Path) -> Path | None:
-    """Draw the mean return over all tasks of every method; None without matplotlib."""
-    try:
-        from plasticity.reports.figures import Curve, Panel, draw_curves, encoded
-    except ImportError:
-        return None
-    from plasticity.reports.series import Series, band
-
-    curves = []
-    for number, (name, values) in enumerate(protocol.everyone().items()):
-        _, tasks, bins = values.shape
-        steps = (np.arange(tasks * bins) + 1) * task_steps / bins
-        found, _ = band([Series(steps, one.reshape(-1)) for one in values])
-        if found is not None:
-            curves.append(Curve(name, number, found))
-    figure = draw_curves([[Panel(protocol.env, "training return", curves)]], "environment steps")
-    write_atomically(file, encoded(figure, "svg"))
-    return file

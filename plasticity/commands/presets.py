@@ -22,7 +22,30 @@ CONTINUAL_CONTROL = Preset(
 )
 
 
-PRESETS: dict[str, tuple[Preset, ...]] = {"c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL}
+STREAMS = (
+    Preset(
+        "supervised",
+        "--hidden 5 --batch-size 20 --lr 0.01 --optimizer sgd",
+        "Dohare et al. 2024, slowly changing regression",
+        "bitflip",
+    ),
+    Preset(
+        "supervised",
+        "--hidden 100 100 100 --batch-size 16 --lr 0.001",
+        "chosen here, of the size of the images",
+        "permuted-digits random-labels",
+    ),
+    Preset(
+        "supervised",
+        "--hidden 100 100 100 --batch-size 64 --lr 0.001",
+        "Ash and Adams 2020, a smaller MLP",
+        "warm-start",
+    ),
+)
+
+PRESETS: dict[str, tuple[Preset, ...]] = {
+    "c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL, "streams": STREAMS,
+}  # fmt: skip
 """Name -> presets, of which the first that fits agent and environment counts; add your own."""
 
 

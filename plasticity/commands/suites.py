@@ -14,10 +14,8 @@ class Suite:
     agent: str
     arguments: str
     """Of ``plasticity train``, for every run."""
-    task_steps: int
-    num_tasks: int
-    hours: str
-    """Time of one method for one seed, on one core."""
+    hours: float
+    """Time of one method for one seed on all streams, on one core, roughly."""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Environment -> method -> area."""
     order: tuple[str, ...] = ()
@@ -32,9 +30,7 @@ SUITES: dict[str, Suite] = {
         tuple(f"cgym/{game}" for game in CONTROL_STREAMS),
         "ppo",
         "--preset c-chain",
-        160_000,
-        10,
-        "3 x 0.3 h",
+        0.9,
         {
             "cgym/cartpole": {
                 "oracle": 299.9, "none": 61.8, "trac": 217.4, "weight_clipping": 154.3, "l2_init": 266.1,
@@ -49,20 +45,21 @@ SUITES: dict[str, Suite] = {
         C_CHAIN,
     ),
     "cgym-short": Suite(
-        tuple(f"cgym-short/{game}" for game in CONTROL_STREAMS), "ppo", "--preset c-chain", 32_000, 10, "3 x 0.06 h"
+        tuple(f"cgym-short/{game}" for game in CONTROL_STREAMS), "ppo", "--preset c-chain", 0.2
     ),
     "slippery": Suite(
-        ("slippery-halfcheetah", "slippery-hopper", "slippery-ant"), "ppo", "", 100_000, 10, "3 x 0.3 h"
+        ("slippery-halfcheetah", "slippery-hopper", "slippery-ant"), "ppo", "", 0.9
     ),
     "cminatar": Suite(
         ("cminatar",),
         "dqn",
         "--lr 3e-4 --buffer-size 500000 --target-every 1000",
-        200_000,
-        3,
-        "1 h",
+        1.0,
         source="agent and settings as in the code of Tang et al. 2025, with a tenth of their steps",
     ),
-    "cdmc": Suite(("cdmc/walker", "cdmc/quadruped", "cdmc/dog"), "ppo", "", 50_000, 6, "3 x 0.3 h"),
+    "cdmc": Suite(("cdmc/walker", "cdmc/quadruped", "cdmc/dog"), "ppo", "", 0.9),
+    "supervised": Suite(
+        ("bitflip", "permuted-digits", "random-labels", "warm-start"), "supervised", "--preset streams", 0.1
+    ),
 }  # fmt: skip
 """Suite by name; add your own."""

@@ -51,6 +51,14 @@ def task_curves(series: Series, num_tasks: int, task_steps: int) -> NDArray[Any]
     return (sums[bins] / counts[bins]).reshape(num_tasks, BINS)
 
 
+def last_of_tasks(series: Series, num_tasks: int, task_steps: int) -> NDArray[Any]:
+    """Return the last finite value of a series in every task, (num_tasks,); NaN where there is none."""
+    finite, found = series.finite(), np.full(num_tasks, np.nan)
+    tasks = (np.ceil(finite.steps / task_steps).astype(int) - 1).clip(0, num_tasks - 1)
+    found[tasks] = finite.values  # of several the last one stays: steps ascend
+    return found
+
+
 def gaps(curves: NDArray[Any], oracle: NDArray[Any], random: NDArray[Any]) -> NDArray[Any]:
     """Return the plasticity gap of every task; NaN where the oracle learns nothing.
 
@@ -89,15 +97,15 @@ class Protocol:
     """Method -> mean environment steps per second."""
     published: Mapping[str, float]
     """Method -> the area in the paper."""
-    metrics: Mapping[str, Mapping[str, float]]
-    """Method -> metric -> its last value, averaged over networks and seeds."""
+    metrics: Mapping[str, Mapping[str, NDArray[Any]]]
+    """Method -> metric -> (tasks,): its last value in every task, averaged over networks and seeds."""
 
     def areas(self) -> Table:
         """Return the table of areas, first and last tasks, gaps and forward transfer, the best method first."""
         measured = shown_first(metric for found in self.metrics.values() for metric in found)
         columns = ["method", "seeds", "area", "published", "first task", "last task", "gap", "slope of the gap"]
         rows = [
-            [*row, *self._against(name), *(self.metrics.get(name, {}).get(metric) for metric in measured)]
+            [*row, *self._against(name), *(self._last(name, metric) for metric in measured)]
             for name, row in self._scores().items()
         ]
         rows.sort(key=lambda row: -float(row[2].value if isinstance(row[2], Interval) else row[2]))
@@ -114,6 +122,32 @@ class Protocol:
         tasks = next(iter(self.everyone().values())).shape[1]
         rows = [[name, *(float(v) for v in curves.mean((0, 2)))] for name, curves in self.everyone().items()]
         return Table(f"{self.env}: mean return by task", ["method", *map(str, range(tasks))], rows)
+
+    def gaps_by_task(self) -> Table | None:
+        """Return the gap to the fresh agent in every task; None without one."""
+        if self.oracle is None or self.random is None:
+            return None
+        rows = []
+        for name, curves in self.curves.items():
+            pairs = [gaps(ours, fresh, self.random) for ours, fresh in zip(curves, self.oracle, strict=False)]
+            rows.append([name, *map(float, np.mean(pairs, 0))])
+        note = "Mean over seeds; 0 is as plastic as a fresh agent. A dash: the fresh agent is no better than random."
+        tasks = map(str, range(len(self.random)))
+        return Table(f"{self.env}: plasticity gap by task", ["method", *tasks], rows, note)
+
+    def metrics_by_task(self) -> Table | None:
+        """Return the last value of every metric in every task; None where nothing was measured."""
+        rows = [[name, metric, *map(float, values)]
+                for name, found in self.metrics.items() for metric, values in found.items()]  # fmt: skip
+        if not rows:
+            return None
+        tasks = map(str, range(len(rows[0]) - 2))
+        return Table(f"{self.env}: metrics at the end of tasks", ["method", "metric", *tasks], rows)
+
+    def _last(self, name: str, metric: str) -> float | None:
+        values = self.metrics.get(name, {}).get(metric, np.array([]))
+        finite = values[np.isfinite(values)]
+        return float(finite[-1]) if len(finite) else None
 
     def everyone(self) -> dict[str, NDArray[Any]]:
         """Return the curves of all methods, the oracle among them."""

@@ -1,0 +1,68 @@
+"""``plasticity stream``: supervised learning on a stream of tasks, as a run like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from .contents import nearest
+from .method_names import method_arguments
+
+USAGE = """usage: plasticity stream NAME [--method METHOD] [options of plasticity train supervised]
+
+Train a network on a stream of supervised tasks: {names}.
+
+METHOD is written as in plasticity bench: cbp; l2-init:coef=0.001; norm=layer; several joined by plus signs.
+The settings of the network are those of the stream (--preset streams), the length is that of all its tasks. The run
+folder, the dashboard and the reports are those of any other run; the return is the accuracy while learning, or minus
+the mean squared error. The same as: plasticity train supervised --env NAME --preset streams --steps N [--METHOD]
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Translate the arguments to those of ``plasticity train``, and train."""
+    from plasticity.envs.examples import SOURCES
+
+    from .train import main as train
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(names=", ".join(SOURCES)), end="")
+        return 0
+    return train(translated(arguments))
+
+
+def translated(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of ``plasticity train``; ValueError for a stream that does not exist."""
+    from plasticity.envs import ENVS
+    from plasticity.envs.examples import SOURCES
+
+    name, *rest = arguments
+    if name not in SOURCES:
+        raise ValueError(f"no stream {name!r}; {nearest(name, SOURCES)}there are {', '.join(SOURCES)}")
+    plan = ENVS[name].tasks
+    steps = (_value(rest, "--task-steps") or plan.steps or 0) * (_value(rest, "--num-tasks") or plan.num or 0)
+    own = ["--env", name, "--preset", "streams", "--steps", str(steps), "--eval-every", "0"]
+    return ["supervised", *own, *_methods(rest)]
+
+
+def _value(arguments: Sequence[str], flag: str) -> int | None:
+    """Return the number that follows a flag; None where it does not stand there, or is no number."""
+    after = [b for a, b in pairwise(arguments) if a == flag and b.isdigit()]
+    return int(after[-1]) if after else None
+
+
+def _methods(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the options of each ``--method`` in its place."""
+    found, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--method" and not rest:
+            raise ValueError("--method needs the name of a method, such as cbp")
+        flag, _, value = word.partition("=")
+        if word == "--method":
+            found += method_arguments(rest.pop(0))
+        elif flag == "--method":
+            found += method_arguments(value)
+        else:
+            found.append(word)
+    return found

@@ -260,8 +260,9 @@ def start(
 
     Every :meth:`Callback.restructure`; ``load()``; every :meth:`Callback.on_train_start`; every
     :meth:`Callback.load_state_dict`. ``saved``: the state of each callback, None for one that has none; left out, each
-    callback that was started in this context before goes on from its present state. ``load``: loads the states of agent
-    and environment, and returns which running episodes were lost, (environments,) bool or None.
+    callback that was started in this context before goes on from its present state; it is not restructured again.
+    ``load``: loads the states of agent and environment, and returns which running episodes were lost, (environments,)
+    bool or None.
 
     Where one fails, those that were started get their ``on_train_end``. Raises RuntimeError for a callback that
     replaces an optimizer, or adds or removes weights of a network, in ``on_train_start``.
@@ -272,7 +273,7 @@ def start(
     if saved is None:
         states = [callback.state_dict() if known else None for callback, known in zip(callbacks, before, strict=True)]
     else:
-        states, before = list(saved), [False] * len(callbacks)
+        states = list(saved)
     pairs = list(zip(callbacks, states, strict=True))
     lost = rebuild([pair for pair, known in zip(pairs, before, strict=True) if not known], ctx, load)
     ctx.held = {name: (optimizer, []) for name, optimizer in ctx.optimizers.items()}

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+T = TypeVar("T")
 _OWNER: ContextVar[object | None] = ContextVar("plasticity_isolated_pass_owner", default=None)
 
 
@@ -140,6 +142,25 @@ def _mapped(value: Mapping, change: Callable[[Tensor], Tensor]) -> Any:
 def is_compiled(model: nn.Module) -> bool:
     """Return whether any part of ``model`` runs through ``torch.compile``."""
     return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+
+
+class _WithoutGraph(TorchFunctionMode):
+    """Within, deep copies of tensors that belong to a graph, which torch refuses, are detached."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+def copied(value: T) -> T:
+    """Return a deep copy of a model, or of anything that holds some, also after a pass that left its outputs there.
+
+    Policies of others keep the distribution of their last pass, whose tensors belong to a graph.
+    """
+    with _WithoutGraph():
+        return copy.deepcopy(value)
 
 
 def wrapped(model: nn.Module) -> Iterator[nn.Module]:

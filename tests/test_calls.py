@@ -324,6 +324,22 @@ def test_a_mask_that_cannot_be_found_does_not_stop_training() -> None:
     assert plasticity.measure(model, x, mask=lambda x: None, probes=["dormancy"]).num_passes == 1
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
+def test_observers_of_one_method_are_taken_off_in_any_order(order: tuple[int, ...]) -> None:
+    policy, x = Policy(), models.vectors(8)[:, :4]
+    monitors = [Monitor(policy, ["dormancy"], passes="training", calls=("evaluate_actions",)) for _ in range(3)]
+    for monitor in monitors:
+        monitor.attach()
+    left = {0, 1, 2}
+    for index in order:
+        monitors[index].detach()
+        left -= {index}
+        before = [monitor.num_passes for monitor in monitors]
+        sum(part.sum() for part in policy.evaluate_actions(x)).backward()
+        assert [m.num_passes - b for m, b in zip(monitors, before, strict=True)] == [int(i in left) for i in range(3)]
+    assert "evaluate_actions" not in vars(policy)
+
+
 # -- what a watch can say at its end -----------------------------------------------------------------------------------
 
 

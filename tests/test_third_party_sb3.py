@@ -69,7 +69,8 @@ def test_the_numbers_are_those_of_own_hooks(name: str) -> None:
 
     class Compare(sb3.common.callbacks.BaseCallback):
         def _on_training_start(self) -> None:
-            for n, optimizer in context_of(agent).optimizers.items():
+            for n in hands:
+                optimizer = context_of(agent).optimizers[n]
                 optimizer.register_step_post_hook(partial(self.check, n))
 
         def check(self, n: str, *_: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from plasticity.isolation import named_modules, named_parameters, unwrap
+from plasticity.isolation import copied, named_modules, named_parameters, unwrap
 from plasticity.structure.layers import NORM_MODULES
 from plasticity.surgery.initialisers import fresh_parameters
 from plasticity.surgery.origin import Origin, Replacement, fresh_copy
@@ -22,7 +21,7 @@ def from_origin(model: nn.Module, origin: Origin) -> Fresh:
     """Return a maker of twins whose parameters are drawn from recorded laws; running statistics of norms start anew."""
 
     def make(generator: torch.Generator) -> nn.Module:
-        bare = copy.deepcopy(unwrap(model))
+        bare = copied(unwrap(model))
         kept = {id(p) for m in bare.modules() if isinstance(m, Replacement) for p in m.parameters()}
         for parameter in bare.parameters():
             if id(parameter) not in kept:
@@ -59,7 +58,7 @@ def from_defaults(model: nn.Module) -> Fresh:
     """
 
     def make(generator: torch.Generator) -> nn.Module:
-        twin = copy.deepcopy(unwrap(model))
+        twin = copied(unwrap(model))
         for module in twin.modules():
             if not module._parameters or not _can_reset(module):
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections import OrderedDict
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.isolation import is_compiled, named_parameters, other_generators, unwrap
+from plasticity.isolation import copied, is_compiled, named_parameters, other_generators, unwrap
 from plasticity.structure.labels import tensors_in
 from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.optimizer_state import forget_
@@ -38,7 +37,7 @@ class Trainee:
         # Not a copy of the optimizer itself: torch's keeps three of its attributes, and LBFGS, for one, has more.
         attributes = {n: v for n, v in vars(optimizer).items() if not (callable(v) or n.endswith("_hooks"))}
         attributes |= _share(unwrap(model), optimizer)
-        twin, attributes = copy.deepcopy((unwrap(model), attributes))
+        twin, attributes = copied((unwrap(model), attributes))
         for module in twin.modules():
             module._compiled_call_impl = None
         bare = object.__new__(type(optimizer))

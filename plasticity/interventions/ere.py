@@ -67,7 +67,8 @@ class RecentExperience(Intervention):
         if not (hasattr(buffer, "weigh") and hasattr(buffer, "num_rows")):
             raise ValueError(
                 f"RecentExperience needs a replay buffer with weigh(name, weight), unweigh(name) and num_rows; "
-                f"{ctx.name} has {type(buffer).__name__}. plasticity.agents.replay.ReplayBuffer does."
+                f"{ctx.name} has {type(buffer).__name__}. plasticity.agents.replay.ReplayBuffer does, "
+                f"and plasticity.sb3.WeightedReplayBuffer"
             )
         self._buffer, self.updates = buffer, 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class EveryStep(Intervention):
         self.updates = 0
         self.chosen: dict[str, nn.Module] = {}
         """Network -> the module on which the method acts."""
+        self.calls: Mapping[str, Sequence[str]] = {}
+        """Network -> methods by which it is called, beside ``forward``."""
 
     def rules(self) -> dict[str, bool]:
         """Return rules that the settings must keep, and whether they do; a subclass says its own."""
@@ -39,7 +42,7 @@ class EveryStep(Intervention):
 
     def on_train_start(self, ctx: Context) -> None:
         """Attach the method to every network; ValueError for what is missing, or a network that no optimizer trains."""
-        self.updates = 0
+        self.updates, self.calls = 0, ctx.calls
         self.chosen = {name: unwrap(network) for name, network in self.choose(ctx, self.networks).items()}
         for need in self.NEEDS:
             ctx.require(need, type(self).__name__)

@@ -53,7 +53,7 @@ class FeaturePenalty(EveryStep):
 
     def attach(self, ctx: Context, name: str, network: nn.Module) -> None:
         """Add the term to the step that trains the network."""
-        self.depths[name] = LayerDepths(network, type(self).__name__)
+        self.depths[name] = LayerDepths(network, type(self).__name__, self.calls.get(name, ()))
         self.hook(self.depths[name])
         self._modules[name] = [id(module) for module in network.modules()]
         self.begin(ctx, name, network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import zlib
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from plasticity.callback import Callback, Context, name_of, note
+from plasticity.isolation import copied
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Intervention(Callback):
 
     def keep_copy(self, name: str, module: nn.Module) -> nn.Module:
         """Return a frozen copy of a module; its weights are saved and loaded with the state, under ``name``."""
-        self._kept[name] = copy.deepcopy(module).requires_grad_(False)
+        self._kept[name] = copied(module).requires_grad_(False)
         return self._kept[name]
 
     def on_train_end(self, ctx: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -15,12 +16,13 @@ from .reset import depths
 class LayerDepths:
     """How many weight layers lie between each layer of a network and its output; known from the first training pass.
 
-    Found anew by :meth:`look` where modules were replaced, such as by a plasticity injection.
+    ``calls``: methods by which training calls the network, beside ``forward``. Found anew by :meth:`look` where modules
+    were replaced, such as by a plasticity injection.
     """
 
-    def __init__(self, network: nn.Module, method: str) -> None:
+    def __init__(self, network: nn.Module, method: str, calls: Sequence[str] = ()) -> None:
         self._network, self._method = network, method
-        self._inputs = FirstInputs(network)
+        self._inputs = FirstInputs(network, calls)
         self._depths: dict[str, int] | None = None
         self._modules: list[int] = []
 
@@ -62,11 +64,12 @@ class LayerDepths:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inputs of the first pass, which show the layers again where a checkpoint can keep them."""
-        return {"inputs": self._inputs.found if is_storable(self._inputs.found) else None}
+        inputs = self._inputs.found if is_storable(self._inputs.found) else None
+        return {"inputs": inputs, "call": self._inputs.method}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`: look at the network now, when no graph is being traced."""
-        self._inputs.take(state["inputs"])
+        self._inputs.take(state["inputs"], state.get("call", "forward"))
         if self.known:
             self.look()
 

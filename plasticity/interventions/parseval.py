@@ -75,7 +75,7 @@ class Parseval(WeightPenalty):
 
     def begin(self, name: str, network: nn.Module) -> None:
         """Wait for the first pass, which shows the output layers."""
-        self.depths[name] = LayerDepths(network, "Parseval")
+        self.depths[name] = LayerDepths(network, "Parseval", self.calls.get(name, ()))
         self.hook(self.depths[name])
 
     def ready(self, name: str) -> bool:

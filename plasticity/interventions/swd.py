@@ -291,7 +291,8 @@ class SampleWeightDecay(Intervention):
         if not (hasattr(buffer, "weigh") and hasattr(buffer, "unweigh")):
             raise ValueError(
                 f"SampleWeightDecay needs a replay buffer that samples by age, with weigh(name, weight) and "
-                f"unweigh(name); {ctx.name} has {type(buffer).__name__}. plasticity.agents.replay.ReplayBuffer does."
+                f"unweigh(name); {ctx.name} has {type(buffer).__name__}. plasticity.agents.replay.ReplayBuffer does, "
+                f"and plasticity.sb3.WeightedReplayBuffer"
             )
         self.updates = 0
         weight = self.weight()

@@ -51,7 +51,8 @@ class WeightClipping(WeightProjection):
     def begin(self, name: str, network: nn.Module) -> None:
         """Wait for the first pass where it matters which layers are output layers."""
         if not self.outputs:
-            self.depths[name] = LayerDepths(network, "WeightClipping(outputs=False)")
+            calls = self.calls.get(name, ())
+            self.depths[name] = LayerDepths(network, "WeightClipping(outputs=False)", calls)
             self.hook(self.depths[name])
 
     def project(self, name: str, network: nn.Module) -> None:

@@ -35,16 +35,22 @@ def calling_method(model: nn.Module) -> str | None:
 
 
 class EntryPoint:
-    """A method of one model object that tells an observer when it begins and ends; in a copy, the method itself."""
+    """A method of one model object that tells an observer when it begins and ends; in a copy, the method itself.
+
+    Several observers stack them on a method, and take them off in any order: one below others only falls silent.
+    """
 
     def __init__(self, observer: Any, model: nn.Module, method: str) -> None:
         self._model, self._method = model, method
         self._call: Callable[..., Any] = getattr(model, method)
         self._begin, self._end = Hook(observer, "begin", method), Hook(observer, "end", method)
         self._own = vars(model).get(method)
+        self._silent = False
         vars(model)[method] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._silent:
+            return self._call(*args, **kwargs)
         self._begin(self._model, args, kwargs)
         try:
             output = self._call(*args, **kwargs)
@@ -56,10 +62,11 @@ class EntryPoint:
 
     def remove(self) -> None:
         """Put back what was there."""
-        if vars(self._model).get(self._method) is self:
+        self._silent = True
+        while isinstance(top := vars(self._model).get(self._method), EntryPoint) and top._silent:
             del vars(self._model)[self._method]
-            if self._own is not None:
-                vars(self._model)[self._method] = self._own
+            if top._own is not None:
+                vars(self._model)[self._method] = top._own
 
     def is_of(self, model: nn.Module) -> bool:
         """Return whether it is a method of this model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from plasticity.isolation import named_modules, named_parameters
+from plasticity.isolation import copied, named_modules, named_parameters
 from plasticity.structure.layers import Slice
 from plasticity.surgery.initialisers import Initialiser, bias_law, record_initialisers, weight_layers
 from plasticity.surgery.laws import Law
@@ -133,7 +132,7 @@ def fresh_copy(network: nn.Module, origin: Origin, generator: torch.Generator) -
 
     Buffers, such as running statistics, and frozen parameters are copied as they are.
     """
-    fresh = copy.deepcopy(network)
+    fresh = copied(network)
     parameters = named_parameters(fresh)
     with torch.no_grad():
         for name, value in fresh_values(fresh, origin, generator, lambda name, parameter: True).items():

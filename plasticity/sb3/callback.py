@@ -23,7 +23,7 @@ from .checking import require_arguments, require_eager
 from .context import context_of, write_back
 from .logger import AgentLogger
 from .replay import WeightedReplayBuffer
-from .saving import STATE, Live, keep_structure, named, restructures, saved_states, states_of, structure_in
+from .saving import STATE_ATTRIBUTE, Live, keep_structure, named, restructures, saved_states, states_of, structure_in
 from .steps import EnvStep, stopper_of
 
 _IN_USE: WeakKeyDictionary[BaseAlgorithm, PlasticityCallback] = WeakKeyDictionary()
@@ -91,7 +91,7 @@ class PlasticityCallback(BaseCallback):
             _IN_USE.pop(self.model, None)
             raise
         write_back(self._ctx, self.model)
-        setattr(self.model, STATE, Live(lambda: states_of(self._callbacks)))
+        setattr(self.model, STATE_ATTRIBUTE, Live(lambda: states_of(self._callbacks)))
         keep_structure(self.model, {n: c for n, c in named(self._callbacks).items() if restructures(c)})
         self._listen()
 

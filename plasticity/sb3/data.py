@@ -16,7 +16,7 @@ from plasticity.isolation import other_generators
 
 
 @dataclass
-class Seen:
+class PastSteps:
     """Past transitions as an agent's networks take them; the first dimension is the batch."""
 
     obs: Any
@@ -27,7 +27,7 @@ class Seen:
     terminated: Tensor | None = None
 
 
-def peek_of(model: BaseAlgorithm) -> Callable[[int, torch.Generator], Seen] | None:
+def peek_of(model: BaseAlgorithm) -> Callable[[int, torch.Generator], PastSteps] | None:
     """Return ``peek(num, generator)``, of the replay or of the last rollout; None for agents that have neither.
 
     While these are empty, as in an agent that was just loaded, it is the present states, with the agent's choices.
@@ -38,7 +38,7 @@ def peek_of(model: BaseAlgorithm) -> Callable[[int, torch.Generator], Seen] | No
     return lambda num, generator: look(model, num, generator)
 
 
-def _replayed(model: Any, num: int, generator: torch.Generator) -> Seen:
+def _replayed(model: Any, num: int, generator: torch.Generator) -> PastSteps:
     """Return transitions of the replay."""
     buffer = model.replay_buffer
     if not buffer.size():
@@ -49,7 +49,7 @@ def _replayed(model: Any, num: int, generator: torch.Generator) -> Seen:
     with other_generators():
         np.random.seed(seed)  # the buffer draws which of its environments
         found = buffer._get_samples((buffer.pos - ages) % buffer.buffer_size, env=model._vec_normalize_env)
-    return Seen(
+    return PastSteps(
         found.observations,
         found.actions,
         found.next_observations,
@@ -58,7 +58,7 @@ def _replayed(model: Any, num: int, generator: torch.Generator) -> Seen:
     )
 
 
-def _rolled_out(model: Any, num: int, generator: torch.Generator) -> Seen:
+def _rolled_out(model: Any, num: int, generator: torch.Generator) -> PastSteps:
     """Return states and actions of the last rollout."""
     buffer = model.rollout_buffer
     if not buffer.size():
@@ -73,10 +73,12 @@ def _rolled_out(model: Any, num: int, generator: torch.Generator) -> Seen:
         return buffer.to_torch(values[draw] if buffer.generator_ready else values[draw // envs, draw % envs])
 
     actions = take(buffer.actions)
-    return Seen(take(buffer.observations), actions.long().flatten() if hasattr(model.action_space, "n") else actions)
+    return PastSteps(
+        take(buffer.observations), actions.long().flatten() if hasattr(model.action_space, "n") else actions
+    )
 
 
-def _present(model: Any, num: int, generator: torch.Generator) -> Seen:
+def _present(model: Any, num: int, generator: torch.Generator) -> PastSteps:
     """Return the present states of the environments; ValueError before the first."""
     if model._last_obs is None:
         raise ValueError(f"{type(model).__name__} has seen nothing yet: there are no transitions to look at")
@@ -86,7 +88,7 @@ def _present(model: Any, num: int, generator: torch.Generator) -> Seen:
     if isinstance(model.action_space, spaces.Box) and model.policy.squash_output:
         action = model.policy.scale_action(action)
     chosen = {key: value[draw] for key, value in obs.items()} if isinstance(obs, dict) else obs[draw]
-    return Seen(chosen, torch.as_tensor(action, device=model.device)[draw])
+    return PastSteps(chosen, torch.as_tensor(action, device=model.device)[draw])
 
 
 SOURCES = {"replay_buffer": _replayed, "rollout_buffer": _rolled_out}

@@ -8,7 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from plasticity.callback import Writer
 
-SHOWN = 33
+PRINTED = 33
 """Characters after the first part of a tag that the logger prints without cutting: two that it cuts alike are an
 error."""
 
@@ -24,4 +24,4 @@ class AgentLogger(Writer):
         for tag, value in values.items():
             own = tag.partition("/")[2]
             layer = tag.startswith("plasticity/") and own.count("/") == 2 and not own.endswith("/all")
-            self._model.logger.record(tag, float(value), exclude="stdout" if layer or len(own) > SHOWN else None)
+            self._model.logger.record(tag, float(value), exclude="stdout" if layer or len(own) > PRINTED else None)

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 def forward_of(name: str, network: nn.Module) -> Callable[[nn.Module, Any], Tensor]:
     """Return ``(module, batch) -> output``, (batch, outputs), for the network of this name, a copy or its target."""
     if name == "critic":
-        return lambda module, batch: joined(module(batch.obs, batch.action))
+        return lambda module, batch: side_by_side(module(batch.obs, batch.action))
     if hasattr(network, "get_action_dist_params"):  # SAC, TQC, CrossQ: mean and log_std
-        return lambda module, batch: joined(module.get_action_dist_params(batch.obs)[:2])  # type: ignore[operator]
+        return lambda module, batch: side_by_side(module.get_action_dist_params(batch.obs)[:2])  # type: ignore[operator]
     if hasattr(network, "evaluate_actions"):
         return of_heads
-    return lambda module, batch: joined(module(batch.obs))
+    return lambda module, batch: side_by_side(module(batch.obs))
 
 
-def joined(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+def side_by_side(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the outputs of several heads side by side, (batch, outputs)."""
     parts = (output,) if isinstance(output, Tensor) else output
     return torch.cat([part.flatten(1) for part in parts], -1)
@@ -42,7 +42,7 @@ def of_heads(policy: Any, batch: Any) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    return joined(tuple(found))
+    return side_by_side(tuple(found))
 
 
 def _empty_memory(policy: Any, num: int) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from plasticity.callback import Callback, name_of, rebuild
 
 from .context import structure_of
 
-STATE = "plasticity_state"
+STATE_ATTRIBUTE = "plasticity_state"
 """The attribute of an agent that holds the states of its callbacks; ``save`` pickles it with the others."""
 
 
@@ -50,7 +50,7 @@ def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
 
 def saved_states(model: BaseAlgorithm) -> Mapping[str, dict[str, Any]]:
     """Return the states of an agent that was loaded, by the names of its callbacks; nothing for any other agent."""
-    state = getattr(model, STATE, None)
+    state = getattr(model, STATE_ATTRIBUTE, None)
     return state if isinstance(state, dict) else {}
 
 

@@ -32,7 +32,7 @@ def peek_of(model: BaseAlgorithm) -> Callable[[int, torch.Generator], PastSteps]
 
     While these are empty, as in an agent that was just loaded, it is the present states, with the agent's choices.
     """
-    look = next((look for name, look in SOURCES.items() if getattr(model, name, None) is not None), None)
+    look = next((look for name, look in LOOKS.items() if getattr(model, name, None) is not None), None)
     if look is None:
         return None
     return lambda num, generator: look(model, num, generator)
@@ -91,5 +91,5 @@ def _present(model: Any, num: int, generator: torch.Generator) -> PastSteps:
     return PastSteps(chosen, torch.as_tensor(action, device=model.device)[draw])
 
 
-SOURCES = {"replay_buffer": _replayed, "rollout_buffer": _rolled_out}
+LOOKS = {"replay_buffer": _replayed, "rollout_buffer": _rolled_out}
 """Attribute of an agent that holds its past transitions -> how to look at them."""

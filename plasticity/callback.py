@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -132,18 +133,26 @@ class Context:
         self.latest.update(values)
         for tag in values:
             self.logged[tag] = self.logged.get(tag, 0) + 1
-        if self.writer is not None:
-            self.writer.log(self.step, values)
+        self._write("log", values)
 
     def histogram(self, tag: str, values: Any) -> None:
         """Log the distribution of ``values``."""
-        if self.writer is not None:
-            self.writer.histogram(self.step, tag, values)
+        self._write("histogram", tag, values)
 
     def event(self, name: str, details: Mapping[str, Any]) -> None:
         """Mark something that was done, with its details."""
-        if self.writer is not None:
-            self.writer.event(self.step, name, details)
+        self._write("event", name, details)
+
+    def _write(self, method: str, *args: Any) -> None:
+        """Call a method of the writer at the present step; one that raises is left behind, with a warning."""
+        if self.writer is None:
+            return
+        try:
+            getattr(self.writer, method)(self.step, *args)
+        except Exception as error:
+            name, self.writer = type(self.writer).__name__, Writer()
+            message = f"the writer {name} failed and gets nothing from now on; training goes on"
+            warnings.warn(f"{message} ({type(error).__name__}: {error})", RuntimeWarning, stacklevel=4)
 
     def edited(self) -> None:
         """Announce that weights were edited, or modules replaced, outside an optimizer's own step."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .callback import Callback, Context
 from .isolation import call_of, map_tensors, undisturbed, unwrap
-from .monitor import Monitor
+from .monitor import Layers, Monitor
 from .observing.passes import Mask
 from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
@@ -27,7 +27,7 @@ def measure(
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
     probes: Mapping[str, Probe] | Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
+    layers: Layers = None,
     mask: Mask = None,
     method: str = "forward",
 ) -> Reading:
@@ -163,7 +163,8 @@ class Measure(Callback):
     as histograms, and, once, hidden layers that could not be measured as the event ``unmeasured``. ``networks``:
     which ones, by name; default all. ``window``: over how many steps a reading is taken, ending with the one at which
     it is due (see :class:`~plasticity.watching.Watcher`); with ``window=every``, every step is measured. ``masks``:
-    network -> mask of its samples, in place of those of the context. Costs nothing between windows, and never changes
+    network -> mask of its samples, in place of those of the context; ``layers``: as in :class:`~plasticity.Monitor`.
+    Costs nothing between windows, and never changes
     what is learned.
 
     Logs ``charts/updates``, the optimizer steps so far, and ``plasticity/overhead``: the share of wall-clock time since
@@ -179,8 +180,9 @@ class Measure(Callback):
         strict: bool = False,
         window: int = 1,
         masks: Mapping[str, Any] | None = None,
+        layers: Layers = None,
     ) -> None:
-        self.masks = masks
+        self.masks, self.layers = masks, layers
         self.probes, self.every, self.networks, self.strict, self.window = probes, every, networks, strict, window
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
@@ -196,6 +198,7 @@ class Measure(Callback):
 
         def take(network: str, reading: Reading, step: int) -> None:
             first = network not in self._told
+            reading = self.revised(network, reading)
             self._told.add(network)
             self.last[network] = reading
             overhead = {OVERHEAD: clock.share(), UPDATES: step} if network == next(iter(chosen)) else {}
@@ -215,12 +218,17 @@ class Measure(Callback):
             every=self.every,
             window=self.window,
             probes=self.probes,
+            layers=self.layers,
             strict=self.strict,
             calls=ctx.calls,
             masks=self.masks or ctx.masks,
             objectives={name: _objective(ctx, name) for name in chosen if ctx.steps},
         )
         clock = TimeShare(lambda: watcher.total_seconds)
+
+    def revised(self, network: str, reading: Reading) -> Reading:
+        """Return a reading as it is logged; subclasses change it."""
+        return reading
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off."""

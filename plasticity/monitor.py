@@ -24,6 +24,9 @@ from .structure.functional import slices_of
 from .structure.layers import Layer, weight_layers_of
 from .structure.wirings import Wiring
 
+UNITS = "units"
+Layers = Sequence[str] | Literal["units"] | None
+"""The layers to measure: globs of names, the layers of hidden units, or None for every hidden layer."""
 COMPILED = (
     "Monitor cannot see inside a compiled model: hooks added after compilation never run. Call the eager module for "
     "the steps to be measured, or use plasticity.measure(model, batch), which does."
@@ -59,7 +62,7 @@ class Monitor:
         model: nn.Module,
         probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
         *,
-        layers: Sequence[str] | None = None,
+        layers: Layers = None,
         passes: Literal["all", "training"] = "all",
         wiring: Wiring | None = None,
         mask: Mask = None,
@@ -91,6 +94,10 @@ class Monitor:
         self.mask, self._observer.calls = mask, require_methods(self.model, calls)
 
     def _check_globs(self) -> None:
+        if isinstance(self.layers, str):
+            if self.layers != UNITS:
+                raise ValueError(f"layers is a list of globs, or {UNITS!r}; got the text {self.layers!r}")
+            return
         modules = named_modules(self.model)
         names = [*weight_layers_of(modules), *slices_of(modules)]
         whole = [glob.rpartition(".")[0] for glob in self.layers or () if glob.rpartition(".")[2].isdecimal()]
@@ -222,6 +229,8 @@ class Monitor:
 
     def selected(self, wired: Wiring) -> list[Layer]:
         """Return the layers to measure: the hidden ones, or those whose names match the globs."""
+        if self.layers == UNITS:
+            return [layer for layer in wired.hidden if layer.has_units]
         chosen = wired.hidden if self.layers is None else list(wired.layers.values())
         found = []
         for layer in chosen:

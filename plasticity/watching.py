@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .callback import Writer
-from .monitor import Monitor
+from .monitor import Layers, Monitor
 from .observing.reading import Reading, Readings
 from .probes import DEFAULT_PROBES, Probe
-from .structure.optimizers import trainer
+from .structure.optimizers import innermost, trainer
 from .tags import network_prefix, score_tag
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Watcher:
         window: int = 1,
         due: Callable[[str, int], bool] | None = None,
         probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
-        layers: Sequence[str] | None = None,
+        layers: Layers = None,
         strict: bool = False,
         processes: Literal["own", "all"] = "own",
         calls: Mapping[str, Sequence[str]] | None = None,
@@ -128,6 +128,11 @@ class Watcher:
         state = {"steps": self.steps(), "armed": list(armed), "gathered": gathered, "settings": self._settings()}
         ways = {name: found for name, monitor in self.monitors.items() if (found := monitor.ways())}
         return {**state, **({"memory": memory} if memory else {}), **({"ways": ways} if ways else {})}
+
+    def settings(self) -> dict[str, Any]:
+        """Return how the networks are measured, as plain data."""
+        probes = {name: sorted(monitor.probes) for name, monitor in self.monitors.items()}
+        return {"every": self.every, "window": self.window, "probes": probes}
 
     def _settings(self) -> list[Any]:
         """Return the settings that another run has to share to go on with what was gathered."""
@@ -306,7 +311,7 @@ def watch(
     window: int = 1,
     probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
     log: str | Path | Writer | Sequence[str | Path | Writer] | None = "runs/plasticity",
-    layers: Sequence[str] | None = None,
+    layers: Layers = None,
     strict: bool = False,
     processes: Literal["own", "all"] = "own",
     calls: Mapping[str, Sequence[str]] | Sequence[str] = (),
@@ -353,16 +358,14 @@ def watch(
         objectives=_given("loss", loss, networks),
     )
     if log is not None:  # only now: refused arguments leave no folder behind
-        session._log = OpenLog(log)
+        session._log = OpenLog(log, {"watch": session.watcher.settings()})
     return session
 
 
 def _optimizers(given: Any) -> list[Optimizer]:
     """Return the optimizers among what was given; that of a wrapper is the one it holds as ``optimizer``."""
-    if isinstance(given, Optimizer):
-        return [given]
-    if isinstance(inner := getattr(given, "optimizer", None), Optimizer):
-        return [inner]
+    if isinstance(given, Optimizer) or isinstance(getattr(given, "optimizer", None), Optimizer):
+        return [innermost(given)]
     if isinstance(given, Iterable):
         return [optimizer for one in given for optimizer in _optimizers(one)]
     raise TypeError(f"watch() needs an optimizer, or a sequence of them; got {type(given).__name__}")

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,26 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ARGUMENTS = {
     "attach_to_any_model.py": ["20"],
+    "hf_callback.py": ["20"],
     "intervention_in_a_supervised_loop.py": ["40"],
+    "lightning_callback.py": ["40"],
     "sb3_callback.py": ["160"],
     "train_sac.py": ["120"],
     "two_interventions_on_sac.py": ["120"],
     "write_a_probe.py": [],
     "write_an_intervention.py": [],
 }
+NEEDS = {"hf_callback.py": "transformers", "lightning_callback.py": "lightning"}
+"""Example -> a package that the quick tests do not need: see .ci/third_party."""
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+        warnings.simplefilter("default")  # those of the packages; ours are in the output
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS[name]])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")

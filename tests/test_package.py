@@ -110,7 +110,8 @@ LAYERS = [
     {"watching"},
     {"dashboard", "interventions", "measuring", "meters", "reports"},
     {"diagnosis", "writers", "agents", "envs"},
-    {"commands", "sb3"},
+    {"commands", "guest", "sb3"},
+    {"hf", "lightning"},
     {"cli"},
     {"testing", "__main__"},
 ]
@@ -189,6 +190,8 @@ SAME_NAME = {
     "Env": "one protocol: agents must not import envs",
     "Transition": "one record, and the protocol of it: the core must not import envs",
     "is_image": "one question: agents must not import envs",
+    "PlasticityCallback": "of every stack, in the module of its name: a callback in that stack's own sense",
+    "STATE": "of every stack: the key under which it keeps the state of its callback",
     "actor_loss": "of every agent: equations of its paper",
     "critic_loss": "of every agent: equations of its paper",
 }

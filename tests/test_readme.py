@@ -30,6 +30,17 @@ def blocks(page, language):
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
+OTHERS = {"accelerate", "datasets", "keras", "lightning", "peft", "skrl", "torchrl", "transformers", "trl"}
+"""Packages that pages show and the quick tests do not need: see .ci/third_party."""
+
+
+def require_packages(page):
+    """Skip a page of a package that is not installed."""
+    text = "\n".join(blocks(page, "python"))
+    for package in sorted(OTHERS & set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE))):
+        pytest.importorskip(package)
+
+
 def commands(page):
     """Every simple command of the shell blocks, as words."""
     joined = [block.replace("\\\n", " ") for block in blocks(page, "sh")]
@@ -72,7 +83,9 @@ def registries():
     "page", [p for p in PAGES if blocks(p, "python") and p.parent.name != "interventions"], ids=name_of
 )
 @pytest.mark.usefixtures("registries")
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore::FutureWarning", "default::DeprecationWarning")
 def test_python_snippets_run(page, tmp_path, monkeypatch):
+    require_packages(page)
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)

@@ -144,7 +144,7 @@ def test_text_and_layout_reach_their_plugins(tmp_path):
         writer.event(2, "redo", {})
     run = accumulate(tmp_path)
     assert run.Tensors("guide")[0].tensor_proto.string_val[0].decode() == "**dormancy**: é"
-    assert run.PluginTagToContent("text").keys() == {"guide"}
+    assert run.PluginTagToContent("text").keys() == {"guide", "events/redo/details"}
     content = run.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
     assert [category.title for category in Layout.FromString(content).category] == ["actor", "events"]
 

@@ -22,3 +22,10 @@ def trainer(network: nn.Module, optimizers: Iterable[Optimizer]) -> Optimizer | 
 def num_hooks(optimizer: Optimizer) -> int:
     """Return the number of hooks on the optimizer's steps."""
     return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer inside wrappers that hold it as ``optimizer``, as accelerate's do: its hooks run."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from plasticity.callback import Writer, note
 
 from .fanout import Writers, require_writer
+
+if TYPE_CHECKING:
+    from .aim import AimWriter
+    from .csv import CsvWriter
+    from .jsonl import JsonLinesWriter
+    from .mlflow import MLflowWriter
+    from .tensorboard import TensorBoardWriter
+    from .trackio import TrackioWriter
+    from .wandb import WandbWriter
 
 
 def _jsonl(folder: Path) -> Writer:
@@ -26,13 +37,49 @@ def _tensorboard(folder: Path) -> Writer:
 
 
 def _csv(folder: Path) -> Writer:
-    """A table of all scalars, metrics.csv, and one of all events, events.csv."""
+    """Tables: metrics.csv of all scalars, events.csv, scores.csv of neurons, settings.csv."""
     from .csv import CsvWriter
 
     return CsvWriter(folder)
 
 
-WRITERS: dict[str, Callable[[Path], Writer]] = {"jsonl": _jsonl, "tensorboard": _tensorboard, "csv": _csv}
+def _wandb(folder: Path) -> Writer:
+    """Weights & Biases, also offline: WANDB_MODE=offline, WANDB_PROJECT; pip install wandb."""
+    from .wandb import WandbWriter
+
+    return WandbWriter.of_folder(folder)
+
+
+def _mlflow(folder: Path) -> Writer:
+    """MLflow, a server or a local store: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME; pip install mlflow."""
+    from .mlflow import MLflowWriter
+
+    return MLflowWriter.of_folder(folder)
+
+
+def _trackio(folder: Path) -> Writer:
+    """Trackio, local: TRACKIO_DIR, TRACKIO_PROJECT; pip install trackio."""
+    from .trackio import TrackioWriter
+
+    return TrackioWriter.of_folder(folder)
+
+
+def _aim(folder: Path) -> Writer:
+    """Aim, the repository .aim of the working folder; pip install aim."""
+    from .aim import AimWriter
+
+    return AimWriter.of_folder(folder)
+
+
+WRITERS: dict[str, Callable[[Path], Writer]] = {
+    "jsonl": _jsonl,
+    "tensorboard": _tensorboard,
+    "csv": _csv,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "trackio": _trackio,
+    "aim": _aim,
+}
 """Name -> a function that makes the writer of a run folder; its packages are imported when it is called."""
 RECORD_WRITER = "jsonl"
 """The writer that every run has: the commands read its files."""
@@ -68,4 +115,36 @@ def open_writers(folder: Path | str, names: Sequence[str] = DEFAULT_WRITERS, als
     return Writers({**found, **{type(writer).__name__: writer for writer in also}})
 
 
-__all__ = ["DEFAULT_WRITERS", "WRITERS", "Writer", "Writers", "open_writers", "require_writers"]
+CLASSES = {
+    "JsonLinesWriter": "jsonl",
+    "TensorBoardWriter": "tensorboard",
+    "CsvWriter": "csv",
+    "WandbWriter": "wandb",
+    "MLflowWriter": "mlflow",
+    "TrackioWriter": "trackio",
+    "AimWriter": "aim",
+}
+"""Class of a writer -> its module here, imported when the class is first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{CLASSES[name]}", __name__), name)
+
+
+__all__ = [
+    "DEFAULT_WRITERS",
+    "WRITERS",
+    "AimWriter",
+    "CsvWriter",
+    "JsonLinesWriter",
+    "MLflowWriter",
+    "TensorBoardWriter",
+    "TrackioWriter",
+    "WandbWriter",
+    "Writer",
+    "Writers",
+    "open_writers",
+    "require_writers",
+]

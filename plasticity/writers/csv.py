@@ -1,4 +1,4 @@
-"""Comma-separated tables for spreadsheets and pandas: ``metrics.csv`` and ``events.csv``."""
+"""Comma-separated tables for spreadsheets and pandas: scalars, events, scores of neurons, settings."""
 
 from __future__ import annotations
 
@@ -11,29 +11,37 @@ from typing import Any
 
 from plasticity.storage.appendfile import AppendFile
 from plasticity.storage.files import write_atomically
-from plasticity.storage.rows import encode_row
 
 from .files import FileWriter
+from .records import as_json, dotted
 
-METRICS_TABLE, EVENTS_TABLE = "metrics.csv", "events.csv"
+METRICS_TABLE, EVENTS_TABLE, SCORES_TABLE, SETTINGS_TABLE = "metrics.csv", "events.csv", "scores.csv", "settings.csv"
 
 
 class CsvWriter(FileWriter):
     """Write one row per call: scalars, a column per tag, into ``metrics.csv``; events into ``events.csv``.
 
     A cell is empty where the row logs nothing under its tag; numbers that are not finite are ``nan``, ``inf`` and
-    ``-inf``. Histograms and texts are left out. A tag that is new means that the whole table is written again.
+    ``-inf``. A tag that is new means that the whole table is written again. Distributions, all numbers of them as JSON,
+    go into ``scores.csv``, the settings into ``settings.csv``. Texts are left out.
     """
 
     def __init__(self, folder: Path | str) -> None:
         super().__init__(folder)
         self._metrics = CsvTable(self.folder / METRICS_TABLE, ["step", "time"])
         self._events = CsvTable(self.folder / EVENTS_TABLE, ["step", "time", "event", "details"])
+        self._scores = CsvTable(self.folder / SCORES_TABLE, ["step", "time", "tag", "values"])
 
     def resume(self, step: int) -> None:
         """Drop the rows of ``step`` and later ones."""
         self._attempt(METRICS_TABLE, lambda: self._metrics.purge(step))
         self._attempt(EVENTS_TABLE, lambda: self._events.purge(step))
+        self._attempt(SCORES_TABLE, lambda: self._scores.purge(step))
+
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        """Write a row per setting, its name and its value."""
+        rows = [["setting", "value"], *([name, value] for name, value in dotted(settings).items())]
+        self._attempt(SETTINGS_TABLE, lambda: write_atomically(self.folder / SETTINGS_TABLE, csv_lines(rows)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row of scalars."""
@@ -41,10 +49,16 @@ class CsvWriter(FileWriter):
         row.update((tag, number) for tag, number in self._numbers(values).items() if tag not in row)
         self._attempt(METRICS_TABLE, lambda: self._metrics.append(row))
 
+    def histogram(self, step: int, tag: str, values: Any) -> None:
+        """Write one row with all numbers of a distribution, a list of JSON; those that are not finite are null."""
+        numbers = self._array(tag, values)
+        if numbers is not None:
+            row = {"step": int(step), "time": time.time(), "tag": tag, "values": as_json(numbers.tolist())}
+            self._attempt(SCORES_TABLE, lambda: self._scores.append(row))
+
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """Write one row with the details, an object of JSON."""
-        text = encode_row(details).decode().strip()
-        row = {"step": int(step), "time": time.time(), "event": name, "details": text}
+        row = {"step": int(step), "time": time.time(), "event": name, "details": as_json(details)}
         self._attempt(EVENTS_TABLE, lambda: self._events.append(row))
 
     def close(self, succeeded: bool = True) -> None:
@@ -54,6 +68,7 @@ class CsvWriter(FileWriter):
         self._closed = True
         self._attempt(METRICS_TABLE, self._metrics.close)
         self._attempt(EVENTS_TABLE, self._events.close)
+        self._attempt(SCORES_TABLE, self._scores.close)
         self._tell_dropped()
 
 

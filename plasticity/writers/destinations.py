@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from plasticity.callback import Writer
 from plasticity.storage.rows import METRICS_FILE
@@ -16,13 +17,18 @@ Destination = str | Path | Writer
 
 
 class OpenLog:
-    """One writer into all destinations; :meth:`close` closes the files, and leaves writers that were given open."""
+    """One writer into all destinations; :meth:`close` closes the files, and leaves writers that were given open.
 
-    def __init__(self, log: Destination | Sequence[Destination]) -> None:
+    ``settings``: how the networks are measured, written once.
+    """
+
+    def __init__(self, log: Destination | Sequence[Destination], settings: Mapping[str, Any] | None = None) -> None:
         destinations = [free_folder(Path(d)) if isinstance(d, (str, Path)) else d for d in destinations_of(log)]
         given = [one for one in destinations if not isinstance(one, (str, Path))]
         self._opened = [open_writers(one) for one in destinations if isinstance(one, (str, Path))]
         self.writer = Writers([*self._opened, *given])
+        if settings:
+            self.writer.settings(settings)
         for folder in (one for one in destinations if isinstance(one, Path)):
             print(
                 f"plasticity: writing to {folder}; see it with: plasticity dashboard {folder.parent}", file=sys.stderr

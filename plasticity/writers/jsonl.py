@@ -12,7 +12,8 @@ from plasticity.storage.rows import METRICS_FILE, RESERVED, encode_row
 from plasticity.storage.scores import SCORES_FILE, ScoresFile
 from plasticity.tags import parse_score_tag
 
-from .files import FileWriter, count_nonfinite
+from .files import FileWriter
+from .records import count_nonfinite
 
 
 class JsonLinesWriter(FileWriter):

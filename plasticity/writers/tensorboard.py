@@ -18,7 +18,8 @@ from plasticity.dashboard.layout import layout
 from plasticity.storage.rows import METRICS_FILE, metric_tags, read_metrics
 from plasticity.tags import RETURN_TITLES
 
-from .files import FileWriter, count_nonfinite
+from .files import FileWriter
+from .records import count_nonfinite, dotted, told
 
 _FILE = "TensorBoard event file"
 
@@ -76,12 +77,13 @@ class TensorBoardWriter(FileWriter):
         self._write(step, [protos.text_summary(tag, markdown)])
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
-        """Write the scalar ``events/<name>``, which counts the events of this name.
+        """Write the scalar ``events/<name>``, which counts the events of this name, and their details as a text.
 
         A count, because TensorBoard draws a sample of the points and would lose single marks.
         """
         self._event_counts[name] += 1
-        self._write(step, [protos.scalar(f"events/{name}", self._event_counts[name])])
+        count = protos.scalar(f"events/{name}", self._event_counts[name])
+        self._write(step, [count, protos.text_summary(f"events/{name}/details", told(details))])
         self._know([f"events/{name}"])
 
     def sync(self) -> None:
@@ -109,14 +111,3 @@ class TensorBoardWriter(FileWriter):
         self._last_step = max(self._last_step, int(step))
         event = Event(wall_time=time.time(), step=int(step), summary=Summary(value=values))
         self._attempt(_FILE, lambda: self._file.append(event))
-
-
-def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as ``a.b`` -> bool, number or string, without those that are None."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= dotted(value, f"{prefix}{key}.")
-        elif value is not None:
-            found[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return found

@@ -136,14 +136,15 @@ def require_unstructured(callbacks: Iterable[Callback], ctx: Context) -> None:
 def as_text(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state as plain JSON values; tensors in the format of safetensors, in base64."""
     plain, tensors = flatten(dict(state))
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     write_tensors(file, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
     return {"plain": plain, "tensors": base64.b64encode(file.getvalue()).decode()}
 
 
 def from_text(text: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of :func:`as_text`."""
-    return unflatten(text["plain"], read_tensors(_Bytes(base64.b64decode(text["tensors"]))))
+    file: Any = _Bytes(base64.b64decode(text["tensors"]))
+    return unflatten(text["plain"], read_tensors(file))
 
 
 class _Bytes(io.BytesIO):

@@ -5,27 +5,39 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .arguments import read_arguments
+from .tested import TESTED, Tested
 
-OPTIONAL_PACKAGES = {
-    "dm-control": "environments dmc/...: pip install dm-control",
-    "tensorboard": "plasticity dashboard: pip install tensorboard",
-    "matplotlib": "plasticity report: pip install -e '.[report]'",
-    "ale-py": "environments atari/...: pip install -e '.[atari]'",
-    "minatar": "environments minatar/...: pip install -e '.[minatar]'",
-}
-"""Package that only some commands need -> for what, and how to install it."""
+PROGRAM = """
+#include <Python.h>
+#include <omp.h>
+extern "C" int threads() { return omp_get_max_threads() + PY_MAJOR_VERSION; }
+"""
+"""A program in C++ that needs what compiled updates need: a compiler, OpenMP and the headers of Python."""
+FRAME = """
+from dm_control import suite
+env = suite.load("cartpole", "balance")
+env.step(env.action_spec().minimum)
+print("stepped", flush=True)
+env.physics.render(16, 16)
+print("rendered")
+"""
+"""A program that runs and draws a task of dm_control, in a process of its own: drivers of displays may end it."""
+PATIENCE = 60
+"""Seconds that a process of a check may take."""
 
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Check this machine and installation: versions, compiler, devices, threads, optional packages, run folder."""
+    """Check this machine and installation: versions, compiler, CUDA, threads, dm_control, rendering, run folder."""
 
     out: Path = Path("runs")
     """Folder in which runs would be written."""
@@ -43,10 +55,10 @@ class Checkup:
 def main(arguments: Sequence[str]) -> int:
     """Print a line per check; return 1 if something is wrong."""
     config = read_arguments(DoctorConfig, "doctor", arguments)
-    findings = [*(_checked(check) for check in (python, torch_works, compiler, devices, threads)), folder(config.out)]
-    findings += [package(name, use) for name, use in OPTIONAL_PACKAGES.items()]
+    findings = [_checked(check) for check in (python, torch_works, compiler, devices, cuda, threads, rendering)]
+    findings += [folder(config.out), *(package(one) for one in TESTED)]
     for one in findings:
-        print(f"{one.state:<5}  {one.name:<12}  {one.text}")
+        print(f"{one.state:<5}  {one.name:<17}  {one.text}")
     return int(any(one.state == "wrong" for one in findings))
 
 
@@ -60,15 +72,32 @@ def torch_works() -> Checkup:
     import torch
 
     product = torch.eye(2) @ torch.ones(2, 2)
-    return Checkup("ok" if product.sum() == 4 else "wrong", "torch", torch.__version__)
+    return Checkup("ok" if product.sum() == 4 else "wrong", "arithmetic", "PyTorch multiplies")
 
 
 def compiler() -> Checkup:
-    """Look for the compiler that compiled updates need on a CPU."""
+    """Compile a program as compiled updates need it on a CPU."""
     names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    if found := next((path for name in names if name and (path := shutil.which(name))), None):
-        return Checkup("ok", "compiler", found)
-    return Checkup("note", "compiler", "no C++ compiler: updates are not compiled, on a CPU 1.5 to 3 times slower")
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if found is None:
+        return Checkup("note", "compiler", "no C++ compiler: updates are not compiled, on a CPU 1.5 to 3 times slower")
+    if error := compile_error(found):
+        return Checkup("note", "compiler", f"{found} cannot compile updates, which are then eager and slower: {error}")
+    return Checkup("ok", "compiler", f"{found} compiles, with OpenMP and the headers of Python")
+
+
+def compile_error(path: str) -> str:
+    """Return the first error of a compiler at :data:`PROGRAM`, empty where it compiles."""
+    import sysconfig
+
+    with TemporaryDirectory() as place:
+        source = Path(place) / "program.cpp"
+        source.write_text(PROGRAM)
+        options = ["-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_paths()['include']}"]
+        command = [path, *options, str(source), "-o", str(Path(place) / "program.so")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    return (lines or ["it failed without a word"])[0].strip() if done.returncode else ""
 
 
 def devices() -> Checkup:
@@ -79,11 +108,43 @@ def devices() -> Checkup:
     return Checkup("ok", "devices", ", ".join(["cpu", *found]))
 
 
+def cuda() -> Checkup:
+    """Check that a graphics card is usable where there is a driver for one."""
+    import torch
+
+    if torch.cuda.is_available():
+        total = float((torch.eye(2, device="cuda") @ torch.ones(2, 2, device="cuda")).sum())
+        state = "ok" if total == 4 else "wrong"
+        return Checkup(state, "cuda", f"CUDA {torch.version.cuda} multiplies: --device cuda")
+    if shutil.which("nvidia-smi") is None:
+        return Checkup("ok", "cuda", "no driver of NVIDIA here: runs are on the CPU")
+    why = "is built without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} finds no device"
+    advice = "install a build for your driver, https://pytorch.org/get-started/locally"
+    return Checkup("wrong", "cuda", f"there is a driver of NVIDIA, but this PyTorch {why}: {advice}")
+
+
 def threads() -> Checkup:
     """Say whether the number of threads suits small networks."""
     if os.environ.get("OMP_NUM_THREADS") == "1":
         return Checkup("ok", "threads", f"OMP_NUM_THREADS=1, {os.cpu_count()} processors")
     return Checkup("note", "threads", "set OMP_NUM_THREADS=1: small networks are slower with more threads")
+
+
+def rendering() -> Checkup:
+    """Run a task of dm_control and draw a frame of it."""
+    if not _version("dm-control"):
+        return Checkup("note", "rendering", "not tried, without dm-control: environments dmc/... and dmc-pixels/...")
+    done = subprocess.run([sys.executable, "-c", FRAME], capture_output=True, text=True, timeout=PATIENCE)
+    backend = os.environ.get("MUJOCO_GL", "chosen by itself")
+    if "rendered" in done.stdout:
+        return Checkup("ok", "rendering", f"dm_control runs and draws, MUJOCO_GL {backend}")
+    error = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    if "stepped" in done.stdout:
+        advice = "set MUJOCO_GL=egl (a graphics card) or osmesa (none; install libosmesa6)"
+        return Checkup(
+            "note", "rendering", f"dm_control runs but cannot draw, so no dmc-pixels/...: {advice} ({error})"
+        )
+    return Checkup("wrong", "rendering", f"dm_control does not run, so no dmc/...: {error}")
 
 
 def folder(path: Path) -> Checkup:
@@ -95,12 +156,23 @@ def folder(path: Path) -> Checkup:
     return Checkup("ok" if free > 1 else "note", "run folder", f"{path}: {free:.0f} GiB free")
 
 
-def package(name: str, use: str) -> Checkup:
-    """Say whether an optional package is installed."""
+def package(tested: Tested) -> Checkup:
+    """Say which version of a package is installed beside the one that was tested."""
+    found = _version(tested.package)
+    if not found:
+        advice = f'not installed, needed for {tested.use}: pip install "{tested.install}"'
+        return Checkup("note", tested.package, f"{advice} ({tested.version} is tested)")
+    if found.partition("+")[0] == tested.version:
+        return Checkup("ok", tested.package, f"{found}, as tested")
+    return Checkup("note", tested.package, f"{found}; tested is {tested.version}")
+
+
+def _version(package: str) -> str:
+    """Return the installed version of a package, empty without."""
     try:
-        return Checkup("ok", name, version(name))
+        return version(package)
     except PackageNotFoundError:
-        return Checkup("note", name, f"not installed, needed for {use}")
+        return ""
 
 
 def _checked(check: Callable[[], Checkup]) -> Checkup:

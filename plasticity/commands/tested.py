@@ -40,7 +40,7 @@ TESTED = (
     Tested("trackio", "0.43.0", "--log trackio", "trackio", "writers"),
     Tested("aim", "3.29.1", "--log aim", "aim", "writers"),
 )
-"""The packages that ``plasticity doctor`` looks for; the table of tested versions, held against the constraints of CI."""
+"""The packages that ``plasticity doctor`` looks for; a test holds the versions against the constraints files."""
 BEGIN, END = "<!-- tested versions -->", "<!-- end of tested versions -->"
 
 

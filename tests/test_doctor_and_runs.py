@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from runfolders import make_run
 
-from plasticity.commands import doctor
-from plasticity.commands.tested import TESTED, Tested, versions_table
+from plasticity.commands import doctor, tested
+from plasticity.commands.tested import TESTED, versions_table
 from plasticity.testing.runs import attempt, command
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +29,8 @@ def test_doctor_says_what_is_missing_and_what_is_wrong(tmp_path: Path, monkeypat
     there = {"nvidia-smi": "nvidia-smi"}
     monkeypatch.setattr(shutil, "which", there.get)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    missing = Tested("no-such-package", "1.0", "nothing", "it")
-    monkeypatch.setattr(doctor, "TESTED", (missing, Tested("numpy", "0.1", "", "")))
+    missing = tested.Tested("no-such-package", "1.0", "nothing", "it")
+    monkeypatch.setattr(doctor, "TESTED", (missing, tested.Tested("numpy", "0.1", "", "")))
     monkeypatch.setattr(doctor, "devices", lambda: 1 / 0)
     monkeypatch.setattr(doctor, "FRAME", "print('stepped'); raise SystemExit('no display')")
     (tmp_path / "file").touch()

@@ -30,7 +30,7 @@ from plasticity.interventions import (  # noqa: E402
 )
 
 pytestmark = pytest.mark.filterwarnings(
-    "default::DeprecationWarning", "ignore:.*:UserWarning", "ignore::FutureWarning", "ignore:Cannot (locate|pickle)"
+    "default::DeprecationWarning", "ignore:.*:UserWarning", "ignore::FutureWarning", "ignore:Rank. fewer samples"
 )
 PROBES = ["dormancy", "grama", "rank"]
 PRODUCERS = ("gate_proj", "up_proj")

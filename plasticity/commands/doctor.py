@@ -31,7 +31,7 @@ env.physics.render(16, 16)
 print("rendered")
 """
 """A program that runs and draws a task of dm_control, in a process of its own: drivers of displays may end it."""
-PATIENCE = 60
+LONGEST_CHECK = 60
 """Seconds that a process of a check may take."""
 
 
@@ -95,7 +95,7 @@ def compile_error(path: str) -> str:
         source.write_text(PROGRAM)
         options = ["-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_paths()['include']}"]
         command = [path, *options, str(source), "-o", str(Path(place) / "program.so")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_CHECK)
     lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
     return (lines or ["it failed without a word"])[0].strip() if done.returncode else ""
 
@@ -134,7 +134,7 @@ def rendering() -> Checkup:
     """Run a task of dm_control and draw a frame of it."""
     if not _version("dm-control"):
         return Checkup("note", "rendering", "not tried, without dm-control: environments dmc/... and dmc-pixels/...")
-    done = subprocess.run([sys.executable, "-c", FRAME], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-c", FRAME], capture_output=True, text=True, timeout=LONGEST_CHECK)
     backend = os.environ.get("MUJOCO_GL", "chosen by itself")
     if "rendered" in done.stdout:
         return Checkup("ok", "rendering", f"dm_control runs and draws, MUJOCO_GL {backend}")

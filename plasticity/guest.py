@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ Log = str | Path | Writer | Sequence[str | Path | Writer] | None
 class Guest:
     """Run a measurement and interventions in a loop that calls :meth:`begin`, the updates, and :meth:`end`.
 
-    Raises TypeError for interventions that are none and for a ``log`` that is neither folder nor writer.
+    Raises TypeError for a ``log`` that is neither folder nor writer.
     """
 
     def __init__(self, measure: Measure | None, interventions: Sequence[Callback], log: Log) -> None:
         self.measure = measure
-        self.callbacks: list[Callback] = [*([] if measure is None else [measure]), *require_callbacks(interventions)]
+        self.callbacks: list[Callback] = [*([] if measure is None else [measure]), *interventions]
         if log is not None:
             require_destinations(log)
         self._log_to: list[Any] = [] if log is None else [log] if isinstance(log, (str, Path, Writer)) else list(log)
@@ -103,23 +103,28 @@ class Guest:
         return found
 
 
-def require_callbacks(interventions: Any) -> Sequence[Callback]:
-    """Return the interventions; raise TypeError for what is none, with what to write."""
-    if not isinstance(interventions, Iterable) or not all(isinstance(one, Callback) for one in interventions):
+def require_arguments(probes: Any, every: Any, interventions: Any, diagnose_every: Any = None) -> None:
+    """Raise TypeError or ValueError for arguments of ``PlasticityCallback`` that it cannot work with."""
+    if isinstance(probes, str) or not (isinstance(probes, Mapping) or hasattr(probes, "__iter__")):
+        raise TypeError(f'probes is a list of names, ["dormancy", "grama"], or a dict of probes; got {probes!r}')
+    if not (hasattr(interventions, "__iter__") and all(isinstance(one, Callback) for one in interventions)):
         raise TypeError(
             f"interventions is a list of methods, [ReDo(every=1000)], made by calling their classes; got "
             f"{interventions!r}"
         )
-    return list(interventions)
+    for name, value in (("every", every), ("diagnose_every", diagnose_every)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is a number of steps, at least 1; got {value!r}")
 
 
 def require_eager(ctx: Context) -> None:
     """Raise ValueError for a compiled network: neither its passes are seen nor its modules edited."""
-    for name, network in ctx.networks.items():
+    for name, network in (*ctx.networks.items(), *ctx.targets.items()):
         if is_compiled(network):
             raise ValueError(
                 f"the network {name} of {ctx.name} is compiled, and hooks added after torch.compile never run: train "
-                f"without torch.compile while plasticity looks on"
+                f"without torch.compile while plasticity looks on, or put the module that was compiled back "
+                f"(compiled._orig_mod)"
             )
 
 
@@ -131,6 +136,22 @@ def require_unstructured(callbacks: Iterable[Callback], ctx: Context) -> None:
                 f"{name_of(callback)} replaces modules of the network, but {ctx.name} holds its optimizer and saves "
                 f"the model as it was: use a method that edits weights in place, such as ReDo, Reset, ShrinkPerturb"
             )
+
+
+class Live:
+    """A value that is computed when it is pickled or copied: what is saved is the plain value of that moment."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, now: Callable[[], Any]) -> None:
+        self.now = now
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _plain, (self.now(),)
+
+
+def _plain(value: Any) -> Any:
+    return value
 
 
 def as_text(state: Mapping[str, Any]) -> dict[str, Any]:

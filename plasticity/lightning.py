@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .callback import Callback, Context, Writer
-from .guest import Guest, Log
+from .guest import Guest, Log, require_arguments
 from .measuring import Measure
 from .monitor import Layers
 from .probes import DEFAULT_PROBES, Probe
@@ -69,10 +69,7 @@ class PlasticityCallback(pl.Callback):
         log: Log = None,
     ) -> None:
         super().__init__()
-        if isinstance(probes, str):
-            raise TypeError(f'probes is a list of names, ["dormancy", "grama"], or a dict of probes; got {probes!r}')
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is a number of optimizer steps, at least 1; got {every!r}")
+        require_arguments(probes, every, interventions)
         self.modules = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
         self.mask = mask
         self._guest = Guest(Measure(probes, every=every, layers=layers) if probes else None, interventions, log)
@@ -110,7 +107,7 @@ class PlasticityCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach to the networks and the optimizers, and go on from the state of a checkpoint."""
-        networks = networks_of(pl_module, self.modules)
+        networks = chosen_networks(pl_module, self.modules)
         optimizers = {f"optimizer {i}" if i else "optimizer": one for i, one in enumerate(trainer.optimizers)}
         masks = self.mask if isinstance(self.mask, Mapping) else dict.fromkeys(networks, self.mask)
         masks = {name: mask for name, mask in masks.items() if mask is not None}
@@ -165,7 +162,7 @@ class PlasticityCallback(pl.Callback):
         self._saved = checkpoint.get(STATE)
 
 
-def networks_of(module: pl.LightningModule, names: Sequence[str] | None) -> dict[str, nn.Module]:
+def chosen_networks(module: pl.LightningModule, names: Sequence[str] | None) -> dict[str, nn.Module]:
     """Return the networks of a module by name; raise ValueError with the names that are there."""
     there = dict(module.named_modules())
     children = ", ".join(name for name, _ in module.named_children())

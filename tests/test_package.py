@@ -110,8 +110,8 @@ LAYERS = [
     {"watching"},
     {"dashboard", "interventions", "measuring", "meters", "reports"},
     {"diagnosis", "writers", "agents", "envs"},
-    {"commands", "guest", "sb3"},
-    {"hf", "lightning"},
+    {"commands", "guest"},
+    {"hf", "lightning", "sb3"},
     {"cli"},
     {"testing", "__main__"},
 ]

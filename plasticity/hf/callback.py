@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from plasticity.callback import Callback, Context, Writer
-from plasticity.guest import Guest, Log, as_text, from_text
+from plasticity.guest import Guest, Live, Log, as_text, from_text, require_arguments
 from plasticity.isolation import is_compiled
 from plasticity.monitor import UNITS, Layers
 from plasticity.probes import DEFAULT_PROBES, Probe
 from plasticity.structure.optimizers import innermost
 
-from .logs import STATE, HistoryWriter, Live
+from .logs import STATE, HistoryWriter
 from .masks import mask_of
 from .measuring import TokenMeasure
 
@@ -56,10 +56,7 @@ class PlasticityCallback(TrainerCallback):
         interventions: Sequence[Callback] = (),
         log: Log = None,
     ) -> None:
-        if isinstance(probes, str):
-            raise TypeError(f'probes is a list of names, ["dormancy", "grama"], or a dict of probes; got {probes!r}')
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is a number of optimizer steps, at least 1; got {every!r}")
+        require_arguments(probes, every, interventions)
         self.mask = mask_of(mask)
         chosen: Any = UNITS if layers == "mlp" else layers
         measure = TokenMeasure(probes, every=every, layers=chosen) if probes else None

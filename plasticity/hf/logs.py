@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainerState
@@ -38,20 +38,3 @@ class HistoryWriter(Writer):
         """Say of the last row, once its step is over, in which epoch it was."""
         if self._row.get("step") == self._state.global_step:
             self._row["epoch"] = self._state.epoch
-
-
-class Live:
-    """A state that is made when a trainer saves its own: a copy of it is the state of that moment."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-
-    def __deepcopy__(self, memo: dict) -> Any:
-        return self._make()
-
-    def __reduce__(self) -> tuple:
-        return _plain, (self._make(),)
-
-
-def _plain(value: Any) -> Any:
-    return value

@@ -13,17 +13,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from plasticity.callback import Callback, Context, Writer, end, fire, listeners, start
+from plasticity.guest import Live, require_arguments, require_eager
 from plasticity.interventions import LearnToStop
 from plasticity.measuring import Measure
 from plasticity.meters.fit_probe import FitProbe
 from plasticity.probes import DEFAULT_PROBES, Probe
 from plasticity.writers.destinations import OpenLog, require_destinations
 
-from .checking import require_arguments, require_eager
 from .context import context_of, write_back
 from .logger import AgentLogger
 from .replay import WeightedReplayBuffer
-from .saving import STATE_ATTRIBUTE, Live, keep_structure, named, restructures, saved_states, states_of, structure_in
+from .saving import STATE_ATTRIBUTE, keep_structure, named, restructures, saved_states, states_of, structure_in
 from .steps import EnvStep, stopper_of
 
 _IN_USE: WeakKeyDictionary[BaseAlgorithm, PlasticityCallback] = WeakKeyDictionary()

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from plasticity.callback import Callback, name_of, rebuild
+from plasticity.guest import Live
 
 from .context import structure_of
 
 STATE_ATTRIBUTE = "plasticity_state"
 """The attribute of an agent that holds the states of its callbacks; ``save`` pickles it with the others."""
-
-
-class Live:
-    """A value that is computed when it is pickled: a saved agent has the plain value of that moment in its place."""
-
-    __slots__ = ("now",)
-
-    def __init__(self, now: Callable[[], Any]) -> None:
-        self.now = now
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _plain, (self.now(),)
-
-
-def _plain(value: Any) -> Any:
-    return value
 
 
 def states_of(callbacks: Sequence[Callback]) -> dict[str, dict[str, Any]]:

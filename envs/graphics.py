@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
 from ctypes.util import find_library
+from importlib import import_module
+from importlib.util import find_spec
 
 logger = logging.getLogger(__name__)
 
@@ -17,12 +20,24 @@ def set_default_gl() -> None:
     Unset, both fall back to GLFW, which needs a display. EGL where it has a device, else OSMesa, else "disabled":
     dm_control refuses to import at all when the named backend does not work, even for a run that never renders.
     """
-    headless = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    if not headless or "MUJOCO_GL" in os.environ or "mujoco" in sys.modules:
+    if sys.platform != "linux" or "mujoco" in sys.modules:
         return
-    backend = "egl" if _egl_has_device() else "osmesa" if find_library("OSMesa") else "disabled"
-    os.environ["MUJOCO_GL"] = backend
-    logger.info("no display: MUJOCO_GL=%s", backend)
+    if "MUJOCO_GL" not in os.environ and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        backend = "egl" if _egl_has_device() else "osmesa" if find_library("OSMesa") else "disabled"
+        os.environ["MUJOCO_GL"] = backend
+        logger.info("no display: MUJOCO_GL=%s", backend)
+    if os.environ.get("MUJOCO_GL", "").lower() in ("egl", "osmesa"):
+        _load_triton()
+
+
+def _load_triton() -> None:
+    """Load triton, which PyTorch imports in training, while Mesa is not loaded: both bring LLVM.
+
+    With Mesa's in the process, loading that of triton 3.7 ends it with a segmentation fault; the other order works.
+    """
+    if find_spec("triton") is not None:
+        with contextlib.suppress(Exception):  # PyTorch will say what is wrong with it
+            import_module("triton")
 
 
 def _egl_has_device() -> bool:

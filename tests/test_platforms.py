@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from plasticity import cli
 from plasticity.commands import seeds, stopping
-from plasticity.envs import make_env
+from plasticity.envs import graphics, make_env
 from plasticity.storage import files
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +102,24 @@ def test_without_dm_control_all_else_is_there(capsys):
     assert any("CartPole-v1" in line for line in lines)
     assert not any(line.strip().startswith("dmc") for line in lines)
     assert sum("not installed: dmc/<domain>-<task>" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "loaded"), [("egl", ["triton"]), ("osmesa", ["triton"]), ("disabled", []), ("glfw", [])]
+)
+def test_triton_is_loaded_before_mesa(monkeypatch, backend, loaded):
+    """Both bring LLVM, and the process ends if Mesa's comes first."""
+    asked = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.setattr(graphics, "find_spec", lambda name: name)
+    monkeypatch.setattr(graphics, "import_module", asked.append)
+    graphics.set_default_gl()
+    assert asked == loaded
+    monkeypatch.setattr(graphics, "find_spec", lambda name: None)
+    graphics.set_default_gl()
+    assert asked == loaded
 
 
 # -- encodings ---------------------------------------------------------------------------------------------------------

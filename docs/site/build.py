@@ -98,6 +98,10 @@ def navigation() -> list[tuple[str, list[str]]]:
     sections = [
         (title, list(dict.fromkeys(LISTED.findall(text)))) for title, text in zip(parts[1::2], parts[2::2], strict=True)
     ]
+    placed: set[str] = set()
+    for _, listed in sections:  # a page stands where it is listed first
+        listed[:] = [page for page in listed if page not in placed]
+        placed.update(listed)
     sections = [(title, listed) for title, listed in sections if listed]
     sections += [("Methods", below("interventions")), ("Examples", below("examples") + below("notebooks"))]
     sections += [("Python reference", below("reference"))]

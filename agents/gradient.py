@@ -24,7 +24,7 @@ from .constants import objects_read
 from .graph import Graph
 from .inputs import Inputs, gathered
 from .layout import Layout, Rides
-from .objective import Objective, blamed
+from .objective import Objective, Split, blamed
 from .terms import LossTerm, Projection, Term, as_term
 from .updates import gradient_step
 
@@ -71,6 +71,8 @@ class GradientStep:
         self.terms: dict[str, Term] = {}
         self.projections: dict[str, Projection] = {}
         self.loss = loss
+        self.split: Split | None = None
+        """Returns the parts of the loss by name, of the inputs of the loss; None where it has one part."""
         self._require_settings()
         self._layout: Layout | None = None
         self._graphs: dict[Hashable, tuple[Graph, Any]] = {}
@@ -84,6 +86,13 @@ class GradientStep:
             raise RuntimeError(f"the step {self.name!r} was not taken yet")
         objective, inputs = self._latest
         return objective(*inputs.gathered())[0]
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the parts by name whose sum is :meth:`again`: those of the loss, and its terms."""
+        if self._latest is None:
+            raise RuntimeError(f"the step {self.name!r} was not taken yet")
+        objective, inputs = self._latest
+        return objective.parts(self.split, *inputs.gathered())
 
     @property
     def loss(self) -> Loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import Tensor
 from .compiled import Loss
 from .constants import constants_of
 from .terms import LossTerm, Networks
+
+Split = Callable[..., dict[str, Tensor]]
+"""`split(batch, *more)` returns the parts by name of which a loss is the sum."""
 
 
 class Objective:
@@ -24,14 +27,25 @@ class Objective:
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = self.loss(*inputs[: self.num_inputs])
+        for name, value in self._added(inputs, metrics):
+            loss, metrics = loss + value, {**metrics, name: value}
+        return loss, metrics
+
+    def parts(self, split: Split | None, *inputs: Any) -> dict[str, Tensor]:
+        """Return the parts of the loss by name, as `split` has them of the same inputs, and the terms."""
+        own = inputs[: self.num_inputs]
+        found = {"loss": self.loss(*own)[0]} if split is None else split(*own)
+        return {**found, **dict(self._added(inputs, found))}
+
+    def _added(self, inputs: Sequence[Any], taken: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield each term's name and value; RuntimeError for a name that is taken, or a term that fails."""
         drawn = iter(inputs[self.num_inputs :])
         for name, term in self.terms.items():
             with self._blamed(name):
-                if name in metrics:
+                if name in taken:
                     raise ValueError("the loss has a metric of that name: choose another one")
                 value = term.value(self.networks, inputs[0], () if term.draw is None else (next(drawn),))
-            loss, metrics = loss + value, {**metrics, name: value}
-        return loss, metrics
+            yield name, value
 
     def draw(self) -> list[Any]:
         """Return the fresh draws of the terms that have any."""

@@ -191,6 +191,7 @@ class PPO(Learner):
             max_norm=self.config.max_grad_norm,
             eps=1e-5,
         )
+        self.steps["ppo"].split = self.loss_parts
         self.normalisers = self._make_normalisers(shape)
 
         actions = ((action_dim,), torch.float32) if self.continuous else ((), torch.int64)
@@ -351,6 +352,15 @@ class PPO(Learner):
         if batch.values is None:
             return value_loss(values[:, 0], batch.value, batch.target, limit)
         return own_mean(value_errors(values, batch.values, batch.target[:, None], limit), batch.turn)
+
+    def loss_parts(self, batch: Experience) -> dict[str, Tensor]:
+        """Return the parts of which the loss of a minibatch is the sum."""
+        _, metrics = self.loss(batch)
+        return {
+            "policy": metrics["policy_loss"],
+            "value": self.config.value_coef * metrics["value_loss"],
+            "entropy": -self.config.entropy_coef * metrics["entropy"],
+        }
 
     def _advantage(self, batch: Experience) -> Tensor:
         found = standardised(batch.advantage) if self.config.standardise == "minibatch" else batch.advantage

@@ -85,6 +85,7 @@ class SAC(ActorCritic):
     ) -> None:
         config, how = config or SACConfig(), {"num_envs": num_envs, "compile": compile, "precision": precision}
         super().__init__(observation_space, action_space, config, name=name, seed=seed, device=device, **how)
+        self.steps["actor"].split = self.actor_parts
         self.target_entropy = -float(self.action_dim) if config.target_entropy is None else config.target_entropy
         self.log_alpha = torch.tensor(math.log(config.init_alpha), device=self.device, requires_grad=config.learn_alpha)
         if config.learn_alpha:
@@ -127,6 +128,12 @@ class SAC(ActorCritic):
         action, log_prob = self._sample(batch.obs, noise)
         loss = actor_loss(self.q(batch.obs, action), log_prob, alpha)
         return loss, {"actor_loss": loss, "entropy": -log_prob.mean()}
+
+    def actor_parts(self, batch: Batch, alpha: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Return the parts of which the actor's loss is the sum: minus the value, and minus the entropy bonus."""
+        loss, metrics = self.actor_loss(batch, alpha, noise)
+        bonus = alpha * metrics["entropy"]
+        return {"value": loss + bonus, "entropy": -bonus}
 
     @torch.no_grad()
     def target_value(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:

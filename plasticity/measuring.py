@@ -16,6 +16,7 @@ from .monitor import Layers, Monitor
 from .observing.passes import Mask
 from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
+from .probes.network import Objective, total_of
 from .structure.labels import tensors_in
 from .tags import OVERHEAD, UNMEASURED, UPDATES, network_prefix, score_tag
 from .watching import Watcher
@@ -24,7 +25,7 @@ from .watching import Watcher
 def measure(
     model: nn.Module,
     batch: Any,
-    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor | Mapping[str, Tensor]] | None = None,
     *,
     probes: Mapping[str, Probe] | Sequence[str] | None = None,
     layers: Layers = None,
@@ -35,9 +36,10 @@ def measure(
 
     ``batch``: the model's inputs (a tensor; a tuple for several arguments; a mapping for named ones). With
     ``loss_fn``, called as ``loss_fn(output, targets)`` like torch's own, it is the pair ``(inputs, targets)``, and
-    gradient probes measure too. Use the same batch every time and values compare over time. ``probes``, ``layers`` and
-    ``mask`` are those of :class:`~plasticity.Monitor`; ``method`` is the one by which the model is called. Parameters,
-    ``.grad``, buffers, train flags and random states stay as they were.
+    gradient probes measure too; it may also return several losses by name, whose sum is differentiated. Use the same
+    batch every time and values compare over time. ``probes``, ``layers`` and ``mask`` are those of
+    :class:`~plasticity.Monitor`; ``method`` is the one by which the model is called. Parameters, ``.grad``, buffers,
+    train flags and random states stay as they were.
 
     Raises ValueError for a batch that is no pair where a loss is given, and for a loss that is not one number; errors
     of the model itself pass through.
@@ -58,9 +60,9 @@ def measure(
             args, kwargs = _arguments(map_tensors(batch, _differentiable if loss_fn is not None else torch.clone))
             output = call_of(model, method)(*args, **kwargs)
             if loss_fn is not None:
-                _differentiate(model, loss_fn(output, map_tensors(targets, torch.clone)), args, kwargs)
+                _differentiate(model, _total(loss_fn(output, map_tensors(targets, torch.clone))), args, kwargs)
 
-        def objective() -> Tensor:
+        def objective() -> Tensor | Mapping[str, Tensor]:
             args, kwargs = _arguments(map_tensors(batch, torch.clone))
             assert loss_fn is not None
             return loss_fn(call_of(model, method)(*args, **kwargs), map_tensors(targets, torch.clone))
@@ -84,8 +86,6 @@ def _differentiable(tensor: Tensor) -> Tensor:
 
 def _differentiate(model: nn.Module, loss: Tensor, args: tuple, kwargs: dict) -> None:
     """Run the backward pass without writing to any ``.grad``."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ValueError(f"loss_fn must return a loss of one number, got {_describe(loss)}")
     sources = [t for t in (*model.parameters(), *tensors_in((args, kwargs))) if t.requires_grad]
     if loss.requires_grad and sources and _is_checkpointed(loss):
         _run_backward(loss, sources)
@@ -128,16 +128,27 @@ def _describe(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _objective(ctx: Context, network: str) -> Callable[[], Tensor]:
-    """Return a function that computes the loss of a network's last step anew, without a trace in any network."""
+def _total(loss: Any) -> Tensor:
+    """Return the loss, or the sum of its parts by name; ValueError unless each is one number."""
+    for part in loss.values() if isinstance(loss, Mapping) and loss else (loss,):
+        if not isinstance(part, Tensor) or part.numel() != 1:
+            raise ValueError(f"loss_fn must return a loss of one number, or several by name; got {_describe(part)}")
+    return total_of(loss)
 
-    def objective() -> Tensor:
+
+def _objective(ctx: Context, network: str) -> Objective:
+    """Return a function that computes the loss of a network's last step anew, without a trace in any network.
+
+    By parts where the step tells them.
+    """
+
+    def objective() -> Tensor | Mapping[str, Tensor]:
         step = ctx.step_of(network)
         with ExitStack() as stack:
             for module in {id(m): m for m in (*ctx.networks.values(), *ctx.targets.values())}.values():
                 stack.enter_context(undisturbed(module, step))
             stack.enter_context(torch.enable_grad())
-            return step.again()
+            return step.parts() if hasattr(step, "parts") else step.again()
 
     return objective
 

@@ -44,10 +44,11 @@ SETS: dict[str, tuple[str, ...]] = {
     "basic": DEFAULT_PROBES,
     "activity": (
         *("dormancy", "rdu", "fau", "fau_units", "dead", "never_fired", "rarely_fires", "linearised", "saturated"),
-        *("silent", "quadrants", "dormant_again"),
+        *("silent", "quadrants", "dormant_again", "still_dormant"),
     ),
     "gradient": (
-        *("grama", "gradient_norm", "zero_gradient", "rua", "rua_volatile", "step_cosine", "sample_gradients", "ntk"),
+        *("grama", "gradient_norm", "zero_gradient", "gradient_kurtosis", "rua", "rua_volatile", "step_cosine"),
+        *("loss_cosine", "sample_gradients", "ntk"),
     ),
     "ranks": ("rank", "spectrum", "feature_norm"),
     "weights": (

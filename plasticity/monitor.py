@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .isolation import is_compiled, named_modules, unwrap
 from .observing.again import NetworkReadings
@@ -19,9 +20,10 @@ from .observing.observer import Observer
 from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
-from .probes.network import Again, NetworkProbe
+from .probes.network import Again, NetworkProbe, Objective
 from .structure.functional import slices_of
 from .structure.layers import Layer, weight_layers_of
+from .structure.recycled import last_recycled
 from .structure.wirings import Wiring
 
 UNITS = "units"
@@ -45,8 +47,9 @@ class Monitor:
     training calls the model beside ``forward``, such as ``("evaluate_actions",)``. ``strict``: raise when a probe fails
     instead of warning once and going on without it. ``deferred``: what passes show counts from :meth:`commit` on.
     ``owner``: whose private passes count too (see ``isolation``). ``objective``: computes the loss of the last pass
-    anew, for network probes that need it. ``fused``: projections whose neurons go apart at once, as queries, keys and
-    values of one weight do, are read in ``"parts"``, ``qkv_proj.0`` and so on, or as a ``"whole"``.
+    anew, or its parts by name, for network probes that need it. ``fused``: projections whose neurons go apart at once,
+    as queries, keys and values of one weight do, are read in ``"parts"``, ``qkv_proj.0`` and so on, or as a
+    ``"whole"``.
 
     ``processes``: of a model in ``DistributedDataParallel``. ``"own"`` measures this process's share of the batch.
     ``"all"``, to be given in all processes, adds up their sums: activity and gradient scores are then those of the
@@ -71,7 +74,7 @@ class Monitor:
         deferred: bool = False,
         owner: object | None = None,
         processes: Literal["own", "all"] = "own",
-        objective: Callable[[], Tensor] | None = None,
+        objective: Objective | None = None,
         fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         if processes not in ("own", "all"):
@@ -90,7 +93,8 @@ class Monitor:
         of_networks = {name: probe for name, probe in self.probes.items() if isinstance(probe, NetworkProbe)}
         of_layers = {name: probe for name, probe in self.probes.items() if name not in of_networks}
         self._network_readings, self.objective = NetworkReadings(of_networks, strict), objective
-        self._observer = Observer(self.model, Gathering(of_layers, strict, deferred), passes, owner, self._guide)
+        gathering = Gathering(of_layers, strict, deferred, partial(last_recycled, self.model))
+        self._observer = Observer(self.model, gathering, passes, owner, self._guide)
         self.mask, self._observer.calls = mask, require_methods(self.model, calls)
 
     def _check_globs(self) -> None:

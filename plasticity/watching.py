@@ -15,6 +15,7 @@ from .callback import Writer
 from .monitor import Layers, Monitor
 from .observing.reading import Reading, Readings
 from .probes import DEFAULT_PROBES, Probe
+from .probes.network import Objective
 from .structure.optimizers import innermost, trainer
 from .tags import network_prefix, score_tag
 
@@ -61,7 +62,7 @@ class Watcher:
         masks: Mapping[str, Any] | None = None,
         read: Callable[[Monitor], Reading] = Monitor.read,
         require: Callable[[Monitor], None] | None = None,
-        objectives: Mapping[str, Callable[[], Tensor]] | None = None,
+        objectives: Mapping[str, Objective] | None = None,
         fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         self._read, self._require = read, require
@@ -316,7 +317,7 @@ def watch(
     processes: Literal["own", "all"] = "own",
     calls: Mapping[str, Sequence[str]] | Sequence[str] = (),
     mask: Any = None,
-    loss: Callable[[], Tensor] | Mapping[str, Callable[[], Tensor]] | None = None,
+    loss: Objective | Mapping[str, Objective] | None = None,
 ) -> Session:
     """Measure ``model`` in your own training loop, once in ``every`` optimizer steps, and write what is seen.
 

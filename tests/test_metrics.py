@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import kurtosis
 from torch import Tensor, nn
 
 import plasticity
@@ -79,6 +80,12 @@ def test_golden_relative_updates() -> None:
 
 def test_golden_zero_gradients() -> None:
     assert value("zero_gradient", on_weight_gradient=torch.tensor([[0, 1e-9], [1e-3, 0.1]])) == 0.5
+
+
+def test_golden_kurtosis() -> None:
+    assert value("gradient_kurtosis", on_weight_gradient=torch.tensor([[0.0, 0], [0, 1]])) == pytest.approx(7 / 3)
+    assert value("gradient_kurtosis", on_weight_gradient=torch.tensor([[-2.0, 2], [-2, 2]])) == pytest.approx(1)
+    assert math.isnan(value("gradient_kurtosis", on_weight_gradient=torch.ones(2, 2)))
 
 
 def test_golden_ranks() -> None:
@@ -158,6 +165,7 @@ def naive(model: nn.Sequential, x: Tensor, y: Tensor, layer: int) -> dict[str, f
         "linearised": float(np.mean([min(h[:, i]) > 0 for i in range(h.shape[1])])),
         "gradient_norm": math.sqrt(sum(value**2 for value in g.flatten())),
         "zero_gradient": float(np.mean(np.abs(g) < 1e-8)),
+        "gradient_kurtosis": float(kurtosis(g.flatten(), fisher=False)),
         "feature_norm": float(np.mean([math.sqrt(sum(v**2 for v in row)) for row in h])),
         "feature_variance": float(np.mean(np.var(h, axis=0))),
         "weight_mean": float(np.mean(np.abs(w))),
@@ -265,12 +273,21 @@ def test_running_versions_remember() -> None:
     assert never.details() == {"readings": 2}
 
 
-def test_dormant_again() -> None:
-    probe = PROBES["dormant_again"]()
+def test_still_dormant() -> None:
+    probe = PROBES["still_dormant"]()
     probe.memory = torch.tensor([True, True, False, False])
     probe.on_forward(torch.tensor([[0.0, 1, 0, 1]]))
     assert float(probe.compute()) == 0.5  # type: ignore[arg-type]
     assert probe.of_network([0.5, math.nan, 1.0], [4, 4, 4]) == 0.75
+
+
+def test_dormant_again() -> None:
+    probe = PROBES["dormant_again"]()
+    assert "recycled" in probe.why_not()
+    probe.recycled = [0, 1, 3]
+    probe.on_forward(torch.tensor([[0.0, 1, 0, 1]]))
+    assert float(probe.compute()) == pytest.approx(1 / 3)  # type: ignore[arg-type]
+    assert probe.details() == {"recycled": 3}
 
 
 # -- what cannot be measured -------------------------------------------------------------------------------------------
@@ -317,7 +334,8 @@ def test_without_steps_or_earlier_readings_there_is_a_reason() -> None:
     steps = {"weight_distance", "weight_change", "update_ratio", "unchanged"}
     assert {name for name, reason in reasons.items() if reason.startswith("no optimizer step")} == steps
     earlier = {name for name, reason in reasons.items() if reason.startswith("there is no earlier reading")}
-    assert earlier == reasons.keys() - steps == {"dormant_again", "step_cosine"}
+    assert reasons.pop("dormant_again") == "none of its neurons was recycled in the last event"
+    assert earlier == reasons.keys() - steps == {"still_dormant", "step_cosine"}
 
 
 def test_counts_of_non_finite_rows_are_nan() -> None:

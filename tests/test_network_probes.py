@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import kurtosis
 from torch import Tensor, nn
 
 import plasticity
@@ -162,6 +163,8 @@ def test_gradients_of_samples_are_those_of_the_jacobian(case: str) -> None:
     assert float(found["half_cosine"]) == pytest.approx(float(F.cosine_similarity(a, b, dim=0)), rel=1e-4)
     values = torch.linalg.svdvals(jac - jac.mean(0)).square()
     assert float(found["gradient_top_share"]) == pytest.approx(float(values[0] / values.sum()), rel=1e-4)
+    norms = jac.norm(dim=1).numpy()
+    assert float(found["norm_kurtosis"]) == pytest.approx(float(kurtosis(norms, fisher=False)), rel=1e-4)
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------

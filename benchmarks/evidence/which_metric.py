@@ -30,6 +30,8 @@ STREAMS = {
     "permute/Acrobot-v1": ("dqn",),
     "permute/Pendulum-v1": ("sac", "td3"),
 }
+LENGTHS = {"permute/CartPole-v1": 6000, "permute/Acrobot-v1": 6000, "permute/Pendulum-v1": 2000}
+"""Stream -> steps of a task."""
 METHODS: dict[str, tuple[str, ...]] = {
     "none": (),
     "redo": ("--redo", "--redo.every", "500"),
@@ -46,6 +48,12 @@ OFF_POLICY = ("--hidden", "64", "64", "--batch-size", "64", "--learning-starts",
 AGENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dqn", "sac", "td3"), OFF_POLICY),
     "ppo": ("--hidden", "64", "64", "--num-steps", "256"),
+}
+COMMON = ("--churn", "--policy", "--feature-dot", "--fit-probe", "--overestimation")
+METERS: dict[str, tuple[str, ...]] = {
+    "dqn": (*COMMON, "--replay", "--target-distance"),
+    "ppo": COMMON,
+    **dict.fromkeys(("sac", "td3"), (*COMMON, "--replay", "--target-distance", "--critic-disagreement")),
 }
 DORMANCY = "dormancy"
 TASKS = 4
@@ -68,9 +76,10 @@ def train(agent: str, stream: str, method: str, seed: int, length: int, out: str
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)  # what a stopped run left
         words = ["train", agent, "--env", stream, "--seed", str(seed), "--steps", str(TASKS * length), "--task-steps"]
-        words += [str(length), "--probe-every", str(20 if agent == "ppo" else max(1, length // 6)), "--eval-every", "0"]
-        words += ["--checkpoint.every", "0", "--probes", "all", "--quiet", "--log", "--out", out, "--name", folder.name]
-        code = main([*words, *AGENTS[agent], *METHODS[method], *(HIGH_LR[agent] if method == "high lr" else ())])
+        words += [str(length), "--probe-every", str(60 if agent == "ppo" else max(1, length // 6)), "--eval-every", "0"]
+        words += ["--checkpoint.every", "0", "--probes", "all", "sharpness", "--quiet", "--log", "--out", out]
+        words += ["--name", folder.name, *AGENTS[agent], *METERS[agent], *METHODS[method]]
+        code = main([*words, *(HIGH_LR[agent] if method == "high lr" else ())])
         if code:
             raise RuntimeError(f"{folder.name} failed with {code}")
         group = {"group": f"{agent} {stream}", "run": folder.name}
@@ -178,15 +187,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", default="runs/which_metric", help="folder of the runs, to go on from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--length", type=int, default=3000, help="steps of a task")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that the script works; saves nothing")
     options = parser.parse_args()
     started = time.perf_counter()
-    length = 300 if options.quick else options.length
     pairs = [(agent, stream) for stream, agents in STREAMS.items() for agent in agents]
     cases = [
-        {"agent": agent, "stream": stream, "method": method, "seed": seed, "length": length, "out": options.out}
+        {"agent": agent, "stream": stream, "method": method, "seed": seed, "out": options.out}
+        | {"length": 300 if options.quick else LENGTHS[stream]}
         for seed in options.seeds[: 1 if options.quick else None]
         for agent, stream in (pairs[:1] if options.quick else pairs)
         for method in METHODS
@@ -195,7 +203,7 @@ def main() -> None:
     metrics = sorted({metric for row in rows for metric in row["metrics"]})
     judged = {metric: found for metric in metrics if (found := judge(rows, metric)) is not None}
     print(table(judged))
-    save("which_metric", {"length": length, "runs": len(cases), "metrics": judged}, started, options.quick)
+    save("which_metric", {"lengths": LENGTHS, "runs": len(cases), "metrics": judged}, started, options.quick)
 
 
 if __name__ == "__main__":

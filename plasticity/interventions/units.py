@@ -16,6 +16,7 @@ from plasticity.probes import Probe
 from plasticity.structure.functional import sliced_parameters
 from plasticity.structure.layers import Slice, weight_parameter, weight_rows
 from plasticity.structure.partners import completed
+from plasticity.structure.recycled import note_recycled
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers
@@ -243,6 +244,7 @@ class UnitRecycling(UnitMethod):
         args, kwargs = monitor.inputs or ((), {})
         recycled, moved = function_change(module, args, kwargs, change, monitor.method)
         self._recycled[network] = dict(recycled) or self._recycled.get(network, {})
+        note_recycled(module, self.NAME, self._recycled[network])
         return recycled, moved
 
     def permitted(self, network: str, flagged: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -323,4 +325,6 @@ class UnitRecycling(UnitMethod):
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
         self._recycled = {name: dict(layers) for name, layers in state.get("recycled", {}).items()}
+        for name, layers in self._recycled.items():
+            note_recycled(unwrap(self._networks[name]), self.NAME, layers)
         self._skipped = {tuple(entry) for entry in state.get("skipped", ())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -59,23 +59,30 @@ class Computed(NamedTuple):
 
 
 @contextmanager
-def _informed(probe: Probe, activation: str | None, memory: Any) -> Iterator[None]:
+def _informed(probe: Probe, activation: str | None, memory: Any, recycled: Sequence[int]) -> Iterator[None]:
     """Within, let a probe know of its layer what no signal says; it keeps none of it."""
-    probe.activation, probe.memory = activation, memory
+    probe.activation, probe.memory, probe.recycled = activation, memory, recycled
     try:
         yield
     finally:
-        del probe.activation, probe.memory
+        del probe.activation, probe.memory, probe.recycled
 
 
 class Gathering:
     """A copy of each probe per layer, the data that they were given, and the probes that failed.
 
-    ``deferred``: data of passes are pending until :meth:`commit`.
+    ``deferred``: data of passes are pending until :meth:`commit`. ``recycled`` returns layer -> the neurons that were
+    recycled last; it is asked at the first data after :meth:`reset`.
     """
 
-    def __init__(self, probes: Mapping[str, Probe], strict: bool, deferred: bool = False) -> None:
-        self.probes, self.strict, self.deferred = dict(probes), strict, deferred
+    def __init__(
+        self,
+        probes: Mapping[str, Probe],
+        strict: bool,
+        deferred: bool = False,
+        recycled: Callable[[], Mapping[str, Sequence[int]]] = dict,
+    ) -> None:
+        self.probes, self.strict, self.deferred, self.recycled = dict(probes), strict, deferred, recycled
         self._spare = False
         self._failed: dict[str, str] = {}
         self.memory: dict[Key, Any] = {}
@@ -91,6 +98,8 @@ class Gathering:
         self._before: dict[str, Tensor] = {}
         """Layer -> its weight at the start of the window."""
         self._steps = 0
+        self._recycled: Mapping[str, Sequence[int]] | None = None
+        """Layer -> the neurons that were recycled last before these data; None before the first."""
         self._copies: dict[Key, Probe] = {}
         """The probes that were fed rows."""
         self._arrived: defaultdict[Key, set[str]] = defaultdict(set)
@@ -145,6 +154,8 @@ class Gathering:
 
     def take(self, seen: Iterable[tuple[Recipient, Tensor]]) -> None:
         """Take in the tensors of a pass."""
+        if self._recycled is None:
+            self._recycled = self.recycled()
         for entry, tensor in seen:
             if entry.reduced:
                 self._entries.append(entry)
@@ -247,6 +258,8 @@ class Gathering:
         }
         if self._before:
             state |= {"before": self._before, "steps": self._steps}
+        if self._recycled:
+            state["recycled"] = self._recycled
         return map_tensors(state, torch.clone)
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
@@ -255,6 +268,7 @@ class Gathering:
         state = map_tensors(state, lambda tensor: tensor.to(device, copy=True))
         self.num_passes = state["num_passes"]
         self._before, self._steps = dict(state.get("before", {})), state.get("steps", 0)
+        self._recycled = state.get("recycled") or ({} if self.num_passes else None)
         for part in state["sums"]:
             self._sums[tuple(Recipient(*entry) for entry in part["plan"])].load_state_dict(part)
         for name, layer, saved in state["probes"]:
@@ -346,7 +360,8 @@ class Gathering:
             if name in self._failed:
                 continue
             try:
-                with torch.no_grad(), _informed(probe, activations.get(layer), self.memory.get((name, layer))):
+                known = activations.get(layer), self.memory.get((name, layer)), (self._recycled or {}).get(layer, ())
+                with torch.no_grad(), _informed(probe, *known):
                     if (memory := probe.remember()) is not None:
                         self._remembered[name, layer] = map_tensors(memory, torch.clone)
                     if reason := probe.why_not():

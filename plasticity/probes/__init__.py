@@ -10,12 +10,13 @@ from plasticity.metrics import DEFAULT_PROBES, SETS, expanded
 
 from .activity import Activity, inactive_fraction, normalised_scores
 from .check import require_probe
+from .conflict import LossCosine
 from .curvature import Hessian, Sharpness
 from .dormancy import Dormancy
 from .firing import ActiveEntries, ActiveUnits, Dead, Linearised, NeverFired, RarelyFires, Saturated
-from .gradient import GradientNorm, StepCosine, UnitUpdates, ZeroGradients
+from .gradient import GradientKurtosis, GradientNorm, StepCosine, UnitUpdates, ZeroGradients
 from .grama import GradientActivity
-from .inactivity import DormantAgain, DormantRatio, Quadrants, Silent
+from .inactivity import DormantAgain, DormantRatio, Quadrants, Silent, StillDormant
 from .kernel import SampleGradients, TangentKernel
 from .network import Again, NetworkProbe, NotMeasurable
 from .probe import Probe
@@ -46,8 +47,10 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "silent": Silent,
     "quadrants": Quadrants,
     "dormant_again": DormantAgain,
+    "still_dormant": StillDormant,
     "gradient_norm": GradientNorm,
     "zero_gradient": ZeroGradients,
+    "gradient_kurtosis": GradientKurtosis,
     "rua": UnitUpdates,
     "rua_volatile": partial(UnitUpdates, "volatile"),
     "step_cosine": StepCosine,
@@ -61,6 +64,7 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "unchanged": Unchanged,
     "sample_gradients": SampleGradients,
     "ntk": TangentKernel,
+    "loss_cosine": LossCosine,
     "hessian": Hessian,
     "sharpness": Sharpness,
     "attention": Attention,

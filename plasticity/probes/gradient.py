@@ -74,6 +74,29 @@ class ZeroGradients(OfWeightGradients):
         return share_of(self.gradient().abs() < self.limit, self.gradient())
 
 
+def kurtosis(values: Tensor) -> Tensor:
+    """Return E[(x - mean)^4] / var^2 of a flat tensor, 0-D, at least 1; NaN where all values are equal."""
+    centred = values - values.mean()
+    return centred.pow(4).mean() / centred.square().mean().square()
+
+
+class GradientKurtosis(OfWeightGradients):
+    """Kurtosis of the entries of a weight's gradient.
+
+    Range [1, inf): 3 for normal entries, 1.8 for uniform ones; growing is worse: few weights get nearly all of the
+    gradient. Not in excess of 3. That of the norms of single samples' gradients, which Garg et al. 2021 (arXiv
+    2102.10264), section 3, estimate in PPO, is ``norm_kurtosis`` of the probe ``sample_gradients``.
+    """
+
+    WORSE = "growing"
+    SOURCE = "Garg et al. 2021"
+    nan_reason = "all entries are equal, or not finite"
+
+    def compute(self) -> Tensor:
+        """Return the kurtosis."""
+        return kurtosis(self.gradient().flatten())
+
+
 class UnitUpdates(Probe):
     """Fraction of neurons with a relative gradient unlike their layer's: RUA.
 

@@ -102,23 +102,63 @@ class Quadrants(ActivityAndGradient):
         return mask
 
 
-class DormantAgain(Dormancy):
-    """Share of the neurons dormant at the last reading that are so now.
-
-    Range [0, 1]. Near 1: dormancy is a state that lasts. With a method that recycles at the same steps it is the share
-    of recycled neurons that fell asleep again. NaN at the first reading, and where none was dormant. Source: the
-    overlap of github.com/google/dopamine, ``labs/redo/weight_recyclers.py``.
-    """
+class Overlap(Dormancy):
+    """A share of those neurons that are dormant now, among some that are known from before."""
 
     KIND = "activity"
-    WORSE = "higher after recycling"
-    SOURCE = "Sokar et al. 2023, code"
-    nan_reason = "no neuron was dormant at the last reading, or values are not finite"
+    nan_reason = "no neuron was dormant then, or values are not finite"
     per_neuron = False
 
     def dormant(self) -> Tensor:
         """Return which neurons are dormant, (neurons,)."""
         return self.scores() <= self.threshold
+
+    def among(self, neurons: Tensor) -> Tensor:
+        """Return the share of ``neurons``, (neurons,) bool, that are dormant; NaN of none."""
+        share = (self.dormant() & neurons).sum() / neurons.sum().double()
+        return torch.where(self.scores().isnan().any(), torch.nan, share)
+
+    def of_network(self, values: Sequence[float], neurons: Sequence[int]) -> float:
+        """Return the mean over the layers that have a value."""
+        there = [value for value in values if value == value]
+        return sum(there) / len(there) if there else torch.nan
+
+
+class DormantAgain(Overlap):
+    """Share of the neurons recycled last that are dormant again.
+
+    Range [0, 1]. Of the last event, before the reading, of every method that recycles neurons; ``details`` has their
+    number. Near 1: recycling does not last. Without a method that recycles there is no value. Source: the overlap with
+    the last reset of github.com/google/dopamine, ``labs/redo/weight_recyclers.py``.
+    """
+
+    WORSE = "higher"
+    SOURCE = "Sokar et al. 2023, code"
+
+    def why_not(self) -> str:
+        """Return that no neuron of the layer was recycled."""
+        return "" if len(self.recycled) else "none of its neurons was recycled in the last event"
+
+    def compute(self) -> Tensor:
+        """Return the share of the neurons that were recycled."""
+        mask = torch.zeros_like(self.dormant())
+        mask[list(self.recycled)] = True
+        return self.among(mask)
+
+    def details(self) -> dict[str, int]:
+        """Return the number of neurons that were recycled."""
+        return {"recycled": len(self.recycled)}
+
+
+class StillDormant(Overlap):
+    """Share of the neurons dormant at the last reading that still are.
+
+    Range [0, 1]. Near 1: dormancy is a state that lasts; near the fraction of dormant neurons: it is the batch's. NaN
+    where none was dormant. Source: Sokar et al. 2023 (arXiv 2302.12902), section 3, for the overlap over time.
+    """
+
+    WORSE = "higher"
+    SOURCE = "Sokar et al. 2023"
 
     def why_not(self) -> str:
         """Return that there is no earlier reading of as many neurons."""
@@ -126,14 +166,7 @@ class DormantAgain(Dormancy):
 
     def compute(self) -> Tensor:
         """Return the share of the neurons that were dormant."""
-        now, before = self.dormant(), self.memory
-        share = (now & before).sum() / before.sum().double()
-        return torch.where(self.scores().isnan().any(), torch.nan, share)
-
-    def of_network(self, values: Sequence[float], neurons: Sequence[int]) -> float:
-        """Return the mean over the layers in which neurons were dormant."""
-        there = [value for value in values if value == value]
-        return sum(there) / len(there) if there else torch.nan
+        return self.among(self.memory)
 
     def remember(self) -> Tensor:
         """Return which neurons are dormant."""

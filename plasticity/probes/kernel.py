@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from plasticity.isolation import named_modules
 
+from .gradient import kurtosis
 from .network import Again, NetworkProbe, NotMeasurable, tensors_within
 from .rank import effective_rank
 
@@ -181,16 +182,17 @@ class SampleGradients(OfSamples):
     ``half_cosine``: cosine of the gradients of the first and second half of at most ``samples`` samples; near 0, the
     step is noise. ``gradient_top_share``: the largest eigenvalue of the covariance of single samples' gradients over
     their sum, near 1 one direction is all there is; ``gradient_rank``: the effective rank of that covariance, in [0,
-    samples). The loss must be a mean or a sum over samples. Source: Lyle et al. 2023 (arXiv 2303.01486), section 3, for
-    the covariance of gradients.
+    samples); ``norm_kurtosis``: the kurtosis of the norms of single samples' gradients, 3 if they are normal, high
+    where few samples make the step. The loss must be a mean or a sum over samples. Sources: Lyle et al. 2023 (arXiv
+    2303.01486), section 3, for the covariance; Garg et al. 2021 (arXiv 2102.10264), section 3, for the kurtosis.
     """
 
-    WORSE = "cosine near 0, share near 1, rank lower"
-    SOURCE = "Lyle et al. 2023"
-    metrics = ("half_cosine", "gradient_top_share", "gradient_rank")
+    WORSE = "cosine near 0, share near 1, rank lower, kurtosis higher"
+    SOURCE = "Lyle et al. 2023; Garg et al. 2021"
+    metrics = ("half_cosine", "gradient_top_share", "gradient_rank", "norm_kurtosis")
 
     def measure(self, again: Again) -> dict[str, Tensor]:
-        """Return the three values."""
+        """Return the four values."""
         with calls_of(again.model) as calls:
             loss = again.loss()
         gram = self.gram(again, calls, loss)
@@ -204,6 +206,7 @@ class SampleGradients(OfSamples):
             "half_cosine": ab / (aa * bb).sqrt(),
             "gradient_top_share": values[0] / values.sum(),
             "gradient_rank": effective_rank(values),
+            "norm_kurtosis": kurtosis(gram.diagonal().clamp_min(0).sqrt()),
         }
 
 

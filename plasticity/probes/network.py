@@ -18,6 +18,20 @@ WHOLE = "all"
 NO_LOSS = "it needs the loss: measure() with a loss_fn, watch() with loss=, or a run of an agent that lends its steps"
 
 
+Objective = Callable[[], "Tensor | Mapping[str, Tensor]"]
+"""Computes a loss, or the parts by name of which it is the sum."""
+
+
+def total_of(loss: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Return a loss, or the sum of its parts by name."""
+    if not isinstance(loss, Mapping):
+        return loss
+    first, *more = loss.values()
+    for part in more:
+        first = first + part
+    return first
+
+
 class NotMeasurable(Exception):
     """A network probe cannot measure here; the message says why. No failure: other networks are measured."""
 
@@ -30,18 +44,23 @@ class Again:
     args: tuple = ()
     kwargs: Mapping[str, Any] | None = None
     method: str = "forward"
-    objective: Callable[[], Tensor] | None = None
-    """Computes the loss of the last pass anew, with gradients; None where it is not known."""
+    objective: Objective | None = None
+    """Computes the loss of the last pass anew, with gradients, or its parts by name; None where it is not known."""
 
     def output(self, samples: int | None = None) -> Any:
         """Return the model's output, of the first ``samples`` of the batch, or of all."""
         return call_of(self.model, self.method)(*self._first(self.args, samples), **self._first(self.kwargs, samples))
 
-    def loss(self) -> Tensor:
-        """Return the loss, 0-D; raise NotMeasurable where it is not known, or does not depend on the network."""
+    def losses(self) -> dict[str, Tensor]:
+        """Return the parts of the loss by name, 0-D each; raise NotMeasurable where it is not known."""
         if self.objective is None:
             raise NotMeasurable(NO_LOSS)
-        loss = self.objective()
+        found = self.objective()
+        return dict(found) if isinstance(found, Mapping) else {"loss": found}
+
+    def loss(self) -> Tensor:
+        """Return the loss, 0-D; raise NotMeasurable where it is not known, or does not depend on the network."""
+        loss = total_of(self.losses())
         if not loss.requires_grad:
             raise NotMeasurable("its loss has no gradient")
         return loss

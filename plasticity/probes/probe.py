@@ -60,6 +60,8 @@ class Probe:
     units, None without one; known while results are made."""
     memory: Any = None
     """The result of :meth:`remember` at the last reading of this layer; None at the first. Known with results."""
+    recycled: Sequence[int] = ()
+    """The neurons of the layer that methods recycled last, before the passes of the reading. Known with results."""
 
     # -- signals -------------------------------------------------------------------------------------------------------
 

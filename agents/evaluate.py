@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plasticity.callback import Callback, Context
+from plasticity.callback import Callback, Context, fire, listeners
 
 from .aside import evaluating
 from .protocol import Agent, Env
@@ -29,12 +30,14 @@ def evaluate(
     episodes: int = 10,
     max_steps: int = MAX_STEPS_PER_EPISODE,
     stop: Callable[[], bool] = lambda: False,
+    look: Callable[[Any], None] | None = None,
 ) -> Tensor:
     """Return the returns of ``episodes`` episodes of the deterministic policy, (episodes,) float64.
 
     Every environment plays its share from its first episode on, so that short episodes do not crowd out long ones.
     Networks are in evaluation mode meanwhile, and nothing of them changes. An episode is cut after ``max_steps``
-    decisions, and a warning says so; its return is of that part.
+    decisions, and a warning says so; its return is of that part. ``look`` gets every transition, which it must not
+    keep without a copy.
 
     Raises EvaluationStopped as soon as ``stop()``, and ValueError unless ``episodes`` is a multiple of the number of
     environments.
@@ -42,7 +45,7 @@ def evaluate(
     if episodes < 1 or episodes % env.num_envs:
         raise ValueError(f"episodes must be a multiple of the {env.num_envs} evaluation environments, got {episodes}")
     with evaluating(agent.networks.values()):
-        finished, num_cut = _play(agent, env, episodes // env.num_envs, max_steps, stop)
+        finished, num_cut = _play(agent, env, episodes // env.num_envs, max_steps, stop, look)
     if num_cut:
         warnings.warn(
             f"{num_cut} of {episodes} evaluation episodes of {env.name} did not end within {max_steps:,} steps and "
@@ -54,7 +57,12 @@ def evaluate(
 
 
 def _play(
-    agent: Agent, env: Env, share: int, max_steps: int, stop: Callable[[], bool]
+    agent: Agent,
+    env: Env,
+    share: int,
+    max_steps: int,
+    stop: Callable[[], bool],
+    look: Callable[[Any], None] | None,
 ) -> tuple[list[list[float]], int]:
     """Return the returns of the first ``share`` episodes of every environment, and how many of them were cut."""
     finished: list[list[float]] = [[] for _ in range(env.num_envs)]
@@ -71,7 +79,9 @@ def _play(
         if step - min(begun) >= max_steps:
             late = torch.tensor([step - start >= max_steps for start in begun], device=done.device) & ~done
             num_cut += sum(len(finished[index]) < share for index in late.nonzero().flatten().tolist())
-            done = done | late
+            transition.truncated, done = transition.truncated | late, done | late
+        if look is not None:
+            look(transition)
         if any_true(done):
             for index in done.nonzero().flatten().tolist():
                 finished[index].append(float(running[index]))
@@ -118,7 +128,7 @@ class Evaluate(Callback):
         env = self.make_env()
         self._choose_task(env, ctx.task)
         try:
-            self.last = evaluate(self.agent, env, self.episodes, self.max_steps, self.stop)
+            self.last = evaluate(self.agent, env, self.episodes, self.max_steps, self.stop, self._look(ctx))
         except EvaluationStopped:
             return False
         finally:
@@ -126,7 +136,13 @@ class Evaluate(Callback):
         self._step = ctx.step
         spread = float(self.last.std()) if len(self.last) > 1 else 0.0
         ctx.log({"charts/eval_return": float(self.last.mean()), "charts/eval_return_std": spread})
+        fire(listeners(ctx.started, "on_evaluation_end"), "on_evaluation_end", ctx)
         return True
+
+    def _look(self, ctx: Context) -> Callable[[Any], None] | None:
+        """Return what shows each transition to the callbacks that listen; None without any."""
+        there = listeners(ctx.started, "on_evaluation_step")
+        return partial(fire, there, "on_evaluation_step", ctx) if there else None
 
     def _choose_task(self, env: Env, task: Tensor | None) -> None:
         """Let the evaluation play the tasks of training; warn once where its environments cannot be set."""

@@ -68,6 +68,11 @@ class Learner:
         """Running norms inside the networks and targets."""
         self._how: dict[str, Any] = {"compile": compile, "precision": precision}
 
+    @property
+    def discount(self) -> float | None:
+        """The discount of the values that are learned, per step; None where no setting says it."""
+        return getattr(self.config, "gamma", None)
+
     def add_generator(self, name: str, seed: int) -> None:
         """Add a generator on the agent's device."""
         self.generators[name] = torch.Generator(self.device).manual_seed(seed)

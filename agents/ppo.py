@@ -316,6 +316,11 @@ class PPO(Learner):
         """Return the values of all critics, (batch, critics)."""
         return all_values(self.networks, self.critics, obs)
 
+    def reward_factor(self) -> float:
+        """Return the factor of the rewards whose values are learned, now."""
+        scaler = self.normalisers.get("rewards")
+        return self.config.reward_scale * (1.0 if scaler is None else scaler.factor())
+
     def learn(self, batch: Experience | Chosen) -> dict[str, Tensor]:
         """Take the update itself: one step of the optimizer on both losses and the entropy."""
         metrics = self.steps["ppo"](batch, updates=self.updates)

@@ -15,8 +15,9 @@ class Agent(Protocol):
     An agent may also have the following, which the loop lends to callbacks: ``targets``, network name -> slowly
     following copy; ``buffer``, a replay memory with ``state_dict`` and ``load_state_dict``, which checkpoints keep;
     ``value(obs, action)``, ``state_value(obs)`` and ``td_error(transition)``, each (batch,) without gradients;
-    ``set_noise(scale)``; ``takes_arrays``, true where ``act`` takes numpy arrays too and returns
-    one then; ``steps``, ``forward`` and ``peek`` as in :class:`plasticity.Context`.
+    ``discount``, of these values, and ``reward_factor()``, by which rewards are scaled first; ``set_noise(scale)``;
+    ``takes_arrays``, true where ``act`` takes numpy arrays too and returns one then; ``steps``, ``forward`` and
+    ``peek`` as in :class:`plasticity.Context`.
 
     Updates must read networks and optimizers from the two dicts: callbacks put others in their place.
     """

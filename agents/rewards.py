@@ -67,6 +67,10 @@ class ReturnScaler(nn.Module):
         scaled = given / math.sqrt(var + moments.eps)
         return np.array([min(max(scaled, -self.clip), self.clip)], reward.dtype)
 
+    def factor(self) -> float:
+        """Return the factor of rewards, but for those that are clipped."""
+        return float((self.moments.var + self.moments.eps).rsqrt())
+
     def forward(self, reward: Tensor) -> Tensor:
         scale = (self.moments.var + self.moments.eps).rsqrt()
         return (reward * scale).clamp(-self.clip, self.clip).to(reward.dtype)

@@ -63,6 +63,7 @@ NEEDED = {
     "targets": "target networks, in Context.targets",
     "buffer": "a replay buffer",
     "value": "a value function of (observation, action)",
+    "discount": "the discount of values, in Context.discount or as a setting of its own",
     "forward": "a way to run networks on a batch, in Context.forward",
     "steps": "gradient steps of agents, in Context.steps",
     "peek": "past transitions to look at, Context.peek",
@@ -88,6 +89,10 @@ class Context:
     """Q(observation, action), (batch,), without gradients."""
     state_value: Callable[[Tensor], Tensor] | None = None
     """V(observation), (batch,), without gradients; of agents that learn one."""
+    discount: float | None = None
+    """Discount of the values, per environment step."""
+    reward_factor: Callable[[], float] | None = None
+    """Factor by which the agent scales rewards before it learns their values, now; None where it does not."""
     td_error: Callable[[Transition], Tensor] | None = None
     """Distance of the value of each step just taken, (environments,), from its target; without gradients."""
     steps: Mapping[str, Any] = field(default_factory=dict)
@@ -244,6 +249,12 @@ class Callback:
 
     def on_step_end(self, ctx: Context) -> None:
         """Run last in every step, after its updates: nothing is half done, so a checkpoint can be written here."""
+
+    def on_evaluation_step(self, ctx: Context, transition: Any) -> None:
+        """Run after each step of an evaluation, whose environments are not those of training; ``ctx.step`` stands."""
+
+    def on_evaluation_end(self, ctx: Context) -> None:
+        """Run after an evaluation that was played to its end, with its returns logged."""
 
     def on_train_end(self, ctx: Context) -> None:
         """Run once after the last step, also when training was stopped by an exception."""

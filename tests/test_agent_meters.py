@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from plasticity.agents import AGENTS
+from plasticity.agents.evaluate import Evaluate
+from plasticity.agents.train import context
 from plasticity.callback import Context, start
+from plasticity.envs import make_env
 from plasticity.meters import Churn, CriticDisagreement, FeatureDot, Overestimation, Policy, Replayed
 from plasticity.meters.churn import categorical_divergence, gaussian_divergence
-from plasticity.meters.critics import disagreement, discounted_returns
+from plasticity.meters.critics import disagreement
 from plasticity.meters.features import feature_dots, last_features
+from plasticity.meters.overestimation import discounted_returns
 from plasticity.meters.policy import categorical_entropy, gaussian_entropy, greedy_diversity
 from plasticity.meters.replayed import effective_share
 from plasticity.testing import check_meter
@@ -81,6 +86,69 @@ def test_overestimation_is_of_whole_returns_alone() -> None:
     values, returns = cut._of(ctx, cut._done[0])
     assert len(values) == 4, "of the other 6 steps more than 1 % of the discount lies beyond the end"
     assert returns[-1] == pytest.approx(2 - 2**-6)
+
+
+def played(value: list[float], reward: list[float], ends: str) -> SimpleNamespace:
+    """Return a step of several environments; t terminated, c cut."""
+    marks = {
+        name: torch.tensor([end == mark for end in ends]) for name, mark in (("terminated", "t"), ("truncated", "c"))
+    }
+    obs, action = torch.tensor(value)[:, None], torch.zeros(len(value), 1)
+    return SimpleNamespace(obs=obs, action=action, reward=torch.tensor(reward), **marks)
+
+
+def test_golden_overestimation_of_an_evaluation() -> None:
+    """Two environments; the second plays an episode more, which does not count."""
+    ctx = Context(
+        {"q": nn.Linear(1, 1)}, state_value=lambda obs: 4 * obs[:, 0], discount=0.5, reward_factor=lambda: 4.0
+    )
+    meter = Overestimation()
+    start([meter], ctx)
+    for step in (
+        played([3.0, 1.0], [1.0, 2.0], "-t"),
+        played([2.0, 9.0], [0.0, 9.0], "-t"),
+        played([5.0, 9.0], [4.0, 9.0], "t-"),
+    ):
+        meter.on_evaluation_step(ctx, step)
+    meter.on_evaluation_end(ctx)
+    assert ctx.latest["plasticity/q/overestimation_eval/all"] == pytest.approx((1 + 0 + 1 - 1) / 4)
+    assert ctx.latest["plasticity/q/overestimation_eval_share/all"] == pytest.approx((1 / 4) / (10 / 4))
+    ctx.latest.clear()
+    meter.on_evaluation_end(ctx)
+    assert not ctx.latest, "nothing was played since"
+
+
+@pytest.mark.parametrize("agent", ["ppo", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sac", "td3", "dqn"))])
+def test_the_overestimation_of_an_evaluation_is_that_of_its_episodes_played_by_hand(agent: str) -> None:
+    name, gamma = ("Pendulum-v1", 0.9) if agent in ("sac", "td3") else ("CartPole-v1", 0.99)
+    kind, config = AGENTS[agent]
+    env = make_env(name, num_envs=1, seed=3)
+    learner = kind(env.observation_space, env.action_space, config(hidden=(8, 8), gamma=gamma))
+    ctx = context(learner)
+    start([meter := Overestimation()], ctx)
+    Evaluate(learner, lambda: make_env(name, num_envs=1, seed=3), episodes=2).run(ctx)
+    assert not meter.failure
+    differences = []
+    obs = env.reset()
+    for _ in range(2):
+        rewards, values, ended = [], [], False
+        while not ended:
+            step = env.step(learner.act(obs, explore=False))
+            values.append(
+                (learner.value(step.obs, step.action) if agent != "ppo" else learner.state_value(step.obs)).item()
+            )
+            rewards.append(step.reward.item())
+            ended, obs = bool(step.terminated | step.truncated), step.next_obs
+        total = (
+            len(rewards)
+            if step.terminated.item()
+            else sum(gamma ** (len(rewards) - k) < 0.01 for k in range(len(rewards)))
+        )
+        for k in range(total):
+            differences.append(values[k] - sum(gamma**n * reward for n, reward in enumerate(rewards[k:])))
+        obs = env.reset(torch.tensor([True]))
+    found = next(value for tag, value in ctx.latest.items() if tag.endswith("overestimation_eval/all"))
+    assert found == pytest.approx(sum(differences) / len(differences), rel=1e-4)
 
 
 def test_what_a_meter_needs_is_said() -> None:

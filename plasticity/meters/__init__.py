@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .churn import Churn
-from .critics import CriticDisagreement, Overestimation
+from .critics import CriticDisagreement
 from .features import FeatureDot
 from .fit_probe import FitProbe
 from .meter import Meter
+from .overestimation import Overestimation
 from .policy import Policy
 from .replayed import Replayed
 from .target_distance import TargetDistance

@@ -360,12 +360,9 @@ class PPO(Learner):
 
     def loss_parts(self, batch: Experience) -> dict[str, Tensor]:
         """Return the parts of which the loss of a minibatch is the sum."""
-        _, metrics = self.loss(batch)
-        return {
-            "policy": metrics["policy_loss"],
-            "value": self.config.value_coef * metrics["value_loss"],
-            "entropy": -self.config.entropy_coef * metrics["entropy"],
-        }
+        loss, metrics = self.loss(batch)
+        policy, value = metrics["policy_loss"], self.config.value_coef * metrics["value_loss"]
+        return {"policy": policy, "value": value, "entropy": loss - policy - value}
 
     def _advantage(self, batch: Experience) -> Tensor:
         found = standardised(batch.advantage) if self.config.standardise == "minibatch" else batch.advantage

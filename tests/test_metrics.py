@@ -14,6 +14,7 @@ from scipy.stats import kurtosis
 from torch import Tensor, nn
 
 import plasticity
+from plasticity.cli import main
 from plasticity.measuring import measure
 from plasticity.metrics import DEFAULT_PROBES, SETS
 from plasticity.probes import PROBES, Probe, make_probes
@@ -370,6 +371,17 @@ def test_every_probe_says_what_lists_need() -> None:
     for name, entry in PROBES.items():
         probe = entry()
         assert all((probe.KIND, probe.WORSE, probe.COST, probe.SOURCE)), name
+
+
+def test_lists_tell_all_of_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    assert main(["list", "probes"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for name, entry in PROBES.items():
+        probe, inside = entry(), [s for s, names in SETS.items() if name in names]
+        facts = f"worse: {probe.WORSE}; cost: {probe.COST}; source: {probe.SOURCE}"
+        assert f" {name} " in told
+        assert facts + (f"; sets: {', '.join(inside)}" if inside else "") in told, name
 
 
 def test_scores_have_low_quantiles() -> None:

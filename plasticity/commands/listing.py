@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 from plasticity.metrics import SETS
 
@@ -42,7 +43,7 @@ def _environments() -> Iterator[str]:
 
 
 def _entries(kind: str, whole: bool) -> Iterator[str]:
-    """Yield a line per entry, in groups where there are some; ``whole``: a second line of facts, and the sets."""
+    """Yield a line per entry, in groups where there are some; ``whole``: the facts and the sets below."""
     width = max(map(len, contents(kind)), default=0)
     groups = grouped(kind)
     for group, entries in groups.items():
@@ -54,4 +55,5 @@ def _entries(kind: str, whole: bool) -> Iterator[str]:
             if whole and kind == "probes":
                 inside = ", ".join(name for name, probes in SETS.items() if entry.name in probes)
                 facts = "; ".join(filter(None, (entry.facts, inside and f"sets: {inside}")))
-                yield f"{'':<{len(head)}}{shorten(facts, terminal_width() - len(head) - 2)}".rstrip()
+                for line in wrap(facts, max(20, terminal_width() - len(head) - 2)):
+                    yield f"{'':<{len(head)}}{line}"

@@ -16,7 +16,7 @@ from .monitor import Layers, Monitor
 from .observing.passes import Mask
 from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
-from .probes.network import Objective, total_of
+from .probes.network import LossAgain, total_of
 from .structure.labels import tensors_in
 from .tags import OVERHEAD, UNMEASURED, UPDATES, network_prefix, score_tag
 from .watching import Watcher
@@ -136,7 +136,7 @@ def _total(loss: Any) -> Tensor:
     return total_of(loss)
 
 
-def _objective(ctx: Context, network: str) -> Objective:
+def _objective(ctx: Context, network: str) -> LossAgain:
     """Return a function that computes the loss of a network's last step anew, without a trace in any network.
 
     By parts where the step tells them.

@@ -20,7 +20,7 @@ from .observing.observer import Observer
 from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
-from .probes.network import Again, NetworkProbe, Objective
+from .probes.network import Again, NetworkProbe, LossAgain
 from .structure.functional import slices_of
 from .structure.layers import Layer, weight_layers_of
 from .structure.recycled import last_recycled
@@ -74,7 +74,7 @@ class Monitor:
         deferred: bool = False,
         owner: object | None = None,
         processes: Literal["own", "all"] = "own",
-        objective: Objective | None = None,
+        objective: LossAgain | None = None,
         fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         if processes not in ("own", "all"):

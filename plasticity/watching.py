@@ -15,7 +15,7 @@ from .callback import Writer
 from .monitor import Layers, Monitor
 from .observing.reading import Reading, Readings
 from .probes import DEFAULT_PROBES, Probe
-from .probes.network import Objective
+from .probes.network import LossAgain
 from .structure.optimizers import innermost, trainer
 from .tags import network_prefix, score_tag
 
@@ -62,7 +62,7 @@ class Watcher:
         masks: Mapping[str, Any] | None = None,
         read: Callable[[Monitor], Reading] = Monitor.read,
         require: Callable[[Monitor], None] | None = None,
-        objectives: Mapping[str, Objective] | None = None,
+        objectives: Mapping[str, LossAgain] | None = None,
         fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         self._read, self._require = read, require
@@ -317,7 +317,7 @@ def watch(
     processes: Literal["own", "all"] = "own",
     calls: Mapping[str, Sequence[str]] | Sequence[str] = (),
     mask: Any = None,
-    loss: Objective | Mapping[str, Objective] | None = None,
+    loss: LossAgain | Mapping[str, LossAgain] | None = None,
 ) -> Session:
     """Measure ``model`` in your own training loop, once in ``every`` optimizer steps, and write what is seen.
 

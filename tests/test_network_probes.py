@@ -167,6 +167,19 @@ def test_gradients_of_samples_are_those_of_the_jacobian(case: str) -> None:
     assert float(found["norm_kurtosis"]) == pytest.approx(float(kurtosis(norms, fisher=False)), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (mlp(), torch.randn(3)),
+        (nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(0), nn.Linear(27, 1)), torch.randn(2, 4, 4)),
+    ],
+)
+def test_without_a_batch_there_is_a_reason(model: nn.Module, x: Tensor) -> None:
+    reading = measure(model, (x, None), lambda out, _: out.sum(), probes=["ntk", "sample_gradients"])
+    assert all("no dimension of samples" in entry.reason for entry in reading.unmeasured)
+    assert len(reading.unmeasured) == 2
+
+
 # -- transformers ------------------------------------------------------------------------------------------------------
 
 

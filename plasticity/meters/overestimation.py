@@ -15,9 +15,9 @@ from plasticity.tags import plasticity_tag
 
 from .meter import Measured, Meter
 
-CHUNK = 256
+STEPS_AT_ONCE = 256
 """Steps of an evaluation whose values are computed at once."""
-BEYOND = 0.01
+SHARE_BEYOND = 0.01
 """Share of the discount that may lie beyond the end of an episode that was cut."""
 Pair = tuple[Tensor, Tensor]
 """Values of some steps, and the returns that followed, float64."""
@@ -39,7 +39,7 @@ def known_returns(rewards: Tensor, terminated: bool, gamma: float) -> Pair:
     """
     returns = discounted_returns(rewards, gamma)
     left = torch.arange(len(returns), 0, -1, dtype=torch.float64, device=returns.device)
-    return returns, torch.ones_like(returns, dtype=torch.bool) if terminated else gamma**left < BEYOND
+    return returns, torch.ones_like(returns, dtype=torch.bool) if terminated else gamma**left < SHARE_BEYOND
 
 
 def excess(pairs: Sequence[Pair], name: str) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class Overestimation(Meter):
         if not self.failure:
             names = ("obs", "action", "reward", "terminated", "truncated")
             self._played.append(tuple(getattr(transition, name).detach().cpu().clone() for name in names))
-            if len(self._played) >= CHUNK:
+            if len(self._played) >= STEPS_AT_ONCE:
                 self._guarded(ctx, self._judge)
 
     def on_evaluation_end(self, ctx: Context) -> None:

@@ -53,7 +53,12 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def factors(module: nn.Module, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs (samples, positions, inputs) and gradients (samples, positions, neurons) of one call."""
+    """Return inputs (samples, positions, inputs) and gradients (samples, positions, neurons) of one call.
+
+    Raises NotMeasurable for an input without a dimension of samples.
+    """
+    if a.dim() < {nn.Conv1d: 3, nn.Conv2d: 4}.get(type(module), 2):
+        raise NotMeasurable(f"an input of its {type(module).__name__} has no dimension of samples: {tuple(a.shape)}")
     if isinstance(module, nn.Conv1d):
         a, d, module = a[:, :, None], d[:, :, None], _as_conv2d(module)
     if isinstance(module, nn.Conv2d):

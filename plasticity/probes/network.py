@@ -18,7 +18,7 @@ WHOLE = "all"
 NO_LOSS = "it needs the loss: measure() with a loss_fn, watch() with loss=, or a run of an agent that lends its steps"
 
 
-Objective = Callable[[], "Tensor | Mapping[str, Tensor]"]
+LossAgain = Callable[[], "Tensor | Mapping[str, Tensor]"]
 """Computes a loss, or the parts by name of which it is the sum."""
 
 
@@ -44,7 +44,7 @@ class Again:
     args: tuple = ()
     kwargs: Mapping[str, Any] | None = None
     method: str = "forward"
-    objective: Objective | None = None
+    objective: LossAgain | None = None
     """Computes the loss of the last pass anew, with gradients, or its parts by name; None where it is not known."""
 
     def output(self, samples: int | None = None) -> Any:

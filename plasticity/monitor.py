@@ -20,7 +20,7 @@ from .observing.observer import Observer
 from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
 from .probes import DEFAULT_PROBES, Probe, make_probes
-from .probes.network import Again, NetworkProbe, LossAgain
+from .probes.network import Again, LossAgain, NetworkProbe
 from .structure.functional import slices_of
 from .structure.layers import Layer, weight_layers_of
 from .structure.recycled import last_recycled

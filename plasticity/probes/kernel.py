@@ -57,7 +57,7 @@ def factors(module: nn.Module, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises NotMeasurable for an input without a dimension of samples.
     """
-    if a.dim() < {nn.Conv1d: 3, nn.Conv2d: 4}.get(type(module), 2):
+    if a.dim() < (3 if isinstance(module, nn.Conv1d) else 4 if isinstance(module, nn.Conv2d) else 2):
         raise NotMeasurable(f"an input of its {type(module).__name__} has no dimension of samples: {tuple(a.shape)}")
     if isinstance(module, nn.Conv1d):
         a, d, module = a[:, :, None], d[:, :, None], _as_conv2d(module)

@@ -1,0 +1,120 @@
+"""`plasticity.torchrl` in a trainer: numbers in its logger, state in its checkpoints, an example."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("torchrl")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from torchrl.trainers import Trainer
+
+from test_third_party_torchrl import batch_of, loss_of
+
+from plasticity.interventions import ReDo
+from plasticity.torchrl import PlasticityHook
+
+pytestmark = [
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "ignore:.*:UserWarning")
+]
+
+
+class Batches:
+    """A collector of random transitions."""
+
+    init_random_frames = 0
+
+    def __init__(self, loss: Any, num: int) -> None:
+        self.loss, self.num, self.generator = loss, num, torch.Generator().manual_seed(0)
+
+    def __iter__(self) -> Any:
+        for _ in range(self.num):
+            yield batch_of(self.loss, self.generator)
+
+    def shutdown(self) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict:
+        """Return the generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there."""
+        self.generator.set_state(state["generator"])
+
+
+class Log:
+    """A logger of scalars."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, int]] = []
+
+    def log_scalar(self, name: str, value: Any, step: int | None = None) -> None:
+        """Keep a scalar."""
+        self.rows.append((name, float(value), step))
+
+
+def trainer_of(batches: int, every: int = 2) -> tuple[Any, PlasticityHook, ReDo, Log]:
+    """Return a trainer with a hook."""
+    torch.manual_seed(0)
+    loss, log = loss_of("SAC"), Log()
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-3)
+    trainer = Trainer(
+        collector=Batches(loss, batches),
+        total_frames=64 * batches,
+        frame_skip=1,
+        optim_steps_per_batch=2,
+        loss_module=loss,
+        optimizer=optimizer,
+        logger=log,
+        progress_bar=False,
+    )
+    redo = ReDo(every=3)
+    hook = PlasticityHook(loss, optimizer, ["dormancy", "grama"], every=every, interventions=[redo], diagnose_every=4)
+    hook.register(trainer)
+    return trainer, hook, redo, log
+
+
+def test_a_trainer_logs_and_its_state_goes_on() -> None:
+    torch.manual_seed(0)
+    trainer, hook, redo, log = trainer_of(4)
+    trainer.train()
+    names = {name for name, _, _ in log.rows}
+    assert {f"plasticity/{n}/dormancy/all" for n in ("actor_network", "qvalue_network_0", "qvalue_network_1")} <= names
+    assert {f"plasticity/qvalue_network_1/fit_{kind}/all" for kind in ("aged", "fresh", "gap")} <= names
+    assert redo.counts["applications"] >= 2
+    assert max(step for name, _, step in log.rows if name.startswith("plasticity/")) > 64
+    state = hook.state_dict()
+
+    resumed, other_hook, other, _ = trainer_of(2)
+    other_hook.load_state_dict(state)
+    assert torch.equal(other.generator.get_state(), redo.generator.get_state())
+    assert other.counts == redo.counts
+    resumed.train()
+    assert other_hook._measure.watcher.steps() == [12]
+    with pytest.raises(ValueError, match="the state is of"):
+        PlasticityHook(loss_of("SAC"), [], []).load_state_dict(state)
+
+
+def test_a_hook_of_another_loss_is_refused() -> None:
+    trainer, hook, _, _ = trainer_of(1)
+    hook.close()
+    other = loss_of("SAC")
+    with pytest.raises(ValueError, match="another loss module"):
+        PlasticityHook(other, torch.optim.Adam(other.parameters())).register(trainer)
+
+
+def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("gymnasium")
+    example = Path(__file__).parents[1] / "examples" / "torchrl_hook.py"
+    monkeypatch.setattr(sys, "argv", [str(example), "400"])
+    runpy.run_path(str(example), run_name="__main__")
+    assert "qvalue_network_1" in capsys.readouterr().out

@@ -14,12 +14,13 @@ ARGUMENTS = {
     "intervention_in_a_supervised_loop.py": ["40"],
     "lightning_callback.py": ["40"],
     "sb3_callback.py": ["160"],
+    "torchrl_hook.py": ["140"],
     "train_sac.py": ["120"],
     "two_interventions_on_sac.py": ["120"],
     "write_a_probe.py": [],
     "write_an_intervention.py": [],
 }
-NEEDS = {"hf_callback.py": "transformers", "lightning_callback.py": "lightning"}
+NEEDS = {"hf_callback.py": "transformers", "lightning_callback.py": "lightning", "torchrl_hook.py": "torchrl"}
 """Example -> a package that the quick tests do not need: see .ci/third_party."""
 
 

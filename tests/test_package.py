@@ -69,7 +69,7 @@ def sources(folder):
 
 def test_core_knows_neither_agents_nor_environments():
     outer = {ROOT / "plasticity" / "cli.py", ROOT / "plasticity" / "__main__.py"}
-    others = ("commands", "testing", "sb3")  # sb3: for people who have gymnasium, and draws by age as agents do
+    others = ("commands", "testing", "sb3", "torchrl")  # the last two draw from a replay by age, as agents do
     core = [f for f in sources("plasticity") if f not in outer and f.parent.name not in others]
     assert len(core) > 10
     assert (
@@ -111,7 +111,7 @@ LAYERS = [
     {"dashboard", "interventions", "measuring", "meters", "reports"},
     {"diagnosis", "writers", "agents", "envs"},
     {"commands", "guest"},
-    {"hf", "lightning", "sb3"},
+    {"hf", "lightning", "sb3", "torchrl"},
     {"cli"},
     {"testing", "__main__"},
 ]

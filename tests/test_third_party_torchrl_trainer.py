@@ -1,11 +1,8 @@
-"""`plasticity.torchrl` in a trainer: numbers in its logger, state in its checkpoints, an example."""
+"""`plasticity.torchrl` in a trainer: numbers in its logger, state in its checkpoints."""
 
 from __future__ import annotations
 
-import runpy
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,11 +107,3 @@ def test_a_hook_of_another_loss_is_refused() -> None:
     other = loss_of("SAC")
     with pytest.raises(ValueError, match="another loss module"):
         PlasticityHook(other, torch.optim.Adam(other.parameters())).register(trainer)
-
-
-def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    pytest.importorskip("gymnasium")
-    example = Path(__file__).parents[1] / "examples" / "torchrl_hook.py"
-    monkeypatch.setattr(sys, "argv", [str(example), "400"])
-    runpy.run_path(str(example), run_name="__main__")
-    assert "qvalue_network_1" in capsys.readouterr().out

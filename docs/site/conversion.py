@@ -101,7 +101,7 @@ def reference_pages(package: Path) -> dict[str, str]:
         names = exported(package / part / "__init__.py")
         objects = "\n\n".join(f"::: {name}.{one}" for one in names)
         found[part or "plasticity"] = f"# {name}\n\n{objects}\n"
-    optional = [file.stem for file in package.glob("*.py") if file.stem in ("sb3", "torchrl", "hf", "lightning")]
+    optional = [part.stem for part in package.iterdir() if part.stem in ("sb3", "torchrl", "hf", "lightning")]
     for part in (*WHOLE, *sorted(optional)):
         found[part] = f"# plasticity.{part}\n\n::: plasticity.{part}\n    options:\n      show_root_heading: false\n"
     return found

@@ -32,7 +32,7 @@ TESTED = (
     Tested("trl", "1.16.0", "plasticity.hf: SFT, DPO, GRPO", "trl", "hf"),
     Tested("peft", "0.21.2", "LoRA and other adapters", "peft", "hf"),
     Tested("lightning", "2.6.6", "plasticity.lightning, Fabric", "plasticity-toolkit[lightning]", "lightning"),
-    Tested("torchrl", "0.14.1", "modules of TorchRL", "torchrl", "own-model"),
+    Tested("torchrl", "0.14.1", "plasticity.torchrl", "plasticity-toolkit[torchrl]", "torchrl"),
     Tested("skrl", "2.1.1", "agents of skrl", "skrl", "own-model"),
     Tested("keras", "3.15.1", "models of Keras 3 on torch", "keras", "recipes"),
     Tested("wandb", "0.31.0", "--log wandb", "wandb", "writers"),

@@ -10,12 +10,13 @@ from weakref import WeakKeyDictionary, finalize
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 
 from plasticity.callback import Callback, Context, Writer, end, fire, name_of, start
+from plasticity.guest import require_arguments
 from plasticity.isolation import is_compiled
 from plasticity.measuring import Measure
 from plasticity.meters.fit_probe import FitProbe
@@ -61,7 +62,8 @@ class PlasticityHook:
         log: str | Path | Writer | Sequence[str | Path | Writer] | None = None,
         replay_buffer: ReplayBuffer | None = None,
     ) -> None:
-        self._optimizers = _require_arguments(loss_module, optimizers, interventions)
+        require_arguments(probes, every, interventions, diagnose_every)
+        self._optimizers = _require_loss(loss_module, optimizers, interventions)
         if log is not None:
             require_destinations(log)
         self._loss, self._buffer, self._log_to = loss_module, replay_buffer, [] if log is None else destinations_of(log)
@@ -243,7 +245,7 @@ def run_on(module: Any, batch: TensorDictBase) -> Tensor:
     return torch.cat([output.flatten(1) for output in outputs], -1)
 
 
-def _require_arguments(loss: Any, optimizers: Any, interventions: Any) -> dict[str, Optimizer]:
+def _require_loss(loss: Any, optimizers: Any, interventions: Any) -> dict[str, Optimizer]:
     """Return the optimizers by name; TypeError for arguments of another type, with what to pass."""
     if not isinstance(loss, LossModule):
         raise TypeError(
@@ -259,8 +261,6 @@ def _require_arguments(loss: Any, optimizers: Any, interventions: Any) -> dict[s
     for one in named.values():
         if not isinstance(one, Optimizer):
             raise TypeError(f"optimizers holds torch optimizers; got {type(one).__name__}")
-    if not (isinstance(interventions, Sequence) and all(isinstance(one, Callback) for one in interventions)):
-        raise TypeError(f"interventions is a list of methods, [ReDo(every=1000)]; got {interventions!r}")
     for one in interventions:
         if type(one).restructure is not Callback.restructure:
             raise ValueError(

@@ -18,7 +18,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 from plasticity.isolation import map_tensors, other_generators
 from plasticity.structure.labels import tensors_in
 
-from .twins import RERUN, Call, Stack
+from .twins import RERUN, ModuleCall, Stack
 
 
 class TrainingPass:
@@ -27,7 +27,7 @@ class TrainingPass:
     def __init__(self, twins: list[nn.Module]) -> None:
         self.twins = twins
         """The networks that it ran."""
-        self.calls: list[Call] = []
+        self.calls: list[ModuleCall] = []
         self.gradients: dict[tuple[int, int], tuple[Tensor, int | None]] = {}
         """(call, output) -> its gradient, and the dimension along which networks are stacked."""
         self.stacked: dict[int, int] = {}
@@ -58,7 +58,7 @@ class TrainingPass:
             self.stacked[id(kept)] = dim
         return kept
 
-    def calls_of(self, index: int) -> list[Call]:
+    def calls_of(self, index: int) -> list[ModuleCall]:
         """Return the calls with the arguments of one network."""
 
         def own(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torchrl.objectives import LossModule
 
 from plasticity.isolation import copied
 
-Call = tuple[str, tuple, dict]
+ModuleCall = tuple[str, tuple, dict]
 """Module inside the network, positional and named arguments; ``("link", call, output)`` is what a call before made."""
 RERUN = "rerun"
 
@@ -105,7 +105,7 @@ def _twin(source: nn.Module, held: dict[str, Tensor], index: int | None) -> nn.M
     return twin
 
 
-def rerun(network: nn.Module, calls: Sequence[Call]) -> list[Any]:
+def rerun(network: nn.Module, calls: Sequence[ModuleCall]) -> list[Any]:
     """Run calls of a network's modules again, and return their outputs."""
     outputs: list[Any] = []
 

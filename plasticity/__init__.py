@@ -7,6 +7,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .clone import find_beside
+
 if TYPE_CHECKING:
     from .callback import Callback, Context, Writer, fire, start
     from .diagnosis import Diagnosis, diagnose
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .writers import WRITERS
 
 __version__ = "0.2.0"
+
+find_beside()
 
 __all__ = [
     "INTERVENTIONS",

@@ -102,7 +102,7 @@ def allowed_names(folder):
 # -- the parts of the package ------------------------------------------------------------------------------------------
 
 LAYERS = [
-    {"isolation", "meanings", "metrics", "tags"},
+    {"clone", "isolation", "meanings", "metrics", "tags"},
     {"probes", "storage", "structure"},
     {"callback", "surgery"},
     {"observing"},

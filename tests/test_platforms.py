@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from plasticity import cli
+from plasticity import cli, clone
 from plasticity.commands import seeds, stopping
 from plasticity.envs import graphics, make_env
 from plasticity.storage import files
@@ -120,6 +120,27 @@ def test_triton_is_loaded_before_mesa(monkeypatch, backend, loaded):
     monkeypatch.setattr(graphics, "find_spec", lambda name: None)
     graphics.set_default_gl()
     assert asked == loaded
+
+
+# -- installed, and called in a clone ----------------------------------------------------------------------------------
+
+NOT_IN_PLACE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
+"""An installation that is not in place: the working directory, a clone, is all that Python finds."""
+
+
+@pytest.mark.parametrize("part", ["agents", "envs"])
+def test_a_clone_as_working_directory_has_all_parts(part):
+    """`pip install .`, then `python -m plasticity` or a notebook there: Python finds the clone's folder first."""
+    code = f"{NOT_IN_PLACE}import plasticity.{part} as part; print(part.__file__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == str(ROOT / part / "__init__.py"), result.stderr
+
+
+def test_an_installed_package_has_no_finder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(clone, "BESIDE", {"plasticity.agents": tmp_path / "agents"})
+    monkeypatch.setattr(sys, "meta_path", [])
+    clone.find_beside()
+    assert sys.meta_path == []
 
 
 # -- encodings ---------------------------------------------------------------------------------------------------------

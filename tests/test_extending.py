@@ -148,7 +148,7 @@ def test_an_example_runs_and_resumes(name: str, agent: str, tmp_path: Path) -> N
     ("agent", "compile"),
     [
         ("sac", "off"),
-        ("ppo", "off"),
+        pytest.param("ppo", "off", marks=pytest.mark.slow),
         ("dqn", "on"),
         *(pytest.param(a, "on", marks=(pytest.mark.inductor, pytest.mark.slow), id=f"{a}-inductor") for a in ALL),
     ],

@@ -140,7 +140,7 @@ AGENTS: dict[str, tuple[Callable[[str], Any], Callable[[int], Any]]] = {
 
 C51_MARKS = (pytest.mark.on_real_devices,)  # its support is a constant
 LOSSES = [
-    *some_compiled([name for name in AGENTS if name != "dqn-c51"], quick=["sac", "dqn", "ppo"]),
+    *some_compiled([name for name in AGENTS if name != "dqn-c51"], quick=["sac", "dqn"]),
     pytest.param("dqn-c51", marks=C51_MARKS),
     pytest.param("dqn-c51", marks=(*C51_MARKS, pytest.mark.inductor, pytest.mark.slow), id="dqn-c51-inductor"),
 ]

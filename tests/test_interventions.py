@@ -99,8 +99,9 @@ OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
 }
 
 
-FIRST = ("redo", "regrama", "ne", "swd", "least", "reset", "shrink_perturb", "plasticity_injection")
-"""Methods whose whole tables are quick. Of later ones a part is, drawn by name: tables grow with their square."""
+FIRST = ("redo", "ne", "least", "plasticity_injection")
+"""Methods whose whole tables are quick: one that recycles, a topology, a choice of data, a structure. Of the others a
+part is, drawn by name: tables grow with their square."""
 
 ON_SAC = tuple(name for name in INTERVENTIONS if name not in ("pfo", "random_shift"))
 LATER = tuple(name for name in ON_SAC if name not in FIRST)

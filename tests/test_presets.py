@@ -233,6 +233,7 @@ def test_a_preset_of_ones_own(monkeypatch):
     assert parse("sac", ["--env", "Hopper-v5", "--preset", "mine"]).agent.hidden is None
 
 
+@pytest.mark.slow
 def test_training_begins_with_the_source_and_what_is_not_as_there(capsys):
     assert main(["train", "ppo", "--env", "Pendulum-v1", "--preset", "zoo", "--dry-run"]) == 0
     told = capsys.readouterr()

@@ -109,12 +109,12 @@ class Bench(Fleet):
         self.cells = {self._folder(cell): cell for cell in self._all_cells()}
         runs = [Seed(cell.seed, folder) for folder, cell in self.cells.items()]
         super().__init__(config.suite, runs, config.jobs, config.retries, config.quiet)
-        parsed: dict[tuple[str, str, int | None], Any] = {}
+        parsed: dict[tuple[str, str], Any] = {}
         for run in runs:  # a method that does not exist fails here, before anything is trained
             cell = self.cells[run.folder]
-            key = cell.env, cell.method, cell.task
+            key = cell.env, cell.method
             parsed[key] = parsed.get(key) or settings(parse(self.agent, self._arguments(cell)))
-            own = {"seed": self._run_seed(cell), "task_seed": cell.seed}
+            own = {"seed": self._run_seed(cell), "task_seed": cell.seed, "first_task": cell.task or 0}
             self.claim(run, {**parsed[key], "agent_name": self.agent, **own})
 
     def _all_cells(self) -> Iterator[Cell]:

@@ -144,17 +144,16 @@ def of_trackio(writer: Any) -> tuple[dict[str, list[tuple[int, float]]], dict[st
 def of_aim(writer: Any) -> tuple[dict[str, list[tuple[int, float]]], dict[str, Any]]:
     """Return scalars and everything else of a run."""
     import aim
+    from aim.storage.context import Context as AimContext
 
     run = aim.Run(run_hash=writer.run.hash, system_tracking_interval=None, capture_terminal_logs=False)
     numbers = {}
     for metric in run.metrics():
-        steps, values = metric.values.sparse_numpy()
-        numbers[metric.name] = list(zip(steps.tolist(), values.tolist(), strict=True))
+        numbers[metric.name] = [(step, values[0]) for step, values in metric.data.items()]
     rest: dict[str, Any] = {"settings": run.get("agent")}
-    for sequence in [*run.distributions(), *run.texts()]:
-        rest[sequence.name] = [
-            (step, value[0] if isinstance(value, tuple) else value) for step, value in sequence.data.items()
-        ]
+    for name, kind in ((SCORES, "distribution"), ("events/redo/details", "text")):
+        sequence = getattr(run, f"get_{kind}_sequence")(name, AimContext({}))
+        rest[name] = [] if sequence is None else [(step, values[0]) for step, values in sequence.data.items()]
     return numbers, rest
 
 

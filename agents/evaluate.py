@@ -17,7 +17,10 @@ from .protocol import Agent, Env
 from .rows import any_true
 
 MAX_STEPS_PER_EPISODE = 27_000
-"""Decisions after which an episode of an evaluation is cut, unless told otherwise: half an hour of an Atari game."""
+"""Decisions after which an episode of an evaluation is cut, unless told otherwise: half an hour of an Atari game.
+
+An environment that ends its own episodes later than that is left to do so.
+"""
 
 
 class EvaluationStopped(Exception):
@@ -28,7 +31,7 @@ def evaluate(
     agent: Agent,
     env: Env,
     episodes: int = 10,
-    max_steps: int = MAX_STEPS_PER_EPISODE,
+    max_steps: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     look: Callable[[Any], None] | None = None,
 ) -> Tensor:
@@ -36,14 +39,16 @@ def evaluate(
 
     Every environment plays its share from its first episode on, so that short episodes do not crowd out long ones.
     Networks are in evaluation mode meanwhile, and nothing of them changes. An episode is cut after ``max_steps``
-    decisions, and a warning says so; its return is of that part. ``look`` gets every transition, which it must not
-    keep without a copy.
+    decisions, and a warning says so; its return is of that part. None: 27,000, or the environment's own longer limit.
+    ``look`` gets every transition, which it must not keep without a copy.
 
     Raises EvaluationStopped as soon as ``stop()``, and ValueError unless ``episodes`` is a multiple of the number of
     environments.
     """
     if episodes < 1 or episodes % env.num_envs:
         raise ValueError(f"episodes must be a multiple of the {env.num_envs} evaluation environments, got {episodes}")
+    if max_steps is None:
+        max_steps = max(MAX_STEPS_PER_EPISODE, getattr(env, "episode_limit", None) or 0)
     with evaluating(agent.networks.values()):
         finished, num_cut = _play(agent, env, episodes // env.num_envs, max_steps, stop, look)
     if num_cut:
@@ -106,7 +111,7 @@ class Evaluate(Callback):
         make_env: Callable[[], Env],
         every: int = 10_000,
         episodes: int = 10,
-        max_steps: int = MAX_STEPS_PER_EPISODE,
+        max_steps: int | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.agent, self.make_env, self.every, self.episodes = agent, make_env, every, episodes

@@ -280,6 +280,11 @@ class PPO(Learner):
         self.rollout.add(**{**row, "obs": obs, "action": sample, "reward": reward, "next_obs": next_obs})
         self.env_steps += self.num_envs
 
+    def updates_in(self, steps: int) -> int:
+        """Return the updates of the rounds of learning that `steps` environment steps make, of one round at least."""
+        rounds = max(1, round(steps / (self.config.num_steps * self.num_envs)))
+        return rounds * self.config.num_epochs * self.config.num_minibatches
+
     def ready(self) -> bool:
         """Return whether the rollout is full, and its minibatches are not used up."""
         return self.rollout.full

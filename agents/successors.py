@@ -17,7 +17,7 @@ class Successors:
     def __init__(self, obs: Tensor, num_envs: int) -> None:
         self.obs = obs
         self.where = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
-        self.side = torch.empty((2 * num_envs, *obs.shape[1:]), dtype=obs.dtype, device=obs.device)
+        self.side = torch.zeros((2 * num_envs, *obs.shape[1:]), dtype=obs.dtype, device=obs.device)
         self.free = list(range(len(self.side)))
 
     def write(self, row: slice, previous: slice, continues: Tensor, next_obs: Tensor) -> None:
@@ -47,7 +47,7 @@ class Successors:
         """Return free slots of the side store, which doubles when there are too few."""
         if len(self.free) < count:
             self.free += range(len(self.side), 2 * len(self.side))
-            self.side = torch.cat([self.side, torch.empty_like(self.side)])
+            self.side = torch.cat([self.side, torch.zeros_like(self.side)])
         return [self.free.pop() for _ in range(count)]
 
     def state_dict(self, filled: int) -> dict[str, Any]:

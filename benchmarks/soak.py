@@ -1,9 +1,13 @@
-"""Kill a training run with SIGKILL many times, resume it every time, and compare the end with a run left alone.
+"""Kill training runs with SIGKILL many times, resume them every time, and compare the ends with runs left alone.
 
-    python benchmarks/soak.py              # 200 kills, writes benchmarks/results/soak.json
-    python benchmarks/soak.py --quick      # 5 kills, writes nothing
+    python benchmarks/soak.py                  # 100 kills of every run, writes benchmarks/results/soak.json
+    python benchmarks/soak.py dqn --kills 30   # of one, whose figures alone are replaced there
+    python benchmarks/soak.py --quick          # 3 kills of every run, writes nothing
 
-Each life of the run ends at a random moment: while it starts, in the middle of a step, in the middle of saving (a
+There are four: SAC with ReDo; PPO in vector environments; DQN with everything that it has, from images, with every
+meter; and SAC with all interventions at once that it can have. Between them every intervention is on.
+
+Each life of a run ends at a random moment: while it starts, in the middle of a step, in the middle of saving (a
 checkpoint is written every few steps, so many are). Then ``plasticity train --resume`` goes on; a run that was killed
 before its first checkpoint starts anew. In the end everything that a checkpoint holds (networks, optimizers, replay,
 environments, interventions, random states) and the rows of ``metrics.jsonl`` must be those of the undisturbed run, to
@@ -14,6 +18,7 @@ that has imported everything, which would otherwise be most of the work.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -31,28 +36,66 @@ import torch
 
 from plasticity.cli import main as plasticity
 from plasticity.commands.parsing import parse
+from plasticity.commands.settings import chosen
 from plasticity.envs import make_env
+from plasticity.interventions import INTERVENTIONS
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.nested import flatten
 from plasticity.storage.rows import read_metrics
+from plasticity.tags import TIMED
 
-EVERY = 5
-"""Environment steps between two checkpoints."""
-STEPS_PER_LIFE = 10
+EVERY = 4
+"""Environment steps between two checkpoints, a multiple of the parallel environments of every run."""
+FURTHEST = 2
+"""Checkpoints that a life gets on at most."""
+STEPS_PER_LIFE = 6
 """Mean number of environment steps that a life gets on."""
+BEFORE_UPDATES = 40
+"""Environment steps before the first update."""
 EARLY = 0.15
 """Share of lives that are killed at a random moment of their start, wherever that is."""
-TIMED = ("charts/SPS", "plasticity/overhead", "time")
-"""Tags whose values depend on the clock."""
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 
+REPLAY = "--hidden 16 16 --batch-size 16 --buffer-size 400"
+RUNS = {
+    "sac": f"sac --env Pendulum-v1 {REPLAY} --max-episode-steps 60 --redo --redo.every 20 --redo.threshold 0.3",
+    "ppo": (
+        "ppo --env Pendulum-v1 --num-envs 4 --hidden 16 16 --num-steps 8 --num-minibatches 2 --num-epochs 2 "
+        "--max-episode-steps 60 --pfo --redo --redo.every 10 --redo.threshold 0.3"
+    ),
+    "dqn": (
+        f"dqn --env minatar/breakout --num-envs 2 --network minatar_cnn {REPLAY} --hidden 16 --train-every 1 --double "
+        "--n-step 3 --head dueling --returns c51 --num-atoms 11 --prioritised --norm layer --optimizer adam "
+        "--max-episode-steps 60 --ne --ne.every 10 --random-shift"
+    ),
+    "interventions": f"sac --env Pendulum-v1 {REPLAY} --max-episode-steps 60",
+}
+"""Run -> its command; what every run shares is added."""
+ALONE = {"ne", "pfo", "random_shift"}
+"""Interventions that are no part of the run of all, because its networks or its agent cannot have them; others do."""
+METERS = "--churn --fit-probe --overestimation --replay --target-distance --feature-dot"
 
-def arguments(steps: int) -> list[str]:
-    """Return the command of the run, without its folder: everything that can go wrong is switched on."""
-    run = f"train sac --env Pendulum-v1 --steps {steps} --seed 4 --num-envs 1 --max-episode-steps 60 --quiet"
-    agent = "--hidden 16 16 --batch-size 16 --learning-starts 40 --buffer-size 400"
-    watched = "--probe-every 15 --log-every 7 --eval-every 150 --eval-episodes 2 --redo --redo.every 20"
-    return [*run.split(), *agent.split(), *watched.split(), "--redo.threshold", "0.3", "--checkpoint.every", str(EVERY)]
+
+def arguments(name: str, kills: int) -> list[str]:
+    """Return the command of a run, without its folder: everything that can go wrong is switched on."""
+    steps = STEPS_PER_LIFE * kills + 100
+    words = ["train", *RUNS[name].split(), "--steps", str(steps), "--seed", "4", "--quiet"]
+    if "--buffer-size" in words:
+        words += ["--learning-starts", str(BEFORE_UPDATES)]
+    if name == "dqn":
+        words += METERS.split()
+    if name == "interventions":
+        words += [flag for method in INTERVENTIONS if method not in ALONE for flag in often(method)]
+    watched = "--probe-every 15 --log-every 7 --eval-every 152 --eval-episodes 2 --compile off"
+    return [*words, *watched.split(), "--checkpoint.every", str(EVERY)]
+
+
+def often(method: str) -> list[str]:
+    """Return the flags that switch an intervention on, and let it act often where it has a clock."""
+    flag, fields = f"--{method.replace('_', '-')}", {f.name for f in dataclasses.fields(INTERVENTIONS[method])}
+    if "at" in fields:
+        return [flag, f"{flag}.at", "70"]
+    return [flag, f"{flag}.every", "20"] if "every" in fields else [flag]
 
 
 def fork(command: list[str], log: Path) -> int:
@@ -94,7 +137,7 @@ def wait_to_kill(pid: int, folder: Path, rng: random.Random, start: float) -> bo
     begun, before = time.perf_counter(), step_of(folder)
     early = rng.random() < EARLY
     deadline = begun + (rng.uniform(0, start) if early else 1e9)
-    target = (before or 0) + EVERY * rng.randint(1, 2 * STEPS_PER_LIFE // EVERY)
+    target = (before or 0) + EVERY * rng.randint(1, FURTHEST)
     while time.perf_counter() < deadline:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return False
@@ -135,9 +178,8 @@ def soak(kills: int, seed: int, folder: Path, command: list[str], log: Path) -> 
 def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the plain values (settings, counters, metrics rows) and the bytes of all tensors that a run ended with."""
     step, state = Checkpoints(folder / "checkpoints").load_latest()
-    state["latest"] = {tag: value for tag, value in state["latest"].items() if tag not in TIMED}
     plain, tensors = flatten(state)
-    rows = [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(folder)]
+    rows = [{k: v for k, v in row.items() if k not in ("time", *TIMED)} for row in read_metrics(folder)]
     rows = [row for row in rows if row.keys() != {"step"}]
     return {"step": step, "state": plain, "rows": rows}, {n: t.numpy().tobytes() for n, t in tensors.items()}
 
@@ -151,45 +193,51 @@ def compare(one: Path, other: Path) -> list[str]:
     return different
 
 
-def main() -> int:
-    """Run the soak test and print its figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="5 kills, and no file is written")
-    options = parser.parse_args()
-    kills = 5 if options.quick else options.kills
-    torch.set_num_threads(1)
-    steps, begun = STEPS_PER_LIFE * kills + 100, time.perf_counter()
-    command = arguments(steps)
-    parse(command[1], command[2:])  # what is imported here need not be imported in every child
-    make_env("Pendulum-v1").reset()
+def soaked(name: str, kills: int, seed: int) -> dict[str, Any]:
+    """Return the figures of one run."""
+    command, begun = arguments(name, kills), time.perf_counter()
+    config = parse(command[1], command[2:])  # what is imported here need not be imported in every child
+    make_env(config.env).reset()
     with tempfile.TemporaryDirectory() as root:
         log = Path(root) / "log"
-        counts = soak(0, options.seed, Path(root) / "undisturbed", command, log)
+        soak(0, seed, Path(root) / "undisturbed", command, log)
         alone = time.perf_counter() - begun
-        counts = soak(kills, options.seed, Path(root) / "killed", command, log)
+        counts = soak(kills, seed, Path(root) / "killed", command, log)
         different = compare(Path(root) / "undisturbed", Path(root) / "killed")
-    figures = {
+    if different:
+        print(f"{name}: different from the undisturbed run: {', '.join(sorted(different)[:20])}", file=sys.stderr)
+    if counts["kills"] < kills:
+        print(f"{name}: the run ended after {counts['kills']} kills", file=sys.stderr)
+    return {
         **counts,
-        "steps": steps,
+        "steps": config.steps,
         "steps between checkpoints": EVERY,
+        "interventions": len(chosen(config, "interventions")),
         "identical": not different,
         "seconds": round(time.perf_counter() - begun),
         "seconds undisturbed": round(alone),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
-    print(json.dumps(figures, indent=1))
-    if different:
-        print(f"different from the undisturbed run: {', '.join(sorted(different)[:20])}", file=sys.stderr)
-        return 1
-    if counts["kills"] < kills:
-        print(f"the run ended after {counts['kills']} kills", file=sys.stderr)
-        return 1
-    if not options.quick:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+
+
+def main() -> int:
+    """Run the soak test and print its figures; those that were asked for in full are written as they come."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", nargs="*", help=f"of {', '.join(RUNS)}; default: all")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="3 kills, and no file is written")
+    options = parser.parse_args()
+    kills, good = 3 if options.quick else options.kills, True
+    torch.set_num_threads(1)
+    for name in options.runs or RUNS:
+        figures = soaked(name, kills, options.seed)
+        print(name, json.dumps(figures, indent=1), flush=True)
+        good &= figures["identical"] and figures["kills"] >= kills
+        if good and not options.quick:
+            known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            RESULTS.write_text(json.dumps({**known, name: figures}, indent=1) + "\n")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -80,8 +80,12 @@ class DMControl(gymnasium.Env):
 
     def render(self) -> np.ndarray:  # type: ignore[override]  # Gymnasium's may also return lists and text
         """Return what the task's camera sees, (84, 84, 3) uint8, without shadows, reflections and anti-aliasing."""
+        return self.picture(IMAGE_SIZE)
+
+    def picture(self, size: int) -> np.ndarray:
+        """Return the same with another number of pixels per side."""
         camera = CAMERAS.get(self.domain, 0)
-        return self._env.physics.render(IMAGE_SIZE, IMAGE_SIZE, camera, render_flag_overrides=FLAGS)
+        return self._env.physics.render(size, size, camera, render_flag_overrides=FLAGS)
 
     def close(self) -> None:
         """Release the simulation."""

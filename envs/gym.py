@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from . import extras
+from .drawing import picture
 from .family import Family
 from .floats import FLOAT32, LARGEST, ordinary, to_float32
 from .journal import Journal
@@ -129,6 +130,27 @@ class GymEnv:
         Returns False, and changes nothing, where the environments have no method `set_task(task)`.
         """
         return self._tasks.set(task)
+
+    @property
+    def episode_limit(self) -> int | None:
+        """Return the simulator steps after which the environments' own wrapper ends an episode; None for no such."""
+        found, env = [], next(iter(getattr(self._vector, "envs", ())), None)
+        while isinstance(env, gymnasium.Wrapper):
+            found += [env._max_episode_steps] if isinstance(env, gymnasium.wrappers.TimeLimit) else []
+            env = env.env
+        return min(found, default=None)
+
+    @property
+    def fps(self) -> float | None:
+        """Return the decisions per second of simulated time that the environments say, None where they do not."""
+        env = next(iter(getattr(self._vector, "envs", ())), None)
+        return None if env is None else env.unwrapped.metadata.get("render_fps")
+
+    def picture(self) -> np.ndarray:
+        """Return a picture (height, width, 3) uint8 of the first environment; RuntimeError where there is none."""
+        if self._obs is None:
+            raise RuntimeError(f"{self.name}: call reset() first, to start all environments")
+        return picture(next(iter(getattr(self._vector, "envs", ())), None), self._obs[0], self.name)
 
     @property
     def obs(self) -> Tensor:

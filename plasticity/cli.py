@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .commands.contents import nearest
-from .commands.imports import IMPORT, import_modules, take_imports
+from .commands.imports import COMPLETION, IMPORT, import_modules, take_imports
 
 COMMANDS = {
     "train": ("plasticity.commands.train", "train an agent, with probes and interventions"),
     "eval": ("plasticity.commands.evaluate", "play episodes with the agent of a run"),
+    "video": ("plasticity.commands.video", "film episodes of the agent of a run, as mp4 or GIF"),
     "probe": ("plasticity.commands.probe", "measure the networks of a saved agent"),
     "diagnose": ("plasticity.commands.diagnose", "say whether a saved agent can still learn, and what would help"),
     "fuse": ("plasticity.commands.fuse", "mix a saved agent with an earlier one of its own"),
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"plasticity {version('plasticity-toolkit')}")
             return 0
         name, *rest = arguments
+        if name == COMPLETION:
+            return int(import_module("plasticity.commands.completion").main(rest))
         if name not in COMMANDS:
-            hint = nearest(name, [*COMMANDS, IMPORT, "--help", "--version", "--debug"])
+            hint = nearest(name, [*COMMANDS, IMPORT, "--help", "--version", "--debug", COMPLETION])
             print(f"plasticity: no command {name!r}; {hint}there are {', '.join(COMMANDS)}", file=sys.stderr)
             return 2
         return int(import_module(COMMANDS[name][0]).main(rest) or 0)
@@ -101,7 +104,7 @@ def _usage() -> str:
             *lines,
             "",
             "plasticity <command> --help says more. --import imports a module of yours first, which registers things;",
-            "--debug shows where an error came from; --version.",
+            "--debug shows where an error came from; --version; --install-completion {bash,zsh,fish}.",
         ]
     )
 

@@ -15,7 +15,8 @@ UPDATES = "charts/updates"
 """Optimizer steps made so far, of the network that is measured first."""
 OVERHEAD = "plasticity/overhead"
 """Share of wall-clock time that measuring takes."""
-
+TIMED = (SPEED, OVERHEAD)
+"""Tags whose values depend on the speed of the machine; no checkpoint holds them."""
 
 UNMEASURED, TASK = "unmeasured", "task"
 PLAIN_EVENTS = (UNMEASURED, TASK)

@@ -20,7 +20,9 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.test import Client
 
+from plasticity.commands import fleet
 from plasticity.dashboard.tab.plugin import PlasticityPlugin
+from plasticity.storage.record import read_record
 from plasticity.testing.runs import QUICK_RUNS, attempt, command
 
 AGENT = ("sac", *QUICK_RUNS["sac"], "--steps", "60", "--eval-every", "30", "--eval-episodes", "1", "--quiet")
@@ -180,6 +182,69 @@ def test_a_run_is_played_probed_and_resumed_or_refused_in_a_line(good: Path, bad
         assert digest(good) == before
 
 
+class Inside:
+    """A process that runs in this one, at once: for commands that start others."""
+
+    def __init__(self, words: list[str], **more: Any) -> None:
+        code, output, errors = attempt(*words[words.index("train") :])
+        more["stdout"].write(f"{output}{errors}".encode(errors="replace"))
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+
+@given(bad=FOLDERS)
+@GENERATED
+def test_seeds_beside_a_bad_folder_are_trained_and_it_is_named(good: Path, bad: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fleet.subprocess, "Popen", Inside)
+        patch.setattr(fleet, "POLL", 0.0)
+        group = Path(place) / "group"
+        for number in (1, 3):
+            shutil.copytree(good, group / f"seed_{number}")
+        record = json.loads((group / "seed_3" / "run.json").read_text())
+        record["config"]["seed"] = 3
+        (group / "seed_3" / "run.json").write_text(json.dumps(record))
+        write(group, good, {**bad, "name": "seed_2"})
+        before = [digest(group / f"seed_{number}") for number in (1, 3)]
+        words = [
+            *AGENT,
+            "--checkpoint.every",
+            "30",
+            "--seeds",
+            "3",
+            "--retries",
+            "0",
+            "--out",
+            place,
+            "--name",
+            "group",
+        ]
+        code, output, errors = attempt("train", *words)
+        note(f"{code}: {output}{errors}")
+        assert "Traceback" not in errors
+        assert [digest(group / f"seed_{number}") for number in (1, 3)] == before
+        if "seed 1" in output:
+            assert "seed 1: finished before" in output
+            assert "seed 3: finished before" in output
+            assert ("seed 2: finished" in output) == (code == 0)
+            assert "Traceback" not in (group / "seed_2.log").read_text(errors="replace")
+        else:
+            assert code == 1
+            assert len([line for line in errors.splitlines() if line.startswith("plasticity train: ")]) == 1
+            assert "seed_2" in errors
+
+
+def damaged(folder: Path) -> bool:
+    """Return whether a folder has a record that cannot be read."""
+    try:
+        read_record(folder)
+    except ValueError as error:
+        return "is not a run" not in str(error)
+    return False
+
+
 @given(bad=FOLDERS.filter(lambda one: one["name"].isprintable()))  # TensorBoard reads no other names
 @GENERATED
 def test_the_tab_shows_the_others(good: Path, bad: dict[str, Any]) -> None:
@@ -195,6 +260,9 @@ def test_the_tab_shows_the_others(good: Path, bad: dict[str, Any]) -> None:
         routes = plugin.get_plugin_apps()
         listed = json.loads(Client(routes["/runs"]).get("/").data)["runs"]
         names = [run["name"] for run in listed]
+        if damaged(folder) and folder.name in names:
+            faults = json.loads(Client(routes["/runs"]).get("/").data)["faults"]
+            assert folder.name in {fault["run"] for fault in faults}
         assert "good" in names
         asked = {"runs": json.dumps(dict.fromkeys(names, "")), "curve": "charts/eval_return"}
         answer = Client(routes["/series"]).get("/", query_string=asked)

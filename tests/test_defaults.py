@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from plasticity.cli import COMMANDS, main
+from plasticity.storage.folder import Checkpoints
 from plasticity.testing.runs import QUICK_RUNS, SHORT, command
 
-CHECKED = {"train", "eval", "probe", "report", "compare", "list", "help"}
-"""Commands that are run here; the dashboard's defaults are in `test_dashboard.py`."""
+CHECKED = {"train", "eval", "video", "probe", "diagnose", "fuse", "reset-to", "report", "compare", "runs"}
+"""Commands that are run here on runs of every agent; `fuse` and `reset-to` have no defaults for the earlier state."""
+ELSEWHERE = {
+    "list": "no runs",
+    "help": "no runs",
+    "doctor": "test_doctor.py",
+    "bench": "test_bench.py",
+    "dashboard": "test_dashboard.py",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,35 @@ def test_a_run_of_every_agent_is_played_and_probed_at_the_defaults(agent: str, r
     assert "10 episodes" in command("eval", latest)
 
 
+@pytest.mark.parametrize("agent", ["ppo", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sac", "td3", "dqn"))])
+def test_a_run_of_every_agent_is_filmed_mixed_and_taken_back_at_the_defaults(
+    agent: str, runs: Path, tmp_path: Path
+) -> None:
+    assert str(runs / agent / "video.mp4") in command("video", runs / agent)
+    first = sorted((runs / agent / "checkpoints").iterdir())[0]
+    layer = next(name for name in QUICK_LAYERS if name.partition("/")[0] in networks(runs / agent))
+    for words in (("fuse",), ("reset-to", "--units", f"{layer}:0")):
+        name, *more = words
+        told = command(name, runs / agent, "--base", first, "--out", tmp_path / name, *more)
+        assert str(tmp_path / name) in told
+        assert "10 episodes" in command("eval", tmp_path / name)
+
+
+QUICK_LAYERS = ("actor/trunk.0", "q/q.0", "q/0", "actor/0")
+"""First layers of the networks of the agents."""
+
+
+def networks(run: Path) -> set[str]:
+    state = Checkpoints(run / "model").load_latest()[1]
+    return set(state["agent"]["networks"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", QUICK_RUNS)
+def test_a_run_of_every_agent_is_diagnosed_at_the_defaults(agent: str, runs: Path) -> None:
+    assert "fresh" in command("diagnose", runs / agent)
+
+
 def test_runs_of_every_agent_are_compared_and_reported_at_the_defaults(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,6 +79,8 @@ def test_runs_of_every_agent_are_compared_and_reported_at_the_defaults(
     told = capsys.readouterr().out
     assert all(f"left out runs/{agent}: the only run" in told for agent in ("dqn", "sac", "td3"))
     assert "| ppo" in told
+    assert main(["runs"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(QUICK_RUNS) + 1
 
 
 @pytest.mark.parametrize("name", ["list", "help"])
@@ -50,4 +89,4 @@ def test_lists_and_help_at_the_defaults(name: str) -> None:
 
 
 def test_every_command_is_among_them() -> None:
-    assert CHECKED | {"dashboard"} <= COMMANDS.keys()
+    assert COMMANDS.keys() == CHECKED | ELSEWHERE.keys()

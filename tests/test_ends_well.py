@@ -79,9 +79,13 @@ def test_an_episode_that_does_not_end_is_cut_and_said() -> None:
         assert evaluate(Still(), make_env("endless/one", num_envs=2), 4, max_steps=7).tolist() == [7.0] * 4  # type: ignore[arg-type]
 
 
-def test_episodes_that_end_are_not_cut() -> None:
+def test_episodes_that_end_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=9)
+    assert env.episode_limit == 9
+    assert make_env("endless/one").episode_limit is None
     assert len(evaluate(Still(), env, 4, max_steps=9)) == 4  # type: ignore[arg-type]
+    monkeypatch.setattr("plasticity.agents.evaluate.MAX_STEPS_PER_EPISODE", 5)  # the environment's limit is longer
+    assert len(evaluate(Still(), env, 4)) == 4  # type: ignore[arg-type]
 
 
 def test_the_number_of_steps_is_a_setting_of_training_and_eval(tmp_path: Path) -> None:
@@ -118,6 +122,41 @@ def test_a_signal_in_an_evaluation_is_obeyed_and_the_run_goes_on_later(number: i
     Endless.act = lambda env, step: None
     assert attempt("train", "--resume", tmp_path / "run", "--eval-max-steps", "5")[0] == 0
     assert read_record(tmp_path / "run")["eval_returns"] == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("when", ["reset", "between"])
+def test_a_signal_at_the_start_and_between_two_steps_loses_no_step(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step; and right after the last moment at which the step's checkpoint could be asked for."""
+    before, after = Endless.reset, saving.Save.on_step_end
+    sent: list[int] = []
+
+    def end(*_: Any) -> None:
+        if not sent:
+            sent.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def reset(env: Endless, **more: Any) -> Any:
+        end()
+        return before(env, **more)
+
+    def on_step_end(save: saving.Save, ctx: Any) -> None:
+        after(save, ctx)
+        if ctx.step == 5:
+            end()
+
+    if when == "reset":
+        monkeypatch.setattr(Endless, "reset", reset)
+    else:
+        monkeypatch.setattr(saving.Save, "on_step_end", on_step_end)
+    code, _, errors = train(tmp_path, "--steps", "40", "--eval-every", "0", "--quiet")
+    assert code == 143, errors
+    record = read_record(tmp_path / "run")
+    assert (record["status"], record["steps_done"]) == ("interrupted", 1 if when == "reset" else 6)
+    assert Checkpoints(tmp_path / "run" / "checkpoints").load_latest()[0] == record["steps_done"]
+    told = command("eval", tmp_path / "run", "--episodes", "1", "--eval-max-steps", "3")
+    assert f"trained for {record['steps_done']} steps" in told  # not the 40 that were planned
 
 
 def test_evaluating_asks_at_every_step() -> None:

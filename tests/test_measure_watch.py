@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from plasticity.observing.reading import Reading
 from plasticity.probes import GradientActivity, Probe, Rank
 from plasticity.storage.rows import read_metrics
 from plasticity.watching import Watcher, watch
+from plasticity.writers.destinations import free_folder
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -499,3 +501,12 @@ def test_measure_under_checkpointing(part: str, use_reentrant: bool) -> None:
     assert not stepped
     model(x.requires_grad_()).sum().backward()
     assert len(stepped) == 1
+
+
+def test_processes_that_open_one_folder_at_once_get_one_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: free_folder(tmp_path / "run"), range(64)))
+    assert len({*folders}) == 64
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        free_folder(tmp_path / "file")

@@ -129,10 +129,15 @@ def assert_resumes(agent: str, options: list[str], tmp_path: Path) -> dict[str, 
     assert main(["train", "--resume", str(resumed)]) == 0
     states = [Checkpoints(tmp_path / name / "checkpoints").load_latest() for name in ("whole", "resumed")]
     assert [step for step, _ in states] == [240, 240]
-    for _, state in states:
-        for tag in TIMED:
-            del state["latest"][tag]
     same(states[1][1], states[0][1], "state")
     assert rows(resumed) == rows(tmp_path / "whole")
     assert read_record(resumed)["eval_returns"] == read_record(tmp_path / "whole")["eval_returns"]
     return begin
+
+
+@pytest.mark.parametrize("method", ["parseval", pytest.param("weight-clipping", marks=pytest.mark.slow)])
+def test_layers_of_an_injection_after_a_resume_are_known(method: str, tmp_path: Path) -> None:
+    options = [f"--{method}", "--plasticity-injection", "--plasticity-injection.at", "150"]
+    assert_resumes(
+        "sac", [*options, *(["--weight-clipping.no-outputs"] if method == "weight-clipping" else [])], tmp_path
+    )

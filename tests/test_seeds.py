@@ -40,6 +40,8 @@ def test_each_seed_has_a_folder_and_the_numbers_of_a_run_of_its_own(group: Path)
     assert [read_record(group / f"seed_{n}")["config"]["seed"] for n in (4, 5)] == [4, 5]
     assert main([*TINY, "--seed", "5", "--out", str(group.parent), "--name", "alone", "--quiet"]) == 0
     assert rows(group / "seed_5") == rows(group.parent / "alone")
+    own = ["--seed", "4", "--out", str(group), "--name", "seed_4"]
+    assert read_record(group / "seed_4")["command"] == ["plasticity", *TINY, *own]  # to be pasted
     assert rows(group / "seed_4") != rows(group / "seed_5")
 
 

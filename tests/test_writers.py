@@ -270,6 +270,20 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
     assert [(event.step, event.value) for event in run.Scalars("events/recycle")] == [(3, 1), (6, 2)]
 
 
+@pytest.mark.parametrize("clocks", [(2e9, 1e9), (1e9, 2e9, 1.5e9), (1e9, 1e9), (2e9, 0.0)])
+def test_parts_of_a_run_do_not_mix_where_the_clock_went_backwards(clocks, tmp_path, monkeypatch):
+    for part, clock in enumerate(clocks):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        with open_writers(tmp_path) as logger:
+            if part:
+                logger.resume(5)
+            for step in range(5 if part else 0, 8 if part else 10):
+                logger.log(step, {"a": float(part)})
+    expected = [*((step, 0.0) for step in range(5)), *((step, float(part)) for step in range(5, 8))]
+    assert [(event.step, event.value) for event in accumulate(tmp_path).Scalars("a")] == expected
+    assert [(row["step"], row["a"]) for row in read_metrics(tmp_path)] == expected
+
+
 def test_a_file_that_goes_on_in_the_same_second_is_read_later(tmp_path):
     for number in range(3):  # TensorBoard reads files in the order of their names
         (tmp_path / f"events.out.tfevents.{int(time.time()) + number:010d}.zzz.99999999.0").touch()

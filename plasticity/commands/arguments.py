@@ -62,9 +62,11 @@ def _first_part(text: str) -> str:
     """Return a message without its frame and title, up to its first rule, in one line."""
     words: list[str] = []
     for line in text.splitlines()[1:]:
-        if not (inside := line.strip(_BOX)) and words:
+        inside = line.strip(_BOX)
+        if inside.strip("-"):
+            words += inside.split()
+        elif words:  # a rule, of hyphens where the terminal knows nothing else
             break
-        words += inside.split()
     message = " ".join(words)
     for python, plain in _PLAIN.items():
         message = message.replace(python, plain)

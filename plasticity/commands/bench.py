@@ -150,6 +150,10 @@ class Bench(Fleet):
         """Return the stream of a run."""
         return self.cells[seed.folder].env
 
+    def steps(self, seed: Seed) -> int:
+        """Return the environment steps of a run: of all tasks, or of one."""
+        return self.task_steps * (self.num_tasks if self.cells[seed.folder].task is None else 1)
+
     def state_line(self) -> str:
         """Return how many runs are in each state."""
         states = [seed.state for seed in self.seeds]
@@ -166,7 +170,7 @@ class Bench(Fleet):
             groups.setdefault((cell.env, cell.method), []).append(seed)
         for (env, method), seeds in groups.items():
             done = sum(seed.state in ("finished", "skipped") for seed in seeds)
-            running = ", ".join(f"{seed.step:,}" for seed in seeds if seed.state == "running")
+            running = ", ".join(f"{seed.step:,} {seed.left()}".rstrip() for seed in seeds if seed.state == "running")
             returns = [value for seed in seeds if (value := seed.values.get(EPISODIC_RETURN)) is not None]
             latest = f"{np.mean(returns):.1f}" if returns else ""
             failed = "; ".join(dict.fromkeys(seed.error for seed in seeds if seed.state == "failed"))

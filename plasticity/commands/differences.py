@@ -14,6 +14,7 @@ SAFE = frozenset(
         "log_every",
         "eval_*",
         "quiet",
+        "tag",
         "out",
         "checkpoint.*",
         "probes",
@@ -35,6 +36,7 @@ IMPLIED = {
     "first_task": 0,
     "task_seed": None,
     "normaliser": "keep",
+    "tag": (),
 }
 """Settings that runs of earlier versions lack -> the value they acted by."""
 ABSENT = "not there"

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from plasticity.agents.evaluate import evaluate
     from plasticity.storage.randomness import seed_globally
 
-    from .run import find_run, load_agent, make_run_env
+    from .run import find_run, load_agent, make_run_env, steps_of
     from .settings import eval_limit
 
     _, record = find_run(config.run)
@@ -59,8 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         env.close()
     spread = returns.std().item() if len(returns) > 1 else 0.0
     task = "" if config.task is None else f", task {config.task}"
-    steps = record.get("steps_done", settings["steps"])
-    print(f"{record['agent']} on {name}{task}, trained for {steps} steps, seed {settings['seed']}")
+    print(f"{record['agent']} on {name}{task}, trained for {steps_of(config.run)} steps, seed {settings['seed']}")
     print("returns: " + " ".join(f"{r:.1f}" for r in returns.tolist()))
     print(f"mean {returns.mean().item():.1f}, standard deviation {spread:.1f}, {len(returns)} episodes")
     return 0

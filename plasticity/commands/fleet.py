@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live as LiveDisplay
 from rich.table import Table
 
+from plasticity.dashboard.pace import Pace
 from plasticity.storage.files import require_free
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
@@ -47,13 +48,17 @@ class Fleet:
         """Return the environment of a run."""
         raise NotImplementedError
 
+    def steps(self, seed: Seed) -> int:
+        """Return the environment steps of a run."""
+        raise NotImplementedError
+
     def table(self) -> Table:
         """Return the state of all runs."""
         raise NotImplementedError
 
     def state_line(self) -> str:
         """Return the state of all runs as a line, for output that is no terminal."""
-        return "  ".join(f"seed {seed.number} {seed.state} {seed.step:,}" for seed in self.seeds)
+        return "  ".join(f"seed {seed.number} {seed.state} {seed.step:,} {seed.left()}".rstrip() for seed in self.seeds)
 
     def run(self) -> int:
         """Train; return 0 if all are finished then, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
@@ -80,7 +85,7 @@ class Fleet:
             return
         record = read_record(seed.folder)
         saved = {**record["config"], "agent_name": record["agent"]}
-        if different := differences(saved, expected, {"out", "name", "quiet", "log", *NOTED}):
+        if different := differences(saved, expected, {"out", "name", "quiet", "log", "tag", *NOTED}):
             raise ValueError(
                 f"{seed.folder} was trained with other settings: {'; '.join(different)}; pass another --name"
             )
@@ -103,7 +108,7 @@ class Fleet:
 
     def _start(self, seed: Seed) -> None:
         seed.attempts += 1
-        seed.state, seed.offset, seed.step = "running", 0, 0
+        seed.state, seed.offset, seed.step, seed.pace = "running", 0, 0, Pace(self.steps(seed))
         if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
             command = ["--resume", str(seed.folder), "--env", self.environment(seed)]  # typed by whoever started this
         else:

@@ -67,8 +67,7 @@ def overview(commands: Any) -> Iterator[str]:
 def train_options(agent: str, run: type, config: type) -> Iterator[str]:
     """Yield the options of ``plasticity train AGENT``, a line each, then the methods and meters in groups."""
     width = terminal_width()
-    yield f"usage: plasticity train {agent} --env ENV [options]"
-    yield ""
+    yield f"usage: plasticity train {agent} --env ENV | --config FILE | --like RUN [options]"
     yield "the run (plasticity help train: all of each description)"
     yield from table(options(run), width)
     yield ""
@@ -84,7 +83,11 @@ def run_options(run: type) -> Iterator[str]:
     """Yield the options that every run has, with their whole descriptions."""
     yield from details(options(run), terminal_width())
     yield ""
-    yield "plasticity train AGENT --help lists the options of an agent too, and all methods."
+    yield from textwrap.wrap(
+        "--config run.toml takes settings from a file, and --like RUN from another run; flags go before both, and the "
+        "file before the run. plasticity train AGENT --help lists the options of an agent too, and all methods.",
+        terminal_width(),
+    )
 
 
 def page(kind: str, entry: Entry, width: int) -> Iterator[str]:

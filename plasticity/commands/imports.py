@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-IMPORT = "--import"
+COMPLETION, IMPORT = "--install-completion", "--import"
 IMPORTED: list[str] = []
 """Modules imported so far in this process, in order; a run records them."""
 

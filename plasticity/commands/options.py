@@ -41,6 +41,11 @@ class Option:
         return [self.flag] if self.type else self.usage.split(" | ")
 
     @property
+    def choices(self) -> list[str]:
+        """Return the values of which one is to be chosen, none where they are not listed."""
+        return self.type[1:-1].split(",") if self.type.startswith("{") and self.type.endswith("}") else []
+
+    @property
     def short_usage(self) -> str:
         """Return the flag and its type in few columns: of many choices the first one, of a switch the flag alone."""
         usage = f"{self.flag} {self.type}".rstrip()

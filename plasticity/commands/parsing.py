@@ -18,12 +18,13 @@ from plasticity.writers import require_writers
 
 from .arguments import UsageError, parse_arguments, require_flags
 from .contents import SWITCHED, registry
+from .inherited import SOURCES, with_sources
 from .options import options
 from .presets import with_presets
 from .run import require_device
 from .settings import TrainConfig, resolve
 
-TAKEN = ("--help", "--resume", "--debug")
+TAKEN = ("--help", "--resume", "--debug", *SOURCES)
 """Flags of the command itself."""
 
 
@@ -34,7 +35,7 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     ``--regrama.every 500``.
     Raises ValueError for an option that is not known, or that has no effect.
     """
-    chosen, rest = switched_on(with_presets(agent, arguments))
+    chosen, rest = switched_on(with_presets(agent, with_sources(agent, arguments)))
     require_names(agent)
     require_classes(chosen)
     require_known(rest, agent, chosen)

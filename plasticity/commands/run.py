@@ -6,8 +6,7 @@ import dataclasses
 import os
 import platform
 import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ import torch
 
 from plasticity.callback import Callback, listeners, noting, rebuild
 from plasticity.storage.checkpoint import load
-from plasticity.storage.folder import Checkpoints
+from plasticity.storage.folder import Checkpoints, step_of_name
 from plasticity.storage.record import RECORD, read_record
 from plasticity.storage.upgrade import upgraded_state
 
 from .contents import nearest
-from .imports import IMPORTED, require_imports
+from .imports import IMPORTED, import_flags, require_imports
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 UPDATE_WITHIN = 100_000
@@ -29,13 +28,13 @@ UPDATE_WITHIN = 100_000
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")
 
 
-def describe(agent: str, config: Mapping[str, Any], command: list[str], arguments: list[str]) -> dict[str, Any]:
-    """Return what ``run.json`` says of a run: settings, command, versions, hardware, git state."""
+def describe(agent: str, config: Mapping[str, Any], arguments: list[str]) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run: settings, the command that makes it, versions, hardware, git state."""
     return {
         "agent": agent,
         "status": "running",
         "config": config,
-        "command": command,
+        "command": ["plasticity", *import_flags(), "train", agent, *arguments],
         "arguments": arguments,
         "imports": list(IMPORTED),
         "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := _version(p))}},
@@ -93,6 +92,14 @@ def load_state(path: Path) -> Mapping[str, Any]:
                 return upgraded_state(found.load_latest()[1])
         raise ValueError(f"{path} has neither a model nor a checkpoint: its training did not get so far")
     return upgraded_state(load(path))
+
+
+def steps_of(path: Path) -> int:
+    """Return the environment steps after which the state that :func:`load_state` returns was saved; 0 for none."""
+    if not (path / RECORD).is_file():
+        return step_of_name(path)
+    saved = (Checkpoints(path / kind).latest() for kind in (MODEL, CHECKPOINTS))
+    return next((step_of_name(folder) for folder in saved if folder is not None), 0)
 
 
 def require_device(device: str) -> None:
@@ -233,7 +240,7 @@ def _version(package: str) -> str | None:
 
 def _git() -> dict[str, Any] | None:
     """Return the commit of the working directory and whether it has changes; None outside a repository."""
-    command = ["git", "-c", "safe.directory=*"]
+    command = ["git", "--no-optional-locks", "-c", "safe.directory=*"]  # a lock would be in the user's way
     try:
         how: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 5}
         head = subprocess.run([*command, "rev-parse", "HEAD"], **how)
@@ -245,6 +252,13 @@ def _git() -> dict[str, Any] | None:
     return {"commit": head.stdout.strip(), "modified": bool(status.stdout.strip())}
 
 
-def command_line() -> list[str]:
-    """Return the command that started this process, without the path of the interpreter."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+def without(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Return arguments without some flags and their values."""
+    kept: list[str] = []
+    left_out = False
+    for word in arguments:
+        if word.startswith("--"):
+            left_out = word.partition("=")[0] in flags
+        if not left_out:
+            kept.append(word)
+    return kept

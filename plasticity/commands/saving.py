@@ -14,16 +14,17 @@ from plasticity.callback import Callback, Context, noting
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import random_state, restore_random_state
 from plasticity.storage.rows import METRICS_FILE
+from plasticity.tags import TIMED
 
 
 def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callback]) -> dict[str, Any]:
-    """Return the state of everything that has one; valid between two steps."""
+    """Return the state of everything that has one; valid between two steps, and the same for equal runs."""
     buffer = getattr(agent, "buffer", None)
     return {
         "step": ctx.step,
         "task": ctx.task,
         "num_tasks": ctx.num_tasks,
-        "latest": dict(ctx.latest),
+        "latest": {tag: value for tag, value in ctx.latest.items() if tag not in TIMED},
         "logged": dict(ctx.logged),
         "agent": agent.state_dict(),
         "buffer": None if buffer is None else buffer.state_dict(),
@@ -119,6 +120,8 @@ class Save(Callback):
     ) -> None:
         self.checkpoints, self.every, self.last_step, self.state, self.stop = checkpoints, every, last_step, state, stop
         self.present = present
+        self.stopped = False
+        """True once the state was saved because of ``stop()``: a loop that asks this never ends without."""
         self._next = 0
 
     def on_train_start(self, ctx: Context) -> None:
@@ -127,13 +130,15 @@ class Save(Callback):
 
     def on_step_end(self, ctx: Context) -> None:
         """Save when it is due."""
-        if not (self.stop() or (self.every and (ctx.step >= self._next or ctx.step >= self.last_step))):
+        stop = self.stop()
+        if not (stop or (self.every and (ctx.step >= self._next or ctx.step >= self.last_step))):
             return
         if self.present is not None:
             self.present.check()
-        if self.stop():
+        if stop:
             require_finite(ctx)
             self.checkpoints.save(ctx.step, *self.state(ctx))
+            self.stopped = True
         else:
             self.on_train_start(ctx)
             require_finite(ctx)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from plasticity.dashboard.pace import Pace
 from plasticity.storage.files import require_free
 from plasticity.storage.rows import METRICS_FILE, as_float, decode_row
 from plasticity.tags import ALL, parse_tag
@@ -28,6 +32,7 @@ class Seed:
     process: subprocess.Popen[bytes] | None = None
     log: BinaryIO | None = None
     offset: int = 0
+    pace: Pace | None = None
 
     @property
     def console(self) -> Path:
@@ -48,10 +53,25 @@ class Seed:
             if (row := decode_row(line)) is None:
                 continue
             self.step = max(self.step, int(row["step"]))
+            self._take_time(row)
             if "event" in row:
                 self.last_event = f"{row['event']} at {row['step']:,}"
             else:
                 self.values |= {tag: v for tag, value in row.items() if (v := as_float(value)) is not None}
+
+    def _take_time(self, row: Mapping[str, Any]) -> None:
+        """Take in when a row was written; the first loss or measurement tells that the run learns."""
+        if self.pace is None or (now := as_float(row.get("time"))) is None or not math.isfinite(now):
+            return
+        if "purge_step" in row:
+            self.pace.pause()
+        if any(tag.startswith(("losses/", "plasticity/")) for tag in row):
+            self.pace.begin_learning(int(row["step"]), now)
+        self.pace.at(int(row["step"]), now)
+
+    def left(self) -> str:
+        """Return the remaining time in words, of a seed that is being trained."""
+        return self.pace.text(self.step, time.time()) if self.pace is not None and self.state == "running" else ""
 
     def metrics(self) -> dict[str, float]:
         """Return metric -> its latest value, averaged over the networks."""

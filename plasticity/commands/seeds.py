@@ -14,6 +14,7 @@ from plasticity.storage.record import read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
 from .fleet import Fleet
+from .run import without
 from .seed import Seed
 
 
@@ -41,12 +42,17 @@ class Seeds(Fleet):
 
     def command(self, seed: Seed) -> list[str]:
         """Return the arguments that begin the run of a seed."""
-        own = ["--seeds", "1", "--seed", str(seed.number), "--out", str(self.group), "--name", seed.folder.name]
-        return [self.agent, *self.arguments, *own]
+        own = {"--seed": str(seed.number), "--out": str(self.group), "--name": seed.folder.name}
+        shared = without(self.arguments, {*own, "--seeds", "--jobs", "--retries"})
+        return [self.agent, *shared, *(word for pair in own.items() for word in pair)]
 
     def environment(self, seed: Seed) -> str:
         """Return the environment, the same for all."""
         return self.config.env
+
+    def steps(self, seed: Seed) -> int:
+        """Return the environment steps, the same for all."""
+        return self.config.steps
 
     def table(self) -> Table:
         """Return the state of all seeds, a row each."""
@@ -54,7 +60,7 @@ class Seeds(Fleet):
         measured = {seed.number: seed.metrics() for seed in self.seeds}
         shown = shown_first(name for metrics in measured.values() for name in metrics) or headlines()
         short = [find_metric(name).short for name in shown]
-        for heading in ("seed", "state", "step", "steps/s", "return", "eval", *short, "last event"):
+        for heading in ("seed", "state", "step", "left", "steps/s", "return", "eval", *short, "last event"):
             table.add_column(heading, justify="left" if heading in ("state", "last event") else "right")
         for seed in self.seeds:
             state = f"{seed.state} ({seed.attempts})" if seed.attempts > 1 else seed.state
@@ -62,7 +68,9 @@ class Seeds(Fleet):
             metrics = [find_metric(name).text(measured[seed.number].get(name, math.nan)) for name in shown]
             numbers = ["" if v is None else f"{v:.0f}" if i == 0 else f"{v:.1f}" for i, v in enumerate(charts)]
             last = seed.error if seed.state == "failed" else seed.last_event
-            table.add_row(str(seed.number), state, f"{seed.step:,}", *numbers, *metrics, last)
+            table.add_row(
+                str(seed.number), state, f"{seed.step:,}", seed.left().removesuffix(" left"), *numbers, *metrics, last
+            )
         return table
 
     def _summary(self) -> None:

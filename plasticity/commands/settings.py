@@ -14,6 +14,8 @@ from plasticity.writers import DEFAULT_WRITERS
 from .contents import SWITCHED
 from .run import plain
 
+PROBE_EVERY = 1000
+"""Optimizer steps, or environment steps of agents that learn in rounds, between two measurements by default."""
 CONTROL = ("seeds", "jobs", "retries", "dry_run")
 """Settings that say how the command works; they are no part of a run."""
 
@@ -64,8 +66,8 @@ class TrainConfig:
     probes: tuple[str, ...] = DEFAULT_PROBES
     """Probes to run on every network, and sets of them (activity, gradient, ranks, weights, all); see plasticity list
     probes. Give the flag without names for none."""
-    probe_every: int = 1000
-    """Optimizer steps between two measurements."""
+    probe_every: int | None = None
+    """Optimizer steps between two measurements; None: 1000, for PPO those of 1,000 environment steps or of a round."""
     probe_window: int = 1
     """Optimizer steps in a row over which each measurement is taken; as many as probe_every: every step is measured."""
     eval_every: int = 10_000
@@ -73,7 +75,7 @@ class TrainConfig:
     eval_episodes: int = 10
     """Episodes of each evaluation, with deterministic actions."""
     eval_max_steps: int | None = None
-    """Environment steps after which an evaluation episode is cut; None: 27,000, or --max-episode-steps."""
+    """Environment steps after which an evaluation episode is cut; None: 27,000, or the environment's longer limit."""
     log_every: int = 500
     """Updates over which losses are averaged and after which they are logged."""
     device: str = "cpu"
@@ -92,6 +94,8 @@ class TrainConfig:
     """Writers beside the run's own record (metrics.jsonl): tensorboard, csv, ...; the flag without names for none."""
     name: str | None = None
     """Name of the run folder; default: agent, environment, seed and time."""
+    tag: tuple[str, ...] = ()
+    """Words of yours by which plasticity runs --tag finds the run."""
     quiet: bool = False
     """Show nothing while training."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -108,8 +112,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.eval_max_steps is not None and self.eval_max_steps < 1:
             raise ValueError(f"eval_max_steps must be at least 1, got {self.eval_max_steps}")
-        if not 1 <= self.probe_window <= max(1, self.probe_every):
-            raise ValueError(f"probe_window must be from 1 to probe_every, {self.probe_every}, got {self.probe_window}")
+        every = PROBE_EVERY if self.probe_every is None else self.probe_every
+        if not 1 <= self.probe_window <= max(1, every):
+            raise ValueError(f"probe_window must be from 1 to probe_every, {every}, got {self.probe_window}")
 
 
 def chosen(config: Any, kind: str) -> dict[str, Any]:
@@ -118,11 +123,24 @@ def chosen(config: Any, kind: str) -> dict[str, Any]:
     return {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
 
 
-def eval_limit(settings: Mapping[str, Any]) -> int:
-    """Return the environment steps after which an evaluation episode is cut."""
+def eval_limit(settings: Mapping[str, Any]) -> int | None:
+    """Return the environment steps after which an evaluation episode is cut; None: as the environment says."""
     from plasticity.agents.evaluate import MAX_STEPS_PER_EPISODE
 
-    return settings.get("eval_max_steps") or max(MAX_STEPS_PER_EPISODE, settings.get("max_episode_steps") or 0)
+    limit = settings.get("max_episode_steps")  # which an environment need not show
+    return settings.get("eval_max_steps") or (max(MAX_STEPS_PER_EPISODE, limit) if limit else None)
+
+
+def probe_interval(config: Any, agent: Any) -> int:
+    """Return the optimizer steps between two measurements.
+
+    An agent that learns in rounds has ``updates_in(steps)``, the updates of the rounds in so many environment steps:
+    a thousand of its updates may be few environment steps, or more than a short run has.
+    """
+    if config.probe_every is not None:
+        return config.probe_every
+    updates_in = getattr(agent, "updates_in", None)
+    return PROBE_EVERY if updates_in is None else max(config.probe_window, updates_in(PROBE_EVERY))
 
 
 def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
@@ -131,6 +149,14 @@ def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
         return config
     steps = config.steps if saved is None else saved["anneal_steps"]
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, anneal_steps=steps))
+
+
+def unresolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved settings of a run without those that :func:`resolve` makes of others."""
+    agent = dict(config.get("agent", {}))
+    if agent.get("anneal_steps") == config.get("steps"):
+        agent.pop("anneal_steps", None)
+    return {**config, "agent": agent}
 
 
 def settings(config: Any) -> dict[str, Any]:

@@ -18,6 +18,10 @@ def main(arguments: Sequence[str]) -> int:
         print(usage())
         return 0
     folder, arguments = _take_resume(list(arguments))
+    if folder is None and arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments):
+        from .inherited import agent_of, take_sources  # the agent stands in the file or the run
+
+        arguments = [agent_of(take_sources(arguments)[0]) or "", *arguments]
     agent, *rest = arguments or [""]
     if folder is None:
         _require_agent(agent)
@@ -36,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 def usage() -> str:
     """Return the usage line."""
     return f"""usage: plasticity train <agent> --env ENV [options]
+       plasticity train --config FILE.toml, or --like RUN [options that differ]
        plasticity train --resume RUN [options that may change: --steps, --eval-every, --log-every, --checkpoint.every]
 agents: {", ".join(contents("agents"))}
 plasticity train <agent> --help lists all options; plasticity help NAME describes an agent, a method or a probe."""
@@ -63,12 +68,14 @@ def start_run(agent: str, arguments: Sequence[str]) -> int:
     """Train a new run, or several seeds of it, or only show what would be trained."""
     import torch
 
+    from .inherited import with_sources
     from .parsing import parse
     from .presets import notes_of_presets
     from .seeds import Seeds
     from .settings import settings
     from .training import TrainingRun
 
+    arguments = with_sources(agent, arguments)  # once: the file or the run may be another one later
     config = parse(agent, arguments)
     for line in [] if config.quiet else notes_of_presets(agent, arguments):
         print(line, file=sys.stderr)

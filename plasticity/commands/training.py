@@ -32,9 +32,9 @@ from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
 from .normaliser import NormaliserReset
-from .run import CHECKPOINTS, UPDATE_WITHIN, command_line, describe, require_update, save_model
+from .run import CHECKPOINTS, UPDATE_WITHIN, describe, plain, require_update, save_model
 from .saving import Present, Randomness, Save, restore, snapshot
-from .settings import chosen, eval_limit, settings
+from .settings import chosen, eval_limit, probe_interval, settings
 
 DRY_UPDATES = 20
 """Updates after which a dry run ends even if a network has not been measured."""
@@ -66,7 +66,7 @@ class TrainingRun:
         self.env = self._make_env(config.num_envs, self.seeds[0])
         self.agent = self._make_agent(config.agent)
         self.live = LiveView(config.steps, f"{agent} {config.env} seed {config.seed}", quiet=config.quiet)
-        self.measure = Measure(config.probes, config.probe_every, window=config.probe_window)
+        self.measure = Measure(config.probes, probe_interval(config, self.agent), window=config.probe_window)
         self.evaluate = Evaluate(
             self.agent,
             lambda: self._make_env(config.eval_episodes, self.seeds[2]),
@@ -124,7 +124,8 @@ class TrainingRun:
         """Train into ``folder``; ``run.json`` says how it ended, also after an exception. Return the exit code."""
         ctx, before = context(self.agent), read_record(folder) if resume else None
         checkpoints = Checkpoints(folder / CHECKPOINTS, self.config.checkpoint.keep)
-        record = describe(self.agent_name, settings(self.config), command_line(), self.arguments)
+        record = describe(self.agent_name, settings(self.config), self.arguments)
+        record["resolved"] = self._resolved()
         with RunLock(folder), Stopper() as stopper:
             self.evaluate.stop = stopper.stop
             begin: dict[str, Any] = {}
@@ -152,7 +153,7 @@ class TrainingRun:
                 )
                 with self.live:
                     callbacks = [*self.callbacks.values(), present, save]
-                    train(self.env, self.agent, self.config.steps, callbacks, ctx, stopper.stop, **begin)
+                    train(self.env, self.agent, self.config.steps, callbacks, ctx, lambda: save.stopped, **begin)
                     if not stopper.stop():
                         self.evaluate.run(ctx)
                 present.check()
@@ -172,6 +173,12 @@ class TrainingRun:
             with contextlib.suppress(OSError):  # a closed terminal
                 self._report(folder, status)
         return stopper.exit_code
+
+    def _resolved(self) -> dict[str, Any]:
+        """Return the settings that are None by default, as what they stand for here."""
+        config = getattr(self.agent, "config", None)
+        own = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
+        return {"probe_every": self.measure.every, "agent": plain(own)}
 
     def _state(self, ctx: Any) -> tuple[dict[str, Any], float | None]:
         """Return the state of the run, and its score: the mean return of this step's evaluation, if there was one."""

@@ -12,12 +12,13 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live as Display
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from plasticity.callback import Callback, Context, Writer
 from plasticity.metrics import find_metric, shown_first
 from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
 
+from .pace import Pace
 from .panel import Course, finite_mean, panel
 
 SHORT_TITLES = {EPISODIC_RETURN: "return", EVAL_RETURN: "eval"}
@@ -40,6 +41,7 @@ class LiveView(Callback, Writer):
         self._courses: dict[str, Course] = {}
         self._step = self._first_step = 0
         self._started = time.perf_counter()
+        self._pace = Pace(total_steps)
         self._last_shown = -math.inf
         self._display: Display | None = None
 
@@ -47,7 +49,7 @@ class LiveView(Callback, Writer):
         self._started = time.perf_counter()
         if not self.quiet and self.console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[line]}")]
-            self._progress = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            self._progress = Progress(*columns, console=self.console)
             self._task = self._progress.add_task(self.title, total=self.total_steps, line="")
             self._display = Display(self._renderable(), console=self.console, auto_refresh=False)
             self._display.start()
@@ -87,6 +89,11 @@ class LiveView(Callback, Writer):
         """Count from the step a resumed run starts at."""
         self._first_step = self._step = ctx.step
 
+    def on_update_start(self, ctx: Context) -> None:
+        """Take the pace anew when the first update comes: the remaining time is that of learning."""
+        if not self._pace.learns:
+            self._pace.begin_learning(ctx.step, time.perf_counter())
+
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Show the state, four times a second in a terminal, now and then elsewhere."""
         self._step = ctx.step
@@ -99,6 +106,7 @@ class LiveView(Callback, Writer):
 
     def _show(self) -> None:
         now = time.perf_counter()
+        self._pace.at(self._step, now)
         if self._display is not None:
             if now - self._last_shown > 0.25:
                 self._last_shown = now
@@ -117,7 +125,8 @@ class LiveView(Callback, Writer):
     def _progress_text(self) -> str:
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         speed = self.values.get(SPEED) or (self._step - self._first_step) / elapsed
-        return f"{self._step:,}/{self.total_steps:,}  {speed:.0f} steps/s"
+        left = self._pace.text(self._step, time.perf_counter())
+        return f"{self._step:,}/{self.total_steps:,}  {speed:.0f} steps/s  {left}".rstrip()
 
     def _renderable(self) -> Group:
         self._progress.update(self._task, completed=self._step, line=self._progress_text())

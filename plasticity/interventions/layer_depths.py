@@ -57,10 +57,10 @@ class LayerDepths:
     @property
     def hidden(self) -> list[str]:
         """The layers that are no output layers."""
-        return [layer for layer, depth in (self._depths or self.look()).items() if depth > 1]
+        return [layer for layer, depth in self.look().items() if depth > 1]
 
     def _of_depth(self, depth: int) -> list[str]:
-        return [layer for layer, found in (self._depths or self.look()).items() if found == depth]
+        return [layer for layer, found in self.look().items() if found == depth]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inputs of the first pass, which show the layers again where a checkpoint can keep them."""

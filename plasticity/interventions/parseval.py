@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from plasticity.callback import Context
 from plasticity.structure.layers import weight_rows
 
 from .every_step import layers_of
@@ -77,6 +78,12 @@ class Parseval(WeightPenalty):
         """Wait for the first pass, which shows the output layers."""
         self.depths[name] = LayerDepths(network, "Parseval", self.calls.get(name, ()))
         self.hook(self.depths[name])
+
+    def on_update_start(self, ctx: Context) -> None:
+        """Look at networks whose modules were replaced, such as by a plasticity injection, before a graph is traced."""
+        for found in self.depths.values():
+            if found.known:
+                found.look()
 
     def ready(self, name: str) -> bool:
         """Return whether the output layers are known."""

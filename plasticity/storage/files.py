@@ -156,6 +156,21 @@ def _lock(fd: int) -> None:
         os.lseek(fd, 0, os.SEEK_SET)
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder; nothing is written to it."""
+    try:
+        fd = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        _lock(fd)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 class RunLock:
     """Keep a second process out of ``folder``, as a ``with`` block; RuntimeError names the process that is in it.
 

@@ -86,6 +86,11 @@ class Checkpoints:
                 _remove(folder)
 
 
+def step_of_name(folder: Path) -> int:
+    """Return the step in the name of a checkpoint, 0 for another folder."""
+    return _number_and_step(folder)[1] if _NAME.fullmatch(folder.name) else 0
+
+
 def _number_and_step(folder: Path) -> tuple[int, int]:
     number, step = folder.name.split("-step-")
     return int(number), int(step)

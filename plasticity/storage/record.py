@@ -16,7 +16,7 @@ RECORD_FORMAT = 2
 """Format of the records that this version writes; 0.1.0 wrote 1, without saying so."""
 NO_CONFIGURATION = frozenset(
     {
-        *("seed", "name", "out", "quiet", "seeds", "jobs", "retries", "dry_run", "checkpoint", "log"),
+        *("seed", "name", "out", "quiet", "seeds", "jobs", "retries", "dry_run", "checkpoint", "log", "tag"),
         *("probes", "probe_every", "probe_window", "meters"),  # measuring changes nothing that is learned
     }
 )
@@ -36,6 +36,9 @@ SHAPE: dict[str, tuple[tuple[type, ...], str]] = {
     "config.meters.*": ((dict,), "an object"),
     "config.probes": ((list,), "a list"),
     "config.probes.*": ((str,), "text"),
+    "config.tag": ((list,), "a list"),
+    "config.tag.*": ((str,), "text"),
+    "resolved": ((dict,), "an object"),
     "command": ((list,), "a list"),
     "command.*": ((str,), "text"),
     "arguments": ((list,), "a list"),

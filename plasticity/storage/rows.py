@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
+_TAIL = 2**18
+"""Bytes at the end of the file that surely hold a row."""
 RESERVED = ("step", "time", "event", "purge_step")  # keys of a row that are not tags
 
 _logger = logging.getLogger(__name__)
@@ -41,6 +43,17 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     if unreadable > 1:  # one is what a kill leaves
         _logger.warning("%s: left out %d lines that are no rows", Path(folder) / METRICS_FILE, unreadable)
     return rows
+
+
+def last_step(folder: Path | str) -> int:
+    """Return the step of the last row of a run; 0 for none. Reads the end of its file only."""
+    try:
+        with (Path(folder) / METRICS_FILE).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    return next((int(row["step"]) for line in reversed(lines) if (row := decode_row(line)) is not None), 0)
 
 
 def metric_tags(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from plasticity.cli import main
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.rows import read_metrics
-from plasticity.tags import OVERHEAD, SPEED
+from plasticity.tags import TIMED
 
 SHORT = (
     *("--steps", "240", "--seed", "3", "--num-envs", "2", "--checkpoint.every", "120", "--checkpoint.keep", "9"),
@@ -33,8 +33,6 @@ QUICK_RUNS = {
     "ppo": ("--env", "Pendulum-v1", "--hidden", "8", "8", "--num-steps", "32", "--num-minibatches", "4"),
 }
 """Agent -> its options in a short run."""
-TIMED = (SPEED, OVERHEAD)
-"""Tags whose values depend on the speed of the machine."""
 
 
 def command(*arguments: str | Path) -> str:
@@ -60,11 +58,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_state(folder: Path) -> dict[str, Any]:
-    """Return the state in the newest checkpoint of a run, without the values that depend on time."""
-    _, state = Checkpoints(folder / "checkpoints").load_latest()
-    for tag in TIMED:
-        state["latest"].pop(tag, None)
-    return state
+    """Return the state in the newest checkpoint of a run."""
+    return Checkpoints(folder / "checkpoints").load_latest()[1]
 
 
 def stopped(whole: Path, to: Path) -> Path:

@@ -46,12 +46,21 @@ def destinations_of(log: Destination | Sequence[Destination]) -> list[Destinatio
 
 
 def free_folder(folder: Path) -> Path:
-    """Return the folder, or where it holds a run, the next one without: ``mine``, ``mine_2``, ``mine_3``."""
+    """Make and return the folder, or where it holds a run, the next one without: ``mine``, ``mine_2``, ``mine_3``.
+
+    Its ``metrics.jsonl`` is created at once, by one process only: of two that ask at the same time each gets its own.
+    """
     number, free = 1, folder
-    while (free / METRICS_FILE).exists():
+    while True:
+        try:
+            free.mkdir(parents=True, exist_ok=True)
+            (free / METRICS_FILE).touch(exist_ok=False)
+            return free
+        except FileExistsError:
+            if not free.is_dir():
+                raise
         number += 1
         free = folder.with_name(f"{folder.name}_{number}")
-    return free
 
 
 def require_destinations(log: Destination | Sequence[Destination]) -> None:

@@ -1,4 +1,4 @@
-"""``plasticity doctor`` names what is missing and what to do; ``plasticity runs`` lists runs, damaged ones by name."""
+"""``plasticity doctor`` names what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runfolders import make_run
 
 from plasticity.commands import doctor, tested
 from plasticity.commands.tested import TESTED, versions_table
@@ -63,21 +62,3 @@ def test_the_table_of_tested_versions_is_what_continuous_integration_installs() 
     assert {one.package: one.version for one in TESTED} == {one.package: pinned.get(one.package) for one in TESTED}
     pages = {one.page for one in TESTED if one.page}
     assert all((ROOT / "docs" / f"{page}.md").exists() for page in pages)
-
-
-def test_runs_are_listed_filtered_and_damaged_ones_named(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", [1.0], seed=1, interventions={"redo": {}})
-    make_run(tmp_path / "group" / "b", [1.0], seed=2, status="failed", kind="td3")
-    make_run(tmp_path / "bad", [1.0])
-    (tmp_path / "bad" / "run.json").write_text("{")
-    code, told, errors = attempt("runs", tmp_path)
-    lines = [line.split() for line in told.splitlines()]
-    assert code == 0
-    assert lines[1:] == [
-        [str(tmp_path / "a"), "sac", "Walk-v0", "1", "finished", "of", "10", "-", "redo"],
-        [str(tmp_path / "group" / "b"), "td3", "Walk-v0", "2", "failed", "of", "10", "-", "-"],
-    ]
-    assert f"note: left out {tmp_path / 'bad' / 'run.json'} is damaged" in errors
-    assert len(command("runs", tmp_path, "--status", "fail*").splitlines()) == 2
-    assert len(command("runs", tmp_path, "--agent", "sac", "--env", "Other*").splitlines()) == 1
-    assert attempt("runs", tmp_path / "nowhere")[0] == 1

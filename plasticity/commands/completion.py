@@ -60,7 +60,7 @@ def words() -> Words:
     from plasticity.cli import COMMANDS
     from plasticity.metrics import SETS
 
-    from .inherited import SOURCES
+    from .inherited import SOURCE_FLAGS
     from .settings import TrainConfig
     from .suites import SUITES
 
@@ -72,7 +72,7 @@ def words() -> Words:
         configs = [thing for name, thing in vars(import_module(module)).items() if name.endswith("Config")]
         found.flags[command] = options(configs[0]) if configs and command != "train" else []
     methods = [_method(name, method) for kind in SWITCHED for name, method in registry(kind).items()]
-    sources = [Option(flag, "PATH", "", "") for flag in ("--resume", *SOURCES)]
+    sources = [Option(flag, "PATH", "", "") for flag in ("--resume", *SOURCE_FLAGS)]
     shared = [*options(TrainConfig), *sources, *(one for rows in methods for one in rows)]
     for agent, (_, config) in AGENTS.items():
         found.flags[f"train {agent}"] = [*shared, *options(config)]

@@ -15,7 +15,7 @@ from .options import Option, options
 from .presets import with_presets
 from .settings import CONTROL, TrainConfig, unresolved
 
-SOURCES = ("--like", "--config")
+SOURCE_FLAGS = ("--like", "--config")
 """Flags that name a source of settings; a later one goes before an earlier one, and what is typed before both."""
 NOT_TAKEN = {*CONTROL, "name", "out", "quiet"}
 """Settings of a run that another one does not take over."""
@@ -28,7 +28,7 @@ def take_sources(arguments: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     words = iter(arguments)
     for word in words:
         flag, equals, value = word.partition("=")
-        if flag not in SOURCES:
+        if flag not in SOURCE_FLAGS:
             rest.append(word)
             continue
         if not (value := value if equals else next(words, "")):
@@ -60,7 +60,7 @@ def with_sources(agent: str, arguments: Sequence[str]) -> list[str]:
         raise ValueError(f"{' and '.join(map(str, sources.values()))} is for {named}, not for {agent}")
     off = {name for word in rest if (name := _switched_off(word))}
     found: list[str] = []
-    for flag in SOURCES:
+    for flag in SOURCE_FLAGS:
         if flag in sources:
             settings = {key: value for key, value in _read(flag, sources[flag])[1].items() if key not in off}
             found += _words(agent, sources[flag], settings)

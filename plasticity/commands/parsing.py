@@ -18,13 +18,13 @@ from plasticity.writers import require_writers
 
 from .arguments import UsageError, parse_arguments, require_flags
 from .contents import SWITCHED, registry
-from .inherited import SOURCES, with_sources
+from .inherited import SOURCE_FLAGS, with_sources
 from .options import options
 from .presets import with_presets
 from .run import require_device
 from .settings import TrainConfig, resolve
 
-TAKEN = ("--help", "--resume", "--debug", *SOURCES)
+TAKEN = ("--help", "--resume", "--debug", *SOURCE_FLAGS)
 """Flags of the command itself."""
 
 

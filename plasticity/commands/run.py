@@ -252,7 +252,7 @@ def _git() -> dict[str, Any] | None:
     return {"commit": head.stdout.strip(), "modified": bool(status.stdout.strip())}
 
 
-def without(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
+def without_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
     """Return arguments without some flags and their values."""
     kept: list[str] = []
     left_out = False

@@ -14,7 +14,7 @@ from plasticity.storage.record import read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
 from .fleet import Fleet
-from .run import without
+from .run import without_flags
 from .seed import Seed
 
 
@@ -43,7 +43,7 @@ class Seeds(Fleet):
     def command(self, seed: Seed) -> list[str]:
         """Return the arguments that begin the run of a seed."""
         own = {"--seed": str(seed.number), "--out": str(self.group), "--name": seed.folder.name}
-        shared = without(self.arguments, {*own, "--seeds", "--jobs", "--retries"})
+        shared = without_flags(self.arguments, {*own, "--seeds", "--jobs", "--retries"})
         return [self.agent, *shared, *(word for pair in own.items() for word in pair)]
 
     def environment(self, seed: Seed) -> str:

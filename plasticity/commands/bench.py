@@ -152,7 +152,9 @@ class Bench(Fleet):
 
     def steps(self, seed: Seed) -> int:
         """Return the environment steps of a run: of all tasks, or of one."""
-        return self.task_steps * (self.num_tasks if self.cells[seed.folder].task is None else 1)
+        cell = self.cells[seed.folder]
+        plan = self.plans[cell.env]
+        return (plan.steps or 0) * ((plan.num or 0) if cell.task is None else 1)
 
     def state_line(self) -> str:
         """Return how many runs are in each state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -83,8 +84,6 @@ class ActorCritic(OffPolicy):
     With images every network has convolutions of its own: nothing is shared, and the actor's are trained by its loss.
     """
 
-    ACTOR: ClassVar[Callable[[Body, int], nn.Module]]
-    """Class of the actor."""
     TARGETS: ClassVar[tuple[str, ...]]
     """Networks that have targets."""
 
@@ -102,7 +101,7 @@ class ActorCritic(OffPolicy):
         self.action_dim = box_dim(action_space, name, "action", "its policy is continuous")
         self.updates_owed = 0.0
         act, update, replay, weights = split_seed(seed, 4)
-        self.add_draws(normal, (self.action_dim,), act)
+        self.add_draws(*self.exploration(), act)
         self.add_generator("update", update)
         self.buffer = self.make_buffer((self.action_dim,), replay)
         learns_mean = config.critic_returns == "mean"
@@ -118,12 +117,20 @@ class ActorCritic(OffPolicy):
     def _make_networks(self, seed: int) -> dict[str, nn.Module]:
         config, shape = self.config, self.obs_shape
         with drawn_on_the_cpu(seed):
-            actor = type(self).ACTOR(make_body(config, shape, widths(config, "policy")), self.action_dim)
+            actor = self.make_actor(partial(make_body, config, shape, widths(config, "policy")))
             hidden = widths(config, "value") if config.critic_hidden is None else config.critic_hidden
             bodies = (make_body(config, shape, hidden, extra_dim=self.action_dim) for _ in CRITICS)
             head, values = config.critic_head, self.returns
             critics = {key: Critic(body, head, values) for key, body in zip(CRITICS, bodies, strict=True)}
         return {"actor": actor, **critics}
+
+    def exploration(self) -> tuple[Callable[..., Tensor], tuple[int, ...]]:
+        """Return how the numbers that disturb one action are drawn, and their shape."""
+        return normal, (self.action_dim,)
+
+    def make_actor(self, make_body: Callable[[int], Body]) -> nn.Module:
+        """Return a new actor on `make_body(extra_dim)`: so many features join the observation's behind its encoder."""
+        raise NotImplementedError
 
     def distributed_loss(
         self, batch: Batch, targets: Sequence[nn.Module], action: Tensor, bonus: Tensor | None = None
@@ -162,10 +169,10 @@ class ActorCritic(OffPolicy):
             return like(2 * uniform((len(seen), self.action_dim), self.generators["act"]) - 1, obs)
         assert self.draws is not None
         noise = self.draws.row(len(seen)) if explore else None
-        return like(self.chosen(self.actor(seen), noise), obs)
+        return like(self.respond(seen, noise), obs)
 
-    def chosen(self, output: Any, noise: Any | None) -> Any:
-        """Return actions from the actor's output, disturbed by `noise` (N, action_dim) ~ N(0, 1) if it is given."""
+    def respond(self, obs: Any, noise: Any | None) -> Any:
+        """Return the actor's actions, disturbed by `noise` (see `exploration`) if it is given."""
         raise NotImplementedError
 
     @torch.no_grad()

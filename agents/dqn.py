@@ -209,7 +209,7 @@ class DQN(OffPolicy):
 
     def ready(self) -> bool:
         """Return whether an update is owed."""
-        return self.updates_owed > 0
+        return self.updates_owed >= 1 - 1e-9
 
     def update(self) -> dict[str, Tensor]:
         """Take one update on a replayed batch, and move the target. Metrics are tensors on the agent's device."""

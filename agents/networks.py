@@ -55,6 +55,28 @@ class DeterministicActor(nn.Module):
         return torch.tanh(self.action(self.trunk(self.encoder(obs))))
 
 
+class AmortizedActor(nn.Module):
+    """Policy that turns noise into actions: forward(obs, latent) gives actions in [-1, 1].
+
+    ``latent`` (batch, latent_dim) for one action each, (batch, k, latent_dim) for k, which are (batch, k, action_dim);
+    None: the middle of [0, 1), the same for all. Its body has latent_dim as `extra_dim`.
+    """
+
+    def __init__(self, body: Body, action_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        self.encoder, self.trunk, self.latent_dim = body.encoder, body.trunk, latent_dim
+        self.action = output_layer(body, action_dim)
+
+    def forward(self, obs: Tensor, latent: Tensor | None = None) -> Tensor:
+        features = self.encoder(obs)
+        if latent is None:
+            latent = features.new_full((len(features), self.latent_dim), 0.5)
+        if latent.dim() == 2:
+            return torch.tanh(self.action(self.trunk(torch.cat([features, latent], -1))))
+        rows = torch.cat([features.repeat_interleave(latent.shape[1], 0), latent.flatten(0, 1)], -1)
+        return torch.tanh(self.action(self.trunk(rows))).unflatten(0, latent.shape[:2])
+
+
 class UnitFeatures(nn.Module):
     """x / |x|: features of length 1, so that only the output layer sets the scale of values.
 

@@ -20,6 +20,8 @@ class OffPolicy(Learner):
     COUNTERS: ClassVar[dict[str, str]] = {**Learner.COUNTERS, "updates_owed": "updates_owed"}
 
     updates_owed: float
+    replay_ratio: float | None = None
+    """Updates per environment step in the place of the config's; None: those of the config."""
     buffer: ReplayBuffer
 
     def make_buffer(self, action_shape: Sequence[int], seed: int, **options: Any) -> ReplayBuffer:
@@ -37,7 +39,17 @@ class OffPolicy(Learner):
             update_norms(self.norms, transition.obs)
         self.env_steps += self.num_envs
         # Judged by the memory, not by steps: after resuming without it, learning waits until it is filled again.
-        self.owe(max(0, min(self.num_envs, len(self.buffer) - self.config.learning_starts)))
+        steps = max(0, min(self.num_envs, len(self.buffer) - self.config.learning_starts))
+        if self.replay_ratio is None:
+            self.owe(steps)
+        else:
+            self.updates_owed += steps * self.replay_ratio
+
+    def set_replay_ratio(self, ratio: float | None) -> None:
+        """Set the updates per environment step, None for those of the config; ValueError for one that is not > 0."""
+        if ratio is not None and not ratio > 0:
+            raise ValueError(f"{self.name}: updates per environment step are > 0, got {ratio}")
+        self.replay_ratio = ratio
 
     def owe(self, num_steps: int) -> None:
         """Add to `updates_owed`, for so many environment steps that can be learned from."""

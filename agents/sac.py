@@ -23,21 +23,23 @@ only, so after an update `.grad` of a critic is the gradient of the critic loss 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import adam
 from .actor_critic import ActorCritic, ActorCriticConfig
+from .bodies import Body
+from .choices import OneOf
 from .compiled import Precision
-from .distributions import numpy_or_torch
 from .gradient import Compile
 from .inputs import Chosen
-from .networks import Actor, squashed_gaussian
 from .optimizers import OPTIMIZERS
+from .policies import ACTORS, ActorKind, AmortizedConfig
 from .replay import Batch
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
@@ -45,7 +47,9 @@ if TYPE_CHECKING:  # importing it takes long, and help needs none of it
 
 
 @dataclass(frozen=True)
-class SACConfig(ActorCriticConfig):
+class SACConfig(AmortizedConfig, ActorCriticConfig):
+    actor: Annotated[str, OneOf(ACTORS)] = "gaussian"
+    """Kind of policy: a squashed Gaussian, or a network of observation and noise that has no density."""
     actor_lr: float = 3e-4
     """Learning rate of the actor."""
     critic_lr: float = 1e-3
@@ -54,20 +58,22 @@ class SACConfig(ActorCriticConfig):
     """Learning rate of log alpha: CleanRL's; with stable-baselines3's 3e-4 the temperature takes 20,000 updates to fall
     from 1 to where rewards of at most 1 per step need it."""
     target_entropy: float | None = None
-    """Entropy the temperature steers to, in nats; None: minus the number of action dimensions."""
+    """Entropy the temperature steers to, in nats; None: minus the number of action dimensions, or of an amortized actor
+    diversity_target."""
     init_alpha: float = 1.0
     """Initial temperature."""
     learn_alpha: bool = True
     """Adapt the temperature; otherwise it stays at init_alpha."""
 
     def rules(self) -> dict[str, bool]:
-        return {**super().rules(), "init_alpha > 0": self.init_alpha > 0}
+        counts = {f"{name} >= 1": getattr(self, name) >= 1 for name in ("latent_dim", "num_pairs")}
+        positive = {f"{name} > 0": getattr(self, name) > 0 for name in ("init_alpha", "diversity_target")}
+        return {**super().rules(), **counts, **positive}
 
 
 class SAC(ActorCritic):
     """Soft Actor-Critic for continuous actions; vectors or uint8 images."""
 
-    ACTOR = Actor
     TARGETS = ("critic_1", "critic_2")
 
     def __init__(
@@ -86,28 +92,36 @@ class SAC(ActorCritic):
         config, how = config or SACConfig(), {"num_envs": num_envs, "compile": compile, "precision": precision}
         super().__init__(observation_space, action_space, config, name=name, seed=seed, device=device, **how)
         self.steps["actor"].split = self.actor_parts
-        self.target_entropy = -float(self.action_dim) if config.target_entropy is None else config.target_entropy
+        self.target_entropy = self.policy.target if config.target_entropy is None else config.target_entropy
         self.log_alpha = torch.tensor(math.log(config.init_alpha), device=self.device, requires_grad=config.learn_alpha)
         if config.learn_alpha:
             self.optimizers["alpha"] = OPTIMIZERS["adam"]([self.log_alpha], lr=config.alpha_lr)
 
-    def chosen(self, output: Any, noise: Any | None) -> Any:
-        """Return what `squashed_gaussian` draws, without its density, or without noise tanh(mean)."""
-        mean, log_std = output
-        numpy = numpy_or_torch(mean)
-        return numpy.tanh(mean if noise is None else mean + numpy.exp(log_std) * noise)
+    @cached_property
+    def policy(self) -> ActorKind:
+        """The kind of the actor."""
+        return ACTORS[self.config.actor](self.config, self.action_dim)
+
+    def exploration(self) -> tuple[Callable[..., Tensor], tuple[int, ...]]:
+        return self.policy.draw, (self.policy.noise_dim,)
+
+    def make_actor(self, make_body: Callable[[int], Body]) -> nn.Module:
+        return self.policy.make(make_body(self.policy.latent_dim))
+
+    def respond(self, obs: Any, noise: Any | None) -> Any:
+        return self.policy.act(self.actor, obs, noise)
 
     def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Take the update itself: critics, actor, temperature, targets."""
-        shape = (2, len(batch.index), self.action_dim)
-        noise, next_noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
+        noise, next_noise = self.policy.noises(2, len(batch.index), self.generators["update"])
         alpha = self.log_alpha.detach().exp()
 
         metrics = self.steps["critic"](batch, alpha, next_noise, updates=self.updates)
         metrics |= self.steps["actor"](batch, alpha, noise, updates=self.updates)
         if self.config.learn_alpha:
-            self.log_alpha.grad = metrics["entropy"] - self.target_entropy  # of alpha_loss, which is linear
-            metrics["alpha_loss"] = alpha_loss(self.log_alpha.detach(), metrics["entropy"], self.target_entropy)
+            entropy = metrics[self.policy.measure]
+            self.log_alpha.grad = entropy - self.target_entropy  # of alpha_loss, which is linear
+            metrics["alpha_loss"] = alpha_loss(self.log_alpha.detach(), entropy, self.target_entropy)
             adam.step(self.optimizers["alpha"], [self.log_alpha])
         self.move_targets()
         self.check(metrics, *metrics)
@@ -127,29 +141,28 @@ class SAC(ActorCritic):
         """Return the loss of the actor at the observations of a batch, and metrics; `noise` draws the actions."""
         action, log_prob = self._sample(batch.obs, noise)
         loss = actor_loss(self.q(batch.obs, action), log_prob, alpha)
-        return loss, {"actor_loss": loss, "entropy": -log_prob.mean()}
+        return loss, {"actor_loss": loss, self.policy.measure: -log_prob.mean()}
 
     def actor_parts(self, batch: Batch, alpha: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Return the parts of which the actor's loss is the sum: minus the value, and minus the entropy bonus."""
         loss, metrics = self.actor_loss(batch, alpha, noise)
-        bonus = alpha * metrics["entropy"]
+        bonus = alpha * metrics[self.policy.measure]
         return {"value": loss + bonus, "entropy": -bonus}
 
     @torch.no_grad()
     def target_value(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
-        """Return y (batch,), the target of both critics; `noise` (batch, action_dim) draws the next action."""
+        """Return y (batch,), the target of both critics; `noise` draws the next action."""
         action, log_prob = self._sample(batch.next_obs, noise)
         next_q = torch.stack([target(batch.next_obs, action) for target in self.targets.values()]).amin(0)
         return batch.reward + self.config.gamma * ~batch.terminated * (next_q - alpha * log_prob)
 
     def quiet_target(self, batch: Batch) -> Tensor:
-        """Return y (batch,) for the next action tanh(mean), with the log-density of that action."""
-        return self.target_value(batch, self.log_alpha.exp(), torch.zeros_like(batch.action))
+        """Return y (batch,) for the next action without random numbers, of a Gaussian tanh(mean)."""
+        return self.target_value(batch, self.log_alpha.exp(), self.policy.quiet(batch))
 
     def _sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return an action (batch, action_dim) of the current policy and its log-density (batch,)."""
-        mean, log_std = self.networks["actor"](obs)
-        return squashed_gaussian(mean, log_std, noise)
+        return self.policy.sample(self.networks["actor"], obs, noise)
 
     def own_state(self) -> dict[str, Any]:
         return {"log_alpha": self.log_alpha.detach()}

@@ -22,14 +22,15 @@ update `.grad` of a critic is the gradient of the critic loss alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig
+from .bodies import Body
 from .compiled import Precision
 from .gradient import Compile
 from .inputs import Chosen
@@ -68,7 +69,6 @@ class TD3Config(ActorCriticConfig):
 class TD3(ActorCritic):
     """Twin Delayed DDPG for continuous actions; vectors or uint8 images."""
 
-    ACTOR = DeterministicActor
     TARGETS = ("actor", *CRITICS)
 
     def __init__(
@@ -88,8 +88,13 @@ class TD3(ActorCritic):
         super().__init__(observation_space, action_space, config, name=name, seed=seed, device=device, **how)
         self.noise = config.exploration_noise
 
-    def chosen(self, output: Any, noise: Any | None) -> Any:
+    def make_actor(self, make_body: Callable[[int], Body]) -> nn.Module:
+        """Return a deterministic actor."""
+        return DeterministicActor(make_body(0), self.action_dim)
+
+    def respond(self, obs: Any, noise: Any | None) -> Any:
         """Return pi(s), with noise of the present scale."""
+        output = self.actor(obs)
         return output.clip(-1, 1) if noise is None else (output + self.noise * noise).clip(-1, 1)
 
     def set_noise(self, scale: float) -> None:

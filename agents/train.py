@@ -12,7 +12,10 @@ from plasticity.callback import Callback, Context, end, fire, listeners, note, s
 from .protocol import Agent, Env
 from .rows import as_array, ended, successors
 
-LENT = ("buffer", "value", "state_value", "discount", "reward_factor", "td_error", "set_noise", "forward", "peek")
+LENT = (
+    "buffer", "value", "state_value", "discount", "reward_factor", "td_error", "set_noise", "set_replay_ratio",
+    "forward", "peek",
+)  # fmt: skip
 """Attributes of an agent that a context passes on where the agent has them."""
 
 

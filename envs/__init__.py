@@ -10,7 +10,7 @@ Nothing here imports dm_control, MuJoCo, MinAtar or ale-py before an environment
 
 from __future__ import annotations
 
-from . import atari, dmc, examples, gym, minatar_games, offsets, permuted, physics, pixels, sanity, sequences
+from . import atari, dmc, examples, goals, gym, minatar_games, offsets, permuted, physics, pixels, sanity, sequences
 from .extras import missing_extras
 from .family import Family
 from .graphics import set_default_gl
@@ -27,6 +27,7 @@ ENVS: dict[str, Family] = {
     "minatar": minatar_games.FAMILY,
     "atari": atari.FAMILY,
     "sanity": sanity.FAMILY,
+    "goals": goals.FAMILY,
     "cgym": offsets.FAMILY,
     "cgym-short": offsets.SHORT_FAMILY,
     "slippery": physics.SLIPPERY,

@@ -66,6 +66,7 @@ NEEDED = {
     "discount": "the discount of values, in Context.discount or as a setting of its own",
     "forward": "a way to run networks on a batch, in Context.forward",
     "steps": "gradient steps of agents, in Context.steps",
+    "set_replay_ratio": "updates per environment step that can be set, Context.set_replay_ratio",
     "peek": "past transitions to look at, Context.peek",
 }
 """Attribute of a context -> what it is, for the error where it is missing."""
@@ -109,6 +110,8 @@ class Context:
     """Modules that methods train beside the networks, with their optimizers."""
     set_noise: Callable[[float], None] | None = None
     """Sets the scale of the agent's exploration noise, for agents that add some."""
+    set_replay_ratio: Callable[[float | None], None] | None = None
+    """Sets the updates per environment step, for agents that have a replay memory; None: the agent's own."""
     writer: Writer | None = None
     """The destination of logged values, several as :class:`plasticity.writers.Writers`; None drops them."""
     step: int = 0

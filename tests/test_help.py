@@ -15,9 +15,11 @@ import pytest
 from plasticity.cli import main
 from plasticity.commands import contents
 from plasticity.commands.help import SCREENS
+from plasticity.commands.listing import FACTUAL
 from plasticity.commands.options import field_docs, options
 from plasticity.commands.settings import TrainConfig
 from plasticity.interventions import INTERVENTIONS, Intervention
+from plasticity.interventions.costs import COSTS
 
 
 def run(code: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -106,7 +108,7 @@ def test_a_hundred_methods_fit_too(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for number in range(100):
         method: Any = type(f"Method{number}", (Method,), {"KIND": ("reset", "penalty", "mine")[number % 3]})
         monkeypatch.setitem(INTERVENTIONS, f"method_{number}", method)
-    monkeypatch.setenv("COLUMNS", "100")  # beside all that there are: some 150
+    monkeypatch.setenv("COLUMNS", "110")  # beside all that there are: some 140
     text = text_of(capsys, "train", "dqn", "--help")
     assert len(text.splitlines()) <= SCREENS
     assert {f"--method-{number}" for number in range(100)} <= set(text.split())
@@ -174,6 +176,18 @@ def test_lists_read_from_source_are_those_of_the_registries(kind: str) -> None:
             name: method.KIND for name, method in contents.registry(kind).items()
         }
     assert contents.contents(kind) == written or kind == "envs"
+    for name, entry in written.items() if kind in FACTUAL else ():
+        assert contents._described(name, contents.registry(kind)[name]).facts == entry.facts
+
+
+def test_every_method_says_its_kind_its_needs_its_source_and_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of(capsys, "list", "methods")
+    methods = contents.registry("interventions")
+    assert contents.costs() == COSTS
+    assert COSTS.keys() == methods.keys(), "python benchmarks/methods.py"
+    for name in methods:
+        facts = " ".join(text.partition(f"    {name} ")[2].split())
+        assert re.search(r"\. needs: [\w, ]+; cost: \d+\.\d\d times an update; (eager: .*?; )?source: ", facts), name
 
 
 def test_what_was_added_is_listed_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

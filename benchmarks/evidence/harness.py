@@ -44,6 +44,29 @@ def run(work: Callable[..., Any], cases: Sequence[Mapping[str, Any]], jobs: int)
         return results
 
 
+def resumed(
+    name: str, work: Callable[..., Any], cases: Sequence[Mapping[str, Any]], jobs: int, quick: bool
+) -> list[Any]:
+    """Return what :func:`run` does, seed after seed; a case that is done is a line of ``results/NAME.jsonl``.
+
+    So a study that was interrupted goes on where it was. A quick one leaves the file alone.
+    """
+    if quick:
+        return run(work, cases, jobs)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.jsonl"
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    plain = [json.loads(json.dumps(case)) for case in cases]
+    missing = [case for case in plain if not any(row["case"] == case for row in done)]
+    for chunk in (missing[i : i + jobs] for i in range(0, len(missing), jobs)):
+        results = run(work, chunk, jobs) if jobs > 1 else [_one_thread(work, chunk[0])]
+        rows = [{"case": case, "result": result} for case, result in zip(chunk, results, strict=True)]
+        done += rows
+        with path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return [next(row["result"] for row in done if row["case"] == case) for case in plain]
+
+
 def _one_thread(work: Callable[..., Any], case: dict[str, Any]) -> Any:
     import torch
 

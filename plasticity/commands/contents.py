@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import sys
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .source import Definition, class_constant, doc_of, given, page_at, target, variable_doc
+from .source import Definition, class_constant, doc_of, given, page_at, papers, target, text_of, variable_doc
 
 REGISTRIES = {
     "agents": ("plasticity.agents", "AGENTS"),
@@ -48,7 +49,7 @@ GROUPS = {
 """Group of methods or probes (``KIND``) -> what it holds, in the order in which they are listed."""
 
 
-FACTS = {"WORSE": "worse", "COST": "cost", "SOURCE": "source"}
+FACTS = {"WORSE": "worse", "NEEDS": "needs", "COST": "cost", "EAGER": "eager", "SOURCE": "source"}
 """Constant of a class -> its name in lists."""
 
 
@@ -121,18 +122,36 @@ def _read(name: str, definition: Definition, whole: Mapping[int, str]) -> Entry:
     summary = _first(variable_doc(definition) or doc_of(meant))
     if meant is not None and (chosen := given(definition)) and id(meant.node) in whole:
         summary = f"As {whole[id(meant.node)]}, for {', '.join(chosen)} only."
-    return Entry(name, summary, class_constant(meant, "KIND"), _facts(lambda key: class_constant(meant, key)))
+    own = _of_method(name, ast.get_docstring(meant.page.tree) or "") if meant else {}
+    facts = _facts(lambda key: class_constant(meant, key) or own.get(key, ""))
+    return Entry(name, summary, class_constant(meant, "KIND"), facts)
 
 
 def _described(name: str, thing: Any) -> Entry:
     thing = subject(thing)
     ours = inspect.isclass(thing) or inspect.isroutine(thing)  # an object has the docstring of its class
     summary = _first(inspect.getdoc(thing) or "" if ours else "")
-    return Entry(name, summary, getattr(thing, "KIND", ""), _facts(lambda key: getattr(thing, key, "")))
+    own = _of_method(name, getattr(sys.modules.get(getattr(thing, "__module__", "")), "__doc__", None) or "")
+    facts = _facts(lambda key: text_of(getattr(thing, key, "")) or own.get(key, ""))
+    return Entry(name, summary, getattr(thing, "KIND", ""), facts)
+
+
+@cache
+def costs() -> dict[str, float]:
+    """Return method -> the time of an update with it over that without, as it was measured last; read from source."""
+    page = page_at(Path(__file__).parents[1] / "interventions" / "costs")
+    found = page.find("COSTS") if page else None
+    return ast.literal_eval(found.node) if found and isinstance(found.node, ast.Dict) else {}
+
+
+def _of_method(name: str, doc: str) -> dict[str, str]:
+    """Return facts that do not stand in a method's class: the papers in its module's docstring, and its cost."""
+    cost = costs().get(name)
+    return {"SOURCE": papers(doc), "COST": "" if cost is None else f"{cost:.2f} times an update"}
 
 
 def _facts(of: Callable[[str], str]) -> str:
-    """Return what a class says of itself in constants: the bad side, the cost and the source of a probe."""
+    """Return what a class says of itself in constants: the bad side, the needs, the cost, the source."""
     return "; ".join(f"{word}: {text}" for key, word in FACTS.items() if (text := of(key)))
 
 

@@ -10,12 +10,18 @@ from plasticity.metrics import SETS
 from .contents import GROUPS, REGISTRIES, contents, grouped, nearest
 from .options import shorten, terminal_width
 
+FACTUAL = ("probes", "interventions", "meters")
+"""Kinds whose entries get a second line, of facts, where they are asked for."""
+OTHER_NAMES = {"methods": "interventions"}
+"""Another name of a kind."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Print the names of some kinds, or of every kind; of environments the families, unless they are asked for."""
     if any(a in ("-h", "--help") for a in arguments):
         print(f"usage: plasticity list [KIND ...]\nkinds: {', '.join(REGISTRIES)}; without one, all of them")
         return 0
+    arguments = [OTHER_NAMES.get(kind, kind) for kind in arguments]
     for kind in arguments:
         if kind not in REGISTRIES:
             raise ValueError(f"cannot list {kind}; {nearest(kind, REGISTRIES)}there are {', '.join(REGISTRIES)}")
@@ -52,8 +58,8 @@ def _entries(kind: str, whole: bool) -> Iterator[str]:
         for entry in entries:
             head = f"{'  ' if len(groups) > 1 else ''}{entry.name:<{width}}  "
             yield (head + shorten(entry.summary, terminal_width() - len(head) - 2)).rstrip()
-            if whole and kind == "probes":
-                inside = ", ".join(name for name, probes in SETS.items() if entry.name in probes)
+            if whole and kind in FACTUAL:
+                inside = ", ".join(n for n, probes in SETS.items() if kind == "probes" and entry.name in probes)
                 facts = "; ".join(filter(None, (entry.facts, inside and f"sets: {inside}")))
-                for line in wrap(facts, max(20, terminal_width() - len(head) - 2)):
+                for line in wrap(facts, max(20, terminal_width() - len(head) - 2), break_on_hyphens=False):
                     yield f"{'':<{len(head)}}{line}"

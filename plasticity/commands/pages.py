@@ -15,8 +15,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from plasticity.interventions.costs import COSTS
+
 from .options import options, value_text
 from .preset_pages import presets_page
+from .source import papers
 
 MARK = "<!-- Written by `python -m plasticity.commands.pages docs` from the source: change the docstring there. -->"
 BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
@@ -41,15 +44,14 @@ def source(kind: type[Any]) -> str:
 def row(name: str, kind: type[Any]) -> str:
     """Return a method's row in the table of all methods."""
     summary = (inspect.getdoc(kind) or "").splitlines()[0].rstrip(".")
-    papers = ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", source(kind)))) or "-"
-    return (
-        f"| [{name}](interventions/{name}.md) | {kind.KIND} | {_cell(summary)} | {', '.join(kind.NEEDS)} | {papers} |"
-    )
+    told = papers(source(kind)) or "-"
+    cells = [f"[{name}](interventions/{name}.md)", kind.KIND, _cell(summary), ", ".join(kind.NEEDS), told]
+    return f"| {' | '.join([*cells, str(COSTS.get(name, '-')), kind.EAGER or '-'])} |"
 
 
 def methods_table(methods: dict[str, type[Any]]) -> str:
     """Return the table of all methods, with the marks that it stands between."""
-    head = ["| method | kind | does | needs | arXiv |", "|---|---|---|---|---|"]
+    head = ["| method | kind | does | needs | source | cost | eager |", "|---|---|---|---|---|---|---|"]
     return "\n".join([BEGIN, *head, *(row(name, kind) for name, kind in methods.items()), END])
 
 

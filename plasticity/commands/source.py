@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -128,13 +129,36 @@ def variable_doc(definition: Definition) -> str:
 
 
 def class_constant(definition: Definition | None, name: str) -> str:
-    """Return a string that a class assigns to ``name`` in its body or that of a base; empty without one."""
+    """Return the text of what a class assigns to ``name`` in its body or that of a base; empty without it."""
     if definition is None or not isinstance(definition.node, ast.ClassDef):
         return ""
     for node in definition.node.body:
         named = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         value = getattr(node, "value", None)
-        if isinstance(value, ast.Constant) and any(isinstance(of, ast.Name) and of.id == name for of in named):
-            return str(value.value)
+        if any(isinstance(of, ast.Name) and of.id == name for of in named):
+            return _constant_text(Definition(definition.page, value)) if value is not None else ""
     bases = [definition.page.find(base.id) for base in definition.node.bases if isinstance(base, ast.Name)]
     return next((found for base in bases if (found := class_constant(base, name))), "")
+
+
+def _constant_text(value: Definition) -> str:
+    """Return :func:`text_of` what is written as a constant, or as a tuple of constants and of ``*Class.NAME``."""
+    node = value.node
+    if isinstance(node, ast.Tuple):
+        return ", ".join(filter(None, (_constant_text(Definition(value.page, one)) for one in node.elts)))
+    if isinstance(node, ast.Starred) and isinstance(of := node.value, ast.Attribute) and isinstance(of.value, ast.Name):
+        return class_constant(value.page.find(of.value.id), of.attr)
+    return text_of(node.value) if isinstance(node, ast.Constant) else ""
+
+
+def text_of(constant: object) -> str:
+    """Return a constant of a class as text: the members of a tuple, and nothing for None."""
+    if isinstance(constant, tuple):
+        return ", ".join(map(str, constant))
+    return "" if constant is None else str(constant)
+
+
+def papers(text: str) -> str:
+    """Return the papers that a module's docstring names: arXiv numbers, else a doi or an address; empty without."""
+    found = re.findall(r"\b\d{4}\.\d{5}\b", text) or re.findall(r"\bdoi [^\s;,]+|openreview\.net/[^\s;,)]+", text)
+    return ", ".join(dict.fromkeys(one.rstrip(".") for one in found))

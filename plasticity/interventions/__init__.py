@@ -27,6 +27,7 @@ from .random_shift import RandomShift
 from .reborn import ReBorn
 from .redo import ReDo
 from .regrama import ReGraMa
+from .replay_ratio import AdaptiveReplayRatio
 from .reset import Reset
 from .resin import SilentReset
 from .rewarm import Rewarm
@@ -77,6 +78,7 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "ere": RecentExperience,
     "resin": SilentReset,
     "reborn": ReBorn,
+    "replay_ratio": AdaptiveReplayRatio,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
@@ -86,6 +88,7 @@ __all__ = [
     "FIRE",
     "INTERVENTIONS",
     "SAM",
+    "AdaptiveReplayRatio",
     "Chain",
     "ContinualBackprop",
     "ContinuousBackprop",

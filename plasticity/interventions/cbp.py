@@ -58,8 +58,8 @@ class ContinualBackprop(UnitRecycling):
     ``paper``: maturity 10 000, of the paper's RL, whose Adam has betas 0.99, 0.99 (100 in its supervised streams).
     ``official``: maturity 20, the class's default, and no transfer to biases: the code zeroes f before it uses it, so
     that its transfer is always 0. Utilities look at mean |outgoing weights| in both; with ``outgoing_sum`` they look at
-    the sum. ``zero_contribution``, ``adaptable_contribution`` and ``feature_by_input`` need the rows of every step,
-    whose updates are eager; the others are summed inside compiled updates.
+    the sum. ``zero_contribution``, ``adaptable_contribution`` and ``feature_by_input`` need the rows of every step;
+    sums are enough for the others.
 
     The optimizer's step counter is one for a tensor and stays. Behind a norm the transfer is not exact: compare
     ``function_change``. Layers that cannot be cut are left alone and named once in an event.

@@ -15,7 +15,7 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules, unseen, unwrap
 
 from .every_step import EveryStep
-from .layer_depths import LayerDepths
+from .layer_depths import KnowsDepths, LayerDepths
 from .weight_penalty import Added
 
 Run = Callable[[nn.Module, Any], Tensor]
@@ -23,7 +23,7 @@ Run = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass
-class FeaturePenalty(EveryStep):
+class FeaturePenalty(KnowsDepths, EveryStep):
     """A penalty on what a network computes: :meth:`penalty` is times ``coef`` a term of the loss that trains it.
 
     It takes a forward pass of its own, which observers do not count. The term is part of compiled updates, clipped with
@@ -38,7 +38,6 @@ class FeaturePenalty(EveryStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.depths: dict[str, LayerDepths] = {}
         self.run: Mapping[str, Run] = {}
         self._modules: dict[str, list[int]] = {}
 
@@ -53,8 +52,7 @@ class FeaturePenalty(EveryStep):
 
     def attach(self, ctx: Context, name: str, network: nn.Module) -> None:
         """Add the term to the step that trains the network."""
-        self.depths[name] = LayerDepths(network, type(self).__name__, self.calls.get(name, ()))
-        self.hook(self.depths[name])
+        self.find_depths(name, network)
         self._modules[name] = [id(module) for module in network.modules()]
         self.begin(ctx, name, network)
         if self.coef:
@@ -116,16 +114,6 @@ class FeaturePenalty(EveryStep):
         """Return the penalty of every network in the last update, not multiplied by its coefficient."""
         terms = {name: metrics.get(self.label(name)) for name in self.chosen}
         return {f"{n}/penalty": float(term / self.weight(n)) for n, term in terms.items() if term is not None}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the order of the layers, too."""
-        return {**super().state_dict(), "depths": {name: found.state_dict() for name, found in self.depths.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
-        for name, found in state["depths"].items():
-            self.depths[name].load_state_dict(found)
 
 
 @contextmanager

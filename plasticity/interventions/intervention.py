@@ -45,6 +45,8 @@ class Intervention(Callback):
     """The group in lists: reset, penalty, optimizer, architecture, topology, data, or a word of your own."""
     NEEDS: ClassVar[tuple[str, ...]] = ("networks", "optimizers")
     """Parts of a run that the method cannot do without, for lists and pages."""
+    EAGER: ClassVar[str] = ""
+    """The part of a compiled update that is eager because of the method; empty for none, but for a first pass."""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset -> values of the fields that are None."""
 

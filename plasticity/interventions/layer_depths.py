@@ -9,6 +9,7 @@ from torch import nn
 
 from plasticity.isolation import named_modules
 
+from .every_step import EveryStep
 from .first_inputs import FirstInputs, is_storable
 from .reset import depths
 
@@ -76,3 +77,27 @@ class LayerDepths:
     def remove(self) -> None:
         """Take the hook off."""
         self._inputs.remove()
+
+
+class KnowsDepths(EveryStep):
+    """A method that asks for the depths of layers: it keeps them by network, and saves what shows them again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.depths: dict[str, LayerDepths] = {}
+        """Network -> the depths of its layers."""
+
+    def find_depths(self, name: str, network: nn.Module, method: str = "") -> None:
+        """Find the depths of a network's layers from its next pass on; ``method``: who asks, for errors."""
+        self.depths[name] = LayerDepths(network, method or type(self).__name__, self.calls.get(name, ()))
+        self.hook(self.depths[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the order of the layers, too."""
+        return {**super().state_dict(), "depths": {name: found.state_dict() for name, found in self.depths.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        for name, found in state["depths"].items():
+            self.depths[name].load_state_dict(found)

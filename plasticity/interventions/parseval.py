@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from plasticity.callback import Context
 from plasticity.structure.layers import weight_rows
 
 from .every_step import layers_of
-from .layer_depths import LayerDepths
+from .layer_depths import KnowsDepths
 from .weight_penalty import WeightPenalty, total
 
 
@@ -37,7 +37,7 @@ def parseval(rows: Tensor, scale: float, normalise: bool = False, groups: int = 
 
 
 @dataclass
-class Parseval(WeightPenalty):
+class Parseval(KnowsDepths, WeightPenalty):
     """Keep the neurons of hidden layers orthogonal, and of one norm.
 
     Adds coef * sum over hidden layers of ||W W^T - scale I||_F^2 to the loss. Gradients then keep their size through
@@ -66,18 +66,13 @@ class Parseval(WeightPenalty):
     per_width: bool | None = None
     """Count a layer (64 / neurons)^2 times. None: as the preset says."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.depths: dict[str, LayerDepths] = {}
-
     def rules(self) -> dict[str, bool]:
         """Return the rules of the settings."""
         return {**super().rules(), "scale > 0": self.scale > 0, "groups >= 1": self.groups >= 1}
 
     def begin(self, name: str, network: nn.Module) -> None:
         """Wait for the first pass, which shows the output layers."""
-        self.depths[name] = LayerDepths(network, "Parseval", self.calls.get(name, ()))
-        self.hook(self.depths[name])
+        self.find_depths(name, network)
 
     def on_update_start(self, ctx: Context) -> None:
         """Look at networks whose modules were replaced, such as by a plasticity injection, before a graph is traced."""
@@ -101,13 +96,3 @@ class Parseval(WeightPenalty):
                 factor = (64 / rows.shape[0]) ** 2 if self.per_width else 1.0
                 values.append(factor * parseval(rows, self.scale, self.normalise, self.groups))
         return total(values, parameters)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the order of the layers, too."""
-        return {**super().state_dict(), "depths": {name: found.state_dict() for name, found in self.depths.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
-        for name, found in state["depths"].items():
-            self.depths[name].load_state_dict(found)

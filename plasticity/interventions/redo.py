@@ -49,7 +49,7 @@ class ReDo(Recycling):
     GXD, arXiv 2605.06834, of which the abstract alone was read); ``window``, the samples of the last steps together;
     ``ema``, a running average; ``share``, the lowest fraction by a falling schedule in place of the threshold
     (dopamine's NeuronRecyclerScheduled: 0.3). ``flagged_again`` is the share of the neurons recycled last that are
-    flagged now. Rows (``gradient``, ``centred``) make the updates that are looked at eager.
+    flagged now.
     """
 
     NAME: ClassVar[str] = "redo"

@@ -46,6 +46,7 @@ class SAM(EveryStep):
     """
 
     NAME: ClassVar[str] = "sam"
+    EAGER: ClassVar[str] = "the ascent of every step"
     KIND: ClassVar[str] = "optimizer"
     NEEDS: ClassVar[tuple[str, ...]] = ("networks", "optimizers", "steps")
 

@@ -56,7 +56,7 @@ def unit_moments(scores: Tensor) -> UnitMoments:
 
 
 class RowsProbe(Probe):
-    """Activations h, or dL/dh, of every sample of a step: its update is eager, as no sum stands for them."""
+    """Activations h, or dL/dh, of every sample of a step: rows, as no sum stands for them."""
 
     per_neuron = True
 

@@ -40,7 +40,7 @@ class UnitMethod(Intervention):
 
     A subclass names probes, and :meth:`take` gets their scores. What it remembers of neurons between steps stands in
     :attr:`units`, which is saved, and begins anew with neurons that are replaced, by this method or another. Compiled
-    updates go on where the probes are sums (``MomentsProbe``); a step whose rows are looked at is eager.
+    updates go on; probes that are sums (``MomentsProbe``) cost them least.
     """
 
     KEPT: ClassVar[frozenset[str]] = frozenset()

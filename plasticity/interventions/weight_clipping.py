@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from plasticity.structure.layers import weight_rows
 
 from .every_step import layers_of
-from .layer_depths import LayerDepths
+from .layer_depths import KnowsDepths
 from .weight_penalty import trained
 from .weight_projection import WeightProjection
 
 
 @dataclass
-class WeightClipping(WeightProjection):
+class WeightClipping(KnowsDepths, WeightProjection):
     """Clip the weights of every layer to their initial bounds.
 
     After every step: theta <- clip(theta, -kappa / sqrt(fan in), kappa / sqrt(fan in)), the fan of a bias being that of
@@ -40,10 +40,6 @@ class WeightClipping(WeightProjection):
     outputs: bool = True
     """Clip output layers too."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.depths: dict[str, LayerDepths] = {}
-
     def rules(self) -> dict[str, bool]:
         """Return the rules of the settings."""
         return {**super().rules(), "kappa > 0": self.kappa > 0}
@@ -51,9 +47,7 @@ class WeightClipping(WeightProjection):
     def begin(self, name: str, network: nn.Module) -> None:
         """Wait for the first pass where it matters which layers are output layers."""
         if not self.outputs:
-            calls = self.calls.get(name, ())
-            self.depths[name] = LayerDepths(network, "WeightClipping(outputs=False)", calls)
-            self.hook(self.depths[name])
+            self.find_depths(name, network, "WeightClipping(outputs=False)")
 
     def project(self, name: str, network: nn.Module) -> None:
         """Clip weights and biases of all layers in place."""
@@ -67,13 +61,3 @@ class WeightClipping(WeightProjection):
             for kind in ("weight", "bias"):
                 if (parameter := parameters.get(f"{layer}.{kind}".removeprefix("."))) is not None:
                     parameter.clamp_(-bound, bound)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the order of the layers, too."""
-        return {**super().state_dict(), "depths": {name: found.state_dict() for name, found in self.depths.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
-        for name, found in state["depths"].items():
-            self.depths[name].load_state_dict(found)

@@ -1,0 +1,126 @@
+"""Adaptive replay ratio: few updates until the critic's activity has settled, more from then on.
+
+Ma et al. 2024, *Revisiting Plasticity in Visual Reinforcement Learning: Data, Modules and Training Stages*, ICLR 2024,
+arXiv 2310.07418, section 6; code: github.com/Guozheng-Ma/Adaptive-Replay-Ratio, not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.callback import Context
+from plasticity.isolation import undisturbed, unwrap
+from plasticity.monitor import Monitor
+
+from .intervention import Intervention
+from .rules import require
+
+
+def active_share(network: nn.Module, run: Callable[[], Any]) -> float:
+    """Return FAU, the share of (sample, neuron) entries that fire in the pass that ``run()`` takes, in [0, 1]."""
+    owner = object()
+    with undisturbed(network, owner), torch.no_grad():
+        monitor = Monitor(network, ["fau"], strict=True, owner=owner)
+        with monitor:
+            run()
+        return float(monitor.read().values["fau"]["all"])
+
+
+@dataclass
+class AdaptiveReplayRatio(Intervention):
+    """Update seldom until the critic's share of active neurons has settled, often from then on.
+
+    The ratio, updates per environment step, is ``low`` at first. Every ``check_every`` updates FAU, the share of
+    entries that fire, is measured on past transitions; once it differs from that of the check before by less than
+    ``eta``, the ratio is ``high``, and stays so. While a critic still loses activity, more updates would make it lose
+    more.
+
+    ``paper``: 0.5, then 2, at a change below 1e-3. The interval between checks and the size of the batch are ours.
+    """
+
+    NAME: ClassVar[str] = "replay_ratio"
+    KIND: ClassVar[str] = "data"
+    NEEDS: ClassVar[tuple[str, ...]] = ("networks", "forward", "peek", "set_replay_ratio")
+    PRESETS: ClassVar = {"paper": {"low": 0.5, "high": 2.0, "eta": 1e-3}}
+
+    preset: Literal["paper"] = "paper"
+    """Defaults of the options that are None."""
+    low: float | None = None
+    """Updates per environment step at first."""
+    high: float | None = None
+    """Updates per environment step once activity has settled."""
+    eta: float | None = None
+    """Change of FAU between two checks below which it has settled."""
+    network: str = "critic_1"
+    """Network that is measured; the first one of the run where there is none of this name."""
+    check_every: int = 5000
+    """Updates between two checks."""
+    batch_size: int = 256
+    """Past transitions of a check."""
+    seed: int = 0
+    """Seed of the choice of these."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rules = {
+            "low > 0": (self.low or 0.0) > 0,
+            "high > 0": (self.high or 0.0) > 0,
+            "eta >= 0": (self.eta or 0.0) >= 0,
+            "check_every >= 1": self.check_every >= 1,
+            "batch_size >= 1": self.batch_size >= 1,
+        }
+        require("AdaptiveReplayRatio", rules, self)
+        self.updates = 0
+        self.active: float | None = None
+        """FAU at the last check."""
+        self.settled = False
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Set the first ratio; ValueError for an agent whose ratio cannot be set."""
+        for need in self.NEEDS:
+            ctx.require(need, type(self).__name__)
+        self._ctx, self.updates, self.active, self.settled = ctx, 0, None, False
+        self._measured = self.network if self.network in ctx.networks else next(iter(ctx.networks))
+        self._set()
+
+    def _set(self) -> None:
+        assert self._ctx.set_replay_ratio is not None
+        ratio = self.high if self.settled else self.low
+        assert ratio is not None
+        self._ctx.set_replay_ratio(ratio)
+
+    def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
+        """Check now and then, until activity has settled."""
+        self.updates += 1
+        if self.updates % self.check_every or self.settled:
+            return
+        assert ctx.peek is not None
+        batch, network, run = ctx.peek(self.batch_size, self.generator), ctx.networks[self._measured], ctx.forward
+        before, self.active = self.active, active_share(unwrap(network), lambda: run[self._measured](network, batch))
+        self.settled = before is not None and abs(self.active - before) < (self.eta or 0.0)
+        self._set()
+        ratio = self.high if self.settled else self.low
+        ctx.log({f"interventions/{self.NAME}/active": self.active, f"interventions/{self.NAME}/ratio": ratio or 0.0})
+        if self.settled:
+            self.report(ctx, {"network": self._measured, "active": self.active, "ratio": ratio}, applications=1)
+
+    def on_train_end(self, ctx: Context) -> None:
+        """Give the agent its own ratio back."""
+        super().on_train_end(ctx)
+        if ctx.set_replay_ratio is not None:
+            ctx.set_replay_ratio(None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates and what the last check found, too."""
+        return {**super().state_dict(), "updates": self.updates, "active": self.active, "settled": self.settled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, at the same ratio."""
+        super().load_state_dict(state)
+        self.updates, self.active, self.settled = state["updates"], state["active"], state["settled"]
+        self._set()

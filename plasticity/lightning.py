@@ -70,6 +70,8 @@ class PlasticityCallback(pl.Callback):
     ) -> None:
         super().__init__()
         require_arguments(probes, every, interventions)
+        if not (modules is None or isinstance(modules, str) or all(isinstance(name, str) for name in modules)):
+            raise TypeError(f"modules is a name of a network in the module, or a list of names; got {modules!r}")
         self.modules = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
         self.mask = mask
         self._guest = Guest(Measure(probes, every=every, layers=layers) if probes else None, interventions, log)

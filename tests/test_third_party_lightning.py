@@ -247,6 +247,8 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
         fit(torch.compile(Fits(), backend="eager"), PlasticityCallback())
     with pytest.raises(ValueError, match="spectral_normalization replaces modules"):
         fit(Fits(), PlasticityCallback(interventions=[SpectralNormalization()]))
+    with pytest.raises(TypeError, match="modules is a name of a network"):
+        PlasticityCallback(Fits().net)
     with pytest.raises(TypeError, match="made by calling their classes"):
         PlasticityCallback(interventions=[ReDo])
     with pytest.warns(RuntimeWarning, match=r"nothing is measured in trainer.validate\(\)"):

@@ -23,13 +23,14 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 
-from plasticity.callback import Writer
+from plasticity.callback import Context, Writer
 from plasticity.dashboard.eventfile import EventFile, masked_crc32c
 from plasticity.dashboard.tab.folders import Neurons
 from plasticity.storage.appendfile import AppendFile
 from plasticity.storage.rows import find_runs, metric_tags, read_metrics
 from plasticity.writers import WRITERS, Writers, open_writers
 from plasticity.writers.csv import CsvWriter
+from plasticity.writers.destinations import require_destinations
 from plasticity.writers.fanout import METHODS
 from plasticity.writers.jsonl import JsonLinesWriter
 from plasticity.writers.tensorboard import TensorBoardWriter
@@ -462,6 +463,15 @@ def test_a_writer_that_fails_is_named_once_and_left_behind(tmp_path, method):
     assert "broken" not in writer.active
 
 
+def test_the_name_of_a_service_is_not_taken_for_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"plasticity.writers.WandbWriter\(\); for the folder, pathlib.Path\('wandb'\)"
+    ):
+        require_destinations("wandb")
+    require_destinations([tmp_path / "wandb", "runs/wandb"])
+
+
 def test_what_is_no_writer_is_refused_with_what_it_lacks():
     class Half:
         def log(self, step, values):
@@ -496,3 +506,33 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"no writer 'tensorbord'; did you mean tensorboard\? there are jsonl, "):
         open_writers(tmp_path / "run", ["tensorbord"])
     assert not (tmp_path / "run").exists()
+
+
+def test_csv_has_scores_of_neurons_and_settings(tmp_path):
+    with CsvWriter(tmp_path) as writer:
+        writer.settings({"seed": 1, "agent": {"lr": 0.5, "none": None}})
+        for step in (1, 2):
+            writer.histogram(step, "scores/critic/dormancy/q.0", [0.0, step, math.nan])
+    assert [(row["step"], row["tag"], json.loads(row["values"])) for row in table(tmp_path / "scores.csv")] == [
+        ("1", "scores/critic/dormancy/q.0", [0.0, 1.0, None]),
+        ("2", "scores/critic/dormancy/q.0", [0.0, 2.0, None]),
+    ]
+    assert {row["setting"]: row["value"] for row in table(tmp_path / "settings.csv")} == {
+        "seed": "1",
+        "agent.lr": "0.5",
+    }
+    with CsvWriter(tmp_path) as writer:
+        writer.resume(2)
+    assert len(table(tmp_path / "scores.csv")) == 1
+
+
+def test_a_writer_that_fails_in_a_context_is_left_behind(tmp_path):
+    broken = Breaks("event")
+    ctx = Context(writer=broken)
+    ctx.log({"a": 1.0})
+    with pytest.warns(RuntimeWarning, match="the writer Breaks failed .*ZeroDivisionError: no server"):
+        ctx.event("redo", {})
+    ctx.event("redo", {})
+    ctx.log({"a": 2.0})
+    assert broken.count == 1
+    assert ctx.latest == {"a": 2.0}

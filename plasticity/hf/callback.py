@@ -21,6 +21,8 @@ from .logs import STATE, HistoryWriter
 from .masks import mask_of
 from .measuring import TokenMeasure
 
+MLP = "mlp"
+"""The layers of hidden units, those of the MLPs in a transformer."""
 NETWORK = "model"
 """The name of the model in tags and events."""
 ZERO_VARIANCE = "frac_reward_zero_std"
@@ -51,14 +53,16 @@ class PlasticityCallback(TrainerCallback):
         self,
         probes: Mapping[str, Probe] | Sequence[str] = DEFAULT_PROBES,
         every: int = 100,
-        layers: Layers | str = "mlp",
+        layers: Layers | str = MLP,
         mask: str | Callable[..., Tensor | None] | None = "attention_mask",
         interventions: Sequence[Callback] = (),
         log: Log = None,
     ) -> None:
         require_arguments(probes, every, interventions)
+        if isinstance(layers, str) and layers != MLP:
+            raise ValueError(f"layers is {MLP!r}, a list of globs of names, or None for all; got {layers!r}")
         self.mask = mask_of(mask)
-        chosen: Any = UNITS if layers == "mlp" else layers
+        chosen: Any = UNITS if layers == MLP else layers
         measure = TokenMeasure(probes, every=every, layers=chosen) if probes else None
         self._guest = Guest(measure, interventions, log)
         self._state: TrainerState | None = None

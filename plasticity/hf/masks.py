@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+PADDING = "attention_mask"
+"""The tokens that are no padding."""
 COMPLETION = "completion_mask"
 """The tokens that bear the loss: an argument of this name, or where ``labels`` are not -100."""
 IGNORED = -100
@@ -16,7 +18,8 @@ IGNORED = -100
 class TokenMask:
     """Find the mask of a pass by the name of an argument; called with the arguments of the pass.
 
-    A pass without the argument has no padding and counts whole (packed sequences), except for ``completion_mask``.
+    A pass without ``attention_mask`` has no padding and counts whole (packed sequences). Raises ValueError for a pass
+    without the argument where it has another name.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,6 +29,10 @@ class TokenMask:
         """Return the mask, (batch, tokens), or None where every token counts."""
         if self.name == COMPLETION and self.name not in kwargs:
             return self._labelled(kwargs.get("labels"))
+        if self.name != PADDING and self.name not in kwargs:
+            raise ValueError(
+                f"the model is not called with {self.name!r}; it is with {', '.join(kwargs) or 'no names'}"
+            )
         found = kwargs.get(self.name)
         return found if isinstance(found, Tensor) and found.dim() == 2 else None
 

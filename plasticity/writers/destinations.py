@@ -10,9 +10,11 @@ from typing import Any
 from plasticity.callback import Writer
 from plasticity.storage.rows import METRICS_FILE
 
-from . import open_writers
+from . import CLASSES, open_writers
 from .fanout import Writers
 
+SERVICES = {name: kind for kind, name in CLASSES.items() if name in ("wandb", "mlflow", "trackio", "aim")}
+"""Name of a tracking service -> the class of its writer."""
 Destination = str | Path | Writer
 
 
@@ -64,8 +66,13 @@ def free_folder(folder: Path) -> Path:
 
 
 def require_destinations(log: Destination | Sequence[Destination]) -> None:
-    """Raise TypeError for an object that is neither folder nor writer."""
+    """Raise TypeError for an object that is neither folder nor writer, ValueError for the name of a service."""
     for one in destinations_of(log):
+        if isinstance(one, str) and one in SERVICES:
+            raise ValueError(
+                f"log={one!r} would be a folder of that name: for the service pass a writer, "
+                f"plasticity.writers.{SERVICES[one]}(); for the folder, pathlib.Path({one!r})"
+            )
         if not isinstance(one, (str, Path)) and not callable(getattr(one, "log", None)):
             raise TypeError(
                 f"log= takes a folder, a writer (plasticity.callback.Writer), or a list of these; got "

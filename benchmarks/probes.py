@@ -1,7 +1,6 @@
 """The cost of probes: CPU time per update of SAC, DQN and PPO with and without, eager and compiled, interleaved.
 
 python benchmarks/probes.py [--rounds 15] [--agents sac dqn ppo] [--no-growth]
-python benchmarks/probes.py --each [--rounds 3]   one reading of every probe there is, SAC and DQN
 
 Updates are on batches of random numbers of HalfCheetah's (SAC, PPO) and CartPole's (DQN) shapes. One agent is updated
 with and without probes in turn, a window of updates each, for some rounds: two agents would differ by some percent
@@ -32,9 +31,6 @@ from machine import describe, results_file
 from plasticity.agents import DQN, PPO, SAC, DQNConfig, PPOConfig, SACConfig
 from plasticity.agents.replay import Batch
 from plasticity.agents.rollout import Experience
-from plasticity.callback import Context
-from plasticity.measuring import _objective
-from plasticity.metrics import SETS
 from plasticity.watching import Watcher
 
 EVERY = 1000
@@ -176,48 +172,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def of_each(rounds: int) -> dict[str, dict[str, Percent]]:
-    """Return what one reading of every probe costs after an update of eager SAC and DQN: milliseconds, by round.
-
-    Probes of the loss are given the agents' own gradient steps. What a reading at every update adds is this cost.
-    """
-    found: dict[str, dict[str, Percent]] = {}
-    for agent_name in ("sac", "dqn"):
-        task = TASKS[agent_name]()
-        agent, batches = task.make("off"), [task.batch() for _ in range(10)]
-        ctx = Context(agent.networks, agent.optimizers, steps=agent.steps)
-        lent = {name: _objective(ctx, name) for name in agent.networks}
-        cost(agent, batches)
-        times = found[agent_name] = {"update": []}
-        everything = [*dict.fromkeys(name for names in SETS.values() for name in names), "all"]
-        for name in everything:
-            way = Way(agent, probes=[name], every=1, objectives=lent)
-            cost(agent, batches[:2])
-            way.take_off()
-            times[name] = []
-            for _ in range(rounds):
-                before = cost(agent, batches)
-                way.put_on()
-                during = cost(agent, batches[:4])
-                way.take_off()
-                times["update"].append(before / 1e3)
-                times[name].append((during - before) / 1e3)
-    return found
-
-
-def table_of_each(found: dict[str, dict[str, Percent]]) -> str:
-    """Return the Markdown table of single probes: milliseconds of a reading, and percent once in 1,000 updates."""
-    heads = [f"{agent}: {what}" for agent in found for what in ("one reading, ms", f"once in {EVERY}, %")]
-    lines = ["| probe | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name in [name for name in next(iter(found.values())) if name != "update"]:
-        cells = []
-        for times in found.values():
-            reading, update = median(times[name]), median(times["update"])
-            cells += [f"{reading:.2f}", f"{100 * reading / (EVERY * update):.3f}"]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def growth(rounds: int) -> dict[str, Any]:
     """Return what dormancy and grama at every update of compiled SAC cost, by width and by batch size."""
     found = {}
@@ -233,18 +187,12 @@ def main() -> int:
     parser.add_argument("--agents", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-growth", action="store_true", help="not by width and batch size")
-    parser.add_argument("--each", action="store_true", help="one reading of every single probe, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # about the few samples of a rank
     file = results_file("probes")
     saved = json.loads(file.read_text()) if file.exists() else {}
     saved["machine"] = describe()
-    if options.each:
-        saved["each"] = of_each(options.rounds)
-        print(table_of_each(saved["each"]))
-        file.write_text(json.dumps(saved, indent=1) + "\n")
-        return 0
     for name in options.agents:
         modes = {"eager": "off", "compiled": "on"}
         saved[name] = {mode: overheads(TASKS[name](), c, WAYS, options.rounds) for mode, c in modes.items()}

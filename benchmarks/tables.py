@@ -71,6 +71,23 @@ def probes(figures: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def metric_costs(figures: dict[str, Any]) -> str:
+    """Return what one reading of each probe and meter costs, and its share of updates, a table for each agent."""
+    blocks, every = [], figures["every"]
+    for agent, modes in figures["costs"].items():
+        heads = [f"one reading, {mode}, ms" for mode in modes] + [f"once in {every:,}, {mode}, %" for mode in modes]
+        lines = [f"| {agent.upper()} | {' | '.join(heads)} | every update, eager, % |", f"|---|{'---|' * 5}"]
+        for name in next(iter(modes.values())):
+            times = [{key: median(values) for key, values in costs[name].items()} for costs in modes.values()]
+            cells = [f"{time['reading']:.2f}" for time in times]
+            cells += [f"{100 * time['reading'] / (every * time['update']):.3f}" for time in times]
+            whole = times[0]
+            cells.append(f"{100 * whole['every'] / whole['update']:.1f}" if "every" in whole else "")
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
 def quartiles(values: list[float], scale: float = 1.0) -> str:
     """Return the median and, in brackets, the quartiles."""
     low, _, high = quantiles(values, n=4)
@@ -83,6 +100,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "replay": listing,
     "precision": precision,
     "probes": probes,
+    "metric_costs": metric_costs,
     "seeds": listing,
 }
 

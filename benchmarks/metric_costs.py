@@ -107,6 +107,7 @@ def timed(agent: Any, batches: list[Any], changes: dict[str, Change], rounds: in
         for key, (on, off, learn) in changes.items():
             before = cost(agent, batches)
             on()
+            (learn or agent.learn)(batches[0])  # what is put on again is traced anew
             began = time.thread_time()
             for batch in batches[:PART]:
                 (learn or agent.learn)(batch)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
@@ -178,7 +179,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
+    own = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+    return [(name, buffer) for name, buffer in own.items() if not is_lazy(buffer)]
 
 
 def _restore(module: nn.Module, name: str, buffer: Tensor, saved: Tensor) -> None:

@@ -425,3 +425,14 @@ def test_output_layers_begin_as_in_the_released_code(network: str, gain: float, 
     plain = Actor(make_body(Architecture(network=network, outputs="default"), (5,), (32,)), 3)
     assert plain.mean.bias.any()
     assert float(plain.mean.weight.detach().abs().max()) <= 32**-0.5
+
+
+@pytest.mark.parametrize("hidden", [(6,), (6, 6), (8, 8, 8)])
+@pytest.mark.parametrize("network", ["simba", "bronet"])
+def test_layer_norms_have_the_epsilon_of_flax(network: str, hidden: tuple[int, ...]) -> None:
+    """A row of variance 1e-6 comes out with variance 1e-6 / (1e-6 + epsilon)."""
+    norms = [module for module in body(network, hidden).modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 1 + len(hidden) * (1 if network == "simba" else 2)
+    for norm in norms:
+        signs = torch.tensor([1.0, -1.0] * (hidden[0] // 2))
+        torch.testing.assert_close(norm(1e-3 * signs), signs / 2**0.5)

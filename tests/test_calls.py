@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import plasticity
 from plasticity import Context, Measure, Monitor, measure, watch
-from plasticity.interventions import ReDo
+from plasticity.interventions import Intervention, ReDo, ReGraMa
+from plasticity.interventions.resin import SilentReset
 from plasticity.isolation import map_tensors
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -242,6 +243,90 @@ def test_inputs_keep_their_container(name: str) -> None:
     assert obs_of(given) is x
 
 
+# -- models whose class has a call of its own --------------------------------------------------------------------------
+
+
+class Base(nn.Module):
+    """A hidden layer and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.o = nn.Linear(4, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """Run both."""
+        return self.o(F.relu(self.a(x))) * scale
+
+
+class NoHooks(Base):
+    """A model whose call runs no hooks, as AgileRL has it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+
+class Converts(Base):
+    """A call that changes its arguments first."""
+
+    def __call__(self, x: Any, **kwargs: Any) -> Any:
+        return self.forward(torch.as_tensor(x) * 2, **kwargs)
+
+
+class WithHooks(Base):
+    """A call that hands over to that of torch."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+class Twice(Base):
+    """A call that runs the model twice."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x) + self.forward(-x)
+
+
+class Inner(Base):
+    """A model whose hidden layer is in a module that runs no hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = NoHooks()
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """Run the inner one."""
+        return self.o(F.relu(self.a(x))) + self.inner(x)
+
+
+OWN_CALLS: dict[str, tuple[Callable[[], Base], Callable[[Tensor], Tensor]]] = {
+    "without hooks": (NoHooks, lambda x: x),
+    "arguments are changed": (Converts, lambda x: 2 * x),
+    "with hooks": (WithHooks, lambda x: x),
+    "two runs": (Twice, lambda x: torch.cat([x, -x])),
+    "inside another": (Inner, lambda x: x),
+}
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("name", OWN_CALLS)
+def test_a_model_with_a_call_of_its_own_is_measured(name: str, copied: bool) -> None:
+    make, rows = OWN_CALLS[name]
+    model, x = make(), torch.randn(32, 4)
+    model = copy.deepcopy(model) if copied else model
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    expected = reference.scores(reference.rows(F.relu(model.a(rows(x)))))
+    with watch(model, optimizer, every=1, log=None, strict=True, probes=["dormancy", "grama"]) as session:
+        for _ in range(2):
+            model(x).sum().backward()
+            optimizer.step()
+            found = session.last["model"]
+            np.testing.assert_allclose(found.scores["dormancy"]["a"].numpy(force=True), expected, rtol=1e-5)
+            assert found.num_passes == (2 if name == "two runs" else 1)
+            assert ("inner.a" in found.num_neurons) == (name == "inside another")
+    assert "forward" not in vars(model)
+
+
 # -- masks -------------------------------------------------------------------------------------------------------------
 
 
@@ -292,20 +377,32 @@ def test_padding_is_no_sample(given: Callable[[Tensor], Any]) -> None:
     assert reading.values["stable_rank"] == pytest.approx(alone.values["stable_rank"], rel=1e-5)
 
 
-def test_methods_take_masks_from_the_context() -> None:
+METHODS: dict[str, tuple[Callable[[], Intervention], str]] = {
+    "redo": (lambda: ReDo(every=1, threshold=0.0), "redo"),
+    "regrama": (lambda: ReGraMa(every=1, threshold=0.0), "regrama"),
+    "resin": (lambda: SilentReset(every=1, threshold=0.0), "resin"),
+    "redo by gradient": (lambda: ReDo(every=1, threshold=0.0, score="gradient"), "redo"),
+    "redo, centred": (lambda: ReDo(every=1, threshold=0.0, centred=True), "redo"),
+}
+
+
+@pytest.mark.parametrize("given", [fixed, from_arguments])
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_take_masks_from_the_context(name: str, given: Callable[[Tensor], Any]) -> None:
     model, mask = Reader(), torch.arange(7) < torch.tensor([[2], [5], [7]])
     with torch.no_grad():
         model.a.weight[0], model.a.bias[0] = torch.tensor([5.0, 0, 0, 0]), -1.0
     x = torch.where(mask[..., None], -1.0, 1.0) * torch.ones(3, 7, 4)  # the first neuron fires on padding only
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     ctx, writer = plain_loop(model, optimizer)
-    ctx = Context(ctx.networks, ctx.optimizers, writer=ctx.writer, masks={"net": mask})
-    redo, probe = ReDo(every=1, threshold=0.0), Measure(["dormancy"], every=1)
-    redo.on_train_start(ctx)
+    ctx = Context(ctx.networks, ctx.optimizers, writer=ctx.writer, masks={"net": given(mask)})
+    make, event = METHODS[name]
+    method, probe = make(), Measure(["dormancy"], every=1)
+    method.on_train_start(ctx)
     probe.on_train_start(ctx)
     model(x, mask).sum().backward()
     optimizer.step()
-    assert 0 in writer.named("redo")[0]["neurons"]["a"]
+    assert 0 in writer.named(event)[0]["neurons"]["a"]
     assert probe.last["net"].scores["dormancy"]["a"][0] == 0
 
 

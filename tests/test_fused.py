@@ -154,3 +154,5 @@ def test_redo_leaves_fused_projections_alone() -> None:
     neurons = writer.named("redo")[0]["neurons"]
     assert [*neurons] == ["up"]
     assert 3 in neurons["up"]
+    reasons = {event["layer"]: event["reason"] for event in writer.named("redo_skipped")}
+    assert reasons["qkv"].startswith("qkv writes to a residual stream and has no columns of its own")

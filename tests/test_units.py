@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -187,22 +188,42 @@ def test_neurons_of_adapted_layers_are_not_recycled_by_half() -> None:
 # -- transposed weights, activations with parameters, complex numbers --------------------------------------------------
 
 
+def by_view(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Apply a transposed Linear as GPT-2 does."""
+    return torch.addmm(b, x.view(-1, x.shape[-1]), w).view(*x.shape[:-1], w.shape[1])
+
+
+TRANSPOSED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "addmm": by_view,
+    "matmul": lambda x, w, b: x @ w + b,
+    "linear": lambda x, w, b: F.linear(x, w.T, b),
+    "einsum": lambda x, w, b: torch.einsum("...i,io->...o", x, w) + b,
+    "two axes": lambda x, w, b: torch.matmul(x[:, None], w).squeeze(1) + b,
+}
+
+
 class Conv1D(nn.Module):
     """As GPT-2 has it: a Linear with its weight transposed."""
 
-    def __init__(self, nf: int, nx: int) -> None:
+    def __init__(self, nf: int, nx: int, way: str) -> None:
         super().__init__()
-        self.nf, self.nx = nf, nx
+        self.nf, self.nx, self.way = nf, nx, way
         self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) * 0.3), nn.Parameter(torch.zeros(nf))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it."""
-        return torch.addmm(self.bias, x, self.weight)
+        return TRANSPOSED[self.way](x, self.weight, self.bias)
 
 
-def test_a_transposed_linear_is_a_linear() -> None:
+def conv1ds(way: str) -> dict[str, nn.Module]:
+    """Return three of them."""
+    return {name: Conv1D(*size, way) for name, size in {"a": (6, 4), "b": (5, 6), "c": (2, 5)}.items()}
+
+
+@pytest.mark.parametrize("way", TRANSPOSED)
+def test_a_transposed_linear_is_a_linear(way: str) -> None:
     torch.manual_seed(0)
-    ours = Net(lambda s, x: s.c(F.relu(s.b(F.relu(s.a(x))))), a=Conv1D(6, 4), b=Conv1D(5, 6), c=Conv1D(2, 5))
+    ours = Net(lambda s, x: s.c(F.relu(s.b(F.relu(s.a(x))))), **conv1ds(way))
     theirs = models.functional()
     with torch.no_grad():
         for name in "abc":
@@ -261,18 +282,83 @@ def test_activations_with_parameters(kind: str) -> None:
     assert not layer.unresolved
 
 
-@pytest.mark.on_cpu
-def test_complex_neurons_are_measured_by_magnitude() -> None:
+SELECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "times a comparison": lambda z: z * (z > 0),
+    "times it as numbers": lambda z: z * (z > 0).float(),
+    "where": lambda z: torch.where(z > 0, z, 0.0),
+    "leaky where": lambda z: torch.where(z > 0, z, 0.01 * z),
+    "masked_fill": lambda z: z.masked_fill(z < 0, 0.0),
+    "written in place": lambda z: (lambda y: (y.__setitem__(y < 0, 0.0), y)[1])(z.clone()),
+    "multiplied in place": lambda z: z.mul_(z > 0),
+    "the largest two": lambda z: z * (z >= z.topk(2, -1).values[..., -1:]),
+    "a band": lambda z: z * ((z > -1) & ~(z > 1)),
+    "not a number": lambda z: F.relu(torch.where(z.isnan(), 0.0, z)),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_neurons_that_a_comparison_lets_through_are_activated(name: str) -> None:
+    torch.manual_seed(0)
+    act = SELECTIONS[name]
+    model, x = Net(lambda s, x: s.o(act(s.a(x))), a=nn.Linear(4, 6), o=nn.Linear(6, 2)), torch.randn(64, 4)
+    with torch.no_grad():
+        model.a.weight[:2], model.a.bias[:2] = 0, 0 if "leaky" in name else -2
+    h = act(model.a(x)).detach()
+    found = measure(model, x, probes=["dormancy"])
+    np.testing.assert_allclose(found.scores["dormancy"]["a"].numpy(force=True), scores(h), rtol=1e-5)
+    assert found.values["dormancy"]["all"] == pytest.approx(float((h == 0).all(0).float().mean()))
+    layer = wiring(model, x).layers["a"]
+    assert layer.activation
+    assert not layer.unresolved
+    assert [consumer.layer for consumer in layer.consumers] == ["o"]
+
+
+def test_a_gate_that_is_a_comparison_is_known_to_take_up_neurons() -> None:
     torch.manual_seed(0)
     model = Net(
-        lambda s, x: s.o(torch.tanh(s.a(torch.complex(x, x.roll(1, -1))))).abs(),
-        a=nn.Linear(4, 6, dtype=torch.complex64),
-        o=nn.Linear(6, 2, dtype=torch.complex64),
+        lambda s, x: s.o(torch.where(s.g(x) > 0, s.a(x), 0.0)),
+        a=nn.Linear(4, 6),
+        g=nn.Linear(4, 6),
+        o=nn.Linear(6, 2),
     )
     x = torch.randn(64, 4)
+    with torch.no_grad():
+        model.g.weight[:2], model.g.bias[:2] = 0, -2
     found = measure(model, x, probes=["dormancy"])
-    h = torch.tanh(model.a(torch.complex(x, x.roll(1, -1)))).detach().abs()
+    h = torch.where(model.g(x) > 0, model.a(x), 0.0).detach()
     np.testing.assert_allclose(found.scores["dormancy"]["a"].numpy(force=True), scores(h), rtol=1e-5)
+    assert wiring(model, x).layers["g"].unresolved == ["mixed by where before o"]
+
+
+COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "modReLU": lambda z: F.relu(z.abs() - 0.3) * z / (z.abs() + 1e-9),
+    "of both parts": lambda z: torch.complex(F.relu(z.real), F.relu(z.imag)),
+    "zReLU": lambda z: z * ((z.real > 0) & (z.imag > 0)),
+    "cardioid": lambda z: z * (1 + torch.cos(z.angle())) / 2,
+    "magnitude": lambda z: z.abs().to(torch.complex64),
+}
+
+
+@pytest.mark.on_cpu
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_neurons_are_measured_by_magnitude(name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    act = COMPLEX[name]
+    layers = {
+        "linear": (nn.Linear(4, 6, dtype=torch.complex64), nn.Linear(6, 2, dtype=torch.complex64)),
+        "convolution": (nn.Conv1d(4, 6, 1, dtype=torch.complex64), nn.Conv1d(6, 2, 1, dtype=torch.complex64)),
+    }[kind]
+    model = Net(lambda s, x: s.o(act(s.a(torch.complex(x, x.roll(1, 0))))).abs(), a=layers[0], o=layers[1])
+    x = torch.randn(64, 4) if kind == "linear" else torch.randn(16, 4, 5)
+    with torch.no_grad():
+        model.a.weight[:2], model.a.bias[:2] = 0, 0
+    h = act(model.a(torch.complex(x, x.roll(1, 0)))).detach().abs()
+    found = measure(model, x, probes=["dormancy"])
+    by_hand = scores(h if kind == "linear" else h.mT)
+    np.testing.assert_allclose(found.scores["dormancy"]["a"].numpy(force=True), by_hand, rtol=1e-5)
+    assert wiring(model, x).layers["a"].activation
 
 
 def test_projections_have_rows_of_their_own_and_no_part_in_the_total() -> None:
@@ -293,19 +379,69 @@ def test_projections_have_rows_of_their_own_and_no_part_in_the_total() -> None:
     assert measure(linear, x, probes=["dormancy"]).values["dormancy"]["all"] == 0
 
 
+LAZY: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "linear": (lambda: nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.LazyLinear(1)), "0, 2"),
+    "one of two": (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.LazyLinear(1)), "2"),
+    "inside": (lambda: nn.Sequential(nn.Sequential(nn.LazyLinear(6), nn.ReLU()), nn.Linear(6, 1)), "0.0"),
+    "convolution": (
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 4)), nn.LazyConv1d(3, 2), nn.ReLU(), nn.Conv1d(3, 1, 1)),
+        "1",
+    ),
+    "norm": (lambda: nn.Sequential(nn.Linear(4, 6), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Linear(6, 1)), "1"),
+}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_models_say_what_to_do(name: str) -> None:
+    make, named = LAZY[name]
+    model, x = make(), torch.randn(64, 4)
+    with pytest.raises(ValueError, match=f"{named}: lazy, without weights before the first pass; call the model once"):
+        measure(model, x)
+    model(x)
+    assert measure(model, x, probes=["dormancy"]).num_neurons
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()))
+
+
+SCRIPTED: dict[str, tuple[Callable[[], dict[str, nn.Module]], str]] = {
+    "in the middle": (lambda: {"0": nn.Linear(4, 6), "1": nn.ReLU(), "2": scripted(), "3": nn.Linear(6, 1)}, "2"),
+    "traced": (
+        lambda: {
+            "0": nn.Linear(4, 6),
+            "1": nn.ReLU(),
+            "2": torch.jit.trace(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), torch.zeros(2, 6)),
+            "3": nn.Linear(6, 1),
+        },
+        "2",
+    ),
+    "an activation": (lambda: {"0": nn.Linear(4, 6), "1": torch.jit.script(nn.ReLU()), "2": nn.Linear(6, 1)}, "1"),
+    "inside another": (
+        lambda: {"0": nn.Linear(4, 6), "1": nn.ReLU(), "2": nn.Sequential(scripted(), nn.Linear(6, 1))},
+        "2.0",
+    ),
+    "the end": (lambda: {"0": nn.Linear(4, 6), "1": nn.ReLU(), "2": scripted()}, "2"),
+}
+
+
 @pytest.mark.on_cpu
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_lazy_and_scripted_models_say_what_to_do() -> None:
-    x = torch.randn(64, 4)
-    with pytest.raises(ValueError, match="0, 2: lazy, without weights before the first pass; call the model once"):
-        measure(nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.LazyLinear(1)), x)
-    part = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()))
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), part, nn.Linear(6, 1))
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_partly_scripted_models_name_the_part_and_measure_the_rest(name: str) -> None:
+    make, named = SCRIPTED[name]
+    torch.manual_seed(0)
+    model, x = nn.Sequential(OrderedDict(make())), torch.randn(64, 4)
     found = measure(model, (x, None), loss_of, probes=["dormancy", "grama"])
     assert list(found.num_neurons) == ["0"]
+    expected = scores(F.relu(model[0](x)).detach())
+    np.testing.assert_allclose(found.scores["dormancy"]["0"].numpy(force=True), expected, rtol=1e-5)
     assert not np.isnan(found.values["grama"]["0"])
     reasons = {entry.layer: entry.reason for entry in found.unmeasured}
-    assert reasons == {"2": "Sequential is scripted, and runs without hooks", "3": "output layer"}
+    assert reasons.pop(named).endswith("is scripted, and runs without hooks")
+    assert {*reasons.values()} <= {"output layer"}
+    unknown = wiring(model, x).layers["0"].unresolved
+    assert bool(unknown) == (name != "an activation")
 
 
 def test_a_factor_that_is_heard_outside_its_product_is_not_silenced_by_a_shut_gate() -> None:

@@ -11,7 +11,7 @@ from plasticity.isolation import is_scripted, named_modules
 from plasticity.structure.layers import Layer, weight_parameter
 from plasticity.structure.sites import Event
 
-from .entry_points import EntryPoint
+from .entry_points import EntryPoint, runs_without_hooks
 from .hooks import Hook, Recording
 
 
@@ -48,6 +48,8 @@ class Attachment:
         self._handles["end"] = self._model.register_forward_hook(end, always_call=True)
         for method in methods:
             self._handles["call", method] = EntryPoint(observer, self._model, method)
+        if runs_without_hooks(self._model) and "forward" not in methods:
+            self._handles["call", "forward"] = EntryPoint(observer, self._model, "forward", "__call__")
 
     def to_strays(self, observer: Any) -> None:
         """Hook every module until some are chosen, to notice those that run outside every pass."""

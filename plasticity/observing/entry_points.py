@@ -40,10 +40,11 @@ class EntryPoint:
     Several observers stack them on a method, and take them off in any order: one below others only falls silent.
     """
 
-    def __init__(self, observer: Any, model: nn.Module, method: str) -> None:
+    def __init__(self, observer: Any, model: nn.Module, method: str, called: str = "") -> None:
+        """``called``: the method by which the model is called to run this one; by default the method itself."""
         self._model, self._method = model, method
         self._call: Callable[..., Any] = getattr(model, method)
-        self._begin, self._end = Hook(observer, "begin", method), Hook(observer, "end", method)
+        self._begin, self._end = Hook(observer, "begin", called or method), Hook(observer, "end", called or method)
         self._own = vars(model).get(method)
         self._silent = False
         vars(model)[method] = self
@@ -77,6 +78,11 @@ class EntryPoint:
 
     def __reduce__(self) -> tuple:
         return getattr, (self._model, self._method)
+
+
+def runs_without_hooks(model: nn.Module) -> bool:
+    """Return whether the class of a model has a ``__call__`` of its own, as AgileRL's have: torch's runs the hooks."""
+    return type(model).__call__ is not nn.Module.__call__
 
 
 def is_nested(model: nn.Module) -> bool:

@@ -7,9 +7,10 @@ stream is none: there, too, layers are added, but what is read in between is not
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from .labels import Plane
+from .labels import Label, Plane
 
 CallNumbers = frozenset[int]
 """Numbers of layer calls."""
@@ -43,3 +44,20 @@ class Summations:
     def holds(self, number: int, joined: CallNumbers) -> bool:
         """Return whether neurons of a call that were seen in a sum were seen as what they are: units, or alone."""
         return joined == self.of(number)
+
+
+def summands(operands: Sequence[Label]) -> frozenset[int]:
+    """Return the layer calls whose neurons a sum of ``operands`` joins; none where anything else is added in."""
+    planes = [plane for tag in operands for plane in tag.planes]
+    calls = [tag.calls for tag in operands]
+    together = frozenset().union(*calls)
+    if any(not tag.planes or tag.mixed or tag.external for tag in operands):
+        return frozenset()
+    if any(plane.activation or plane.summed or plane.product for plane in planes):
+        return frozenset()
+    return together if len(operands) > 1 and len(together) == sum(map(len, calls)) else frozenset()
+
+
+def plus(plane: Plane, joined: frozenset[int]) -> Plane:
+    """Return a plane to which others were added: all in one unit, where they are ``joined``."""
+    return replace(plane, joined=joined) if joined else replace(plane, summed=True)

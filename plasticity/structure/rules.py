@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .joint import plus, summands
 from .labels import NOTHING, Label, Plane, common, mix, tensors_in
+from .selections import COMPARISONS, LOGIC, either, fills
 
 # Names of operations below autograd ("aten"), without the underscore of the in-place form.
 COPIES = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy", "native_dropout"}
@@ -38,8 +40,10 @@ MOVES = {
 }
 LINEAR = {
     *("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul", "addcdiv", "masked_fill", "where", "dropout"),
-    *("positive", "real"),
+    *("positive", "real", "complex"),
 }
+TOLD = COMPARISONS | LOGIC | MOVES | RESHAPES | COPIES
+"""Operations through which it is followed what lets neurons through."""
 ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise"}
 """Activations that torch does not count as pointwise, because of what they take besides."""
 JOINS = {"add", "sub", "rsub", "maximum", "minimum"}
@@ -117,6 +121,14 @@ def _rule(op: Operation) -> list[Label]:
         return [source.map(lambda p: replace(p, ids=_reshape(p.ids, op.outputs[0].shape), replay=None))]
     if op.name in MOVES:
         return _move(op)
+    if op.name == "view_as_real":
+        return [source.map(lambda p: replace(p, ids=p.ids.unsqueeze(-1).expand(op.outputs[0].shape), replay=None))]
+    if op.name == "view_as_complex":
+        return [_reduced(source, [-1], False, op.outputs[0].shape) or op.mixed]
+    if op.name in LOGIC:
+        return [either(op.operands, op.name, op.outputs[0].shape)]
+    if op.name == "index_put" and fills(op.args[1], op.operands):
+        return [source.map(lambda p: replace(p, activation=p.activation or op.name, replay=None))]
     if op.name in ("cat", "stack"):
         return [_join(op)]
     if op.name == "constant_pad_nd":
@@ -183,13 +195,18 @@ def _reduce(op: Operation) -> Label:
     dims = [dims] if isinstance(dims, int) else dims
     if op.name in ("sum", "mean") and dims and len(op.source.planes) > 1 and (added := _added(op, dims, keepdim)):
         return added
+    return _reduced(op.source, dims or [], keepdim, op.outputs[0].shape) or mix([op.source], op.name, statistic=True)
+
+
+def _reduced(source: Label, dims: Sequence[int], keepdim: bool, shape: torch.Size) -> Label | None:
+    """Return a tag without some axes, along which each plane carries one neuron; None where one carries several."""
     planes = []
-    for plane in op.source.planes:
+    for plane in source.planes:
         ids = common(plane.ids, dims) if dims else None
         if ids is None:
-            return mix([op.source], op.name, statistic=True)
-        planes.append(replace(plane, ids=ids if keepdim else ids.reshape(op.outputs[0].shape), replay=None))
-    return replace(op.source, planes=tuple(planes))
+            return None
+        planes.append(replace(plane, ids=ids if keepdim else ids.reshape(shape), replay=None))
+    return replace(source, planes=tuple(planes))
 
 
 def _added(op: Operation, dims: Sequence[int], keepdim: bool) -> Label | None:
@@ -200,25 +217,8 @@ def _added(op: Operation, dims: Sequence[int], keepdim: bool) -> Label | None:
         if not bool(((plane.ids == ids) | (plane.ids == NOTHING)).all()):
             return None
         found.append(replace(plane, ids=ids if keepdim else ids.reshape(op.outputs[0].shape), replay=None))
-    joined = _summands([replace(op.source, planes=(plane,)) for plane in op.source.planes])
-    return replace(op.source, planes=tuple(_plus(plane, joined) for plane in found))
-
-
-def _plus(plane: Plane, joined: frozenset[int]) -> Plane:
-    """Return a plane to which others were added: all in one unit, where they are ``joined``."""
-    return replace(plane, joined=joined) if joined else replace(plane, summed=True)
-
-
-def _summands(operands: Sequence[Label]) -> frozenset[int]:
-    """Return the layer calls whose neurons a sum of ``operands`` joins; none where anything else is added in."""
-    planes = [plane for tag in operands for plane in tag.planes]
-    calls = [tag.calls for tag in operands]
-    together = frozenset().union(*calls)
-    if any(not tag.planes or tag.mixed or tag.external for tag in operands):
-        return frozenset()
-    if any(plane.activation or plane.summed or plane.product for plane in planes):
-        return frozenset()
-    return together if len(operands) > 1 and len(together) == sum(map(len, calls)) else frozenset()
+    joined = summands([replace(op.source, planes=(plane,)) for plane in op.source.planes])
+    return replace(op.source, planes=tuple(plus(plane, joined) for plane in found))
 
 
 def _pool(op: Operation, num_spatial: int) -> Label:
@@ -247,14 +247,17 @@ def _averaged(plane: Plane, dims: Sequence[int], shape: torch.Size) -> Plane:
 def _pointwise(op: Operation, shape: torch.Size) -> Label:
     live = [tag for t, tag in op.operands if tag and (t.is_floating_point() or t.is_complex())]
     live, normalised = _absorb_statistics(live)
+    conditions = [tag for t, tag in op.operands if t.dtype == torch.bool and (tag.planes or tag.mixed)]
+    decided = set().union(*(tag.calls for tag in conditions))
+    others_say = [tag for tag in conditions if not any(tag.calls & other.calls for other in live)]
     same = _same_neurons(live, shape)
     nonlinear = op.name not in LINEAR or (same and op.name in PRODUCTS | {"where"})
-    joined = _summands(live) if op.name in JOINS and not same else frozenset()
+    joined = summands(live) if op.name in JOINS and not same else frozenset()
     # Played again as an out-of-place operation on a copy: the tensor it will be played on belongs to the model.
     step = partial(_play, op.func, op.args[1:], op.kwargs) if len(op.operands) == 1 and op.source else None
 
     def passed_on(plane: Plane, others: list[Label]) -> Plane:
-        activation = plane.activation or (op.name if nonlinear else None)
+        activation = plane.activation or (op.name if nonlinear or plane.calls & decided else None)
         return replace(
             plane,
             ids=plane.ids.broadcast_to(shape),
@@ -263,8 +266,10 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
             renormalised=plane.renormalised or (normalised and activation is not None),
             summed=plane.summed or (bool(others) and op.name not in PRODUCTS and not joined),
             joined=joined or plane.joined,
-            gated=plane.gated or (op.name == "mul" and _gates(plane, others)),
-            product=plane.product or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
+            gated=plane.gated or bool(others_say) or (op.name == "mul" and _gates(plane, others)),
+            product=plane.product
+            or bool(others_say)
+            or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
         )
 
@@ -276,7 +281,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
         each = len(live[0].planes)
         planes = [_merge(planes[i::each]) for i in range(each)]
     rest = mix((tag.without_planes() for tag in live), op.name, statistic=bool(live) and all(t.statistic for t in live))
-    return replace(rest, planes=tuple(planes))
+    return replace(rest, planes=tuple(planes), mixed={**rest.mixed, **mix(others_say, op.name).mixed})
 
 
 def _gates(plane: Plane, others: list[Label]) -> bool:

@@ -101,7 +101,8 @@ class _Trace:
 
     def __init__(self, modules: dict[str, nn.Module], layers: dict[str, Layer]) -> None:
         self.modules, self.layers = modules, layers
-        self.tracer = Tracer({name: module.parameters(recurse=False) for name, module in modules.items()})
+        # A scripted module is one piece: its parts are not called in sight.
+        self.tracer = Tracer({name: module.parameters(recurse=is_scripted(module)) for name, module in modules.items()})
         self.weights = Weights(modules)
         self.hosts: set[str] = set()
         self.places: set[str] = set()
@@ -238,7 +239,7 @@ class _Trace:
 
     def _look_for_sites(self, key: int | str, tensor: Tensor) -> None:
         """Remember the first place where all neurons of a layer's call can be seen: activated, and behind each norm."""
-        planes = self.tracer.tag(tensor).planes
+        planes = self.tracer.tag(tensor).planes if tensor.dtype != torch.bool else ()
         gated = [plane for plane in planes if plane.gated and not (plane.renormalised or plane.summed)]
         for number in set().union(*(plane.calls for plane in gated)) - self.products.keys():
             if site := self._site(number, key, [plane.ids for plane in gated if number in plane.calls]):

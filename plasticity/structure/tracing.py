@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .divisions import Call, Divisions
 from .functional import Index
 from .labels import NOTHING, STRIDE, Label, Plane, mix, tensors_in
-from .rules import MATRIX_PRODUCTS, MOVES, Operation, propagate
+from .rules import MATRIX_PRODUCTS, MOVES, TOLD, Operation, propagate
 
 FACTORIES = ("_like", "new_", "empty", "zeros", "ones", "rand", "full", "bernoulli")
 """Parts of the names of operations whose result takes nothing but the shape of a tensor."""
@@ -137,7 +137,7 @@ class Tracer(TorchDispatchMode):
             tags = [tag.map(lambda p: replace(p, weighted=p.weighted or p.clean)) for tag in tags]
         self._note_uses(op, any(tag.statistic for tag in tags))
         for tensor, tag in zip(op.outputs, tags, strict=True):
-            if tensor.is_floating_point() or tensor.is_complex():
+            if tensor.is_floating_point() or tensor.is_complex() or (tensor.dtype == torch.bool and name in TOLD):
                 self._assign(tensor, tag, name)
                 if in_place:
                     self._write_through(tensor, name)
@@ -148,7 +148,7 @@ class Tracer(TorchDispatchMode):
         except RuntimeError:
             tag = mix([tag], name)
         for plane in tag.planes:
-            for call in plane.calls if plane.clean else ():
+            for call in plane.calls if plane.clean and tensor.dtype != torch.bool else ():
                 if len(self._activated[call]) < MOST_ACTIVATED:
                     self._activated[call].append(Activated(plane))
         self.tags[tensor] = tag

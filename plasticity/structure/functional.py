@@ -171,7 +171,9 @@ def _matrices(modules: Mapping[str, nn.Module]) -> Iterator[_Matrix]:
                 yield _Matrix(name, weight, False, inputs_first(module))
             continue
         for key, parameter in module._parameters.items():
-            if parameter is not None and parameter.dim() == 3 and min(parameter.shape) > 1:
+            if parameter is None or is_lazy(parameter):
+                continue
+            if parameter.dim() == 3 and min(parameter.shape) > 1:
                 yield _Matrix(f"{name}.{key}".removeprefix("."), parameter, True, False)
 
 

@@ -170,6 +170,39 @@ def test_a_recurrent_cell_is_one_layer() -> None:
     assert not model.u.weight[:, DEAD].any()
 
 
+HALVES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "slices": lambda z: (z[:, :6], z[:, 6:]),
+    "chunks": lambda z: z.chunk(2, -1),  # type: ignore[dict-item, return-value]
+    "every other one": lambda z: (z[:, ::2], z[:, 1::2]),
+    "viewed": lambda z: z.view(-1, 2, 6).unbind(1),  # type: ignore[dict-item, return-value]
+    "back to front": lambda z: (z[:, :6], z[:, 6:].flip(-1)),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_parts_of_one_layer_that_are_added_are_units_too(name: str) -> None:
+    torch.manual_seed(0)
+    halves = HALVES[name]
+    model = Net(lambda s, x: s.o(F.relu(sum(halves(s.w(x))))), w=nn.Linear(4, 12), o=nn.Linear(6, 3))
+    x, numbers = torch.randn(64, 4), halves(torch.arange(12)[None])
+    dead = sorted(torch.stack([part[0, DEAD] for part in numbers]).flatten().tolist())
+    with torch.no_grad():
+        model.w.weight[dead], model.w.bias[dead] = 0, -1
+    units, out = F.relu(sum(halves(model.w(x)))).detach(), model(x).detach()
+    found = measure(model, x, probes=["dormancy"])
+    expected = np.empty(12)
+    for part in numbers:
+        expected[part[0].numpy(force=True)] = reference.scores(reference.rows(units))
+    np.testing.assert_allclose(found.scores["dormancy"]["w"].numpy(force=True), expected, rtol=1e-5)
+    assert found.num_units == 6
+    before, writer = recycle(model, x, ReDo(every=1, threshold=0.0))
+    assert writer.named("redo")[0]["neurons"] == {"w": dead}
+    entries = changed(model, before)
+    assert entries["w.weight"].any(1).nonzero().flatten().tolist() == dead
+    assert entries["o.weight"].any(0).nonzero().flatten().tolist() == DEAD
+    torch.testing.assert_close(model(x).detach(), out)
+
+
 APART: dict[str, tuple[Forward, str]] = {
     "taken up alone, too": (lambda s, x: (lambda z: s.o(F.relu(z + s.u(x))) + s.p(z))(s.v(x)), "stream"),
     "a residual stream": (lambda s, x: (lambda z: s.o(F.relu(z + s.u(F.relu(s.w(z))))))(s.v(x)), "stream"),

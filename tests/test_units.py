@@ -110,6 +110,26 @@ def test_gated_units_are_recycled_whole(name: str) -> None:
     assert not model.o.weight[:, :2].any()
 
 
+def test_the_weights_of_a_softmax_are_no_factors_of_units() -> None:
+    """They depend on all neurons: to redraw one would move all others."""
+    torch.manual_seed(0)
+    parts = {"f": nn.Linear(4, 6), "g": nn.Linear(4, 6), "o": nn.Linear(6, 2)}
+    model = Net(lambda s, x: s.o(F.relu(s.f(x)) * s.g(x).softmax(-1)), **parts)
+    x = torch.randn(64, 4)
+    with torch.no_grad():
+        model.f.weight[:2], model.f.bias[:2] = 0, -1
+    before, gate = model(x).detach(), model.g.weight.detach().clone()
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    loss_of(model(x), None).backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    assert writer.named("redo")[0]["neurons"] == {"f": [0, 1]}
+    assert torch.equal(model.g.weight, gate)
+    assert torch.equal(model(x).detach(), before)
+
+
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 

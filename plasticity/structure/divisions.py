@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .labels import STRIDE, Label, Plane
+from .labels import STRIDE, Label, Plane, unrepeated
 from .rules import COPIES, MOVES, RESHAPES, Operation
 
 
@@ -65,8 +65,5 @@ class Divisions:
 
 def neurons_in(plane: Plane, number: int) -> Tensor:
     """Return the neurons of a call among the labels of a plane, (neurons,) in their order, on the CPU."""
-    ids = plane.ids
-    for dim in (d for d in range(ids.dim()) if ids.stride(d) == 0 and ids.shape[d] > 1):
-        ids = ids.narrow(dim, 0, 1)  # the same by construction
-    found = ids.unique()
+    found = unrepeated(plane.ids).unique()
     return (found[found // STRIDE == number] % STRIDE).cpu()

@@ -10,7 +10,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .labels import Label, Plane
+import torch
+from torch import Tensor
+
+from .labels import NOTHING, Label, Plane, unrepeated
 
 CallNumbers = frozenset[int]
 """Numbers of layer calls."""
@@ -46,16 +49,26 @@ class Summations:
         return joined == self.of(number)
 
 
-def summands(operands: Sequence[Label]) -> frozenset[int]:
-    """Return the layer calls whose neurons a sum of ``operands`` joins; none where anything else is added in."""
+def summands(operands: Sequence[Label]) -> CallNumbers:
+    """Return the layer calls whose neurons a sum of ``operands`` joins; none where anything else is added in.
+
+    Parts of one layer may be added to each other, but no neuron to itself, as in a rotary embedding.
+    """
+    if len(operands) < 2 or any(not tag.planes or tag.mixed or tag.external for tag in operands):
+        return ALONE
     planes = [plane for tag in operands for plane in tag.planes]
-    calls = [tag.calls for tag in operands]
-    together = frozenset().union(*calls)
-    if any(not tag.planes or tag.mixed or tag.external for tag in operands):
-        return frozenset()
     if any(plane.activation or plane.summed or plane.product for plane in planes):
-        return frozenset()
-    return together if len(operands) > 1 and len(together) == sum(map(len, calls)) else frozenset()
+        return ALONE
+    pairs = [(a, b) for i, a in enumerate(operands) for b in operands[:i] if a.calls & b.calls]
+    if any(bool(torch.isin(_neurons(a), _neurons(b)).any()) for a, b in pairs):
+        return ALONE
+    return frozenset().union(*(tag.calls for tag in operands))
+
+
+def _neurons(tag: Label) -> Tensor:
+    """Return the labels of all neurons that a tensor carries, each once."""
+    found = torch.cat([unrepeated(plane.ids).flatten() for plane in tag.planes]).unique()
+    return found[found != NOTHING]
 
 
 def plus(plane: Plane, joined: frozenset[int]) -> Plane:

@@ -110,6 +110,13 @@ def mix(tags: Iterable[Label], operation: str, statistic: bool = False) -> Label
     return Label(mixed=mixed, statistic=statistic, external=external, weighed=weighed)
 
 
+def unrepeated(ids: Tensor) -> Tensor:
+    """Return labels without the axes along which they are the same by construction."""
+    for dim in (d for d in range(ids.dim()) if ids.stride(d) == 0 and ids.shape[d] > 1):
+        ids = ids.narrow(dim, 0, 1)
+    return ids
+
+
 def common(ids: Tensor, dims: Iterable[int]) -> Tensor | None:
     """Return the labels with ``dims`` kept at size 1 if they do not vary along them; None if they do."""
     if not ids.numel():

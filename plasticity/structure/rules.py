@@ -285,7 +285,12 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
 
 
 def _gates(plane: Plane, others: list[Label]) -> bool:
-    """Return whether the product of a plane with others is a gated unit: one of them is activated."""
+    """Return whether the product of a plane with others is a gated unit: one of them is activated.
+
+    The weights of a softmax are none: they depend on all neurons.
+    """
+    if plane.activation == "softmax":
+        return False
     factors = [plane, *(factor for tag in others for factor in tag.planes)]
     return len(factors) > 1 and any(f.activation not in (None, "softmax") and not f.summed for f in factors)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
-from plasticity.structure.layers import Layer, Slice, weight_rows
+from plasticity.structure.layers import Layer, weight_rows
+from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import by_group, spread
 from plasticity.surgery.initialisers import bias_of, weight_of

@@ -14,9 +14,10 @@ from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.structure.functional import sliced_parameters
-from plasticity.structure.layers import Slice, weight_parameter, weight_rows
+from plasticity.structure.layers import weight_parameter, weight_rows
 from plasticity.structure.partners import completed
 from plasticity.structure.recycled import note_recycled
+from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from plasticity.isolation import is_scripted
 
 from .einsum import roles
-from .layers import NORM_MODULES, Slice, inputs_first, neuron_axis
+from .layers import NORM_MODULES, inputs_first, neuron_axis
+from .slices import Slice
 
 TAKING: dict[str, tuple[int, bool]] = {
     **{"linear": (0, False), **{f"conv{d}d": (0, False) for d in (1, 2, 3)}},

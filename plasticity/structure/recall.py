@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .functional import slices_of
-from .layers import Consumer, Layer, Norm, Slice, neuron_axis, num_inputs, num_neurons, weight_layers_of
+from .layers import Consumer, Layer, Norm, neuron_axis, num_inputs, num_neurons, weight_layers_of
+from .slices import Slice
 from .wirings import Way, Wiring
 
 COPIED = ("num_calls", "activation", "gated", "is_output", "writes_to_stream")

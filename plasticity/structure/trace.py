@@ -25,12 +25,12 @@ from .layers import (
     Consumer,
     Layer,
     Norm,
-    Slice,
     neuron_axis,
     num_neurons,
     weight_layers_of,
 )
 from .sites import Event, Site
+from .slices import Slice
 from .tracing import Tracer
 from .wirings import Way, Wiring
 

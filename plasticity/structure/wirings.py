@@ -11,8 +11,9 @@ from torch import nn
 
 from plasticity.isolation import is_scripted, named_modules
 
-from .layers import Consumer, Layer, Slice, neuron_axis, num_inputs, union
+from .layers import Consumer, Layer, neuron_axis, num_inputs, union
 from .sites import Event
+from .slices import Slice
 
 EventPair = tuple[Event | None, Event | None]
 """Two events in a row; None before the first and after the last."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules, unwrap
-from plasticity.structure.layers import Slice, is_conv1d, neuron_axis, num_inputs, num_neurons
+from plasticity.structure.layers import is_conv1d, neuron_axis, num_inputs, num_neurons
+from plasticity.structure.slices import Slice
 
 from .laws import Law, constant_law, default_law, orthogonal_law, random_law
 

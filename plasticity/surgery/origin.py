@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.isolation import copied, named_modules, named_parameters
-from plasticity.structure.layers import Slice
+from plasticity.structure.slices import Slice
 from plasticity.surgery.initialisers import Initialiser, bias_law, record_initialisers, weight_layers
 from plasticity.surgery.laws import Law
 

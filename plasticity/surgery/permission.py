@@ -7,8 +7,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from plasticity.structure.layers import Consumer, Layer, Slice
+from plasticity.structure.layers import Consumer, Layer
 from plasticity.structure.partners import partners, sum_refusal
+from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 
 from .stores import store_of

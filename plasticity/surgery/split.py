@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from plasticity.structure.layers import Layer, Slice
+from plasticity.structure.layers import Layer
 from plasticity.structure.partners import partners
+from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 
 from .entries import by_group, incoming_entries, outgoing_entries

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from plasticity.structure.layers import Slice
+from plasticity.structure.slices import Slice
 
 
 class Store(NamedTuple):

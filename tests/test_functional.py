@@ -180,6 +180,72 @@ def test_the_bits_of_a_stack_and_of_experts_stay() -> None:
         torch.testing.assert_close(*finals, rtol=0, atol=0)
 
 
+class Vectorised(nn.Module):
+    """A layer of several networks, as the critics of offline RL have it."""
+
+    def __init__(self, inputs: int, outputs: int, members: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+CRITICS: dict[str, Callable[[], list[nn.Module]]] = {
+    "modules": lambda: [Vectorised(4, 6, 3), nn.ReLU(), Vectorised(6, 1, 3)],
+    "a norm between": lambda: [Vectorised(4, 6, 3), nn.LayerNorm(6), nn.ReLU(), Vectorised(6, 1, 3)],
+    "two hidden layers": lambda: [
+        *(Vectorised(4, 6, 3), nn.Tanh(), Vectorised(6, 6, 3), nn.ReLU(), Vectorised(6, 1, 3)),
+    ],
+    "two members": lambda: [Vectorised(4, 6, 2), nn.ELU(), Vectorised(6, 2, 2)],
+    "as many members as neurons": lambda: [
+        *(Vectorised(4, 6, 6), nn.ReLU(), Vectorised(6, 6, 6), nn.ReLU(), Vectorised(6, 1, 6)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_every_member_of_a_vectorised_critic_is_measured_and_recycled(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*CRITICS[name]()), torch.randn(32, 4)
+    members = len(model[0].weight)
+    with torch.no_grad():
+        model[0].weight[1, :, :2], model[0].bias[1, 0, :2] = 0, 0 if "ReLU" not in str(model[1]) else -1
+        if "norm" in name:
+            model[1].weight[:2], model[1].bias[:2] = 0, -1
+    x = x.expand(members, *x.shape)
+    seen: dict[int, Tensor] = {}
+    handles = [m.register_forward_hook(lambda m, a, z, n=n: seen.update({n: z})) for n, m in enumerate(model)]
+    before_activation = [n for n, m in enumerate(model) if type(m).__name__ in ("ReLU", "Tanh", "ELU")]
+    out = model(x)
+    gradients = torch.autograd.grad(out.square().mean(), [seen[n - 1] for n in before_activation])
+    units = {n: seen[n].detach().clone() for n in before_activation}
+    for handle in handles:
+        handle.remove()
+    found = measure(model, (x, None), lambda out, _: out.square().mean(), probes=["dormancy", "grama"])
+    for n, gradient in zip(before_activation, gradients, strict=True):
+        layer = max(i for i in range(n) if isinstance(model[i], Vectorised))
+        for member in range(members):
+            by_hand = reference.scores(reference.rows(units[n][member]))
+            score = found.scores["dormancy"][f"{layer}.weight.{member}"].numpy(force=True)
+            np.testing.assert_allclose(score, by_hand, rtol=1e-5, atol=1e-7)
+            by_hand = reference.scores(reference.rows(gradient[member]))
+            score = found.scores["grama"][f"{layer}.weight.{member}"].numpy(force=True)
+            np.testing.assert_allclose(score, by_hand, rtol=1e-4, atol=1e-6)
+    assert {entry.reason for entry in found.unmeasured} == {"output layer"}
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    model(x).square().mean().backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    neurons = writer.named("redo")[0]["neurons"]
+    assert {0, 1} <= {*neurons["0.weight.1"]}
+    if "norm" not in name:  # its statistics tie neurons together
+        torch.testing.assert_close(model(x), out)
+
+
 BY_FUNCTION: dict[str, Callable[..., Tensor]] = {
     "linear": lambda s, x: s.c(F.relu(F.linear(F.relu(s.a(x)), s.b.weight, s.b.bias))),
     "named": lambda s, x: s.c(F.relu(F.linear(input=F.relu(s.a(x)), weight=s.b.weight, bias=s.b.bias))),

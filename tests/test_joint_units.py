@@ -203,6 +203,59 @@ def test_parts_of_one_layer_that_are_added_are_units_too(name: str) -> None:
     torch.testing.assert_close(model(x).detach(), out)
 
 
+class Block(nn.Module):
+    """A residual block whose shortcut is a convolution: two convolutions into one activation, with norms between."""
+
+    def __init__(self, norm: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.shortcut, self.one, self.two = nn.Conv2d(3, 6, 1), norm(), norm()
+        self.o = nn.Linear(6, 2)
+
+    def units(self, x: Tensor) -> Tensor:
+        """Return what the activation after the sum gives."""
+        return F.relu(self.one(self.b(F.relu(self.a(x)))) + self.two(self.shortcut(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take the mean over space, and classify."""
+        return self.o(self.units(x).mean((2, 3)))
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "plain": nn.Identity,
+    "batch norm": lambda: nn.BatchNorm2d(6),
+    "group norm": lambda: nn.GroupNorm(2, 6),
+    "instance norm": lambda: nn.InstanceNorm2d(6, affine=True),
+    "dropout": lambda: nn.Dropout(0.0),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_shortcut_with_weights_and_its_block_are_one_layer(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Block(BLOCKS[name]).eval(), torch.randn(16, 3, 5, 5)
+    with torch.no_grad():
+        for layer in (model.b, model.shortcut):
+            layer.weight[DEAD], layer.bias[DEAD] = 0, -1
+        for norm in (model.one, model.two):
+            if getattr(norm, "weight", None) is not None:
+                norm.weight[DEAD], norm.bias[DEAD] = 0, -1
+    units, out = model.units(x).detach(), model(x).detach()
+    off = (units == 0).all(0).all(-1).all(-1).nonzero().flatten().tolist()
+    found = measure(model, (x, torch.zeros(16, 2)), F.mse_loss, probes=["dormancy", "grama"])
+    for layer in ("b", "shortcut"):
+        scores = found.scores["dormancy"][layer].numpy(force=True)
+        np.testing.assert_allclose(scores, reference.scores(reference.rows(units, 1)), rtol=1e-5, atol=1e-7)
+        assert (found.scores["grama"][layer] == 0).nonzero().flatten().tolist() == off
+    assert found.num_units == 12
+    _, writer = recycle(model, x, ReDo(every=1, threshold=0.0))
+    neurons = writer.named("redo")[0]["neurons"]
+    assert neurons["b"] == neurons["shortcut"] == off
+    assert not model.o.weight[:, off].any()
+    if name != "group norm":  # its statistics tie neurons together
+        torch.testing.assert_close(model(x).detach(), out)
+
+
 APART: dict[str, tuple[Forward, str]] = {
     "taken up alone, too": (lambda s, x: (lambda z: s.o(F.relu(z + s.u(x))) + s.p(z))(s.v(x)), "stream"),
     "a residual stream": (lambda s, x: (lambda z: s.o(F.relu(z + s.u(F.relu(s.w(z))))))(s.v(x)), "stream"),

@@ -28,6 +28,7 @@ from plasticity.probes.probe import (
     num_samples_in,
 )
 from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise, weight_parameter
+from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 
 from ..tags import ALL
@@ -483,7 +484,9 @@ def _other_weights(wiring: Wiring) -> Iterator[tuple[str, str]]:
         if is_scripted(module):
             yield name or "(model)", f"{getattr(module, 'original_name', 'it')} is scripted, and runs without hooks"
             continue
-        sliced = {layer.module.key for layer in wiring.layers.values() if getattr(layer.module, "host", None) is module}
+        of_layers = (layer.module for layer in wiring.layers.values())
+        slices = [found for found in of_layers if isinstance(found, Slice) and found.host is module]
+        sliced = {key for found in slices for key in (found.key, *found.bias_keys)}
         own = [key for key, p in module._parameters.items() if p is not None and p.dim() > 1 and key not in sliced]
         if own:
             kind = type(module).__name__

@@ -148,19 +148,20 @@ class Intake:
             return None
         shown, signal = SHOWN[kind]
         if shown in self.gathering.signals and not again:
-            self._note_mask(owner, value, site.axis)
+            self._note_mask(owner, site.of(value), site.axis)
             tensor = precise(value.detach())
             if site.replay:
                 with torch.no_grad():
                     rows = site.read(tensor, owner.mask)
             else:
-                rows = _rows(tensor, site.axis, site.columns, owner.mask)
+                rows = _rows(site.of(tensor), site.axis, site.columns, owner.mask)
             # Rows may be overwritten in place before they are looked at.
             owner.seen[place] = cloned(self.gathering.look(layer.name, shown, rows))
         if signal == POST and (site.replay or POST not in self.gathering.signals):
             return None
 
         def look(gradient: Tensor) -> None:
+            gradient = site.of(gradient)
             self._note_mask(owner, gradient, site.axis)
             self._take(self.gathering.look(layer.name, signal, _rows(gradient, site.axis, site.columns, owner.mask)))
 
@@ -239,5 +240,6 @@ def undivided(tensor: Tensor) -> Tensor:
     An in-place activation on a view takes the view out of the graph, but not the tensor it looks at.
     """
     base = tensor._base
-    whole = base is not None and base.numel() == tensor.numel() and base.shape[-1:] == tensor.shape[-1:]
-    return base if whole and base is not None else tensor
+    if base is None or base.numel() != tensor.numel() or base.shape[-1:] != tensor.shape[-1:]:
+        return tensor
+    return base if base.is_contiguous() and tensor.is_contiguous() else tensor

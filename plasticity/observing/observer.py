@@ -348,7 +348,10 @@ class Observer:
         """Let the gradient of what was seen arrive."""
         generation = self._generation
         whole = value.whole if isinstance(value, Part) else undivided(value)
-        arrive_at = (lambda gradient: arrive(value.of(gradient))) if isinstance(value, Part) else arrive
+
+        def arrive_at(gradient: Tensor) -> None:
+            arrive(value.of(gradient) if isinstance(value, Part) else gradient.reshape(value.shape))
+
         self.intake.follow(whole, owner, arrive_at, lambda: generation == self._generation)
 
     # -- ways that are not known yet -----------------------------------------------------------------------------------

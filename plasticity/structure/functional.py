@@ -174,7 +174,7 @@ def _matrices(modules: Mapping[str, nn.Module]) -> Iterator[_Matrix]:
         for key, parameter in module._parameters.items():
             if parameter is None or is_lazy(parameter):
                 continue
-            if parameter.dim() == 3 and min(parameter.shape) > 1:
+            if parameter.dim() == 3 and len(parameter) > 1 and max(parameter.shape[1:]) > 1:
                 yield _Matrix(f"{name}.{key}".removeprefix("."), parameter, True, False)
 
 

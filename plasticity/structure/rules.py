@@ -193,9 +193,10 @@ def _reduce(op: Operation) -> Label:
     """Keep the labels if every reduced element carries the same neuron: a mean over time or space."""
     dims, keepdim = op.argument("dim"), bool(op.argument("keepdim"))
     dims = [dims] if isinstance(dims, int) else dims
-    if op.name in ("sum", "mean") and dims and len(op.source.planes) > 1 and (added := _added(op, dims, keepdim)):
-        return added
-    return _reduced(op.source, dims or [], keepdim, op.outputs[0].shape) or mix([op.source], op.name, statistic=True)
+    found = _reduced(op.source, dims or [], keepdim, op.outputs[0].shape)
+    if found is None and op.name in ("sum", "mean") and dims and len(op.source.planes) > 1:
+        found = _added(op, dims, keepdim)
+    return found or mix([op.source], op.name, statistic=True)
 
 
 def _reduced(source: Label, dims: Sequence[int], keepdim: bool, shape: torch.Size) -> Label | None:

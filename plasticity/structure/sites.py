@@ -28,6 +28,8 @@ class Site:
     size: int
     """The length of that axis when traced."""
     columns: Tensor | None = None
+    member: tuple[int, int] | None = None
+    """The axis, counted from the end, and the index of what is one layer's, where several lie in one tensor."""
     replay: Replay = ()
     """Operations to repeat on it, where the model applies its activation out of every module's sight."""
 
@@ -43,16 +45,27 @@ class Site:
 
     def same_as(self, other: Site) -> bool:
         """Return whether both are one site, whose operations to repeat may be other objects."""
-        mine = (self.since, self.key, self.axis, self.size, len(self.replay), self.columns is None)
-        theirs = (other.since, other.key, other.axis, other.size, len(other.replay), other.columns is None)
-        return mine == theirs and (self.columns is None or torch.equal(self.columns, other.columns))  # type: ignore[arg-type]
+        fields = ("since", "key", "axis", "size", "member")
+        alike = all(getattr(self, field) == getattr(other, field) for field in fields)
+        mine, theirs = (len(self.replay), self.columns is None), (len(other.replay), other.columns is None)
+        return alike and mine == theirs and (self.columns is None or torch.equal(self.columns, other.columns))  # type: ignore[arg-type]
 
     def fits(self, value: object) -> TypeGuard[Tensor]:
         """Return whether a value can be what was seen when the site was traced."""
-        return isinstance(value, Tensor) and value.dim() >= -self.axis and value.shape[self.axis] == self.size
+        if not isinstance(value, Tensor):
+            return False
+        if self.member is not None and (value.dim() < -self.member[0] or value.shape[self.member[0]] <= self.member[1]):
+            return False
+        value = self.of(value)
+        return value.dim() >= -self.axis and value.shape[self.axis] == self.size
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return what is the layer's of a tensor, or of its gradient."""
+        return tensor if self.member is None else tensor.select(*self.member)
 
     def read(self, tensor: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the activations in ``tensor`` as (samples, neurons)."""
+        tensor = self.of(tensor)
         for step in self.replay:
             tensor = step(tensor)
         return by_neuron(tensor, self.axis, self.columns, mask)

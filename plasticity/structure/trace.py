@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
 from .functional import FunctionCalls, Taken, Weights, shown, slices_of
-from .joint import CallNumbers, Summations
+from .joint import ALONE, CallNumbers, Summations
 from .labels import NOTHING, STRIDE, Label, Plane, feature_vector, tensors_in
 from .layers import (
     LAST_AXIS_NORMS,
@@ -257,8 +257,13 @@ class _Trace:
                         self.inputs[before] = site
 
     def _site(self, number: int, key: int | str, planes: list[Tensor]) -> Site | None:
-        place = _place(planes, number, self._layer(number))
-        return None if place is None else Site(tuple(self.events[self.produced[number] :]), key, *place)
+        since, layer = tuple(self.events[self.produced[number] :]), self._layer(number)
+        if (place := _place(planes, number, layer)) is not None:
+            return Site(since, key, *place)
+        if not isinstance(layer.module, Slice) or (member := _member(planes[0], number)) is None:
+            return None
+        place = _place([ids.select(*member) for ids in planes], number, layer)
+        return None if place is None else Site(since, key, *place, member=member)
 
     def _consume(self, name: str, tag: Label) -> None:
         for plane in tag.planes:
@@ -366,6 +371,8 @@ class _Trace:
         before, after = cast(Slice, known.module).index, cast(Slice, layer.module).index
 
         def moved(site: Site) -> Site:
+            if site.member is not None and site.member[1] == before:
+                return replace(site, member=(site.member[0], after))
             return replace(site, key=after) if site.key == before else site
 
         def renamed(consumer: Consumer) -> Consumer:
@@ -403,7 +410,9 @@ class _Trace:
             layer.sites.append(replace(own, replay=first.replay))
         else:
             layer.note(f"no module sees its neurons after {first.activation}")
-        seen = None if first is None else self.inputs.get((number, first.norms + first.averaged, joined))
+        steps = 0 if first is None else first.norms + first.averaged
+        # What comes out of a norm gets the gradient of the sum that it is added to.
+        seen = self.inputs.get((number, steps, joined)) or (self.inputs.get((number, steps, ALONE)) if joined else None)
         if seen is not None:
             layer.inputs.append(seen)
         elif first is None or not first.norms:
@@ -423,6 +432,17 @@ def _place(planes: list[Tensor], number: int, layer: Layer) -> tuple[int, int, T
             size = planes[0].shape[axis]
             trivial = torch.equal(columns, torch.arange(size, device=columns.device)[:, None])
             return axis, size, None if trivial else columns
+    return None
+
+
+def _member(ids: Tensor, number: int) -> tuple[int, int] | None:
+    """Return (axis, index) where all labels of one call lie in a tensor that holds several members of an ensemble."""
+    mine = ids // STRIDE == number
+    for axis in range(-3, -ids.dim() - 1, -1):
+        others = [dim for dim in range(ids.dim()) if dim != axis % ids.dim()]
+        found = mine.amax(others).nonzero().flatten()
+        if len(found) == 1:
+            return axis, int(found)
     return None
 
 

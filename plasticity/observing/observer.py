@@ -348,9 +348,10 @@ class Observer:
         """Let the gradient of what was seen arrive."""
         generation = self._generation
         whole = value.whole if isinstance(value, Part) else undivided(value)
+        index, shape = (value.index, None) if isinstance(value, Part) else (None, value.shape)
 
-        def arrive_at(gradient: Tensor) -> None:
-            arrive(value.of(gradient) if isinstance(value, Part) else gradient.reshape(value.shape))
+        def arrive_at(gradient: Tensor) -> None:  # keeps no tensor: it would keep the graph
+            arrive(gradient[index] if shape is None else gradient.reshape(shape))
 
         self.intake.follow(whole, owner, arrive_at, lambda: generation == self._generation)
 

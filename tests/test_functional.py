@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +17,7 @@ from models import Net, linears
 from test_interventions import plain_loop
 from torch import Tensor, nn
 
-from plasticity import measure, watch, wiring
+from plasticity import Monitor, measure, watch, wiring
 from plasticity.interventions import ReDo, ReGraMa
 from plasticity.interventions.recycling import Recycling
 
@@ -393,3 +395,16 @@ def test_an_optimizer_that_cannot_forget_a_slice_is_refused_at_the_start() -> No
     ctx, _ = plain_loop(model, torch.optim.Adafactor(model.parameters(), 0.0))
     with pytest.raises(ValueError, match="up: Adafactor keeps row_var"):
         ReDo(every=1, threshold=0.0).on_train_start(ctx)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_no_graph_of_a_stack_is_held(name: str) -> None:
+    model = PRODUCTS[name]()
+    with Monitor(model, ["dormancy", "grama"], passes="training", strict=True) as monitor:
+        output = model(torch.randn(32, 4))
+        reference_to = weakref.ref(output)
+        output.sum().backward()
+        del output
+        gc.collect()
+        assert reference_to() is None
+        assert monitor.read().num_passes == 1

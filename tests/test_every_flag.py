@@ -127,6 +127,7 @@ def test_every_flag_of_the_other_commands(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     for seed in (1, 2):
         words = [*QUICK_RUNS["sac"], "--steps", "60", "--seed", str(seed), "--checkpoint.every", "30", "--tag", "ours"]
+        words += ["--max-episode-steps", "20"]
         command("train", "sac", *words, "--eval-every", "30", "--eval-episodes", "1", "--quiet", "--name", f"r{seed}")
     monkeypatch.setattr("plasticity.dashboard.serve.serve", lambda *given: print(*given) or 0)
     monkeypatch.setattr("builtins.input", lambda question: "y")

@@ -42,12 +42,22 @@ class Painter(gymnasium.Env):
         return np.full((400, 331, 3), 40 * self.steps, np.uint8) if self.render_mode == "rgb_array" else None
 
 
+class Blank(Painter):
+    """The same without pictures."""
+
+    metadata: ClassVar[dict[str, Any]] = {}
+
+    def render(self) -> Any:
+        raise NotImplementedError
+
+
 @pytest.fixture(autouse=True)
 def painter() -> Iterator[None]:
-    """Register the environment."""
+    """Register the environments."""
     ENVS["painter"] = Family("painter/", lambda: ["painter/one"], lambda name, seed, limit: Painter())
+    ENVS["blank"] = Family("blank/", lambda: ["blank/one"], lambda name, seed, limit: Blank())
     yield
-    del ENVS["painter"]
+    del ENVS["painter"], ENVS["blank"]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +127,7 @@ def test_what_is_missing_is_a_line_and_nothing_is_written(
     monkeypatch.undo()
     for words, said in [
         (("--out", tmp_path / "film.avi"), "film.avi is no film: pass a file that ends with .mp4 or .gif"),
-        (("--env", "sanity/clock"), "sanity/clock cannot be drawn: it has no render() that returns an image"),
+        (("--env", "blank/one"), "blank/one cannot be drawn: it has no render() that returns an image"),
         (("--fps", "0"), "fps must be positive"),
         (("--task", "1"), "--task: painter/one has no set_task(task)"),
     ]:

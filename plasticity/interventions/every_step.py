@@ -82,9 +82,16 @@ def layers_of(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def copy_into_(kept: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Copy saved tensors into those of the same place, in nested dicts: graphs that read them stay right."""
+    """Copy saved tensors into those of the same place, in nested dicts: graphs that read them stay right.
+
+    Places are those that were saved: a layer that a network got later, or lost, has none or keeps what it had.
+    """
+    for key in [key for key in kept if key not in saved]:
+        del kept[key]
     for key, value in saved.items():
         if isinstance(value, dict):
-            copy_into_(kept[key], value)
-        else:
+            copy_into_(kept.setdefault(key, {}), value)
+        elif key in kept:
             kept[key].copy_(value)
+        else:
+            kept[key] = value.clone()

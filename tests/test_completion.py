@@ -17,7 +17,7 @@ from plasticity.testing.runs import QUICK_RUNS, attempt, command
 
 LINES = {
     "tr": ["train"],
-    "train s": ["sac"],
+    "train sa": ["sac"],
     "list inter": ["interventions"],
     "train sac --compile a": ["auto"],
     "train sac --env x --redo.thr": ["--redo.threshold"],

@@ -84,6 +84,7 @@ def registries():
 )
 @pytest.mark.usefixtures("registries")
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore::FutureWarning", "default::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Rank. fewer samples than features")  # once per process: whichever page is first
 def test_python_snippets_run(page, tmp_path, monkeypatch):
     require_packages(page)
     monkeypatch.chdir(tmp_path)

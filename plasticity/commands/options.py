@@ -60,7 +60,7 @@ def options(cls: type, prefix: str = "--") -> list[Option]:
     for field in dataclasses.fields(cls):
         kind = hints.get(field.name, field.type)
         flag = prefix + field.name.replace("_", "-")
-        if not field.init:
+        if not field.init or "Positional" in map(repr, getattr(kind, "__metadata__", ())):  # tyro's mark
             continue
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             found += options(kind, f"{flag}.")

@@ -58,6 +58,7 @@ def words() -> Words:
     """Return all words, from the parsers of the commands and the registries."""
     from plasticity.agents import AGENTS
     from plasticity.cli import COMMANDS
+    from plasticity.envs.examples import SOURCES
     from plasticity.metrics import SETS
 
     from .inherited import SOURCE_FLAGS
@@ -76,6 +77,7 @@ def words() -> Words:
     shared = [*options(TrainConfig), *sources, *(one for rows in methods for one in rows)]
     for agent, (_, config) in AGENTS.items():
         found.flags[f"train {agent}"] = [*shared, *options(config)]
+    found.names["stream"], found.flags["stream"] = list(SOURCES), found.flags["train supervised"]
     for rows in found.flags.values():
         found.values |= {row.flag: row.choices for row in rows if row.choices}
     return found

@@ -58,7 +58,8 @@ RESULTS = Path(__file__).parent / "results" / "soak.json"
 
 REPLAY = "--hidden 16 16 --batch-size 16 --buffer-size 400"
 RUNS = {
-    "sac": f"sac --env Pendulum-v1 {REPLAY} --max-episode-steps 60 --redo --redo.every 20 --redo.threshold 0.3",
+    "sac": f"sac --env Pendulum-v1 {REPLAY} --max-episode-steps 60 --redo --redo.every 20 --redo.threshold 0.3 "
+    "--plasticity-injection --plasticity-injection.at 70",
     "ppo": (
         "ppo --env Pendulum-v1 --num-envs 4 --hidden 16 16 --num-steps 8 --num-minibatches 2 --num-epochs 2 "
         "--max-episode-steps 60 --pfo --redo --redo.every 10 --redo.threshold 0.3"
@@ -71,8 +72,12 @@ RUNS = {
     "interventions": f"sac --env Pendulum-v1 {REPLAY} --max-episode-steps 60",
 }
 """Run -> its command; what every run shares is added."""
-ALONE = {"ne", "pfo", "random_shift"}
-"""Interventions that are no part of the run of all, because its networks or its agent cannot have them; others do."""
+ALONE = {"ne", "pfo", "random_shift", "plasticity_injection"}
+"""Interventions that are no part of the run of all: its networks or its agent cannot have them; others do.
+
+Plasticity injection is on in the run of SAC: a copy of the first network, which InFeR keeps, does not survive a resume
+after an injection.
+"""
 METERS = "--churn --fit-probe --overestimation --replay --target-distance --feature-dot"
 
 

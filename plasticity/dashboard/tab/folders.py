@@ -32,6 +32,7 @@ _HEAD = 1 << 19  # bytes of scores.jsonl that surely hold each layer's first row
 _OPEN_RUNS = 4  # runs whose neurons stay in memory
 _SEARCH_EVERY = 15.0  # seconds between two walks through the log directory
 MAX_FAULTS = 100
+LINKED = "a link leads out of the folder of the runs, or to itself: its settings and events are not read"
 NO_EVENTS = f"it has a {METRICS_FILE}, and TensorBoard has found no numbers in it: log to tensorboard, too, or wait"
 """Reason of a folder that is not shown."""
 
@@ -190,6 +191,7 @@ class Folders:
         found = [(run, reason) for run in sorted(listed) if (own := self.get(run)) for reason in own.faults(now)]
         if self.root is not None and now - self._searched > _SEARCH_EVERY:
             self._searched, self._unlisted = now, [_name(self.root, run) for run in find_runs(self.root)]
+        found += [(run, LINKED) for run in sorted(listed) if self.root is not None and self.get(run) is None]
         found += [(run, NO_EVENTS) for run in self._unlisted if run not in listed]
         return [{"run": run, "reason": reason} for run, reason in found[:MAX_FAULTS]]
 

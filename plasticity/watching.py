@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from .callback import Writer
 from .monitor import Layers, Monitor
+from .observing.losses import StrayPasses
 from .observing.reading import Reading, Readings
 from .probes import DEFAULT_PROBES, Probe
 from .probes.network import LossAgain
@@ -39,7 +41,7 @@ class Watcher:
     :class:`Monitor`. ``read``: how a monitor is read, for errors of a name. ``require``: called with each monitor after
     the first step of its network, which is looked at though it is not due, so that what cannot be read fails there.
     ``objectives``: network -> a function that computes the loss of its last step anew, for probes that need it.
-    ``fused``: as in :class:`Monitor`.
+    ``fused``: as in :class:`Monitor`. ``warn_stray``: warn of passes of other losses, see :class:`StrayPasses`.
 
     Raises ValueError for a network that none of the optimizers trains, for a compiled one, and for a window that is
     longer than ``every``, or longer than a step where ``due`` decides.
@@ -64,6 +66,7 @@ class Watcher:
         require: Callable[[Monitor], None] | None = None,
         objectives: Mapping[str, LossAgain] | None = None,
         fused: Literal["parts", "whole"] = "parts",
+        warn_stray: bool = False,
     ) -> None:
         self._read, self._require = read, require
         calls, masks = calls or {}, masks or {}
@@ -96,6 +99,9 @@ class Watcher:
         self._trained_by = {name: _trainer(name, network, optimizers) for name, network in networks.items()}
         self._steps = dict.fromkeys(map(id, optimizers), 0)
         self._warned: set[str] = set()
+        self._stray = {
+            name: StrayPasses(name, network, self._trained_by[name]) for name, network in networks.items() if warn_stray
+        }
         self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
         for name, monitor in self.monitors.items():
             if all(probe.last_step_only for probe in monitor.probes.values()):
@@ -168,11 +174,15 @@ class Watcher:
         self._handles.clear()
         for monitor in self.monitors.values():
             monitor.detach()
+        for stray in self._stray.values():
+            stray.detach()
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         start = perf_counter()
         self._steps[id(optimizer)] += 1
         step = self._steps[id(optimizer)]
+        for stray in self._stray.values():
+            stray.step()
         for name, monitor in self.monitors.items():
             if self._trained_by[name] is not optimizer:
                 monitor.mark_stale()
@@ -250,8 +260,20 @@ class Session:
         self._closed = False
         self._log: OpenLog | None = None
 
+    def __repr__(self) -> str:
+        networks = ", ".join(self.watcher.monitors) if self.watcher is not None else "nothing"
+        state = "closed" if self._closed else f"every {self.every} optimizer steps"
+        return f"<watching {networks}, {state}>"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.last}"
+
+    def _repr_html_(self) -> str:
+        """Return the latest readings for a notebook, with sparklines of all of them."""
+        return f"<p>{escape(repr(self)[1:-1])}</p>{self.last._repr_html_()}"
+
     def _take(self, network: str, reading: Reading, step: int) -> None:
-        self.last[network] = reading
+        self.last.note(network, reading)
         if self._log is not None:
             log_reading(self._log.writer, network, reading, step)
 
@@ -333,14 +355,15 @@ def watch(
     loss_fn(model(inputs), targets)`` of the loop's own variables, for probes of the loss' curvature. These also by
     network, ``{"policy": ("evaluate_actions",)}``. Costs nothing between windows.
 
-    Raises TypeError for a ``log`` that is neither folder nor writer, and for
-    an ``optimizer`` that is none (the one inside a wrapper is used).
+    Warns, once, of passes of several losses between two steps of an optimizer (:class:`StrayPasses`). Raises TypeError
+    for a ``model`` that is neither network nor mapping, a ``log`` that is neither folder nor writer, and an
+    ``optimizer`` that is none (the one inside a wrapper is used).
     """
     if log is not None:
         from .writers.destinations import OpenLog, require_destinations
 
         require_destinations(log)
-    networks = dict(model) if isinstance(model, Mapping) else {"model": model}
+    networks = _networks(model)
     optimizers = _optimizers(optimizer)
     session = Session()
     session.every = every
@@ -357,10 +380,30 @@ def watch(
         calls=_given("calls", calls or None, networks),
         masks=_given("mask", mask, networks),
         objectives=_given("loss", loss, networks),
+        warn_stray=True,
     )
     if log is not None:  # only now: refused arguments leave no folder behind
         session._log = OpenLog(log, {"watch": session.watcher.settings()})
     return session
+
+
+def _networks(model: Any) -> dict[str, nn.Module]:
+    """Return the networks by name; TypeError for anything else, such as a list, which has no names."""
+    if isinstance(model, nn.Module):
+        return {"model": model}
+    networks = dict(model) if isinstance(model, Mapping) else {}
+    if networks and all(isinstance(network, nn.Module) for network in networks.values()):
+        return networks
+    found = type(model).__name__
+    if isinstance(model, Mapping):
+        wrong = {name: type(n).__name__ for name, n in networks.items() if not isinstance(n, nn.Module)}
+        found = (
+            f"a mapping with {', '.join(f'{n}: {kind}' for n, kind in wrong.items())}" if wrong else "an empty mapping"
+        )
+    raise TypeError(
+        "watch() needs a network, or a mapping of networks by name, such as watch({'actor': actor, 'critic': critic}, "
+        f"optimizers); got {found}"
+    )
 
 
 def _optimizers(given: Any) -> list[Optimizer]:

@@ -80,6 +80,30 @@ def test_numbers_are_those_of_the_statistics(tmp_path: Path, capsys: pytest.Capt
     assert "1: 3, 2: 5, 3: 4, 4: 9, 5: 6" in text
 
 
+@pytest.mark.parametrize(("count", "said"), [(4, False), (5, True)])
+def test_no_association_from_fewer_than_five_runs(
+    count: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(count):
+        values = {"plasticity/critic/dormancy/all": [0.1 * seed]}
+        make_run(tmp_path / str(seed), [float(seed)], seed=seed, values=values)
+    found = compare(capsys, tmp_path)
+    assert ("## Association with the score" in found) == said
+    assert ("no association with the score is given: ranks need 5 runs" in found) == (not said)
+
+
+def test_the_score_of_training_returns_is_a_mean_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = list(range(1, 51))
+    for seed in (1, 2):
+        values = {"charts/episodic_return": [10.0 * seed] * 49 + [-1000.0]}
+        make_run(tmp_path / str(seed), [1.0] * 50, seed=seed, steps=steps, values=values)
+    found = compare(capsys, tmp_path, "--metric", "charts/episodic_return")
+    assert "mean over the last 10% of the steps of charts/episodic_return" in found
+    assert "1: -192, 2: -184" in found  # four of 10 or 20, and -1000
+
+
 def test_association_within_and_across_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = compare(capsys, two_configurations(tmp_path))
     within, n, pooled, n_pooled = row(text, "Association with the score", "critic: dormancy")

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from plasticity.callback import Context
+from plasticity.course import Course
 from plasticity.dashboard.live import LiveView
-from plasticity.dashboard.panel import Course, sparkline
+from plasticity.dashboard.panel import sparkline
 
 
 def test_sparkline_by_hand() -> None:

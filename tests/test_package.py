@@ -102,7 +102,7 @@ def allowed_names(folder):
 # -- the parts of the package ------------------------------------------------------------------------------------------
 
 LAYERS = [
-    {"clone", "isolation", "meanings", "metrics", "tags"},
+    {"clone", "course", "isolation", "meanings", "metrics", "palette", "tags"},
     {"probes", "storage", "structure"},
     {"callback", "surgery"},
     {"observing"},

@@ -14,11 +14,14 @@ import pytest
 from PIL import Image
 from runfolders import make_run
 
+from plasticity import palette
 from plasticity.cli import main
 from plasticity.reports.document import Report
-from plasticity.reports.figures import COLOURS, LINES, MARKERS, draw_curves, draw_maps
+from plasticity.reports.figures import COLOURS, LINES, MARKERS, draw_curves, draw_maps, shading
+from plasticity.reports.pdf import text_table
 from plasticity.reports.pictures import Pictures
-from plasticity.reports.runs import load_runs
+from plasticity.reports.runs import RecordedRun, load_runs
+from plasticity.reports.series import Series, windowed
 from plasticity.reports.statistics import Interval, bootstrap, iqm
 from plasticity.reports.tables import Table, as_html, cell, comma_separated, latex, markdown, number
 
@@ -103,7 +106,9 @@ def test_real_runs_make_a_page_that_needs_nothing_else(real: Path, tmp_path: Pat
     assert len(captions) == 5  # learning, plasticity, three metrics by layer
     assert all("n = 2" in caption for caption in captions)
     assert all("95 % stratified bootstrap interval" in caption for caption in captions[:2])
-    assert shlex.join(json.loads((real / "redo1" / "run.json").read_text())["command"]) in shown.text
+    typed = f"plasticity train sac {TINY} --seed 1 --out {real} --name redo1"
+    assert typed in shown.text
+    assert "None" not in shown.text
     assert "torch 2" in shown.text
     assert f"plasticity report {real} --out" in shown.text
 
@@ -166,9 +171,9 @@ def test_maps_show_the_mean_of_the_seeds_by_layer_with_events(tmp_path: Path) ->
     assert shown.steps.tolist() == [10, 20, 30]
     np.testing.assert_allclose(shown.values, [[0.2, 0.3, np.nan], [0.0, 0.1, 0.7]])
     assert shown.marks.tolist() == [20, 28]  # its own, and what names no network; an unmeasured layer is no event
-    figure = draw_maps([[shown]], "dormancy", "steps")
+    figure = draw_maps([[shown]], shading("dormancy", "share"), "steps")
     mesh = figure.axes[0].collections[0]
-    assert mesh.get_clim() == (0.0, pytest.approx(0.7))
+    assert mesh.get_clim() == (0.0, 1.0)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["q.0", "q.2"]
 
 
@@ -306,8 +311,8 @@ def test_chosen_metrics_and_curves(tmp_path: Path) -> None:
     assert {row[2] for row in made.curves.rows} == {"losses/critic_loss", "plasticity/critic/srank/all"}
     with pytest.raises(ValueError, match="no run measured rank; measured were dormancy, srank"):
         report(tmp_path, metrics=["rank"])
-    with pytest.raises(ValueError, match="no format pdf; there are html, md, csv, svg, png"):
-        made.write(tmp_path / "out", ["pdf"])
+    with pytest.raises(ValueError, match="no format doc; there are html, pdf, md, csv, svg, png"):
+        made.write(tmp_path / "out", ["doc"])
 
 
 @pytest.mark.parametrize("place", ["nowhere", "empty"])
@@ -344,6 +349,137 @@ def test_empty_panels_say_so() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["not measured"]
 
 
+def test_an_empty_or_lonely_panel_says_why(tmp_path: Path) -> None:
+    one = {"plasticity/critic/grama/all": [0.1], "plasticity/actor/dormancy/all": [None]}
+    make_run(tmp_path / "1", [1.0], values={**one, "plasticity/critic/dormancy/all": [0.2]})
+    figure = next(p for p in report(tmp_path).pictures["Walk-v0"] if p.name.startswith("plasticity")).figure
+    said = [text.get_text().replace("\n", " ") for axes in figure.axes for text in axes.texts]
+    assert "no value was a finite number" in said
+    assert "not measured: no run logged grama of actor" in said
+    assert said.count("one measurement only: measure more often, --probe-every") == 2
+    (tmp_path / "2").mkdir()
+    make_run(tmp_path / "2" / "bare", [1.0], values={"losses/loss": [1.0]})
+    notes = "\n".join(report(tmp_path / "2").notes)
+    assert "no curve of plasticity in Walk-v0: no run measured a network" in notes
+    assert "no learning curve in Walk-v0: no run logged charts/none" in "\n".join(
+        report(tmp_path / "2", tags=["charts/none"]).notes
+    )
+
+
+# -- settings, commands, windows, colours ------------------------------------------------------------------------------
+
+
+def test_settings_that_were_left_open_are_told_as_what_they_came_to(tmp_path: Path, capsys) -> None:
+    flags = "--env sanity/constant --steps 40 --hidden 4 4 --num-steps 8 --num-minibatches 2 --quiet --eval-episodes 1"
+    for seed, name in (("1", "a"), ("2", "b")):
+        arguments = ["train", "ppo", *flags.split(), "--seed", seed, "--out", str(tmp_path), "--name", name]
+        assert main(arguments) == 0
+    made = report(tmp_path)
+    told = dict(next(t for t in made.details if t.title == "Settings of all").rows)
+    assert (told["lr"], told["num_epochs"], told["target_kl"]) == ("0.00025", "4", "no such limit")
+    assert told["activation"] == "tanh"
+    assert told["action_repeat"].startswith("2 for dm_control")
+    assert "None" not in told.values()
+    # An older record does not say what they came to.
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    del record["resolved"]
+    (tmp_path / "a" / "run.json").write_text(json.dumps(record))
+    runs, _ = load_runs([tmp_path / "a"])
+    assert runs[0].told["lr"] == "default"
+
+
+def test_a_short_run_of_ppo_has_a_curve(tmp_path: Path) -> None:
+    arguments = (
+        "--env sanity/constant --steps 80 --hidden 4 4 --num-steps 8 --num-minibatches 2 --quiet --eval-episodes 1"
+    )
+    assert main(["train", "ppo", *arguments.split(), "--out", str(tmp_path), "--name", "a"]) == 0
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["resolved"]["probe_every"] == record["resolved"]["told"]["probe_every"] <= 1000
+
+
+@pytest.mark.parametrize(
+    ("recorded", "typed"),
+    [
+        (["__main__.py", "train", "sac", "--seeds", "2", "--env", "a b", "--seeds", "1"],
+         "plasticity train sac --env 'a b' --seeds 1"),
+        (["/usr/bin/plasticity", "train", "ppo", "--lr=1", "--x", "--lr", "2"], "plasticity train ppo --x --lr 2"),
+        (["plasticity", "train", "sac", "--hidden", "64", "64"], "plasticity train sac --hidden 64 64"),
+        (["other.py", "--x", "-1"], "other.py --x -1"),
+        ([], ""),
+    ],
+)  # fmt: skip
+def test_recorded_commands_can_be_typed(recorded: list[str], typed: str, tmp_path: Path) -> None:
+    run = RecordedRun(tmp_path, {"command": recorded, "agent": "sac", "config": {}}, {})
+    assert shlex.join(run.command) == typed
+    own = {"agent": "sac", "config": {}, "arguments": ["--env", "x", "--seeds", "3", "--seeds", "1"], "imports": ["m"]}
+    expected = "plasticity --import m train sac --env x --seeds 1"
+    assert shlex.join(RecordedRun(tmp_path, own, {}).command) == expected
+
+
+def test_training_returns_are_means_over_a_window_and_say_so(tmp_path: Path) -> None:
+    steps = list(range(1, 101))
+    noisy = [0.0 if step % 2 else 10.0 for step in steps[:-1]] + [-700.0]
+    for seed in (1, 2):
+        make_run(tmp_path / str(seed), [1.0] * 100, seed=seed, steps=steps, values={"charts/episodic_return": noisy})
+    made = report(tmp_path)
+    row = next(row for row in made.results[0].rows if row[0].startswith("return of training episodes"))
+    assert row[0] == "return of training episodes, mean over 10% of the steps"
+    assert row[1].value == pytest.approx(np.mean(noisy[-10:]))
+    drawn = {step: value for _, _, tag, step, _, value, *_ in made.curves.rows if tag == "charts/episodic_return"}
+    assert drawn[50] == pytest.approx(5.0)
+    titles = [axes.get_title(loc="left") for axes in made.pictures["Walk-v0"][0].figure.axes]
+    assert any("mean over 10% of the steps" in title for title in titles)
+    series = Series(np.array([1.0, 2.0, 4.0]), np.array([2.0, np.nan, 4.0]))
+    assert windowed(series, 3).values.tolist() == [2.0, 4.0]
+    assert windowed(series, 4).values.tolist() == [2.0, 3.0]
+
+
+def test_ranks_are_drawn_as_what_is_lost_since_the_first_measurement(tmp_path: Path) -> None:
+    for seed, first in ((1, 8.0), (2, 4.0)):
+        ranks = [None, first, first / 2, 3 * first]
+        values = {"plasticity/critic/effective_rank/q": ranks}
+        make_run(tmp_path / str(seed), [0.0] * 4, seed=seed, values=values)
+    runs, _ = load_runs([tmp_path])
+    drawing = Pictures(Report(runs).configurations, "Walk-v0", ["effective_rank"])
+    shown = drawing._map(*drawing.groups[0][1:], "critic", "effective_rank", ["q"])
+    assert shown is not None
+    np.testing.assert_allclose(shown.values, [[0.0, 0.5, -1.0]])
+    assert "its change against the first measurement" in drawing._maps("effective_rank").caption
+
+
+def test_colours_are_those_of_the_tab() -> None:
+    static = Path(palette.__file__).parent / "dashboard" / "tab" / "static" / "palette.js"
+    text = static.read_text()
+    light = re.findall(r"light: (\{.*?\}|\[.*?\])", text, re.DOTALL)
+    assert tuple(re.findall(r"#\w{6}", light[1])) == palette.LINE_COLOURS == COLOURS
+    assert tuple(re.findall(r"#\w{6}", light[0])) == (*palette.WORSE, *palette.NEUTRAL)
+    assert len(set(palette.LINE_COLOURS)) == 12
+    assert [palette.shade(t) for t in (0, 0.25, 0.125, 2)] == ["#eef1f4", "#f7d79a", "#f2e4c7", "#4f1014"]
+
+
+# -- PDF ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_a_pdf_too(tmp_path: Path) -> None:
+    runs = seeds(tmp_path / "runs", 2)
+    files = [report(*runs).write(tmp_path / name, ["pdf"])[0] for name in ("a", "b")]
+    first, second = (file.read_bytes() for file in files)
+    assert first == second
+    assert first.startswith(b"%PDF-")
+    assert first.count(b"/Type /Page\n") + first.count(b"/Type /Page ") >= 5
+    table = Table("Wide", [f"column {i}" for i in range(9)], [["a" * 40] * 9], "A note.")
+    lines = text_table(table)
+    assert max(map(len, lines)) <= 150
+    assert lines[-1] == "A note."
+    assert text_table(Table("T", ["a", "b"], [["x", 1.5], ["long", None]])) == [
+        "T",
+        "-",
+        "a     b",
+        "x     1.5",
+        "long",
+    ]
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +500,8 @@ def test_one_table_in_four_languages() -> None:
         "| a\\|b & <c> | 1 [0.5, 2] | 3 |\n| plain_1 |  | 4 |\n\nA note.\n"
     )
     assert comma_separated(table) == ("name,score,score low,score high,n\na|b & <c>,1.0,0.5,2.0,3\nplain_1,,,,4\n")
+    assert r"1 {[}$-$2, 2.5$\cdot 10^{7}${]}" in latex(Table("", ["a"], [[Interval(1.0, -2.0, 2.5e7)]]))
+    assert r"$-$1466 & a-1 \\" in latex(Table("", ["a", "b"], [[-1466.2, "a-1"]]))
     assert r"a|b \& $<$c$>$ & 1 {[}0.5, 2{]} & 3 \\" in latex(table)
     assert r"plain\_1 &  & 4 \\" in latex(table)
     assert r"\caption{Title 5 \%. A note.}" in latex(table)

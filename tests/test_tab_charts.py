@@ -254,7 +254,9 @@ def test_a_permalink_works_inside_tensorboard(server):
         inside = "document.querySelector('iframe')?.contentDocument"
         page.wait(f"{inside}?.querySelectorAll('article.overlay').length", 60)
         assert page.run(f"{inside}.querySelector('output').textContent") == "0.50"
-        page.run(f"{inside}.defaultView.prompt = () => null; {inside}.querySelector('[data-key=link]').click()")
+        page.run(
+            f"(d => {{ d.defaultView.prompt = () => null; d.querySelector('[data-key=link]').click(); }})({inside})"
+        )
         link = page.wait(f"{inside}.body.dataset.link")
         assert link.startswith(f"{server.url}/#plasticity&p.plasticity.view=")
         assert "sac%20known%20(lr%20high)" in link
@@ -358,6 +360,7 @@ def test_twelve_configurations_have_twelve_colours(tmp_path):
             # A configuration keeps its colour when another one goes.
             page.run("document.querySelector('[data-key=\"group/group00\"]').click()")
             page.wait("!document.querySelector('.key').textContent.includes('group00')")
+            page.wait("document.querySelector('figure.chart').querySelectorAll('polyline.curve').length === 12")
             kept = strokes(page)
             assert kept[:11] == before[1:]
             assert len(set(kept)) == 12

@@ -2,8 +2,8 @@
 
 python docs/images/make.py [--runs DIR]
 
-Without ``--runs`` it trains SAC on dmc/cartpole-swingup first, four short runs of a small network (two minutes of one
-core); with it, the runs that an earlier call left in DIR are used again.
+Without ``--runs`` it trains SAC on Pendulum-v1 first, four short runs of a small network (two minutes of one core);
+with it, the runs that an earlier call left in DIR are used again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from planted import planted_run  # noqa: E402
 
 from plasticity.dashboard.serve import Server  # noqa: E402
 
-TRAIN = "sac --env dmc/cartpole-swingup --steps 2_500 --learning-starts 300 --hidden 64 64 --batch-size 64"
+TRAIN = "sac --env Pendulum-v1 --steps 2_500 --learning-starts 300 --hidden 64 64 --batch-size 64"
 OFTEN = "--probe-every 40 --max-episode-steps 250 --eval-every 0 --eval-episodes 1"
 METHOD = "--regrama --regrama.every 400"
 SIZE = (1280, 800)
@@ -94,6 +94,9 @@ def main() -> None:
         if not (root / "planted").exists():
             collapse(root / "planted")
         picture(root / "sac", "dashboard")
+        over = """document.querySelector('[data-key="layout/over"]').click();
+            [...document.querySelectorAll('.bulk button')].find((b) => b.textContent === 'show all').click()"""
+        picture(root, "overlay", over, "document.querySelectorAll('.key > span').length === 4", dark=True)
         click = "[...document.querySelectorAll('[data-key=\"dormancy/critic/2\"]')].at(-1).click()"
         picture(root / "planted", "collapse", click, "document.querySelectorAll('.neurons canvas').length", dark=True)
 

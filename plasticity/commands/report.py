@@ -24,8 +24,8 @@ class ReportConfig:
     """Run folders, or folders that hold some. Runs that differ in their seed only are one configuration."""
     out: Path = Path("report")
     """Folder to write into."""
-    formats: tuple[Literal["html", "md", "csv", "svg", "png"], ...] = ("html",)
-    """Any of: html (one page with everything in it), md, csv, svg, png."""
+    formats: tuple[Literal["html", "pdf", "md", "csv", "svg", "png"], ...] = ("html",)
+    """Any of: html (one page with everything in it), pdf, md, csv, svg, png."""
     curves: tuple[str, ...] = tuple(RETURN_TITLES)
     """Tags to draw as learning curves."""
     metrics: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ from plasticity.storage.record import read_record, write_record
 from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
+from .defaults import settled
 from .normaliser import NormaliserReset
 from .run import CHECKPOINTS, UPDATE_WITHIN, describe, plain, require_update, save_model
 from .saving import Present, Randomness, Save, restore, snapshot
@@ -175,10 +176,11 @@ class TrainingRun:
         return stopper.exit_code
 
     def _resolved(self) -> dict[str, Any]:
-        """Return the settings that are None by default, as what they stand for here."""
+        """Return the settings that are None by default, as what they stand for here; under ``told`` in words, too."""
         config = getattr(self.agent, "config", None)
         own = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
-        return {"probe_every": self.measure.every, "agent": plain(own)}
+        told = plain(settled(self.config, self.agent))
+        return {"probe_every": self.measure.every, "agent": plain(own), "told": told}
 
     def _state(self, ctx: Any) -> tuple[dict[str, Any], float | None]:
         """Return the state of the run, and its score: the mean return of this step's evaluation, if there was one."""

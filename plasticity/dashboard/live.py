@@ -15,11 +15,12 @@ from rich.live import Live as Display
 from rich.progress import BarColumn, Progress, TextColumn
 
 from plasticity.callback import Callback, Context, Writer
+from plasticity.course import Course, finite_mean
 from plasticity.metrics import find_metric, shown_first
 from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
 
 from .pace import Pace
-from .panel import Course, finite_mean, panel
+from .panel import panel
 
 SHORT_TITLES = {EPISODIC_RETURN: "return", EVAL_RETURN: "eval"}
 """Tag -> its short name."""

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..course import Course
 from ..tags import ALL
+from .notebook import Courses, table_html
 
 WIDEST = 8
 """Metrics that stand side by side in a table; of more, each gets a line."""
@@ -77,10 +79,12 @@ class Reading:
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-        head, *rows = self._table()
-        lines = [_html_row("th", head), *(_html_row("td", row) for row in rows)]
+        return self.html({})
+
+    def html(self, courses: Courses) -> str:
+        """Return the table as HTML, shares coloured as in the tab; with ``courses`` ranks, too, and sparklines."""
         remarks = "".join(f"<p>{escape(remark)}</p>" for remark in self._remarks())
-        return f"<table>{''.join(lines)}</table>{remarks}"
+        return table_html(self._table(), self.values, courses) + remarks
 
     def _table(self) -> list[list[str]]:
         """Return a row of cells for every layer, and one for the network."""
@@ -111,19 +115,28 @@ class Reading:
 class Readings(dict[str, Reading]):
     """Network -> its latest reading; printed, and in a notebook, a table for each."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.courses: dict[str, dict[tuple[str, str], Course]] = {}
+        """Network -> (metric, layer) -> the course of its values over all readings."""
+
+    def note(self, network: str, reading: Reading) -> None:
+        """Take a reading as the latest of its network."""
+        self[network] = reading
+        courses = self.courses.setdefault(network, {})
+        for metric, by_layer in reading.values.items():
+            for layer, value in by_layer.items():
+                courses.setdefault((metric, layer), Course()).add(value)
+
     def __str__(self) -> str:
         return "\n\n".join(f"{network}\n{reading}" for network, reading in self.items()) or "nothing was measured yet"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """Return the tables for a notebook."""
-        tables = [f"<h4>{escape(network)}</h4>{reading._repr_html_()}" for network, reading in self.items()]
+        """Return the tables for a notebook, with sparklines of all readings."""
+        tables = [f"<h4>{escape(n)}</h4>{reading.html(self.courses.get(n, {}))}" for n, reading in self.items()]
         return "".join(tables) or f"<p>{self}</p>"
-
-
-def _html_row(cell: str, texts: list[str]) -> str:
-    return f"<tr>{''.join(f'<{cell}>{escape(text)}</{cell}>' for text in texts)}</tr>"
 
 
 def _cell(value: float) -> str:

@@ -17,15 +17,15 @@ from .series import Series, until
 from .tables import Table
 
 OF = ("last", "mean")
-MIN_RUNS = 4
-"""Runs below which a rank correlation takes a few values only and says nothing."""
+MIN_RUNS = 5
+"""Runs below which a rank correlation takes a few values only and says nothing; of those that are ranked together."""
 
 
 def associations(configurations: Sequence[Configuration], question: Question, of: str = "last") -> Table | None:
     """Return Spearman's rho between the score and each network-wide metric (its ``last`` or ``mean`` value per run).
 
     Within configurations: ranks are taken among the runs of one configuration in one environment. Pooled: among all
-    runs of an environment. None if no metric was measured by enough runs.
+    runs of an environment. A group of fewer than ``MIN_RUNS`` runs is left out. None if no metric has enough.
     """
     if of not in OF:
         raise ValueError(f"a metric is taken at one of {', '.join(OF)}, got {of!r}")
@@ -52,8 +52,14 @@ def associations(configurations: Sequence[Configuration], question: Question, of
     return Table("Association with the score", ["metric", "within configurations", "n", "pooled", "n "], rows, note)
 
 
+def has_measurements(configurations: Sequence[Configuration]) -> bool:
+    """Return whether any run measured a network-wide metric."""
+    runs = [run for c in configurations for members in c.runs.values() for run in members]
+    return any(tag.layer == ALL for run in runs for tag in plasticity_tags(run.series))
+
+
 def _rho(strata: Sequence[Sequence[RecordedRun]], tag: str, question: Question, of: str) -> tuple[Any, int]:
-    """Return rho with its interval and the number of runs; (None, 0) where too few have a value."""
+    """Return rho with its interval and the number of runs; (None, 0) where no group has enough with a value."""
     x, y = [], []
     for runs in strata:
         pairs = [
@@ -62,13 +68,11 @@ def _rho(strata: Sequence[Sequence[RecordedRun]], tag: str, question: Question, 
             if tag in run.series
         ]
         finite = np.array([pair for pair in pairs if np.isfinite(pair).all()])
-        if len(finite) > 1:
+        if len(finite) >= MIN_RUNS:
             x.append(finite[:, 0])
             y.append(finite[:, 1])
     count = sum(map(len, x))
-    if count < MIN_RUNS:
-        return None, 0
-    return question.interval(spearman, x, y, paired=True), count
+    return (question.interval(spearman, x, y, paired=True), count) if count else (None, 0)
 
 
 def _value(series: Series, of: str) -> float:

@@ -19,7 +19,7 @@ from .pictures import Picture, Pictures
 from .runs import RecordedRun
 from .tables import Table
 
-FORMATS = ("html", "md", "csv", "svg", "png")
+FORMATS = ("html", "pdf", "md", "csv", "svg", "png")
 IMAGES = ("svg", "png")
 
 # No script, no font, no address: the page is one file that opens anywhere, for good.
@@ -93,6 +93,8 @@ class Report:
         files: dict[str, bytes] = {}
         if "html" in formats:
             files["report.html"] = self.page().encode(errors="backslashreplace")
+        if "pdf" in formats:
+            files["report.pdf"] = self.pdf()
         if "md" in formats:
             files["report.md"] = self.markdown(images[-1]).encode(errors="backslashreplace")
         if "csv" in formats:
@@ -124,6 +126,15 @@ class Report:
         parts += map(_wide, self.details)
         parts.append(f"<p>Made by <code>{html.escape(self.command)}</code>, {html.escape(self._maker())}.</p>")
         return _PAGE.format(title=html.escape(self._title()), body="\n".join(parts))
+
+    def pdf(self) -> bytes:
+        """Return the report as a PDF."""
+        from .pdf import pdf
+
+        notes = ["Read this first:", *(f"- {note}" for note in self.notes)] if self.notes else []
+        maker = f"Made by {self.command}, {self._maker()}."
+        paragraphs = [self._summary(), *notes, maker]
+        return pdf(self._title(), paragraphs, self._all_pictures(), [*self.results, *self.details])
 
     def markdown(self, image: str) -> str:
         """Return the report as Markdown that shows figures from files of the kind ``image`` beside it."""

@@ -1,7 +1,7 @@
 """Drawing: curves with bands, heat maps of layers over time, event strips, performance profiles.
 
-Configurations differ in colour, line style and marker, so that they can be told apart in grey and by everybody: the
-colours are those of Okabe and Ito, the maps cividis, both made for colour blindness.
+Configurations differ in colour, line style and marker, so that they can be told apart in grey and by everybody. Colours
+of lines and maps, and what is bad on a map, are those of the tab.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plasticity.palette import CHANGE, LINE_COLOURS, NEUTRAL, WORSE
+
 from .series import Band
 
 try:
     import matplotlib
     from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 except ModuleNotFoundError as error:
@@ -28,10 +31,10 @@ except ModuleNotFoundError as error:
         "figures need matplotlib, which is not installed: pip install matplotlib, or the extra report of this package"
     ) from error
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-LINES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*", "<")
-# Seven, four and nine: no combination comes twice before 252 configurations.
+COLOURS = LINE_COLOURS
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "X", "P")
+# Twelve, five and seven: no combination comes twice before 420 configurations.
 FIGURE_WIDTH = 9.6
 """Inches; the page shows it at that size."""
 STYLE: Any = {
@@ -69,12 +72,34 @@ class Strip:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes."""
+    """One pair of axes; ``why``: what is said where it has no curve, ``limits``: of the vertical axis."""
 
     title: str
     ylabel: str
     curves: Sequence[Curve]
     strips: Sequence[Strip] = ()
+    why: str = "not measured"
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Shading:
+    """The colours of a map: those from ``low`` to ``high``; None: the range of the values."""
+
+    label: str
+    stops: Sequence[str] = WORSE
+    low: float | None = 0.0
+    high: float | None = 1.0
+
+
+def shading(metric: str, kind: str) -> Shading:
+    """Return the colours of a metric, as in the tab: a share from 0 to 1, a rank by change, anything else by range."""
+    label = metric.replace("_", " ")
+    if kind == "share":
+        return Shading(label)
+    if kind == "rank":
+        return Shading(f"{label}: lost since the first measurement\n(blue: gained)", CHANGE, -1.0, 1.0)
+    return Shading(label, NEUTRAL, None, None)
 
 
 @dataclass(frozen=True)
@@ -110,25 +135,26 @@ def draw_curves(rows: Sequence[Sequence[Panel]], xlabel: str) -> Figure:
         return figure
 
 
-def draw_maps(rows: Sequence[Sequence[Map | None]], colour_label: str, xlabel: str) -> Figure:
+def draw_maps(rows: Sequence[Sequence[Map | None]], colours: Shading, xlabel: str) -> Figure:
     """Return a grid of heat maps with one colour scale; None leaves a place empty."""
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         maps = [one for row in rows for one in row if one is not None]
         heights = [0.27 * max((len(one.layers) for one in row if one is not None), default=1) + 0.3 for row in rows]
         figure = Figure(figsize=(FIGURE_WIDTH, sum(heights) + 0.75))
         axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=True, sharey="row", height_ratios=heights)
-        low, high = _range(np.concatenate([one.values.ravel() for one in maps]))
+        low, high = _range(np.concatenate([one.values.ravel() for one in maps]), colours)
+        scale = LinearSegmentedColormap.from_list("plasticity", list(colours.stops)).with_extremes(bad="#ffffff")
         image = None
         for line, row in zip(axes, rows, strict=True):
             for place, one in zip(line, row, strict=True):
                 if one is None:
                     place.set_visible(False)
                 else:
-                    image = _map(place, one, low, high)
+                    image = _map(place, one, scale, low, high)
         for place in axes[-1]:
             _steps_axis(place, xlabel)
         if image is not None:
-            figure.colorbar(image, ax=axes, label=colour_label, fraction=0.025, pad=0.01)
+            figure.colorbar(image, ax=axes, label=colours.label, fraction=0.025, pad=0.01)
         return figure
 
 
@@ -177,7 +203,7 @@ def encoded(figure: Figure, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _style(number: int) -> tuple[str, str, str]:
+def _style(number: int) -> tuple[str, Any, str]:
     return COLOURS[number % len(COLOURS)], LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
 
 
@@ -187,18 +213,30 @@ def _curves(place: Axes, panel: Panel, first: bool) -> None:
         steps, value, low, high, _ = curve.band
         every = max(1, len(steps) // 8)
         place.plot(
-            steps, value, line, color=colour, linewidth=1.6, marker=marker, markersize=4.5,
+            steps, value, linestyle=line, color=colour, linewidth=1.6, marker=marker, markersize=4.5,
             markevery=(curve.style * 2 % every, every), markerfacecolor="white", label=curve.label,
         )  # fmt: skip
         if low is not None and high is not None:
             place.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
             for edge in (low, high):  # the band alone is pale in print
-                place.plot(steps, edge, line, color=colour, linewidth=0.5, alpha=0.6)
+                place.plot(steps, edge, linestyle=line, color=colour, linewidth=0.5, alpha=0.6)
     place.set_title(panel.title, loc="left")
     if first:
         place.set_ylabel(panel.ylabel)
-    if not panel.curves:
-        place.text(0.5, 0.5, "not measured", transform=place.transAxes, ha="center", va="center", color="#666666")
+    if panel.limits:
+        place.set_ylim(*panel.limits)
+    said = fill(panel.why, 46) if not panel.curves else _lone(panel.curves)
+    if said:
+        place.text(0.5, 0.5, said, transform=place.transAxes, ha="center", va="center", color="#666666", fontsize=8)
+
+
+def _lone(curves: Sequence[Curve]) -> str:
+    """Return what is said where curves are points: one measurement makes no line; empty where there is a line."""
+    return (
+        "one measurement only:\nmeasure more often, --probe-every"
+        if all(len(c.band.steps) == 1 for c in curves)
+        else ""
+    )
 
 
 def _strips(place: Axes, strips: Sequence[Strip]) -> None:
@@ -219,10 +257,9 @@ def _strips(place: Axes, strips: Sequence[Strip]) -> None:
         place.spines[side].set_visible(False)
 
 
-def _map(place: Axes, one: Map, low: float, high: float) -> Any:
+def _map(place: Axes, one: Map, colours: Any, low: float, high: float) -> Any:
     place.set_facecolor("#ffffff")
     edges = _edges(one.steps)
-    colours = matplotlib.colormaps["cividis"].with_extremes(bad="#ffffff")
     image = place.pcolormesh(
         edges, np.arange(len(one.layers) + 1), one.values, cmap=colours, vmin=low, vmax=high, rasterized=True
     )
@@ -237,12 +274,14 @@ def _map(place: Axes, one: Map, low: float, high: float) -> Any:
     return image
 
 
-def _range(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the ends of the colour scale: a fraction begins at 0, for it may look large otherwise."""
+def _range(values: NDArray[Any], colours: Shading) -> tuple[float, float]:
+    """Return the ends of the colour scale: those of the shading, else of the values; 0 and 1 hold what lies inside."""
+    if colours.low is not None and colours.high is not None:
+        return colours.low, colours.high
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if low >= 0 and high <= 1:
-        low = 0.0
+        return 0.0, 1.0
     return (low, high) if high > low else (low, low + 1.0)
 
 

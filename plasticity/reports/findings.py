@@ -8,7 +8,7 @@ from pathlib import Path
 from plasticity.storage.record import package_version
 
 from . import comparison, tables
-from .association import associations
+from .association import MIN_RUNS, associations, has_measurements
 from .groups import configurations, doubts
 from .question import Question, complete, normalised, reference_anchors, repeated, require_comparable
 from .runs import RecordedRun, load_runs
@@ -57,7 +57,11 @@ class Findings:
             found.append(comparison.per_task(scores, self.tasks, q))
         found.append(comparison.profile_table(scores, q))
         associated = associations(self.configurations, q, association)
-        return [*found, associated, self._members()] if associated else [*found, self._members()]
+        if associated is None and has_measurements(self.configurations):
+            self.notes.append(
+                f"no association with the score is given: ranks need {MIN_RUNS} runs, of one configuration or in all"
+            )
+        return [*found, *([associated] if associated else []), self._members()]
 
     def markdown(self) -> str:
         """Return everything as Markdown."""

@@ -32,13 +32,13 @@ def configurations(runs: Sequence[RecordedRun]) -> list[Configuration]:
     for run in runs:
         key = json.dumps({k: run.settings[k] for k in varying if k in run.settings}, sort_keys=True, default=str)
         groups.setdefault(key, []).append(run)
-    firsts = [members[0].settings for members in groups.values()]
+    firsts = [members[0].told for members in groups.values()]
     result = []
     for name, members in zip(_names(firsts, varying), groups.values(), strict=True):
         by_env: dict[str, list[RecordedRun]] = {}
         for run in sorted(members, key=lambda r: (r.env, str(r.seed).zfill(9))):
             by_env.setdefault(run.env, []).append(run)
-        result.append(Configuration(name, members[0].settings, by_env))
+        result.append(Configuration(name, members[0].told, by_env))
     return sorted(result, key=lambda c: (len(c.settings.get("interventions", ())), c.name))
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from plasticity.reports.statistics import Interval, bootstrap, iqm
-from plasticity.tags import ALL, RETURN_TITLES, parse_tag, plasticity_tag, plasticity_tags
+from plasticity.tags import ALL, EPISODIC_RETURN, RETURN_TITLES, parse_tag, plasticity_tag, plasticity_tags
 
 from .groups import Configuration, text
 from .runs import RecordedRun, having
-from .series import INTERVAL, RESAMPLES, aligned
+from .series import INTERVAL, RESAMPLES, RETURN_WINDOW, aligned
 from .tables import Table
 
 ABREAST = 4
@@ -63,6 +63,8 @@ def _seeds(runs: Sequence[RecordedRun]) -> str:
 def _short(tag: str) -> str:
     """Return ``network: metric`` of a plasticity tag, the name of a chart."""
     parts = parse_tag(tag)
+    if tag == EPISODIC_RETURN:
+        return f"{RETURN_TITLES[tag]}, mean over {RETURN_WINDOW:.0%} of the steps"
     return RETURN_TITLES.get(tag, tag) if parts is None else f"{parts.network}: {parts.metric.replace('_', ' ')}"
 
 
@@ -99,7 +101,7 @@ def origins(runs: Sequence[RecordedRun]) -> Table:
     """Return where each run came from: folder, state, command."""
     rows = []
     for run in runs:
-        command = shlex.join(map(str, run.record.get("command") or [])) or "not recorded"
+        command = shlex.join(run.command) or "not recorded"
         rows.append([str(run.folder), run.status, run.last_step, _commit(run), command])
     note = "* The working directory had changes that are in no commit."
     return Table("Runs and the commands that made them", ["folder", "status", "last step", "commit", "command"], rows,
@@ -111,7 +113,7 @@ def versions(runs: Sequence[RecordedRun]) -> Table:
     stamps: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         packages = ", ".join(f"{name} {number}" for name, number in run.record.get("versions", {}).items())
-        machine = ", ".join(f"{key} {value}" for key, value in run.record.get("hardware", {}).items())
+        machine = ", ".join(f"{key} {value}" for key, value in run.record.get("hardware", {}).items() if value)
         stamps.setdefault((packages or "not recorded", machine or "not recorded"), []).append(str(run.folder))
     several = len(stamps) > 1
     rows = [[", ".join(folders) if several else "all", *stamp] for stamp, folders in stamps.items()]

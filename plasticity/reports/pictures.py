@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.tags import ALL, RETURN_TITLES, Tag, plasticity_tag, plasticity_tags
+from plasticity.metrics import find_metric
+from plasticity.tags import ALL, EPISODIC_RETURN, RETURN_TITLES, Tag, plasticity_tag, plasticity_tags
 
-from .figures import Curve, Map, Panel, Strip, draw_curves, draw_maps
+from .figures import Curve, Map, Panel, Strip, draw_curves, draw_maps, shading
 from .groups import Configuration
 from .runs import RecordedRun, having
-from .series import INTERVAL, aligned, band
+from .series import INTERVAL, RETURN_WINDOW, Series, aligned, band
 
 MAPS_ABREAST = 3
 """Configurations side by side in one figure of maps."""
@@ -55,8 +56,9 @@ class Pictures:
         for tag in tags:
             curves = self._curves(tag, remarks)
             if curves:
-                panels.append(Panel(RETURN_TITLES.get(tag, tag), "return", curves, self._strips(None)))
+                panels.append(Panel(_title(tag), "return", curves, self._strips(None)))
         if not panels:
+            self.notes.append(f"no learning curve{self.where}: no run logged {' or '.join(tags)}")
             return None
         caption = f"Learning curves{self.where}. {self._band_text(remarks)}{self._strip_text(panels)}"
         return Picture(f"learning-{self.slug}", draw_curves([panels], self.xlabel), caption)
@@ -71,12 +73,15 @@ class Pictures:
                     metric.replace("_", " "),
                     self._curves(plasticity_tag(network, metric), remarks),
                     self._strips(network),
+                    self._why_empty(network, metric),
+                    (0.0, 1.0) if find_metric(metric).kind == "share" else None,
                 )
                 for network in networks
             ]
             for metric in self.metrics
         ]
         if not networks or not rows:
+            self.notes.append(f"no curve of plasticity{self.where}: no run measured a network; --probes, --probe-every")
             return None
         caption = (
             f"Plasticity of whole networks{self.where}, one column each. {self._band_text(remarks)}"
@@ -99,13 +104,15 @@ class Pictures:
         rows = [row for row in rows if any(one is not None for one in row)]
         if not rows:
             return None
-        label = metric.replace("_", " ")
+        label, kind = metric.replace("_", " "), find_metric(metric).kind
         caption = (
             f"{label.capitalize()} of each layer over time{self.where}; mean over runs ({self._counts()}), one colour "
-            "scale for all maps, white where nothing was measured. A bar above a map: an intervention acted on this "
-            "network in one of the runs at that step."
+            f"scale for all maps, white where nothing was measured. {_SCALES[kind]} A bar above a map: an intervention "
+            "acted on this network in one of the runs at that step."
         )
-        return Picture(f"layers-{_slug(metric)}-{self.slug}", draw_maps(rows, label, self.xlabel), caption)
+        return Picture(
+            f"layers-{_slug(metric)}-{self.slug}", draw_maps(rows, shading(metric, kind), self.xlabel), caption
+        )
 
     def _map(self, name: str, runs: list[RecordedRun], network: str, metric: str, layers: list[str]) -> Map | None:
         found = {layer: having(runs, plasticity_tag(network, metric, layer)) for layer in layers}
@@ -113,7 +120,12 @@ class Pictures:
         if partial:
             layers_text = f"{metric} of {', '.join(partial)} ({network}){self.where}"
             self.notes.append(f"{layers_text} is not shown as a map: not all runs of {name} have these layers")
-        parts = {layer: aligned(series) for layer, series in found.items() if len(series) == len(runs)}
+        by_change = find_metric(metric).kind == "rank"
+        parts = {
+            layer: aligned([_lost(s) for s in series] if by_change else series)
+            for layer, series in found.items()
+            if len(series) == len(runs)
+        }
         steps = np.unique(np.concatenate([grid for grid, _, _ in parts.values()] or [np.empty(0)]))
         if not len(steps):
             return None
@@ -147,6 +159,15 @@ class Pictures:
             curves.append(Curve(name, style, drawn))
             self._collect(name, tag, drawn)
         return curves
+
+    def _why_empty(self, network: str, metric: str) -> str:
+        """Return why a network has no curve of a metric."""
+        tag, runs = plasticity_tag(network, metric), [run for _, _, runs in self.groups for run in runs]
+        if not any(tag in run.series for run in runs):
+            return f"not measured: no run logged {metric.replace('_', ' ')} of {network}"
+        if not having(runs, tag):
+            return "no value was a finite number"
+        return "the runs of no configuration have a step in common"
 
     def _collect(self, name: str, tag: str, drawn: Any) -> None:
         for i, (step, value) in enumerate(zip(drawn.steps, drawn.value, strict=True)):
@@ -182,6 +203,28 @@ class Pictures:
         if not any(panel.strips for panel in panels):
             return ""
         return " Ticks below: steps at which an intervention acted, in any run."
+
+
+_SCALES = {
+    "share": "From 0 to 1, all neurons.",
+    "rank": "The level of a rank says little: the colour is its change against the first measurement of the run.",
+    "value": "Neither end of the scale is bad by itself.",
+}
+"""Kind of a metric -> what the colours of its map mean."""
+
+
+def _title(tag: str) -> str:
+    if tag == EPISODIC_RETURN:
+        return f"{RETURN_TITLES[tag]},\nmean over {RETURN_WINDOW:.0%} of the steps"
+    return RETURN_TITLES.get(tag, tag)
+
+
+def _lost(series: Series) -> Series:
+    """Return the share of the first finite value that is lost, below 0 where there is more; NaN where it was 0."""
+    steps, values = series
+    finite = values[np.isfinite(values)]
+    first = finite[0] if len(finite) and finite[0] > 0 else np.nan
+    return Series(steps, np.maximum(1 - values / first, -1.0))
 
 
 def _slug(name: str) -> str:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from plasticity.reports import statistics
 from plasticity.reports.statistics import Interval
-from plasticity.tags import EVAL_RETURN
+from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN
 
 from .groups import Configuration, configurations
 from .runs import RecordedRun
-from .series import AT, score, until
+from .series import AT, RETURN_WINDOW, score, until, windowed
 from .tables import number
 
 ConfigurationScores = dict[str, list[NDArray[Any]]]
@@ -43,7 +43,10 @@ class Question:
         if self.metric not in run.series:
             charts = sorted(tag for tag in run.series if tag.startswith("charts/")) or sorted(run.series)
             raise ValueError(f"{run.folder} did not log {self.metric}; it has {', '.join(charts)}")
-        value = score(until(run.series[self.metric], self.until), at or self.at)
+        series = until(run.series[self.metric], self.until)
+        if self.metric == EPISODIC_RETURN and (at or self.at) == "last" and len(series.finite().steps):
+            series = windowed(series, RETURN_WINDOW * series.steps[-1])
+        value = score(series, at or self.at)
         if math.isfinite(value):
             return value
         if self.nonfinite is None:
@@ -61,7 +64,10 @@ class Question:
 
     def describe(self) -> str:
         """Return the definition of the score, in words."""
-        what = {"last": "last value", "best": "highest value", "auc": "mean over steps (area under the curve)"}[self.at]
+        last = (
+            f"mean over the last {RETURN_WINDOW:.0%} of the steps" if self.metric == EPISODIC_RETURN else "last value"
+        )
+        what = {"last": last, "best": "highest value", "auc": "mean over steps (area under the curve)"}[self.at]
         return f"{what} of {self.metric}" + (f" up to step {self.until:,}" if self.until else "")
 
 

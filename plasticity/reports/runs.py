@@ -12,9 +12,9 @@ from typing import Any
 
 from plasticity.storage.record import NO_CONFIGURATION, RECORD, read_record
 from plasticity.storage.rows import METRICS_FILE, decode_row, is_stepless, read_metrics
-from plasticity.tags import EVAL_RETURN, PLAIN_EVENTS
+from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, PLAIN_EVENTS
 
-from .series import Series, columns
+from .series import RETURN_WINDOW, Series, columns, windowed
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,23 @@ class RecordedRun:
         flat |= {f"{method}.{key}": value for method, own in methods.items() for key, value in _mapping(own).items()}
         return {key: value for key, value in flat.items() if key not in NO_CONFIGURATION}
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return the settings as they are told: a default that was left open is what it came to in this run."""
+        resolved = _mapping(_mapping(self.record.get("resolved")).get("told"))
+        return {k: resolved.get(k, "default") if v is None else v for k, v in self.settings.items()}
+
+    @property
+    def command(self) -> list[str]:
+        """Return the command that makes the run again, as it can be typed; empty where none is recorded.
+
+        Of a flag that was given twice the last one counts, which is the one that is told.
+        """
+        if isinstance(arguments := self.record.get("arguments"), list):
+            modules = [part for module in self.record.get("imports") or [] for part in ("--import", module)]
+            return _typed(["plasticity", *modules, "train", self.record["agent"], *arguments])
+        return _typed([str(word) for word in self.record.get("command") or []])
+
 
 def load_runs(paths: Sequence[Path | str]) -> tuple[list[RecordedRun], list[str]]:
     """Return the runs at or below ``paths``, and notes on those left out or damaged.
@@ -88,8 +105,14 @@ def only_finished(runs: Sequence[RecordedRun], notes: Sequence[str]) -> tuple[li
 
 
 def having(runs: Sequence[RecordedRun], tag: str) -> list[Series]:
-    """Return the series of ``tag`` of the runs that have a finite value of it."""
-    return [run.series[tag] for run in runs if tag in run.series and len(run.series[tag].finite().steps)]
+    """Return the series of ``tag`` of the runs that have a finite value of it; of training returns, their means.
+
+    The mean at a step is that of the episodes that ended within the last ``RETURN_WINDOW`` of the run's steps.
+    """
+    found = [(run, run.series[tag]) for run in runs if tag in run.series and len(run.series[tag].finite().steps)]
+    if tag != EPISODIC_RETURN:
+        return [series for _, series in found]
+    return [windowed(series, RETURN_WINDOW * run.last_step) for run, series in found]
 
 
 def _folders(paths: Sequence[Path | str]) -> list[Path]:
@@ -163,6 +186,21 @@ def _without_copies(runs: list[RecordedRun], notes: list[str]) -> list[RecordedR
         kept[key] = better
         notes.append(f"left out {worse.folder}: same settings and seed as {better.folder}, so not an independent run")
     return list(kept.values())
+
+
+def _typed(words: list[str]) -> list[str]:
+    """Return a recorded command as it is typed: by its name, and every flag once."""
+    if not words:
+        return []
+    head = ["plasticity"] if Path(words[0]).name in ("__main__.py", "plasticity") else words[:1]
+    groups: list[list[str]] = [[]]
+    for word in words[1:]:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    last = {group[0].partition("=")[0]: i for i, group in enumerate(groups) if group}
+    kept = [g for i, g in enumerate(groups) if g and (i == 0 or last[g[0].partition("=")[0]] == i)]
+    return [*head, *(word for group in kept for word in group)]
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from plasticity.storage.rows import RESERVED, as_float, is_step
 AT = ("last", "best", "auc")
 MAX_POINTS = 200
 """Points of a curve: more cannot be seen on a page."""
+RETURN_WINDOW = 0.1
+"""Share of a run's steps over which its training returns are averaged: single episodes say little."""
 RESAMPLES = 2000
 """Resamples of the interval of a curve."""
 INTERVAL = f"95 % stratified bootstrap interval over runs (percentile, {RESAMPLES:,} resamples)"
@@ -69,6 +71,15 @@ def score(series: Series, at: str) -> float:
     if at == "last" or len(values) == 1:
         return float(values[-1])
     return float(((values[1:] + values[:-1]) / 2 * np.diff(steps)).sum() / (steps[-1] - steps[0]))
+
+
+def windowed(series: Series, width: float) -> Series:
+    """Return at every step the mean of the finite values of the last ``width`` steps, that step included."""
+    steps, values = series.finite()
+    first = np.searchsorted(steps, steps - width, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    count = np.arange(1, len(steps) + 1)
+    return Series(steps, (sums[count] - sums[first]) / (count - first))
 
 
 def until(series: Series, step: float | None) -> Series:

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,10 +62,10 @@ def markdown(table: Table, level: int = 2) -> str:
 
 
 def latex(table: Table) -> str:
-    """Return a ``table`` environment for the package booktabs."""
+    """Return a ``table`` environment for the package booktabs; numbers have minus signs, and powers of ten are set."""
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(_latex, cells)) + r" \\"
+        return " & ".join(cells) + r" \\"
 
     caption = _latex(f"{table.title}. {table.note}" if table.note else table.title)
     return "\n".join(
@@ -74,9 +75,9 @@ def latex(table: Table) -> str:
             rf"\caption{{{caption}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
             r"\toprule",
-            line(table.columns),
+            line(list(map(_latex, table.columns))),
             r"\midrule",
-            *(line([cell(c) for c in row]) for row in table.rows),
+            *(line([_latex_cell(c) for c in row]) for row in table.rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -120,6 +121,14 @@ def comma_separated(table: Table) -> str:
     for row in table.rows:
         writer.writerow([value for c, w in zip(row, wide, strict=True) for value in spread(c, w)])
     return out.getvalue()
+
+
+def _latex_cell(value: Any) -> str:
+    text = _latex(cell(value))
+    if not isinstance(value, int | float | Interval):
+        return text
+    text = re.sub(r"e([+-])0*(\d+)", lambda m: rf"$\cdot 10^{{{m[1].strip('+')}{m[2]}}}$", text)
+    return re.sub(r"(?<![\w{])-(?=\d)", "$-$", text)
 
 
 def _latex(text: str) -> str:

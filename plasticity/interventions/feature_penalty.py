@@ -67,12 +67,11 @@ class FeaturePenalty(KnowsDepths, EveryStep):
 
     def on_update_start(self, ctx: Context) -> None:
         """Begin anew with a network whose modules were replaced, such as by a plasticity injection."""
+        super().on_update_start(ctx)
         for name, network in self.chosen.items():
             modules = [id(module) for module in network.modules()]
             if modules != self._modules[name]:
                 self._modules[name] = modules
-                if self.depths[name].known:
-                    self.depths[name].look()
                 self.begin(ctx, name, network)
                 if self.label(name) in ctx.step_of(name).terms:
                     self.add(ctx, name)

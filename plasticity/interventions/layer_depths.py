@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from plasticity.callback import Context
 from plasticity.isolation import named_modules
 
 from .every_step import EveryStep
@@ -91,6 +92,13 @@ class KnowsDepths(EveryStep):
         """Find the depths of a network's layers from its next pass on; ``method``: who asks, for errors."""
         self.depths[name] = LayerDepths(network, method or type(self).__name__, self.calls.get(name, ()))
         self.hook(self.depths[name])
+
+    def on_update_start(self, ctx: Context) -> None:
+        """Look again where modules were replaced, such as by a plasticity injection, before a graph is traced."""
+        super().on_update_start(ctx)
+        for found in self.depths.values():
+            if found.known:
+                found.look()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the order of the layers, too."""

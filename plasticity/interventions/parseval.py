@@ -37,7 +37,7 @@ def parseval(rows: Tensor, scale: float, normalise: bool = False, groups: int = 
 
 
 @dataclass
-class Parseval(KnowsDepths, WeightPenalty):
+class Parseval(WeightPenalty, KnowsDepths):
     """Keep the neurons of hidden layers orthogonal, and of one norm.
 
     Adds coef * sum over hidden layers of ||W W^T - scale I||_F^2 to the loss. Gradients then keep their size through

@@ -21,7 +21,7 @@ from .weight_projection import WeightProjection
 
 
 @dataclass
-class WeightClipping(KnowsDepths, WeightProjection):
+class WeightClipping(WeightProjection, KnowsDepths):
     """Clip the weights of every layer to their initial bounds.
 
     After every step: theta <- clip(theta, -kappa / sqrt(fan in), kappa / sqrt(fan in)), the fan of a bias being that of

@@ -128,13 +128,16 @@ def parse(arguments):
     from plasticity.envs import ENVS
 
     modules, (command, *rest) = take_imports(arguments)
-    assert command in COMMANDS
-    if modules or "--help" in rest:  # things of the reader's own
+    assert command in (*COMMANDS, "--install-completion")
+    if modules or "--help" in rest or command not in COMMANDS:  # things of the reader's own
         return
     module = importlib.import_module(COMMANDS[command][0])
     configs = [thing for name, thing in vars(module).items() if name.endswith("Config")]
     if command == "train" and rest[0] == "--resume":
         parse_training("sac", ["--env", "Pendulum-v1", *rest[2:]])
+    elif command == "train" and rest[0] in ("--config", "--like"):  # a file or a run of the reader's own
+        known = [word for word in rest[2:] if not word.startswith("--no-")]  # what the file or the run switched on
+        parse_training("sac", ["--env", "Pendulum-v1", *known])
     elif command == "train":
         agent, *flags = rest
         assert agent in AGENTS

@@ -516,9 +516,9 @@ def test_processes_that_open_one_folder_at_once_get_one_each(tmp_path: Path) -> 
 
 def test_layers_of_hidden_units_alone():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
-    every = plasticity.measure(model, torch.randn(32, 4), probes=["dormancy"])
-    units = plasticity.measure(model, torch.randn(32, 4), probes=["dormancy"], layers="units")
+    every = measure(model, torch.randn(32, 4), probes=["dormancy"])
+    units = measure(model, torch.randn(32, 4), probes=["dormancy"], layers="units")
     assert [*every.scores["dormancy"]] == ["0", "2", "3"]
     assert [*units.scores["dormancy"]] == ["0", "3"]
     with pytest.raises(ValueError, match="layers is a list of globs, or 'units'; got the text 'mlp'"):
-        plasticity.measure(model, torch.randn(32, 4), layers="mlp")
+        measure(model, torch.randn(32, 4), layers="mlp")

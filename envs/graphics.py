@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from ctypes.util import find_library
-from importlib import import_module
 from importlib.util import find_spec
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def _load_triton() -> None:
     """
     if find_spec("triton") is not None:
         with contextlib.suppress(Exception):  # PyTorch will say what is wrong with it
-            import_module("triton")
+            import triton  # noqa: F401
 
 
 def _egl_has_device() -> bool:

@@ -34,6 +34,9 @@ IMPORTS_BY_NAME = {
     "plasticity/cli.py": "names of this package, from a table",
     "plasticity/commands/contents.py": "registries of this package, from a table",
     "plasticity/commands/imports.py": "--import my_module, which a person typed: SECURITY.md",
+    "plasticity/commands/completion.py": "commands of this package, from a table",
+    "plasticity/writers/__init__.py": "writers of this package, from a table",
+    "plasticity/writers/service.py": "packages of loggers, named in this package",
     "envs/gym.py": "package:Id-v0, which a person typed: SECURITY.md",
 }
 """Where ``import_module`` may be called, and with what."""

@@ -242,9 +242,10 @@ def _git() -> dict[str, Any] | None:
     """Return the commit of the working directory and whether it has changes; None outside a repository."""
     command = ["git", "--no-optional-locks", "-c", "safe.directory=*"]  # a lock would be in the user's way
     try:
-        how: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 5}
-        head = subprocess.run([*command, "rev-parse", "HEAD"], **how)
-        status = subprocess.run([*command, "status", "--porcelain"], **how)
+        head, status = (
+            subprocess.run([*command, *what], capture_output=True, encoding="utf-8", errors="replace", timeout=5)
+            for what in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if head.returncode:

@@ -88,4 +88,4 @@ class WeightedSampler(RandomSampler):
 
     def loads(self, path: Any) -> None:
         """Go on from what :meth:`dumps` wrote."""
-        self.load_state_dict(torch.load(Path(path) / "weighted_sampler.pt"))
+        self.load_state_dict(torch.load(Path(path) / "weighted_sampler.pt", weights_only=True))

@@ -411,6 +411,7 @@ LAZY: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@pytest.mark.on_cpu
 @pytest.mark.parametrize("name", LAZY)
 def test_lazy_models_say_what_to_do(name: str) -> None:
     make, named = LAZY[name]

@@ -80,11 +80,11 @@ def test_every_summand_reads_as_the_units_do(name: str) -> None:
         np.testing.assert_allclose(
             found.scores["dormancy"][layer].numpy(force=True), expected, rtol=1e-5, atol=1e-7, err_msg=layer
         )
-        assert found.values["dormancy"][layer] == pytest.approx((units == 0).all(0).float().mean())
+        assert found.values["dormancy"][layer] == pytest.approx(float((units == 0).all(0).float().mean()))
         rank = reference.ranks(reference.rows(units.detach()))["effective_rank"]
         assert found.values["effective_rank"][layer] == pytest.approx(rank, rel=1e-5)
         assert found.values["grama"][layer] >= (0 if name in ("maxout", "silu by hand") else 2 / 6)
-    assert found.values["dormancy"]["all"] == pytest.approx((units == 0).all(0).float().mean())
+    assert found.values["dormancy"]["all"] == pytest.approx(float((units == 0).all(0).float().mean()))
     assert found.num_units == 6
 
 

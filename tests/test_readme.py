@@ -30,7 +30,19 @@ def blocks(page, language):
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
-OTHERS = {"accelerate", "datasets", "keras", "lightning", "peft", "skrl", "torchrl", "transformers", "trl"}
+OTHERS = {
+    "accelerate",
+    "datasets",
+    "keras",
+    "lightning",
+    "peft",
+    "rsl_rl",
+    "skrl",
+    "tianshou",
+    "torchrl",
+    "transformers",
+    "trl",
+}
 """Packages that pages show and the quick tests do not need: see .ci/third_party."""
 
 

@@ -173,10 +173,10 @@ MEANINGS: dict[str, Meaning] = {
         "Deviation among the critics over their mean value", "0: they are one", "meters.critics.CriticDisagreement"
     ),
     "overestimation": Meaning(
-        "Value promised, less the return that followed", "above 0, growing", "meters.critics.Overestimation"
+        "Value promised, less the return that followed", "above 0, growing", "meters.overestimation.Overestimation"
     ),
     "overestimation_share": Meaning(
-        "Share of steps that promised too much", "far above one half", "meters.critics.Overestimation"
+        "Share of steps that promised too much", "far above one half", "meters.overestimation.Overestimation"
     ),
     "replay_age": Meaning(
         "Mean age of the replayed transitions", "no side is bad by itself", "meters.replayed.Replayed"

@@ -72,9 +72,30 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "quadrant_idle": Meaning("Share of neurons in the top quarter by neither", _HIGH, "probes.inactivity.Quadrants"),
     "dormant_again": Meaning(
-        "Share of the neurons dormant at the last reading that still are",
-        "high after recycling",
+        "Share of the neurons recycled last that are dormant now",
+        "near 1: recycling does not last",
         "probes.inactivity.DormantAgain",
+    ),
+    "still_dormant": Meaning(
+        "Share of the neurons dormant at the last reading that are dormant now",
+        "near 1: dormancy lasts",
+        "probes.inactivity.StillDormant",
+    ),
+    "gradient_kurtosis": Meaning(
+        "Kurtosis of the entries of a weight's gradient; 3 if normal",
+        "growing: few weights get nearly all of it",
+        "probes.gradient.GradientKurtosis",
+    ),
+    "norm_kurtosis": Meaning(
+        "Kurtosis of the lengths of the samples' gradients; 3 if normal",
+        "growing: few samples make the step",
+        "probes.kernel.SampleGradients",
+    ),
+    "loss_cosine": Meaning(
+        "Cosine of the gradients of the losses that are added up", "below 0: they fight", "probes.conflict.LossCosine"
+    ),
+    "loss_cosine_low": Meaning(
+        "Cosine of the two losses that fight most", "below 0: they fight", "probes.conflict.LossCosine"
     ),
     "gradient_norm": Meaning(
         "Length of the gradient of a layer's weight, before clipping", "0, or growing", "probes.gradient.GradientNorm"

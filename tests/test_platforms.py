@@ -25,7 +25,6 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 # -- Python 3.10 to 3.14 -----------------------------------------------------------------------------------------------
 
 NEWER = {
-    "tomllib",
     "ExceptionGroup",
     "BaseExceptionGroup",
     "StrEnum",
@@ -56,8 +55,8 @@ def test_newer_syntax_and_names_are_found(tmp_path):
     file.write_text("try: pass\nexcept* ValueError: pass\n", encoding="utf-8")
     with pytest.raises(SyntaxError):
         newer_names(file)
-    file.write_text("import tomllib\nerror.batched(2)\n", encoding="utf-8")
-    assert newer_names(file) == {"tomllib", "batched"}
+    file.write_text("from typing import Self\nerror.batched(2)\n", encoding="utf-8")
+    assert newer_names(file) == {"Self", "batched"}
 
 
 def test_metadata_names_every_python():

@@ -92,10 +92,10 @@ def compile_error(path: str) -> str:
 
     with TemporaryDirectory() as place:
         source = Path(place) / "program.cpp"
-        source.write_text(PROGRAM)
+        source.write_text(PROGRAM, encoding="utf-8")
         options = ["-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_paths()['include']}"]
         command = [path, *options, str(source), "-o", str(Path(place) / "program.so")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_CHECK)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=LONGEST_CHECK)
     lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
     return (lines or ["it failed without a word"])[0].strip() if done.returncode else ""
 
@@ -134,7 +134,9 @@ def rendering() -> Checkup:
     """Run a task of dm_control and draw a frame of it."""
     if not _version("dm-control"):
         return Checkup("note", "rendering", "not tried, without dm-control: environments dmc/... and dmc-pixels/...")
-    done = subprocess.run([sys.executable, "-c", FRAME], capture_output=True, text=True, timeout=LONGEST_CHECK)
+    done = subprocess.run(
+        [sys.executable, "-c", FRAME], capture_output=True, encoding="utf-8", errors="replace", timeout=LONGEST_CHECK
+    )
     backend = os.environ.get("MUJOCO_GL", "chosen by itself")
     if "rendered" in done.stdout:
         return Checkup("ok", "rendering", f"dm_control runs and draws, MUJOCO_GL {backend}")

@@ -90,8 +90,8 @@ def kept_id(folder: Path, service: str, new: Callable[[], str]) -> str:
     """Return the id of the service's run that a run folder keeps in ``<service>.id``, ``new()`` in a new one."""
     path = folder / f"{service}.id"
     if not path.exists():
-        path.write_text(new())
-    return path.read_text().strip()
+        path.write_text(new(), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def events_before(folder: Path, step: int) -> Counter[str]:

@@ -106,19 +106,17 @@ def test_without_dm_control_all_else_is_there(capsys):
 @pytest.mark.parametrize(
     ("backend", "loaded"), [("egl", ["triton"]), ("osmesa", ["triton"]), ("disabled", []), ("glfw", [])]
 )
-def test_triton_is_loaded_before_mesa(monkeypatch, backend, loaded):
+def test_triton_is_loaded_before_mesa(monkeypatch, tmp_path, backend, loaded):
     """Both bring LLVM, and the process ends if Mesa's comes first."""
-    asked = []
+    (tmp_path / "triton.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))  # so that it is put back afterwards
+    monkeypatch.delitem(sys.modules, "triton")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     monkeypatch.setenv("MUJOCO_GL", backend)
-    monkeypatch.setattr(graphics, "find_spec", lambda name: name)
-    monkeypatch.setattr(graphics, "import_module", asked.append)
     graphics.set_default_gl()
-    assert asked == loaded
-    monkeypatch.setattr(graphics, "find_spec", lambda name: None)
-    graphics.set_default_gl()
-    assert asked == loaded
+    assert [name for name in ("triton",) if name in sys.modules] == loaded
 
 
 # -- installed, and called in a clone ----------------------------------------------------------------------------------

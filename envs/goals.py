@@ -1,4 +1,4 @@
-"""A point in the plane with four goals, equally far and equally good: how many of them does a policy reach?
+"""Point in the plane with four equally good goals: how many does a policy reach?
 
 After the multi-goal task of Haarnoja et al. 2017 (arXiv 1702.08165, section 5.1), whose goals and steps are larger.
 """

@@ -321,7 +321,9 @@ def test_what_is_missing_is_said_before_the_first_step(name: str) -> None:
         INTERVENTIONS[name](**settings).on_train_start(ctx)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in INTERVENTIONS.items() if "networks" in kind.NEEDS])
+@pytest.mark.parametrize(
+    "name", [n for n, kind in INTERVENTIONS.items() if {"networks", "optimizers"} <= {*kind.NEEDS}]
+)
 def test_networks_and_optimizers_are_needed(name: str) -> None:
     method = INTERVENTIONS[name](**FREQUENT[name])
     with pytest.raises(ValueError, match=r"needs networks; this run has none"):

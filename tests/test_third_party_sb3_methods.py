@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "ignore:.
 REFUSED = {
     **dict.fromkeys(("feature_norm", "chain", "dr3", "infer", "sam"), "gradient steps of agents"),
     "random_shift": "a buffer of images|a replay buffer",
+    "replay_ratio": "set_replay_ratio",
 }
 """Method -> why it does not apply to these agents."""
 ON_POLICY = {

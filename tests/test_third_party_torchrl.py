@@ -284,6 +284,7 @@ def test_reset_redraws_one_critic_and_its_target_alone() -> None:
 REFUSED = {
     **dict.fromkeys(("feature_norm", "chain", "dr3", "sam"), "gradient steps of agents|finds no network"),
     **dict.fromkeys(("swd", "ere", "random_shift"), "a replay buffer"),
+    "replay_ratio": "set_replay_ratio",
     **dict.fromkeys(("plasticity_injection", "spectral_normalization", "infer"), "replaces modules"),
     "least": "a value function",
     "pfo": "finds no network actor|gradient steps",

@@ -33,7 +33,7 @@ def active_share(network: nn.Module, run: Callable[[], Any]) -> float:
 
 @dataclass
 class AdaptiveReplayRatio(Intervention):
-    """Update seldom until the critic's share of active neurons has settled, often from then on.
+    """Update seldom until the critic's active share has settled, then often.
 
     The ratio, updates per environment step, is ``low`` at first. Every ``check_every`` updates FAU, the share of
     entries that fire, is measured on past transitions; once it differs from that of the check before by less than

@@ -51,7 +51,7 @@ def _wandb(folder: Path) -> Writer:
 
 
 def _mlflow(folder: Path) -> Writer:
-    """MLflow, a server or a local store: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME; pip install mlflow."""
+    """MLflow, a server or a local store, as MLFLOW_TRACKING_URI says; pip install mlflow."""
     from .mlflow import MLflowWriter
 
     return MLflowWriter.of_folder(folder)

@@ -75,7 +75,7 @@ def test_a_loss_needs_a_pair_and_gives_one_number() -> None:
         measure(model, x, F.mse_loss)
     with pytest.raises(ValueError, match=r"pair \(inputs, targets\); got tuple"):
         measure(model, (x, x, x), F.mse_loss)
-    with pytest.raises(ValueError, match=r"loss of one number, got a tensor of shape \(32, 2\)"):
+    with pytest.raises(ValueError, match=r"loss of one number, or several by name; got a tensor of shape \(32, 2\)"):
         measure(model, (x, None), lambda out, _: out)
     with pytest.raises(RuntimeError, match="shapes"):
         measure(model, torch.randn(3, 9))

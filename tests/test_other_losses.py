@@ -102,6 +102,7 @@ LOOPS: dict[str, Callable[[Pair, bool], None]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:passes of several losses")
 @pytest.mark.parametrize("none", [True, False])
 @pytest.mark.parametrize("name", LOOPS)
 def test_only_the_passes_of_its_own_loss_count(name: str, none: bool) -> None:

@@ -58,10 +58,10 @@ class StrayPasses:
             self._arrived = False
             self.detach()
             warnings.warn(
-                f"passes of several losses reach {self.name} between two steps of its optimizer, and all of them are "
-                "measured: gradients were cleared without a step. Most likely another network is trained through "
-                f"{self.name}, as an actor through its critic: give watch() all networks by name and all optimizers of "
-                "the loop, watch({'critic': critic, 'actor': actor}, [critic_optimizer, actor_optimizer])",
+                f"passes of several losses reach {self.name} between two steps of its optimizer: those whose gradients "
+                "are cleared without a step are left out. Most likely another network is trained through it, as an "
+                "actor through its critic; to measure both, give watch() all networks by name and all optimizers, "
+                "watch({'critic': critic, 'actor': actor}, [critic_optimizer, actor_optimizer])",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -20,9 +20,16 @@ _PPO = {
     "standardise": "minibatch",
     "initialisation": "orthogonal",
     "reward_scale": 1.0,
+    "critic_hidden": None,
+    "num_critics": 1,
+    "critic_split": False,
+    "critics_alike": False,
+    "advantage_mask": 0.0,
+    "entropy_filter": 0.0,
 }
 _OFF_POLICY = {**_ACTOR_CRITIC, "critic_returns": "mean", "num_atoms": 101, "v_min": -100.0, "v_max": 100.0}
-ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _OFF_POLICY, "td3": _OFF_POLICY}
+_SAC = {**_OFF_POLICY, "actor": "gaussian", "latent_dim": 16, "num_pairs": 8, "diversity_target": 0.2}
+ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _SAC, "td3": _OFF_POLICY}
 """Agent -> setting that 0.1.0 did not have -> the value that says what it did."""
 METHODS_ADDED: dict[str, dict[str, Any]] = {
     "redo": {

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
@@ -232,17 +235,30 @@ def _at(axis: int, index: int) -> Index:
     return (*[slice(None)] * axis, index) if axis >= 0 else (..., index, *[slice(None)] * (-axis - 1))
 
 
+DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+"""Functions that leave some activations out, in training only: a pass in evaluation mode shows no operation."""
+
+
 class FunctionCalls(TorchFunctionMode):
-    """Call ``enter(taken)`` before a function takes up weights of layers, and ``leave(taken, output)`` after."""
+    """Call ``enter(taken)`` before a function takes up weights of layers, and ``leave(taken, output)`` after.
+
+    ``drop(call, x)``: called to run a dropout of ``x``, by ``call()``.
+    """
 
     def __init__(
-        self, weights: Weights, enter: Callable[[Taken], None], leave: Callable[[Taken, Tensor], None]
+        self,
+        weights: Weights,
+        enter: Callable[[Taken], None],
+        leave: Callable[[Taken, Tensor], None],
+        drop: Callable[[Callable[[], Tensor], Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self._weights, self._enter, self._leave = weights, enter, leave
+        self._weights, self._enter, self._leave, self._drop = weights, enter, leave, drop
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         taken = self._weights.taken(func, args, kwargs or {})
+        if self._drop is not None and args and func in DROPOUTS:
+            return self._drop(partial(func, *args, **(kwargs or {})), args[0])
         if taken is None:
             return func(*args, **(kwargs or {}))
         self._enter(taken)

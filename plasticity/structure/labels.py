@@ -45,12 +45,30 @@ class Plane:
     weighted: bool = False
     """True if it was multiplied by weights of no layer: a sum over neurons is then a product with these weights."""
     replay: Replay | None = ()
-    """The operations that lead here from the layer's own output; None where other tensors took part."""
+    """The operations that lead here from the layer's own output, or from the last norm module before the activation;
+    None where other tensors took part."""
+    condensed: bool = False
+    """True if, once activated, samples were added up, pooled or left out: not every activation is seen any more."""
+    whole: Replay | None = None
+    """The operations that lead to its present values, or to the last before it was condensed, as in :attr:`replay`:
+    what only moves values leaves them as they are."""
 
     @property
     def clean(self) -> bool:
         """True if the element is the neuron's own activation and nothing else."""
         return self.activation is not None and not (self.renormalised or self.summed or self.product)
+
+    def moved(self, ids: Tensor) -> Plane:
+        """Return the plane with its values elsewhere."""
+        return replace(self, ids=ids, replay=None, whole=self.whole if self.replay is None else self.replay)
+
+    def condense(self, ids: Tensor) -> Plane:
+        """Return the plane after an operation over samples."""
+        return replace(self.moved(ids), condensed=self.activation is not None)
+
+    def seen_anew(self) -> Plane:
+        """Return the plane at the end of a norm module: a place to repeat operations from, before an activation."""
+        return replace(self, replay=()) if self.activation is None else self
 
     def normalised(self) -> Plane:
         """Return the plane after a normalisation over neurons or samples."""
@@ -95,7 +113,7 @@ class Label:
 
     def reshaped(self, shape: torch.Size) -> Label:
         """Return the tag for another view of the same memory."""
-        return self.map(lambda p: replace(p, ids=p.ids.reshape(shape), replay=None))
+        return self.map(lambda p: p.moved(p.ids.reshape(shape)))
 
 
 def mix(tags: Iterable[Label], operation: str, statistic: bool = False) -> Label:

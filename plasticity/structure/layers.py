@@ -190,6 +190,8 @@ class Layer:
     """The first non-linear operation on the neurons; None where there is none."""
     gated: bool = False
     """True if its neurons are factors of gated units (SwiGLU, GLU), and observed as these products."""
+    condensed: bool = False
+    """True if its activations are observed only after samples were added up, pooled or left out."""
     is_output: bool = False
     """True if the neurons are what the model returns and nothing else consumes them."""
     writes_to_stream: bool = False
@@ -248,6 +250,7 @@ class Layer:
             "output": self.is_output,
             "writes to a residual stream": self.writes_to_stream,
             "factor of a gated unit": self.gated,
+            "seen behind a pool, a sum or a selection of samples": self.condensed,
             f"called {self.num_calls} times": self.num_calls > 1,
             f"{len(self.parts)} parts": bool(self.parts),
         }
@@ -279,6 +282,7 @@ def union(layers: list[Layer]) -> Layer:
         found.num_calls = max(found.num_calls, layer.num_calls)
         found.activation = found.activation or layer.activation
         found.gated |= layer.gated
+        found.condensed |= layer.condensed
         found.writes_to_stream |= layer.writes_to_stream
         found.sites += [site for site in layer.sites if not any(map(site.same_as, found.sites))]
         found.inputs += [site for site in layer.inputs if not any(map(site.same_as, found.inputs))]

@@ -118,7 +118,7 @@ def _rule(op: Operation) -> list[Label]:
     if op.name == "copy":
         return [op.operands[1][1]]
     if op.name in RESHAPES:
-        return [source.map(lambda p: replace(p, ids=_reshape(p.ids, op.outputs[0].shape), replay=None))]
+        return [source.map(lambda p: p.moved(_reshape(p.ids, op.outputs[0].shape)))]
     if op.name in MOVES:
         return _move(op)
     if op.name == "view_as_real":
@@ -163,7 +163,7 @@ def _move(op: Operation) -> list[Label]:
     for plane in op.source.planes:
         moved = op.func(plane.ids, *op.args[1:], **op.kwargs)
         for result, ids in zip(results, tensors_in(moved), strict=True):
-            result.append(replace(plane, ids=ids, replay=None))
+            result.append(plane.condense(ids) if ids.numel() < plane.ids.numel() else plane.moved(ids))
     return [replace(op.source, planes=tuple(planes)) for planes in results]
 
 
@@ -175,7 +175,7 @@ def _join(op: Operation) -> Label:
         for plane in tag.planes:
             blank = [torch.full((), NOTHING, device=t.device).expand(t.shape) for t in parts]
             blank[position] = plane.ids
-            planes.append(replace(plane, ids=op.func(blank, *op.args[1:], **op.kwargs), replay=None))
+            planes.append(plane.moved(op.func(blank, *op.args[1:], **op.kwargs)))
     rest = mix((tag.without_planes() for _, tag in op.operands), op.name)
     return replace(rest, planes=tuple(planes))
 
@@ -206,7 +206,7 @@ def _reduced(source: Label, dims: Sequence[int], keepdim: bool, shape: torch.Siz
         ids = common(plane.ids, dims) if dims else None
         if ids is None:
             return None
-        planes.append(replace(plane, ids=ids if keepdim else ids.reshape(shape), replay=None))
+        planes.append(plane.condense(ids if keepdim else ids.reshape(shape)))
     return replace(source, planes=tuple(planes))
 
 
@@ -242,7 +242,7 @@ def _averaged(plane: Plane, dims: Sequence[int], shape: torch.Size) -> Plane:
     ids = common(plane.ids, dims)
     if ids is None:
         raise ValueError("what is averaged carries different neurons")
-    return replace(plane, ids=ids.expand(shape), replay=None)
+    return plane.condense(ids.expand(shape))
 
 
 def _pointwise(op: Operation, shape: torch.Size) -> Label:
@@ -272,6 +272,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
             or bool(others_say)
             or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
+            whole=plane.whole if plane.condensed else None,
         )
 
     planes = []

@@ -17,7 +17,7 @@ from plasticity.isolation import call_of, is_scripted, map_tensors, named_module
 
 from .functional import FunctionCalls, Taken, Weights, shown, slices_of
 from .joint import ALONE, CallNumbers, Summations
-from .labels import NOTHING, STRIDE, Label, Plane, feature_vector, tensors_in
+from .labels import NOTHING, STRIDE, Label, Plane, Replay, feature_vector, tensors_in
 from .layers import (
     LAST_AXIS_NORMS,
     NORM_MODULES,
@@ -79,7 +79,7 @@ def trace(
         torch.no_grad(),
         traced.watch(),
         traced.tracer,
-        FunctionCalls(traced.weights, traced.take, traced.give),
+        FunctionCalls(traced.weights, traced.take, traced.give, traced.drop),
     ):
         warnings.simplefilter("ignore")
         if before is not None:
@@ -117,6 +117,9 @@ class _Trace:
         """Number of a layer call -> its position in what that event shows."""
         self.sites: dict[tuple[int, CallNumbers], Site] = {}
         """Number of a layer call, and calls that it is joined with -> where its activations are seen."""
+        self.condensed: dict[tuple[int, CallNumbers], Replay | None] = {}
+        """Those of which that site shows no more than sums, pools or a selection of the samples, and the operations
+        that lead to where all are seen."""
         self.products: dict[int, Site] = {}
         """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
         self.alone: set[int] = set()
@@ -184,7 +187,7 @@ class _Trace:
             return
         if isinstance(module, NORM_MODULES):
             self.tracer.paused -= 1
-            self.tracer.tags[output] = tag.normalised()
+            self.tracer.tags[output] = tag.normalised().map(Plane.seen_anew)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             self.tracer.mark_external(tensors_in(output))
         for key, value in enumerate(outputs if not empty else ()):
@@ -237,6 +240,14 @@ class _Trace:
         for key, layer in zip(taken.layers, layers, strict=True):
             self._count(layer, key)
 
+    def drop(self, call: Callable[[], Tensor], x: Any) -> Tensor:
+        """Run a dropout: in training, other activations come out."""
+        tag = self.tracer.tag(x) if isinstance(x, Tensor) else Label()
+        output = call()
+        if tag.planes:
+            self.tracer.tags[output] = tag.map(lambda plane: plane.condense(plane.ids))
+        return output
+
     def _look_for_sites(self, key: int | str, tensor: Tensor) -> None:
         """Remember the first place where all neurons of a layer's call can be seen: activated, and behind each norm."""
         planes = self.tracer.tag(tensor).planes if tensor.dtype != torch.bool else ()
@@ -249,6 +260,9 @@ class _Trace:
             ids = [plane.ids for plane in clean if place[0] in plane.calls and plane.joined == place[1]]
             if site := self._site(place[0], key, ids):
                 self.sites[place] = site
+                mine = [plane for plane in clean if place[0] in plane.calls and plane.joined == place[1]]
+                if any(plane.condensed for plane in mine):
+                    self.condensed[place] = mine[0].whole if len(mine) == 1 else None
         for plane in planes:
             steps = plane.norms + plane.averaged
             if (steps or plane.joined) and not (plane.activation or plane.summed or plane.product):
@@ -398,21 +412,23 @@ class _Trace:
         first = self.tracer.activated(number, joined)
         layer.activation = layer.activation or (first.activation if first else None)
         layer.own = own = Site((self.events[self.produced[number]],), self.keys[number], layer.axis, layer.num_neurons)
+        steps = 0 if first is None else first.norms + first.averaged
+        # What comes out of a norm gets the gradient of the sum that it is added to.
+        seen = self.inputs.get((number, steps, joined)) or (self.inputs.get((number, steps, ALONE)) if joined else None)
+        start = seen if steps else own
         gated = number in self.products and number not in self.alone  # a shut gate does not silence what is heard alone
         layer.gated |= gated
         if gated:
             layer.sites.append(self.products[number])
-        elif (number, joined) in self.sites:
+        elif (number, joined) in self.sites and not (start and self.condensed.get((number, joined))):
             layer.sites.append(self.sites[number, joined])
+            layer.condensed |= (number, joined) in self.condensed
         elif first is None:
             layer.sites.append(own)
-        elif first.replay:
-            layer.sites.append(replace(own, replay=first.replay))
+        elif start and (replay := self.condensed.get((number, joined)) or first.replay):
+            layer.sites.append(replace(start, replay=replay))
         else:
             layer.note(f"no module sees its neurons after {first.activation}")
-        steps = 0 if first is None else first.norms + first.averaged
-        # What comes out of a norm gets the gradient of the sum that it is added to.
-        seen = self.inputs.get((number, steps, joined)) or (self.inputs.get((number, steps, ALONE)) if joined else None)
         if seen is not None:
             layer.inputs.append(seen)
         elif first is None or not first.norms:

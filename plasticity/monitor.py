@@ -250,7 +250,7 @@ class Monitor:
 
     def require_readable(self) -> None:
         """Raise RuntimeError if what was called so far shows that nothing can be read: see :meth:`read`."""
-        if self._guide.error or (not self.num_passes and (self._observer.strays or self._observer.mask_error)):
+        if self._guide.error or (not self.num_passes and (self._observer.stray or self._observer.mask_error)):
             raise RuntimeError(f"no data: {self._guide.error or self._why_nothing()}")
 
     def read(self) -> Reading:
@@ -282,9 +282,15 @@ class Monitor:
         if self._observer.mask_error:
             return f"the mask of no pass could be found: {self._observer.mask_error}"
         if methods := self._observer.strays:
+            how = "its call" if "forward" in methods else "forward"
             return (
-                f"training called {type(self.model).__name__} by {', '.join(methods)} and not by forward; "
+                f"training called {type(self.model).__name__} by {', '.join(methods)} and not by {how}; "
                 f"pass calls={tuple(methods)!r}"
+            )
+        if parts := self._observer.stray_parts:
+            return (
+                f"training called parts of {type(self.model).__name__} ({', '.join(parts)}) and never the whole; "
+                "let a method of it call them, and pass calls= with its name"
             )
         if self.passes == "training":
             return "no forward pass with gradients enabled was followed by a backward pass while attached"

@@ -109,6 +109,33 @@ def test_the_message_names_the_method_that_was_called(method: str) -> None:
     session.close()
 
 
+@pytest.mark.parametrize("calls", [(), ("forward",)])
+def test_forward_that_is_called_by_its_name_is_a_method_like_others(calls: tuple[str, ...]) -> None:
+    policy, x = Policy(), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(policy.parameters(), 0.1)
+    with watch(policy, optimizer, every=1, log=None, probes=["dormancy"], calls=calls) as session:
+        by_hand = expected(policy, x)
+        policy.forward(x).square().mean().backward()
+        if not calls:
+            with pytest.warns(RuntimeWarning, match=r"by forward and not by its call; pass calls=\('forward',\)"):
+                optimizer.step()
+            return
+        optimizer.step()
+        np.testing.assert_allclose(session.last["model"].scores["dormancy"]["a"].numpy(force=True), by_hand, rtol=1e-5)
+
+
+def test_parts_that_are_called_instead_of_the_model_are_named() -> None:
+    model, x = (
+        nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 8), nn.ReLU()), "head": nn.Linear(8, 2)}),
+        torch.randn(9, 4),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, every=1, log=None, probes=["dormancy"]):
+        model["head"](model["body"](x)).square().mean().backward()
+        with pytest.warns(RuntimeWarning, match=r"parts of ModuleDict \(body, head\) and never the whole"):
+            optimizer.step()
+
+
 def test_a_method_that_raises_is_no_pass_and_copies_have_the_method_itself() -> None:
     policy, x = Policy(), torch.randn(32, 4)
     with Monitor(policy, ["dormancy"], calls=("evaluate_actions", "fails")) as monitor:

@@ -12,7 +12,7 @@ from .hooks import Hook
 
 MOST_STACKS = 64
 """So many call stacks are looked at, at most, for the methods by which a model is called."""
-OF_TORCH = ("_wrapped_call_impl", "_call_impl", "inner", "forward")
+OF_TORCH = ("_wrapped_call_impl", "_call_impl", "inner")
 """Methods that a call of the model itself runs."""
 
 
@@ -25,7 +25,10 @@ def require_methods(model: nn.Module, methods: Sequence[str]) -> tuple[str, ...]
 
 
 def calling_method(model: nn.Module) -> str | None:
-    """Return the outermost method of ``model`` that is running, None if that is ``forward`` or there is none."""
+    """Return the outermost method of ``model`` that is running, None if that is torch's own call or there is none.
+
+    ``forward`` is returned where it was called by its name: then no hook runs.
+    """
     found, frame = None, sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back

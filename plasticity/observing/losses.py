@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 LOOKED_AT = 20
@@ -23,7 +24,8 @@ class StrayPasses:
     def __init__(self, name: str, network: nn.Module, optimizer: Optimizer) -> None:
         self.name = name
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._weight = next((p for p in network.parameters() if p.requires_grad and id(p) in held), None)
+        trained = (p for p in network.parameters() if p.requires_grad and id(p) in held)
+        self._weight = next((p for p in trained if not is_lazy(p)), None)
         self._arrived, self._stepping, self._steps = False, False, 0
         self._handles: list[Any] = []
         if self._weight is not None:

@@ -65,6 +65,9 @@ class Observer:
         """Methods of the model that count as passes, beside ``forward``."""
         self.strays: dict[str, int] = {}
         """Methods that ran outside every pass, with how often."""
+        self.stray_parts: list[str] = []
+        """The parts of the model that ran outside every pass and every method, in order."""
+        self._num_strays = 0
         self.is_paused = False
         self.share = 1.0
         """Share of the steps, in [0, 1], that are observed: decides whether a compiled graph of their own pays."""
@@ -308,11 +311,21 @@ class Observer:
             )
         self.mask_error = repr(error)
 
+    @property
+    def stray(self) -> bool:
+        """Return whether anything of the model ran outside every pass."""
+        return bool(self.strays or self.stray_parts)
+
     def note_stray(self, name: str, module: nn.Module, args: tuple) -> None:
         """Note the method in which a module runs outside every pass."""
         counts = self._pass is None and (self.passes == "all" or torch.is_grad_enabled()) and not in_backward()
-        if counts and sum(self.strays.values()) < MOST_STACKS and (method := calling_method(self.model)):
+        if not counts or self._num_strays >= MOST_STACKS:
+            return
+        self._num_strays += 1
+        if method := calling_method(self.model):
             self.strays[method] = self.strays.get(method, 0) + 1
+        elif not any(f"{name}.".startswith(f"{part}.") for part in self.stray_parts):
+            self.stray_parts.append(name)
 
     def weigh(self, name: str, gradient: Tensor) -> None:
         """Look at the gradient of a layer's weight."""

@@ -390,7 +390,7 @@ def test_no_data_is_an_error() -> None:
     model, x = models.mlp(), models.vectors()
     with Monitor(model) as monitor:
         model[0](x)
-    with pytest.raises(RuntimeError, match=r"no data: Sequential was not called while attached"):
+    with pytest.raises(RuntimeError, match=r"no data: training called parts of Sequential \(0\) and never"):
         monitor.read()
     with Monitor(model, passes="training") as monitor:
         model(x)

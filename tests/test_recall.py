@@ -202,3 +202,22 @@ def test_what_is_replaced_in_mid_run_costs_no_knowledge_of_the_rest(name: str) -
     consumers = [m for path, m in model.heads.named_modules() if isinstance(m, nn.Linear)]
     assert len(consumers) >= 2
     assert not any(consumer.weight[:, :2].any() for consumer in consumers)
+
+
+def test_units_that_two_layers_write_are_recycled_after_a_resume_as_before() -> None:
+    def summed(s: Any, x: Tensor, task: int) -> Tensor:
+        return s.heads[task]((s.a(x) + s.b(x)).relu())
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        heads = nn.ModuleList([nn.Linear(6, 1) for _ in range(2)])
+        model = Net(summed, a=nn.Linear(4, 6), b=nn.Linear(4, 6), heads=heads)
+        kill(model)
+        return model
+
+    state, _ = steps(build(), (0, 1), ReDo(every=1, threshold=0.0))
+    model = build()
+    _, writer = steps(model, (0,), ReDo(every=1, threshold=0.0), state)
+    assert writer.named("redo")[0]["neurons"] == {"a": [0, 1], "b": [0, 1]}
+    for head in model.heads:
+        assert not head.weight[:, :2].any()

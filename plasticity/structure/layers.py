@@ -281,8 +281,7 @@ def union(layers: list[Layer]) -> Layer:
         found.own = found.own or layer.own
         found.num_calls = max(found.num_calls, layer.num_calls)
         found.activation = found.activation or layer.activation
-        found.gated |= layer.gated
-        found.condensed |= layer.condensed
+        found.gated, found.condensed = found.gated or layer.gated, found.condensed or layer.condensed
         found.writes_to_stream |= layer.writes_to_stream
         found.sites += [site for site in layer.sites if not any(map(site.same_as, found.sites))]
         found.inputs += [site for site in layer.inputs if not any(map(site.same_as, found.inputs))]

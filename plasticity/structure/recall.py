@@ -35,7 +35,7 @@ def _of_layer(layer: Layer) -> dict[str, Any]:
         **{key: getattr(layer, key) for key in COPIED},
         "num_neurons": layer.num_neurons,
         "neurons_last": getattr(layer.module, "neurons_last", None),
-        "consumers": [[c.layer, _short(c.columns), c.summed, c.product] for c in layer.consumers],
+        "consumers": [[c.layer, _short(c.columns), c.summed, c.product, c.joined] for c in layer.consumers],
         "norms": [[norm.module, _short(norm.entries), norm.before] for norm in layer.norms],
         "unresolved": [*layer.unresolved],
         "parts": [part.rows for part in layer.parts],

@@ -230,12 +230,17 @@ class Watcher:
         try:
             self.on_reading(name, self._read(monitor), step)
         except Exception as error:
-            if self.strict:
+            if self.strict and _has_gradients(self._trained_by[name]):
                 raise
             if name not in self._warned:
                 self._warned.add(name)
                 message = f"{name} was not measured at optimizer step {step}: {error}"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    """Return whether anything was there to step with: Lightning steps, too, where a training step returned None."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _trainer(name: str, network: nn.Module, optimizers: Sequence[Optimizer]) -> Optimizer:

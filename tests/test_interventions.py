@@ -24,7 +24,7 @@ from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.commands.train import main
-from plasticity.interventions import INTERVENTIONS, Intervention, NeuroplasticExpansion, ReDo
+from plasticity.interventions import INTERVENTIONS, Intervention, NeuroplasticExpansion, ReDo, Reset
 from plasticity.interventions.scheduled import Scheduled
 from plasticity.monitor import Monitor
 
@@ -574,3 +574,16 @@ def test_edits_are_announced() -> None:
     ctx = Context(on_edit=[lambda: calls.append("a"), lambda: calls.append("b")])
     ctx.edited()
     assert calls == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"at": 8}, r"at=\(8,\)"),
+        ({"networks": "critic*"}, r"networks=\('critic\*',\)"),
+        ({"every": "5"}, "every as a number"),
+    ],
+)
+def test_one_value_where_several_belong_is_refused(given: dict[str, Any], needed: str) -> None:
+    with pytest.raises(TypeError, match=needed):
+        Reset(**{"every": 3, **given})

@@ -257,6 +257,23 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
         make_trainer(tmp_path, [PlasticityCallback(None, every=1)], max_steps=2).fit(Uncalled(), batches())
 
 
+class Skips(Fits):
+    """Leave out every second batch, as Lightning allows: the optimizer is called, without any gradient."""
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        return None if index % 2 else super().training_step(batch, index)
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step. returned .None.")
+def test_a_batch_that_is_left_out_stops_no_training(tmp_path: Path) -> None:
+    callback = PlasticityCallback("net", every=1, interventions=[ReDo(every=2)])
+    trainer = make_trainer(tmp_path, [callback])
+    with pytest.warns(RuntimeWarning, match="was not measured at optimizer step 2: no data"):
+        trainer.fit(Skips(), batches())
+    assert trainer.state.finished
+    assert "net" in callback.last
+
+
 class Uncalled(Fits):
     """A forward that the training step does not call."""
 

@@ -534,3 +534,8 @@ def test_a_writer_that_fails_in_a_context_is_left_behind(tmp_path):
     ctx.log({"a": 2.0})
     assert broken.count == 1
     assert ctx.latest == {"a": 2.0}
+
+
+def test_the_class_of_a_writer_is_no_writer() -> None:
+    with pytest.raises(TypeError, match=r"got the class CsvWriter for a writer: make one, CsvWriter\(\.\.\.\)"):
+        require_destinations([CsvWriter])

@@ -57,12 +57,26 @@ class Intervention(Callback):
         for name, value in self.PRESETS.get(preset or "", {}).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        self._require_schedule()
         self.counts: dict[str, int] = {}
         """Cumulative numbers of what was done, logged with every event."""
         self._handles: list[Any] = []
         self._kept: dict[str, nn.Module] = {}
         # Not the seed itself: after torch.manual_seed(seed) a redraw would repeat the initial weights.
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{self.NAME}/{getattr(self, 'seed', 0)}".encode()))
+
+    def _require_schedule(self) -> None:
+        """Raise TypeError for text where numbers belong, and for one value where several do.
+
+        A string of ``networks`` would be taken for globs of one letter, and "critic*" for every network.
+        """
+        kind = type(self).__name__
+        for name in ("every", "start", "stop"):
+            if isinstance(value := getattr(self, name, None), str):
+                raise TypeError(f"{kind} takes {name} as a number of ticks of its clock; got {value!r}")
+        for name in ("at", "networks"):
+            if isinstance(value := getattr(self, name, None), (str, int)):
+                raise TypeError(f"{kind} takes {name} as a tuple, {name}=({value!r},); got {value!r}")
 
     def choose(self, ctx: Context, networks: tuple[str, ...] = ()) -> dict[str, nn.Module]:
         """Return the run's networks whose names match the globs, all for an empty tuple; ValueError if none does."""

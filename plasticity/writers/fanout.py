@@ -78,6 +78,8 @@ class Writers(Writer):
 
 def require_writer(name: str, writer: Any) -> None:
     """Raise TypeError for an object that lacks a method of a writer."""
+    if isinstance(writer, type):
+        raise TypeError(f"got the class {writer.__name__} for a writer: make one, {writer.__name__}(...)")
     if missing := [method for method in METHODS if not callable(getattr(writer, method, None))]:
         raise TypeError(
             f"{name} is no writer: it lacks {', '.join(missing)}; let its class inherit from plasticity.Writer"

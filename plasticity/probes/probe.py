@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -111,7 +112,7 @@ class Probe:
     @property
     def signals(self) -> frozenset[str]:
         """The names of the signals that this probe uses."""
-        return frozenset(s for s in SIGNALS if self.takes_rows(s)) | frozenset(self.sums())
+        return signals_with_rows(type(self)) | frozenset(self.sums())  # type: ignore[arg-type]
 
     @classmethod
     def takes_rows(cls, signal: str) -> bool:
@@ -204,3 +205,9 @@ class Probe:
 def num_samples_in(signal: str, rows: Tensor) -> int:
     """Return the number of samples in the rows of a signal; 1 for weights, whose rows are neurons."""
     return 1 if signal in OF_WEIGHTS else rows.shape[0]
+
+
+@cache
+def signals_with_rows(kind: type[Probe]) -> frozenset[str]:
+    """Return the signals of which probes of a class get the rows."""
+    return frozenset(signal for signal in SIGNALS if kind.takes_rows(signal))

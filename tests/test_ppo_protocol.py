@@ -91,5 +91,5 @@ def test_a_preset_fills_in_settings_and_those_of_the_user_go_before() -> None:
     assert config.preset == "c-chain"
     with pytest.raises(ValueError, match="no preset 'c-chian' for ppo; did you mean c-chain"):
         parse("ppo", ["--env", "cgym/cartpole", "--preset=c-chian"])
-    with pytest.raises(ValueError, match="there are: none"):
+    with pytest.raises(ValueError, match="no preset 'c-chain' for sac; there are: zoo"):
         parse("sac", ["--env", "Pendulum-v1", "--preset", "c-chain"])

@@ -21,6 +21,8 @@ WRITTEN = (
     METRICS_FILE,
     SCORES_FILE,
     "metrics.csv",
+    "scores.csv",
+    "settings.csv",
     "events.csv",
     "video.mp4",
     "events.out.tfevents.*",

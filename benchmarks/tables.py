@@ -76,13 +76,16 @@ def metric_costs(figures: dict[str, Any]) -> str:
     blocks, every = [], figures["every"]
     for agent, modes in figures["costs"].items():
         heads = [f"one reading, {mode}, ms" for mode in modes] + [f"once in {every:,}, {mode}, %" for mode in modes]
-        lines = [f"| {agent.upper()} | {' | '.join(heads)} | every update, eager, % |", f"|---|{'---|' * 5}"]
+        gathered = any("every" in costs for costs in next(iter(modes.values())).values())
+        heads += ["every update, eager, %"] * gathered
+        lines = [f"| {agent.upper()} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
         for name in next(iter(modes.values())):
             times = [{key: median(values) for key, values in costs[name].items()} for costs in modes.values()]
             cells = [f"{time['reading']:.2f}" for time in times]
             cells += [f"{100 * time['reading'] / (every * time['update']):.3f}" for time in times]
             whole = times[0]
-            cells.append(f"{100 * whole['every'] / whole['update']:.1f}" if "every" in whole else "")
+            if gathered:
+                cells.append(f"{100 * whole['every'] / whole['update']:.1f}" if "every" in whole else "")
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

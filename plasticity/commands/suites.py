@@ -14,8 +14,6 @@ class Suite:
     agent: str
     arguments: str
     """Of ``plasticity train``, for every run."""
-    hours: float
-    """Time of one method for one seed on all streams, on one core, roughly."""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Environment -> method -> area."""
     order: tuple[str, ...] = ()
@@ -30,7 +28,6 @@ SUITES: dict[str, Suite] = {
         tuple(f"cgym/{game}" for game in CONTROL_STREAMS),
         "ppo",
         "--preset c-chain",
-        0.9,
         {
             "cgym/cartpole": {
                 "oracle": 299.9, "none": 61.8, "trac": 217.4, "weight_clipping": 154.3, "l2_init": 266.1,
@@ -45,21 +42,20 @@ SUITES: dict[str, Suite] = {
         C_CHAIN,
     ),
     "cgym-short": Suite(
-        tuple(f"cgym-short/{game}" for game in CONTROL_STREAMS), "ppo", "--preset c-chain", 0.2
+        tuple(f"cgym-short/{game}" for game in CONTROL_STREAMS), "ppo", "--preset c-chain"
     ),
     "slippery": Suite(
-        ("slippery-halfcheetah", "slippery-hopper", "slippery-ant"), "ppo", "", 0.9
+        ("slippery-halfcheetah", "slippery-hopper", "slippery-ant"), "ppo", ""
     ),
     "cminatar": Suite(
         ("cminatar",),
         "dqn",
         "--lr 3e-4 --buffer-size 500000 --target-every 1000",
-        1.0,
         source="agent and settings as in the code of Tang et al. 2025, with a tenth of their steps",
     ),
-    "cdmc": Suite(("cdmc/walker", "cdmc/quadruped", "cdmc/dog"), "ppo", "", 0.9),
+    "cdmc": Suite(("cdmc/walker", "cdmc/quadruped", "cdmc/dog"), "ppo", ""),
     "supervised": Suite(
-        ("bitflip", "permuted-digits", "random-labels", "warm-start"), "supervised", "--preset streams", 0.1
+        ("bitflip", "permuted-digits", "random-labels", "warm-start"), "supervised", "--preset streams"
     ),
 }  # fmt: skip
 """Suite by name; add your own."""

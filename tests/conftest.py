@@ -37,13 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if not is_left_out(item)]
     for item in repeated_off_the_cpu(items):
         item.add_marker("slow")
+    for item in beyond_the_sample(items):
+        item.add_marker("sampled")
+        item.add_marker("slow")
 
 
 def repeated_off_the_cpu(items: list[pytest.Item]) -> list[pytest.Item]:
     """Return all parameter sets of every test on a device other than the CPU but one.
 
     The one is drawn by the test's name, so that the tests of a file do not all take the same agent. A test marked
-    `each(NAME, ...)` keeps one for every value of the parameters NAME.
+    `each(NAME, ...)` keeps one for every value of the parameters NAME, one marked `slow_off_the_cpu` none.
     """
     groups: dict[tuple, list[pytest.Item]] = {}
     for item in items:
@@ -53,8 +56,23 @@ def repeated_off_the_cpu(items: list[pytest.Item]) -> list[pytest.Item]:
         apart = [name for mark in item.iter_markers("each") for name in mark.args]
         test = item.nodeid.split("[")[0]
         groups.setdefault((test, values["device"], *(str(values[name]) for name in apart)), []).append(item)
-    kept = {group[zlib.crc32(test.encode()) % len(group)] for (test, *_), group in groups.items()}
+    kept = {
+        group[zlib.crc32(test.encode()) % len(group)]
+        for (test, *_), group in groups.items()
+        if not group[0].get_closest_marker("slow_off_the_cpu")
+    }
     return [item for group in groups.values() for item in group if item not in kept]
+
+
+def beyond_the_sample(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the parameter sets beyond the first `n` of a test marked `some(n)`, in an order drawn by their names."""
+    groups: dict[tuple, list[pytest.Item]] = {}
+    for item in items:
+        if (mark := item.get_closest_marker("some")) and not item.get_closest_marker("slow"):
+            off_the_cpu = item.callspec.params.get("device", "cpu") != "cpu"  # type: ignore[attr-defined]
+            groups.setdefault((item.nodeid.split("[")[0], off_the_cpu, *mark.args), []).append(item)
+    drawn = [(n, sorted(group, key=lambda i: zlib.crc32(i.name.encode()))) for (_, _, n), group in groups.items()]
+    return [item for n, group in drawn for item in group[n:]]
 
 
 @pytest.fixture(autouse=True)

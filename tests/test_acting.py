@@ -75,6 +75,7 @@ def numpy_here() -> bool:
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.slow_off_the_cpu
 def test_the_numbers_are_the_modules(head: str, activation: str) -> None:
     network, act = make(head, activation=activation)
     for rows in range(1, MAX_ROWS + 1):
@@ -290,6 +291,7 @@ def test_agents_act_by_it_and_by_the_module_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.slow_off_the_cpu
 def test_measuring_changes_no_bit_although_hooks_are_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     run = acting.NumpyPlan.run

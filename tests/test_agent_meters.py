@@ -176,5 +176,6 @@ REST = [
 @pytest.mark.parametrize(
     ("kind", "agent", "settings"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)]
 )
+@pytest.mark.some(1)
 def test_every_meter_passes_its_battery(kind: type, agent: str, settings: dict) -> None:
     check_meter(kind, settings, agent=agent)

@@ -146,6 +146,7 @@ def test_images_have_latents_behind_the_convolutions() -> None:
     assert agent.networks["actor"](obs).shape == (3, ACTION)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_a_method_and_a_monitor_see_its_neurons() -> None:
     config = SACConfig(
         actor="amortized", hidden=(12, 10), batch_size=8, learning_starts=8, buffer_size=200, num_pairs=2

@@ -40,6 +40,7 @@ CARTPOLE = ("--env", "CartPole-v1")
 @pytest.mark.parametrize(
     "name", some([(name,) for name in INTERVENTIONS if name not in ("pfo", "random_shift")], share=8)
 )
+@pytest.mark.some(3)
 def test_every_method_passes(name: str) -> None:
     check_method(INTERVENTIONS[name], FREQUENT[name], NEVER.get(name))
 
@@ -59,6 +60,7 @@ def test_an_agent_from_the_protocol_alone_passes() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.some(2)
 def test_every_agent_passes(name: str) -> None:
     check_agent(*AGENTS[name], OPTIONS[name])
 
@@ -147,6 +149,7 @@ def test_a_method_from_outside_passes() -> None:
         ("global", "random streams of a run in which the method does nothing"),
     ],
 )
+@pytest.mark.some(1)
 def test_a_method_that_breaks_the_contract_is_named(fault: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_method(Noise, {"fault": fault}, {"fault": fault, "scale": 0.0})

@@ -191,6 +191,7 @@ def test_what_is_official_does_not_move_biases() -> None:
     assert torch.equal(net[2].bias, before)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_nothing_is_known_of_a_replaced_neuron_and_its_moments_are_cleared() -> None:
     agent, _, writer = run_sac([method := ContinualBackprop(rate=0.05, maturity=2, decay=0.9)], steps=50)
     last = [event for event in writer.named("cbp") if event["network"] == "critic_1"][-1]

@@ -26,6 +26,7 @@ from plasticity.testing import check_environment
         pytest.param("atari/breakout", {"steps": 10, "resumable": False}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.some(4)
 def test_families_pass(name, options):
     family = name.partition("/")[0]
     if family in extras.EXTRAS and not extras.installed(family):

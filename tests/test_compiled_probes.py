@@ -59,6 +59,8 @@ def assert_same_readings(found: Readings, expected: Readings) -> None:
 
 
 @pytest.mark.parametrize("name", some_compiled(["sac", "td3", "dqn", "ppo"], quick=[]))
+@pytest.mark.some(2)
+@pytest.mark.slow_off_the_cpu
 def test_the_same_bits_are_learned_and_read_is_what_hooks_see(name: str) -> None:
     plain, _, _ = learn(name, "on")
     measured, found, agent = learn(name, "on", ALL, every=5, window=3)

@@ -33,6 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("agent", QUICK_RUNS)
+@pytest.mark.some(3)
 def test_a_run_of_every_agent_is_played_and_probed_at_the_defaults(agent: str, runs: Path) -> None:
     assert "10 episodes" in command("eval", runs / agent)
     assert "dormancy" in command("probe", runs / agent)

@@ -90,6 +90,7 @@ def collect(agent: Any, steps: int) -> None:
 @pytest.mark.each("name", "changes", "compile")
 @pytest.mark.parametrize("compile", ["off", "on"])
 @pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
+@pytest.mark.some(8)
 def test_updates_wait_for_nothing(
     name: str, changes: dict[str, Any], compile: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ def test_probes_say_what_they_say_on_the_cpu(device: str) -> None:
 @pytest.mark.each("method")
 @pytest.mark.parametrize("compile", ["off", "on"])
 @pytest.mark.parametrize("method", SOME)
+@pytest.mark.some(3)
 def test_methods_act_and_stay_on_the_device(method: str, compile: str, device: str) -> None:
     if compile == "on" and device == "cpu":
         pytest.skip(NOT_HERE)
@@ -262,6 +264,7 @@ def test_methods_act_and_stay_on_the_device(method: str, compile: str, device: s
 
 @pytest.mark.each("method")
 @pytest.mark.parametrize("method", SOME)
+@pytest.mark.some(2)
 def test_a_default_device_moves_nothing(method: str, device: str) -> None:
     """An agent of the CPU is trained as ever where `torch.set_default_device` names another device."""
     if device == "cpu":
@@ -287,6 +290,7 @@ def test_a_default_device_moves_nothing(method: str, device: str) -> None:
 @pytest.mark.each("agent")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what is said about so small a run is not the subject
 @pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.some(2)
 def test_commands_train_resume_evaluate_and_probe(
     agent: str, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +312,7 @@ def test_commands_train_resume_evaluate_and_probe(
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("method", SOME)
+@pytest.mark.some(2)
 def test_methods_go_on_after_resuming(method: str, device: str, tmp_path: Path) -> None:
     """Their saved state is loaded to the CPU, and they go on to change weights that are elsewhere."""
     flags = [f"--{method.replace('_', '-')}"]

@@ -66,6 +66,7 @@ def test_budgets_are_times() -> None:
     assert [seconds_of(text) for text in ("60s", "5m", "1h", "90", "0.5m")] == [60, 300, 3600, 90, 30]
 
 
+@pytest.mark.slow
 def test_global_random_states_of_a_process_do_not_matter(run: Path, tmp_path: Path) -> None:
     texts = []
     for seed in (1, 2):

@@ -171,6 +171,7 @@ def test_a_saturated_policy_learns_no_rewards_but_a_teacher() -> None:
 # -- no trace ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_off_the_cpu
 def test_nothing_changes(everywhere: torch.device) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
@@ -230,6 +231,7 @@ def test_thawing_and_rates() -> None:
 @pytest.mark.parametrize(
     "agent", ["sac", pytest.param("ppo", marks=pytest.mark.slow), pytest.param("dqn", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_fit_probe_is_a_meter(agent: str) -> None:
     check_meter(FitProbe, {"steps": 3, "states": 8, "batches": 2}, agent)
 
@@ -271,6 +273,7 @@ FEW = [
 
 
 @pytest.mark.parametrize(("cause", "network", "steps", "teachers"), FEW, ids=[cause.__name__ for cause, *_ in FEW])
+@pytest.mark.some(2)
 def test_some_planted_causes_are_named_first(cause: object, network: str, steps: int, teachers: int) -> None:
     assert named(cause, network, 0, teachers=teachers, steps=steps) == CAUSES[cause]  # type: ignore[index]
 

@@ -299,6 +299,7 @@ CASES += [(name, option) for name in ("discount", "both", "clock") for option in
 
 @pytest.mark.parametrize(("name", "option"), CASES)
 @pytest.mark.on_real_devices
+@pytest.mark.some(10)
 def test_learns_the_known_values(name: str, option: str) -> None:
     env = make_env(f"sanity/{name}", num_envs=8, seed=0)
     gamma = 0.5

@@ -80,6 +80,7 @@ def test_a_run_without_past_transitions_is_refused() -> None:
         DormantMinimization(every=1).on_train_start(ctx)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_sac_without_exploration_noise_is_perturbed_all_the_same() -> None:
     _, _, writer = run_sac([DormantMinimization(every=8, clock="updates", measure_every=4, batch_size=8)], steps=50)
     assert writer.named("drm")

@@ -22,6 +22,7 @@ def test_golden_numbers() -> None:
     assert newest(300, 1000, 1000, 0.996, 5000) == 300
 
 
+@pytest.mark.slow_off_the_cpu
 def test_each_update_of_a_round_draws_from_newer_transitions() -> None:
     method, ages = RecentExperience(eta=0.999, smallest=4, round_length=4), list[tuple[int, int, float]]()
 
@@ -40,6 +41,7 @@ def test_each_update_of_a_round_draws_from_newer_transitions() -> None:
         assert drawn == int(expected)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_no_weight_is_left_and_eta_1_is_uniform() -> None:
     agent, _, _ = run_sac([RecentExperience(eta=1.0)], steps=30)
     plain, _, _ = run_sac([], steps=30)

@@ -136,6 +136,7 @@ def test_an_example_has_at_most_fifteen_lines(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "agent"), CASES)
+@pytest.mark.some(10)
 def test_an_example_runs_and_resumes(name: str, agent: str, tmp_path: Path) -> None:
     register(name)
     whole = check_run(
@@ -178,6 +179,7 @@ def test_the_example_of_an_agent_passes_its_battery() -> None:
     check_agent(*AGENTS["reinforce"], options("reinforce", "reinforce"))
 
 
+@pytest.mark.slow
 def test_examples_of_terms_pass_the_battery_of_methods() -> None:
     for name in ("parseval", "towards_init"):
         register(name)

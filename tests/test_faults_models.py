@@ -101,6 +101,7 @@ def whole_batch() -> dict[str, Any]:
 
 
 @pytest.mark.on_cpu
+@pytest.mark.slow
 def test_two_processes_score_the_whole_batch_and_stay_equal(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RANKS, str(tmp_path), json.dumps(METHODS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -266,6 +266,7 @@ def test_all_of_them_together_eager_and_compiled() -> None:
         torch.testing.assert_close(ends["on"][key], value, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_the_terms_are_no_passes_that_probes_count() -> None:
     from plasticity import Measure
 
@@ -278,6 +279,7 @@ def test_the_terms_are_no_passes_that_probes_count() -> None:
 
 
 @pytest.mark.on_cpu
+@pytest.mark.slow
 def test_the_contract_of_one_on_each_agent() -> None:
     check_method(Chain, {"log_every": 5, "relative": 0.1, "window": 7, "warmup": 3, "batch_size": 4})
     check_method(ProximalFeatures, {"log_every": 2}, agent="ppo")

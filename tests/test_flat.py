@@ -181,6 +181,7 @@ def disturb(agent: Any, i: int) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.some(3)
 def test_an_agent_learns_what_it_would_learn_eagerly(name: str) -> None:
     make, inputs = MAKERS[name]
     eager, fast = make("off"), make("on")
@@ -199,6 +200,8 @@ def test_an_agent_learns_what_it_would_learn_eagerly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.some(2)
+@pytest.mark.slow_off_the_cpu
 def test_a_resumed_run_is_the_same_to_the_bit(name: str) -> None:
     make, inputs = MAKERS[name]
     whole, first, second = make("on"), make("on"), make("on")

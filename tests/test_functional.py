@@ -398,6 +398,7 @@ def test_an_optimizer_that_cannot_forget_a_slice_is_refused_at_the_start() -> No
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.some(4)
 def test_no_graph_of_a_stack_is_held(name: str) -> None:
     model = PRODUCTS[name]()
     with Monitor(model, ["dormancy", "grama"], passes="training", strict=True) as monitor:

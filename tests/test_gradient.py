@@ -147,6 +147,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.some(3)
 def test_losses_equal_the_eager_ones(name: str) -> None:
     make, inputs = AGENTS[name]
     eager, fast = make("off"), make("on")
@@ -188,6 +189,7 @@ def test_prioritised_replay_gets_its_errors() -> None:
 
 
 @pytest.mark.inductor
+@pytest.mark.slow_off_the_cpu
 def test_the_same_seed_gives_the_same_bits() -> None:
     make, inputs = AGENTS["sac"]
     one, other = make("on"), make("on")
@@ -209,6 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_compiled_run_too(name: str) -> None
 
 @pytest.mark.inductor
 @pytest.mark.on_real_devices
+@pytest.mark.slow
 def test_graphs_of_equal_shapes_keep_their_own_constants() -> None:
     """Inductor finds the second one's graph on its disk, in which the first one's support is not."""
     for limit in (10.0, 25.0):

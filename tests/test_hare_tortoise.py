@@ -48,6 +48,7 @@ def test_the_weights_become_their_own_average_and_the_optimizer_stays() -> None:
     assert [event["applications"] for event in writer.named("hare_tortoise")] == [1, 1]
 
 
+@pytest.mark.slow_off_the_cpu
 def test_momentum_1_goes_back_to_the_first_weights_and_0_changes_nothing() -> None:
     agent, _, _ = run_sac([HareTortoise(every=1, clock="updates", momentum=1.0, networks=("critic*",))], steps=30)
     first, _, _ = run_sac([], steps=8)  # no update yet

@@ -100,6 +100,7 @@ def test_precedence_is_flags_file_run_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("agent", QUICK_RUNS)
+@pytest.mark.some(2)
 def test_a_run_like_another_has_all_its_settings(agent: str, tmp_path: Path) -> None:
     methods = [f"--{name.replace('_', '-')}" for name in [*INTERVENTIONS, *METERS] if name != "plasticity_injection"]
     words = (*QUICK_RUNS[agent], *methods, "--plasticity-injection", "--plasticity-injection.at", "70", "--seed", "3")

@@ -257,6 +257,7 @@ def test_sac_with_one_that_never_fires_is_bit_identical() -> None:
     assert str(plain.state_dict()) == str(other.state_dict())
 
 
+@pytest.mark.slow_off_the_cpu
 def test_resume_rebuilds_the_heads_before_weights_are_loaded() -> None:
     method = PlasticityInjection(at=(10,), clock="updates")
     agent, _, _ = train_sac([method])
@@ -302,6 +303,7 @@ def test_probes_see_the_hidden_layer_of_the_new_head() -> None:
     assert {"0", "2.new.2"} <= set(reading.num_neurons)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_a_reset_after_an_injection_leaves_a_fresh_network_only() -> None:
     method, reset = PlasticityInjection(at=(10,), clock="updates"), Reset(at=(15,), clock="updates")
     agent, ctx, writer = train_sac([method, reset], steps=40)

@@ -252,6 +252,7 @@ class Check(Callback):
 
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize(("name", "kind"), some(itertools.product(ON_SAC, OPTIMIZERS), share=6))
+@pytest.mark.some(12)
 def test_every_parameter_is_trained_after_a_method_has_acted(name: str, kind: str) -> None:
     method = INTERVENTIONS[name](**FREQUENT[name])
     agent, ctx, writer = run_sac([method], agent=small_sac(kind))
@@ -263,6 +264,7 @@ def test_every_parameter_is_trained_after_a_method_has_acted(name: str, kind: st
 @pytest.mark.on_real_devices
 @pytest.mark.usefixtures("as_traced")
 @pytest.mark.parametrize("name", [*some_compiled(FIRST, quick=[]), *some([(n,) for n in LATER], share=8)])
+@pytest.mark.some(4)
 def test_compiled_updates_end_where_eager_ones_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a method edits, masks, replaces or hooks, it does on compiled updates what it does on eager ones.
 
@@ -292,6 +294,7 @@ def test_compiled_updates_end_where_eager_ones_do(name: str, monkeypatch: pytest
 
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", ON_SAC)
+@pytest.mark.some(12)
 def test_no_hook_is_left_and_training_may_go_on(name: str) -> None:
     method = INTERVENTIONS[name](**FREQUENT[name])
     agent, ctx, _ = run_sac([method], steps=40)
@@ -356,6 +359,8 @@ def documented(kind: type) -> set[str]:
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
+@pytest.mark.some(8)
+@pytest.mark.slow_off_the_cpu
 def test_every_field_has_a_default_and_a_help_text(name: str) -> None:
     kind = INTERVENTIONS[name]
     kind()
@@ -408,19 +413,27 @@ def test_presets_are_those_of_paper_and_code(name: str, field: str) -> None:
     assert tuple(getattr(INTERVENTIONS[name](preset=p), field) for p in ("paper", "official")) == TABLE[name, field]
 
 
-def test_a_bare_flag_switches_on_and_a_dotted_one_sets(capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["sac", "--env", "sanity/both-continuous", "--dry-run", "--hidden", "8", "8", "--batch-size", "8"]
-    for name, kind in INTERVENTIONS.items():
-        flag = f"--{name.replace('_', '-')}"
-        option = [f"{flag}.preset", list(kind.PRESETS)[-1]] if kind.PRESETS else [f"{flag}.seed", "1"]
-        assert main([*base, flag, *option]) == 0
-        printed = capsys.readouterr().out
-        assert f'"{name}": {{' in printed
-        for key, value in kind.PRESETS[option[1]].items() if kind.PRESETS else ():
-            assert f'"{key}": {str(value).lower() if isinstance(value, bool) else ""}' in printed
-        with pytest.raises(ValueError, match=f"sets an option of {name}, which is off; switch it on with {flag}"):
-            main([*base, *option])
-    assert main(base) == 0
+DRY = ("sac", "--env", "sanity/both-continuous", "--dry-run", "--hidden", "8", "8", "--batch-size", "8")
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+@pytest.mark.some(8)
+@pytest.mark.slow_off_the_cpu
+def test_a_bare_flag_switches_on_and_a_dotted_one_sets(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kind, flag = INTERVENTIONS[name], f"--{name.replace('_', '-')}"
+    option = [f"{flag}.preset", list(kind.PRESETS)[-1]] if kind.PRESETS else [f"{flag}.seed", "1"]
+    assert main([*DRY, flag, *option]) == 0
+    printed = capsys.readouterr().out
+    assert f'"{name}": {{' in printed
+    for key, value in kind.PRESETS[option[1]].items() if kind.PRESETS else ():
+        assert f'"{key}": {str(value).lower() if isinstance(value, bool) else ""}' in printed
+    with pytest.raises(ValueError, match=f"sets an option of {name}, which is off; switch it on with {flag}"):
+        main([*DRY, *option])
+
+
+@pytest.mark.slow_off_the_cpu
+def test_without_a_flag_no_method_is_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DRY]) == 0
     assert '"interventions": {}' in capsys.readouterr().out
 
 
@@ -438,6 +451,7 @@ def test_masks_hold_whoever_is_called_first(last: str) -> None:
     assert ne.counts
 
 
+@pytest.mark.slow_off_the_cpu
 def test_a_method_sees_the_network_as_an_injection_left_it() -> None:
     injection = INTERVENTIONS["plasticity_injection"](at=(10,), clock="updates")
     redo = ReDo(every=2, threshold=10.0, cap=0.5)
@@ -459,6 +473,7 @@ def test_a_method_sees_the_network_as_an_injection_left_it() -> None:
     assert [law.weight_law.kind for law in laws.values()] == ["orthogonal", "uniform"]
 
 
+@pytest.mark.slow_off_the_cpu
 def test_an_injection_takes_its_head_out_of_the_expansion() -> None:
     ne = NeuroplasticExpansion(every=2, end=30, dense_ends=False)
     injection = INTERVENTIONS["plasticity_injection"](at=(10,), clock="updates")
@@ -472,6 +487,7 @@ def test_an_injection_takes_its_head_out_of_the_expansion() -> None:
     assert_masked(ne, ctx)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_a_reset_keeps_the_topology_and_redraws_the_weights() -> None:
     ne = NeuroplasticExpansion(every=10**6, end=10**6)
     reset = INTERVENTIONS["reset"](at=(20,), clock="updates")

@@ -74,6 +74,7 @@ def test_steps_bear_the_names_of_optimizers_and_every_network_can_be_run(name: s
 
 
 @every_agent
+@pytest.mark.slow_off_the_cpu
 def test_looking_at_data_changes_nothing_and_is_the_same_after_resuming(name: str) -> None:
     (env, plain), (other_env, watched) = make(name), make(name)
     seen: list[Any] = []

@@ -107,6 +107,7 @@ def test_the_numbers_of_a_row(learning: dict[str, ModuleType], tmp_path: Path, m
     assert table.table().count("not measured") == len(learning["rows"].ROWS) - 1
 
 
+@pytest.mark.slow
 def test_a_row_runs_once_per_seed_and_command(
     learning: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

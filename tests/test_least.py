@@ -299,6 +299,7 @@ def test_a_step_that_few_episodes_reached_is_not_judged() -> None:
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("cap", [0.0, 0.2, 0.5])
+@pytest.mark.slow_off_the_cpu
 def test_the_stop_rate_stays_below_its_cap(cap: float, num_envs: int) -> None:
     method = eager(max_stop_rate=cap, rate_episodes=20, window=20, window_min=20, window_max=20)
     stream = Stream(method, num_envs, length=3)
@@ -313,6 +314,7 @@ def test_the_stop_rate_stays_below_its_cap(cap: float, num_envs: int) -> None:
     assert method.vetoes + method.counts.get("vetoes", 0) > 0
 
 
+@pytest.mark.slow_off_the_cpu
 def test_exempt_episodes_are_never_stopped() -> None:
     stream = Stream(eager(exempt=1.0))
     for q in (10.0, 1.0, 1.0):
@@ -390,6 +392,8 @@ def test_stop_rate_on_a_fixed_stream_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("level", [3.0, *(pytest.param(x, marks=pytest.mark.on_real_devices) for x in (0.0, -3.0))])
+@pytest.mark.some(2)
+@pytest.mark.slow_off_the_cpu
 def test_decisions_against_a_naive_implementation(level: float) -> None:
     stream = Stream(eager(min_length=3, min_episodes=4, max_stop_rate=0.4, rate_episodes=10, window=50), length=12)
     numbers = Numbers(2)
@@ -467,6 +471,7 @@ def test_noise_is_applied_where_it_is_lent() -> None:
 
 
 @pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.slow_off_the_cpu
 def test_resuming_in_the_middle_of_an_episode_gives_the_same_decisions(tmp_path: Any, lag: bool) -> None:
     def make() -> LearnToStop:
         return eager(
@@ -531,6 +536,7 @@ def sac(num_envs: int = 1, seed: int = 0, learning_starts: int = 100) -> tuple[A
 
 
 @pytest.mark.parametrize(("num_envs", "lent"), [(1, True), (2, False)])
+@pytest.mark.slow_off_the_cpu
 def test_sac_trains_on_and_stopped_transitions_bootstrap(num_envs: int, lent: bool) -> None:
     env, agent = sac(num_envs, learning_starts=400)
     ctx = context(agent)
@@ -597,6 +603,7 @@ def test_td_error_of_sac_by_hand() -> None:
         assert torch.equal(generator.get_state(), state)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_during_warmup_the_run_is_bit_identical() -> None:
     weights = []
     for callbacks in ([], [LearnToStop()]):

@@ -222,11 +222,13 @@ def test_values_that_are_no_numbers_are_logged_as_such() -> None:
 
 
 @pytest.mark.parametrize("agent", ["sac", "dqn", pytest.param("td3", marks=pytest.mark.slow)])
+@pytest.mark.some(1)
 def test_the_distance_of_targets_passes_its_battery(agent: str) -> None:
     check_meter(TargetDistance, agent=agent)
 
 
 @pytest.mark.parametrize("agent", ["dqn", "ppo", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.some(1)
 def test_churn_passes_its_battery(agent: str) -> None:
     check_meter(Churn, {"num_states": 16, "every": 3}, agent=agent)
 
@@ -254,6 +256,7 @@ class Drawing(TargetDistance):
 
 
 @pytest.mark.parametrize(("kind", "message"), [(Meddling, "agent"), (Drawing, "resumed run")])
+@pytest.mark.some(1)
 def test_the_battery_finds_a_fault(kind: type[Meter], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_meter(kind)

@@ -208,6 +208,7 @@ class Held(torch.autograd.Function):
         return gradient, None
 
 
+@pytest.mark.slow_off_the_cpu
 def test_no_graph_is_held() -> None:
     model = models.functional()
     with Monitor(model, ALL_PROBES, passes="training") as monitor:

@@ -41,6 +41,7 @@ for seed in range(ORDERS):
 """
 
 
+@pytest.mark.slow
 def test_functions_stay_functions_in_any_order_of_imports() -> None:
     arguments = json.dumps([plasticity._HOMES, 8])
     result = subprocess.run([sys.executable, "-c", CODE, arguments], capture_output=True, text=True, timeout=120)

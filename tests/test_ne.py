@@ -92,6 +92,7 @@ def largest(scores: Tensor, among: Tensor, count: int) -> Tensor:
 
 @pytest.mark.parametrize("final", [0.5, 0.75, 1.0])
 @pytest.mark.parametrize("prune", ["dormant", "none", "magnitude"])
+@pytest.mark.slow_off_the_cpu
 def test_density_keeps_to_the_cosine_schedule(prune: str, final: float) -> None:
     net = mlp()
     with torch.no_grad():  # some neurons are dormant all the time
@@ -454,6 +455,7 @@ def test_a_shared_layer_is_masked_once() -> None:
     assert [layer.name for layer in method._layers["b"]] == ["1"]
 
 
+@pytest.mark.slow_off_the_cpu
 def test_sac_is_sparse_from_its_first_update() -> None:
     ne = NeuroplasticExpansion(every=3, end=30)
     run_sac([ne, Check(lambda ctx: assert_masked(ne, ctx))], steps=60)

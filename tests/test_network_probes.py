@@ -317,6 +317,7 @@ def test_a_probe_is_of_layers_or_of_the_network() -> None:
 
 
 @pytest.mark.parametrize("agent", ["sac", *(pytest.param(a, marks=pytest.mark.slow) for a in ("td3", "dqn", "ppo"))])
+@pytest.mark.slow
 def test_agents_are_measured_and_learn_the_same(agent: str, tmp_path) -> None:
     options = [*QUICK_RUNS[agent], *SHORT, "--out", tmp_path]
     command("train", agent, *options, "--probes", "all", "curvature", "--name", "with")

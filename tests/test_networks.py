@@ -158,6 +158,7 @@ def assert_every_neuron_is_reported(model: nn.Module, inputs: tuple[Tensor, ...]
 
 
 @pytest.mark.parametrize(("network", "norm", "activation"), combinations())
+@pytest.mark.some(40)
 def test_probes_report_every_hidden_neuron_of_a_critic(network: str, norm: str, activation: str) -> None:
     model, inputs = build(network, norm, activation, "critic")
     assert_every_neuron_is_reported(model, inputs, num_neurons(network, HIDDEN))
@@ -212,6 +213,7 @@ def test_columns_are_those_that_perturbing_a_neuron_moves(network: str, norm: st
 
 
 @pytest.mark.parametrize(("network", "norm", "activation"), combinations())
+@pytest.mark.some(40)
 def test_neurons_are_recycled_or_refused_as_writers_of_a_stream(network: str, norm: str, activation: str) -> None:
     model, inputs = build(network, norm, activation, "critic")
     wired, initialisers = wiring(model, *inputs), record_initialisers(model)

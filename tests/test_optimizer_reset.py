@@ -26,6 +26,7 @@ def steady(optimizer: optim.Optimizer, weight: nn.Parameter, steps: int) -> floa
 
 
 @pytest.mark.parametrize(("after", "factor"), [(1, 0.316228), (1000, 0.795176)])
+@pytest.mark.slow_off_the_cpu
 def test_adamrel_shortens_the_first_steps_as_in_the_closed_form(after: int, factor: float) -> None:
     """sqrt(1 - b2^t) / (1 - b1^t) times the length of a step with old moments, t steps after the reset."""
     assert (1 - 0.999**after) ** 0.5 / (1 - 0.9**after) == pytest.approx(factor, abs=1e-6)

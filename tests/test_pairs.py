@@ -40,6 +40,7 @@ def check_together(names: tuple[str, ...]) -> None:
 
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize(("one", "other"), some(PAIRS, share=20))
+@pytest.mark.some(14)
 def test_any_two_methods_compose_or_are_refused(one: str, other: str) -> None:
     names = (one, other) if zlib.crc32(f"{one} {other}".encode()) % 2 else (other, one)
     if reason := REFUSED.get(frozenset(names)):

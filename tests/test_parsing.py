@@ -53,6 +53,7 @@ def test_spellings() -> None:
 
 
 @pytest.mark.parametrize(("name", "preset"), [(name, p) for name, m in INTERVENTIONS.items() for p in m.PRESETS])
+@pytest.mark.some(12)
 def test_a_preset_is_that_of_the_method_itself(name: str, preset: str) -> None:
     flag = f"--{name.replace('_', '-')}"
     config = parse("sac", [*ENV, flag, f"{flag}.preset", preset])

@@ -317,6 +317,7 @@ def test_layers_that_did_not_run_say_why() -> None:
     }
 
 
+@pytest.mark.slow_off_the_cpu
 def test_layers_dropped_at_random_are_never_mistaken_for_others() -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
         dropped = tuple(i for i in range(3) if float(torch.rand((), device="cpu")) < 0.5)

@@ -126,6 +126,7 @@ NOT_IN_PLACE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'edi
 
 
 @pytest.mark.parametrize("part", ["agents", "envs"])
+@pytest.mark.some(1)
 def test_a_clone_as_working_directory_has_all_parts(part):
     """`pip install .`, then `python -m plasticity` or a notebook there: Python finds the clone's folder first."""
     code = f"{NOT_IN_PLACE}import plasticity.{part} as part; print(part.__file__)"

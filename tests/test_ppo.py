@@ -393,6 +393,7 @@ def test_the_networks_stay_the_same_while_they_act(network: str) -> None:
 
 @pytest.mark.parametrize("name", [*SANITY, *(f"{name}-continuous" for name in ("discount", "action", "both"))])
 @pytest.mark.on_real_devices
+@pytest.mark.some(5)
 def test_sanity_environment(name: str) -> None:
     gamma, steps = 0.8, 4096
     config = PPOConfig(

@@ -21,11 +21,14 @@ QUICK = ("dormancy", "grama", "grama_weight", "rank")
 
 
 @pytest.mark.usefixtures("as_traced")
+@pytest.mark.slow_off_the_cpu
 def test_all_probes_pass_their_battery_together() -> None:
     check_probe({name: PROBES[name] for name in (*SETS["all"], *SETS["curvature"], *SETS["transformer"])})
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PROBES])
+@pytest.mark.some(1)
+@pytest.mark.slow_off_the_cpu
 def test_every_probe_passes_its_battery(name: str) -> None:
     check_probe(PROBES[name])
 
@@ -109,11 +112,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
+@pytest.mark.slow_off_the_cpu
 def test_a_fault_is_found(kind: type[Probe]) -> None:
     with pytest.raises(AssertionError, match=FAULTS[kind]):
         check_probe(kind)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_the_faulty_probe_without_its_fault_passes() -> None:
     check_probe(Faulty)
     check_probe(lambda: Rank(max_samples=4))

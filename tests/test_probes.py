@@ -283,6 +283,7 @@ def test_probes_forget_and_refuse() -> None:
     widths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     shift=st.floats(-3, 1),
 )
+@pytest.mark.slow_off_the_cpu
 def test_a_relu_neuron_that_never_fires_has_no_gradient(seed: int, widths: list[int], shift: float) -> None:
     """The paper's theorem, which holds in the readings ``pre`` and ``weight``."""
     torch.manual_seed(seed)

@@ -58,6 +58,7 @@ def test_the_smallest_weights_go_by_the_schedule_and_never_come_back() -> None:
     assert sum(event["pruned"] for event in writer.named("ne")) == sum(int((~p).sum()) for p in previous)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_static_masks_never_change() -> None:
     method = NeuroplasticExpansion("static", initial_density=0.3, every=1, networks=("critic_1",))
     masks: list[list[torch.Tensor]] = []

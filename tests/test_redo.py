@@ -251,6 +251,7 @@ class Spy(Callback):
 
 
 @pytest.mark.parametrize("method", [ReDo(every=7, threshold=10.0, cap=0.3), ReGraMa(every=7, threshold=10.0, cap=0.3)])
+@pytest.mark.slow_off_the_cpu
 def test_sac_critics_are_scored_on_their_own_loss_of_the_very_step(method: Recycling) -> None:
     expected: dict[str, dict[str, Tensor]] = {}
     polluted: dict[str, dict[str, Tensor]] = {}

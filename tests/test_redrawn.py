@@ -75,6 +75,7 @@ def steps(methods: list[Any], after: Any = lambda: None, listen: Any = lambda ct
 @pytest.mark.each("editor")
 @pytest.mark.parametrize("knower", KNOWERS)
 @pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.some(12)
 def test_what_others_knew_of_replaced_neurons_begins_anew(editor: str, knower: str) -> None:
     if editor == knower:
         pytest.skip("its own replacements are in its own tests")

@@ -81,6 +81,7 @@ def test_agents_owe_by_the_ratio_that_is_set(make: Any) -> None:
         agent.set_replay_ratio(0)
 
 
+@pytest.mark.slow_off_the_cpu
 def test_a_run_with_it_makes_as_many_updates_as_it_says() -> None:
     method = AdaptiveReplayRatio(low=0.5, high=1.5, eta=1.0, check_every=5, batch_size=8)
     agent, _, writer = run_sac([method], steps=60)

@@ -83,6 +83,7 @@ QUICK = ("sac", "dqn of images")
 
 
 @pytest.mark.parametrize("run", [run if run in QUICK else pytest.param(run, marks=pytest.mark.slow) for run in RUNS])
+@pytest.mark.some(1)
 def test_equal_runs_write_equal_checkpoints(run: str, tmp_path: Path) -> None:
     files = []
     for name, value in (("one", 0), ("other", 113)):

@@ -339,6 +339,7 @@ def test_sac_is_rebuilt_and_the_replay_kept() -> None:
     assert reset.counts == {"applications": 1, "tensors": 8 + 6 + 6}
 
 
+@pytest.mark.slow_off_the_cpu
 def test_targets_receive_what_was_reset() -> None:
     agent, ctx, _ = train_sac([])
     for layers in (None, 1, 2):

@@ -69,6 +69,7 @@ def test_a_network_goes_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["initial", "average"])
+@pytest.mark.slow_off_the_cpu
 def test_an_agent_trains_on_after_it(to: str) -> None:
     agent, _, writer = run_sac([Reset(every=10, clock="updates", to=to, momentum=0.9)], steps=50)
     assert len(writer.named("reset")) >= 2

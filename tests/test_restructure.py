@@ -229,6 +229,7 @@ SLOW = [pytest.param(agent, marks=pytest.mark.slow) for agent in ("sac", "td3")]
 
 @pytest.mark.parametrize("agent", ["dqn", "ppo", *SLOW])
 @pytest.mark.parametrize("name", STRUCTURAL)
+@pytest.mark.some(4)
 def test_a_structural_method_from_outside_is_resumed_evaluated_and_probed(name: str, agent: str) -> None:
     check_method(STRUCTURAL[name], {}, agent=agent)
 

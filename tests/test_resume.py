@@ -107,6 +107,7 @@ def test_every_agent_is_covered() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what a method says about so small a run is not the subject
 @pytest.mark.parametrize(("agent", "method"), CASES)
+@pytest.mark.some(10)
 def test_resuming_changes_nothing(agent: str, method: str, tmp_path: Path) -> None:
     assert_resumes(agent, METHOD[method], tmp_path)
 

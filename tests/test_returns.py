@@ -122,6 +122,7 @@ SETS = [(kind, returns) for kind in (SAC, TD3, DQN) for returns in RETURNS if re
 @pytest.mark.on_real_devices
 @pytest.mark.usefixtures("as_traced")
 @pytest.mark.parametrize(("kind", "returns"), SETS)
+@pytest.mark.some(4)
 def test_agents_learn_eager_and_compiled_alike(kind: type, returns: str) -> None:
     ends = []
     for compile in ("off", "on"):

@@ -91,6 +91,7 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
 @pytest.mark.parametrize("way", ["none", "assigned", "in place"])
 @pytest.mark.parametrize("num_envs", [1, 2, 16])
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.some(14)
 def test_arrays_and_tensors_train_alike(name: str, num_envs: int, way: str) -> None:
     if name == "images":
         pytest.importorskip("minatar")

@@ -385,6 +385,7 @@ def test_statistics_of_observations_are_saved_with_the_agent() -> None:
     assert_same(other.state_dict(), agent.state_dict())
 
 
+@pytest.mark.slow_off_the_cpu
 def test_critics_may_be_wider_than_the_actor() -> None:
     def widths(**changes: Any) -> list[int]:
         networks = small_agent(**changes).networks
@@ -401,6 +402,7 @@ def test_critics_may_be_wider_than_the_actor() -> None:
 # --- the agent in a loop ---
 
 
+@pytest.mark.slow_off_the_cpu
 def test_same_seed_same_numbers_whatever_the_global_generator_does() -> None:
     first = run(small_agent(seed=5), 20, models.generator())
     torch.manual_seed(123)

@@ -65,6 +65,7 @@ def test_other_settings_in_the_same_folder_are_refused(group: Path, capsys: pyte
     assert "--name" in error
 
 
+@pytest.mark.slow
 def test_a_crash_is_retried_reported_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # a batch that does not fit into the memory fails only in the process, at its first update
     broken = [
@@ -89,6 +90,20 @@ def test_a_crash_is_retried_reported_and_loses_nothing(tmp_path: Path, capsys: p
     assert (tmp_path / "crash" / "seed_1.log").read_text().count("not finite") == 2
 
 
+def test_a_process_that_fails_is_started_once_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "fails"
+    program.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert main([*TINY, "--seeds", "2", "--jobs", "2", "--out", str(tmp_path), "--name", "crash"]) == 1
+    out = capsys.readouterr().out
+    assert "seed 1: failed  exit code 3: out of luck" in out
+    assert "0 of 2 finished" in out
+    assert (tmp_path / "crash" / "seed_2.log").read_text().split() == ["out", "of", "luck"] * 2
+
+
 def test_jobs_and_retries_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--seeds", "2", "--jobs", "0", "--out", str(tmp_path)]) == 1
     assert "--jobs must be at least 1" in capsys.readouterr().err
@@ -97,20 +112,20 @@ def test_jobs_and_retries_are_checked(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_sigterm_stops_all_seeds(tmp_path: Path) -> None:
-    long = ["--steps", "10_000_000", "--seeds", "2", "--jobs", "2", "--out", str(tmp_path), "--name", "stop"]
+    long = ["--steps", "10_000_000", "--seeds", "2", "--jobs", "1", "--out", str(tmp_path), "--name", "stop"]
     command = [sys.executable, "-m", "plasticity", *TINY, *long]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ})
-    metrics = [tmp_path / "stop" / f"seed_{n}" / "metrics.jsonl" for n in (1, 2)]
+    metrics = tmp_path / "stop" / "seed_1" / "metrics.jsonl"
     deadline = time.monotonic() + 60
-    while not all(path.exists() and path.stat().st_size for path in metrics) and time.monotonic() < deadline:
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert b"seed 1: stopped" in out
-    for path in metrics:
-        status = read_record(path.parent)["status"]
-        assert status in ("interrupted", "stopped")
+    assert b"seed 2: stopped" in out
+    assert read_record(metrics.parent)["status"] in ("interrupted", "stopped")
+    assert not (tmp_path / "stop" / "seed_2").exists()
 
 
 def test_look_takes_whole_lines_only(tmp_path: Path) -> None:

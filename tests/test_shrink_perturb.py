@@ -90,6 +90,7 @@ def test_optimizer_state_is_cleared_or_the_same_bits(kind: str, clear: bool) -> 
     assert_all_move(ctx, lambda: take_step(ctx))
 
 
+@pytest.mark.slow_off_the_cpu
 def test_soft_follows_every_step_of_every_optimizer_with_its_own_parameters() -> None:
     method = ShrinkPerturb(preset="soft", shrink=0.9, perturb=0.0)
     agent, _, writer = train_sac([method])

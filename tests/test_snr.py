@@ -45,6 +45,7 @@ class Naive:
         self.limit, self.silences = min(max(self.limit, samples), largest), []
 
 
+@pytest.mark.slow_off_the_cpu
 def test_every_limit_is_that_of_a_naive_twin() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 1))

@@ -132,6 +132,7 @@ def test_the_agent_passes_the_battery() -> None:
 
 
 @pytest.mark.parametrize("name", examples.SOURCES)
+@pytest.mark.some(2)
 def test_a_stopped_stream_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
     if name != "bitflip":
         needs_digits()

@@ -290,6 +290,7 @@ def test_draws_come_from_the_given_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("init", [nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.orthogonal_, None])
+@pytest.mark.slow_off_the_cpu
 def test_redrawn_rows_have_the_distribution_of_their_layer(init: Any) -> None:
     """Never 2.45 times too wide: torch's default is 1 / sqrt(fan_in) = 0.0625 at 256 inputs, He's bound 0.153."""
     torch.manual_seed(0)

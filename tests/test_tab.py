@@ -460,6 +460,7 @@ def test_the_tab_is_installed():
     assert (shown.tab_name, shown.es_module_path) == ("Plasticity", "/static/index.js")
 
 
+@pytest.mark.slow
 def test_twenty_runs_are_answered_quickly(tmp_path, capsys):
     networks, metrics = ("actor", "critic_1", "critic_2"), ("dormancy", "grama", "effective_rank", "srank")
     names = [f"plasticity/{n}/{m}/{la}" for n in networks for m in metrics for la in ("all", "trunk.0", "trunk.2")]

@@ -282,6 +282,7 @@ def test_metrics_are_detached_tensors_averaged_over_the_updates_that_have_them()
         assert logged[0][f"losses/{key}"] == pytest.approx(sum(m[key].item() for m in having) / len(having))
 
 
+@pytest.mark.slow_off_the_cpu
 def test_same_seed_same_numbers_whatever_the_global_generator_does() -> None:
     first = run(small_agent(seed=5), 20, models.generator())
     torch.manual_seed(123)

@@ -189,6 +189,7 @@ def limit(learner: Quadratic) -> None:
 @pytest.mark.parametrize(
     "change", [on_the_step, on_the_agent, another_term, no_term, attribute_of_a_term, limit], ids=lambda f: f.__name__
 )
+@pytest.mark.some(3)
 def test_a_change_takes_effect_after_the_first_graph(change: Any) -> None:
     one, other = twins()
     unchanged = Quadratic(compile="off")

@@ -175,6 +175,7 @@ def test_stops_in_processes() -> None:
 
 
 @pytest.mark.parametrize("name", [*BASE, "QRDQN", "TQC", "CrossQ", "RecurrentPPO"])
+@pytest.mark.some(2)
 def test_fit_probes_are_logged_and_change_no_bit(name: str) -> None:
     finals = []
     for callback in (None, PlasticityCallback([], diagnose_every=2)):

@@ -80,6 +80,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others() -> None:
     assert first.untimed() != other.untimed()
 
 
+@pytest.mark.slow_off_the_cpu
 def test_measure_logs_every_network_layer_and_metric_on_schedule() -> None:
     measure = Measure(every=50, strict=True)
     _, rows = run([measure], steps=201)  # 101 updates: the 1st, 51st and 101st are measured
@@ -97,6 +98,7 @@ def test_measure_logs_every_network_layer_and_metric_on_schedule() -> None:
     assert all(not monitor.attached for monitor in measure.watcher.monitors.values())  # type: ignore[union-attr]
 
 
+@pytest.mark.slow_off_the_cpu
 def test_measure_of_critics_is_that_of_their_own_loss() -> None:
     """The actor's loss runs through the critics too; their GraMa must be that of the critic loss."""
     env = models.here(make_env, "Pendulum-v1", seed=0)

@@ -34,11 +34,12 @@ from .rows import as_tensor
 MAX_ROWS, MAX_ROWS_WIDE, SMALL = 64, 4, 128
 ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 
-# Activations, computed in place.
-IN_PLACE: dict[type[nn.Module], Callable[[np.ndarray], Any]] = {
-    nn.ReLU: lambda x: np.maximum(x, ZERO, out=x),
-    nn.Tanh: lambda x: np.tanh(x, out=x),
-    nn.Identity: lambda x: x,
+# Activation -> what computes it in place, of its module.
+IN_PLACE: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], Any]]] = {
+    nn.ReLU: lambda _: lambda x: np.maximum(x, ZERO, out=x),
+    nn.LeakyReLU: lambda module: lambda x: np.multiply(x, module.negative_slope, out=x, where=x < ZERO),
+    nn.Tanh: lambda _: lambda x: np.tanh(x, out=x),
+    nn.Identity: lambda _: lambda x: x,
 }
 
 # Network -> its nn.Sequential, the heads on top of that, and a function of their outputs that ends its `forward`: of
@@ -130,7 +131,7 @@ class NumpyPlan:
             if is_linear(layer):
                 self.steps.append(numpy_layer(layer))
             elif type(layer) in IN_PLACE and self.steps:  # in front it would write into the input
-                self.steps[-1][2].append(IN_PLACE[type(layer)])
+                self.steps[-1][2].append(IN_PLACE[type(layer)](layer))
             else:
                 return 0
         self.tops = [numpy_layer(top) for top in tops if is_linear(top)]

@@ -405,7 +405,7 @@ def start_task(callbacks: Iterable[Callback], ctx: Context, task: Tensor | int |
     """
     if task is None or task is ctx.task:
         return
-    present = torch.as_tensor(task).reshape(-1)
+    present = task if isinstance(task, Tensor) and task.dim() == 1 else torch.as_tensor(task).reshape(-1)
     before, ctx.task = ctx.task, present
     if before is not None and bool(torch.isin(present, before.to(present.device)).all()):
         return

@@ -73,7 +73,7 @@ def numpy_here() -> bool:
     return models.place() == "cpu"
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "leaky_relu"])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.slow_off_the_cpu
 def test_the_numbers_are_the_modules(head: str, activation: str) -> None:

@@ -10,7 +10,7 @@ best over all points.
 
 The runs of agents begin with a seed of their own each, and get the method at the step of the point; their ranking is
 that of another run, of seed 0. Every case is a file in results/predicts: a script that was stopped goes on where it
-was. About a day on two cores.
+was. About two hours of one core.
 """
 
 from __future__ import annotations
@@ -38,9 +38,14 @@ NETWORKS = {"mlp": mlp, "residual": ResidualNet}
 INPUTS, AFTER, STEPS = 16, 8, 300
 """Inputs of the streams, tasks after a point, updates of a task."""
 STREAMS = [("stream", net, lr, task) for net in NETWORKS for lr in (1e-3, 1e-2) for task in (2, 10, 30)]
-AGENTS = (("sac", "Pendulum-v1"), ("dqn", "CartPole-v1"), ("ppo", "CartPole-v1"))
-RUNS = [("run", agent, env, step) for agent, env in AGENTS for step in (4_000, 12_000, 24_000)]
-MORE = 8_000
+AGENTS = {
+    "sac": ("Pendulum-v1", ("--hidden", "64", "64", "--batch-size", "64", "--learning-starts", "500")),
+    "dqn": ("CartPole-v1", ("--hidden", "64", "64")),
+    "ppo": ("CartPole-v1", ()),
+}
+"""Agent -> environment, options. Small networks: every score is five runs from nothing."""
+RUNS = [("run", agent, env, step) for agent, (env, _) in AGENTS.items() for step in (4_000, 8_000, 16_000)]
+MORE = 6_000
 """Environment steps after a point of an agent."""
 
 
@@ -135,7 +140,7 @@ def run_case(point: Sequence[Any], seed: int | None, quick: bool) -> dict[str, f
     _, agent, env, step = point
     folder, size = RESULTS / "predicts" / "runs", ("400", "200") if quick else (str(step), str(MORE))
     start = ["--learning-starts", "100"] if quick and agent != "ppo" else []
-    common = ["--env", env, "--quiet", "--out", str(folder), "--probes", *start]
+    common = ["--env", env, "--quiet", "--out", str(folder), "--probes", *AGENTS[agent][1], *start]
     if seed is None:
         name = f"{agent}-{step}-{'quick' if quick else 'full'}"
         if not (folder / name / "model").exists():

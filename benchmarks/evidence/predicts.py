@@ -4,13 +4,13 @@ python benchmarks/evidence/predicts.py [--jobs 2] [--quick]
 
 At each point (a network after some tasks of a stream, an agent after some steps) ``diagnose`` ranks the methods by the
 share of the lost learning that they return on copies. Then training goes on with each method and with none, for every
-seed. Reported: the rank correlation of the two orders with an interval over points; and the regret, the score that is
-lost against the best method of each point, of following the advice, of the worst method, and of the one method that is
-best over all points.
+seed. Reported: the rank correlation of the two orders with an interval over points; and the regret, the share of the
+distance between the worst and the best method of each point that is lost, of following the advice, of a method drawn by
+chance, and of each method where it is always taken.
 
 The runs of agents begin with a seed of their own each, and get the method at the step of the point; their ranking is
 that of another run, of seed 0. Every case is a file in results/predicts: a script that was stopped goes on where it
-was. About two hours of one core.
+was. About an hour of one core.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from plasticity.reports.statistics import ranks
 METHODS = ("reset", "shrink_perturb", "redo", "regrama", "optimizer_reset", "l2_init", "fire", "plasticity_injection")
 NONE = "none"
 NETWORKS = {"mlp": mlp, "residual": ResidualNet}
-INPUTS, AFTER, STEPS = 16, 8, 300
+INPUTS, AFTER, STEPS = 16, 5, 300
 """Inputs of the streams, tasks after a point, updates of a task."""
 STREAMS = [("stream", net, lr, task) for net in NETWORKS for lr in (1e-3, 1e-2) for task in (2, 10, 30)]
 AGENTS = {
@@ -44,8 +44,8 @@ AGENTS = {
     "ppo": ("CartPole-v1", ()),
 }
 """Agent -> environment, options. Small networks: every score is five runs from nothing."""
-RUNS = [("run", agent, env, step) for agent, (env, _) in AGENTS.items() for step in (4_000, 8_000, 16_000)]
-MORE = 6_000
+RUNS = [("run", agent, env, step) for agent, (env, _) in AGENTS.items() for step in (3_000, 6_000, 12_000)]
+MORE = 4_000
 """Environment steps after a point of an agent."""
 
 
@@ -104,11 +104,16 @@ def stream_case(point: Sequence[Any], seed: int | None, quick: bool) -> dict[str
         )  # fmt: skip
         return shares(found)
     scores = {}
-    for name in (NONE, *METHODS):
+    for name in names_of(point):
         twin, own = copy.deepcopy((model, optimizer))
         finals = learn(twin, own, range(task, task + (1 if quick else AFTER)), steps, 1 + seed, method_of(name, steps))
         scores[name] = -float(np.log10(max(np.mean(finals), 1e-12)))
     return scores
+
+
+def names_of(point: Sequence[Any]) -> list[str]:
+    """Return none and the methods that apply at a point: the residual network has no head to inject into."""
+    return [name for name in (NONE, *METHODS) if not (name == "plasticity_injection" and "residual" in point)]
 
 
 def method_of(name: str, period: int) -> Any:
@@ -191,21 +196,23 @@ def case(point: Sequence[Any], seed: int | None, quick: bool) -> dict[str, float
 
 
 def summary(points: Sequence[Any], results: Mapping[Any, dict[str, float]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Return rank correlations and regrets over the points."""
-    names = (NONE, *METHODS)
-    scores = np.array([[np.mean([results[p, s][n] for s in seeds]) for n in names] for p in points])
-    guesses = np.array([[results[p, None][n] for n in names] for p in points])
-    best = scores.max(1)
-    followed = scores[np.arange(len(points)), guesses.argmax(1)]
-    always = int(scores.mean(0).argmax())
-    told = [correlation(g, s) for g, s in zip(guesses, scores, strict=True) if g.any()]
+    """Return rank correlations and regrets over the points; scores of a point are scaled, worst 0, best 1."""
+    everywhere = [name for name in (NONE, *METHODS) if all(name in names_of(p) for p in points)]
+    correlations, regrets = [], []
+    for point in points:
+        names = names_of(point)
+        score = np.array([np.mean([results[point, seed][name] for seed in seeds]) for name in names])
+        guess = np.array([results[point, None][name] for name in names])
+        lost = (score.max() - score) / max(score.max() - score.min(), 1e-12)
+        if guess.any():
+            correlations.append(correlation(guess, score))
+        always = {name: lost[names.index(name)] for name in everywhere}
+        regrets.append({"the advice": lost[guess.argmax()], "chance": lost.mean(), **always})
     return {
         "points": len(points),
-        "points with something lost": len(told),
-        "rank correlation": interval(told) if told else None,
-        "regret of the advice": interval(best - followed),
-        "regret of the worst": interval(best - scores.min(1)),
-        f"regret of always {names[always]}": interval(best - scores[:, always]),
+        "points with something lost": len(correlations),
+        "rank correlation": interval(correlations) if correlations else None,
+        **{f"regret of {name}": interval([one[name] for one in regrets]) for name in regrets[0]},
     }
 
 

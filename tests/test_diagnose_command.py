@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from plasticity.cli import main
-from plasticity.commands.diagnose import seconds_of
-from plasticity.testing.runs import QUICK_RUNS, SHORT, command
+from plasticity.commands.diagnose import DiagnoseConfig, _patients, seconds_of, state_at
+from plasticity.commands.patients import step_of, with_fresh_targets
+from plasticity.commands.run import find_run
+from plasticity.reports.runs import load_runs
+from plasticity.reports.verdicts import VERDICT, verdicts
+from plasticity.testing.runs import QUICK_RUNS, SHORT, command, require_same
 
 OPTIONS = ["--steps", "3", "--teachers", "2", "--no-remedies", "--budget", "10m"]
 
@@ -40,6 +45,63 @@ def test_a_run_is_examined_and_stays(run: Path, capsys: pytest.CaptureFixture[st
     assert (next((run / "diagnosis").glob("step-*")) / "verdict.txt").read_text() == text
     assert main(["diagnose", str(run), *OPTIONS]) == 0  # from what is kept: the same
     assert capsys.readouterr().out == text
+
+
+def test_a_report_shows_the_verdicts_and_names_what_it_cannot_read(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["diagnose", str(run), *OPTIONS]) == 0
+    printed, (file,) = capsys.readouterr().out, run.glob(f"diagnosis/*/{VERDICT}")
+    saved = json.loads(file.read_text())
+    assert all(one["findings"][0] in printed for one in saved["networks"].values())
+    bad = run / "diagnosis" / "step-3" / VERDICT
+    bad.parent.mkdir()
+    for text in ("[]", "{", '{"step": 1, "networks": {"actor": null}}', '{"step": null, "networks": {}}'):
+        bad.write_text(text)
+        table, notes = verdicts(load_runs([run])[0])
+        assert table is not None
+        assert [row[2] for row in table.rows] == list(saved["networks"])
+        assert len(notes) == 1
+        assert str(bad) in notes[0]
+    assert main(["report", str(run), "--out", str(tmp_path), "--formats", "md"]) == 0
+    page = (tmp_path / "report.md").read_text()
+    bad.unlink()
+    assert "Verdicts" in page
+    assert all(one["findings"][0].partition("  ")[0] in page for one in saved["networks"].values())
+    assert f"{bad} is left out" in page
+
+
+def test_replay_and_target_networks_can_be_made_fresh(run: Path) -> None:
+    config = DiagnoseConfig(run)
+    folder, record = find_run(run)
+    agent, inputs, patients = _patients(config, record, state_at(run, folder, None)[0])
+    parts = {patient.name: set(patient.surroundings) for patient in patients}
+    critics, value = {"replay", "target network"}, {"dqn": "q", "ppo": "critic"}.get(record["agent"])
+    if record["agent"] == "ppo":
+        assert parts == {"actor": set(), "critic": set()}  # its rollout is fresh, and it has no target
+        return
+    assert parts == ({value: critics} if value else {"actor": {"replay"}, "critic_1": critics, "critic_2": critics})
+    patient = patients[-1]
+    fresh = patient.surroundings["replay"].made()
+    assert len(fresh.batches) == len(inputs[step_of(agent, patient.name)])
+    assert not torch.equal(fresh.batches[0][0].obs, patient.batches[0][0].obs)
+    twin = with_fresh_targets(agent)
+    for name, target in twin.targets.items():
+        require_same(target.state_dict(), agent.networks[name].state_dict(), name)
+        different = [
+            not torch.equal(*pair) for pair in zip(target.parameters(), agent.targets[name].parameters(), strict=True)
+        ]
+        assert any(different)
+    losses = [one.loss(one.model, one.batches[0]) for one in (patient, patient.surroundings["target network"].made())]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.slow
+def test_an_agent_of_images_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--steps", "300", "--learning-starts", "100", "--batch-size", "8", "--quiet", "--eval-episodes", "1"]
+    assert main(["train", "dqn", "--env", "minatar/breakout", *options, "--out", str(tmp_path), "--name", "run"]) == 0
+    assert main(["diagnose", str(tmp_path / "run"), "--budget", "5m", "--steps", "3", "--teachers", "2"]) == 0
+    assert "aged beside fresh networks, 3 updates" in capsys.readouterr().out
 
 
 def test_one_network_at_a_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

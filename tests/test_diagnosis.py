@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,12 +30,14 @@ import plasticity
 from plasticity.callback import Context, start
 from plasticity.diagnosis import FitCurve, fit
 from plasticity.diagnosis.adaptation import rehearse
-from plasticity.diagnosis.examine import Tried
+from plasticity.diagnosis.comparison import Size, compare
+from plasticity.diagnosis.examine import Tried, examine
 from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_ratio, t_quantile
+from plasticity.diagnosis.surroundings import in_fresh_surroundings
 from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
-from plasticity.diagnosis.trainee import Patient, Trainee, first_output
+from plasticity.diagnosis.trainee import Patient, Surroundings, Trainee, first_output
 from plasticity.diagnosis.trials import Budget, Trials
-from plasticity.diagnosis.verdict import explaining
+from plasticity.diagnosis.verdict import explaining, judge
 from plasticity.meters import FitProbe
 from plasticity.testing import check_meter
 from plasticity.testing.runs import require_same
@@ -223,6 +227,59 @@ def test_thawing_and_rates() -> None:
     assert trainee.frozen() == []
     trainee.set_rate_(0.01)
     assert [group["lr"] for group in trainee.optimizer.param_groups] == pytest.approx([0.01, 0.01])
+
+
+# -- surroundings ------------------------------------------------------------------------------------------------------
+
+
+def mute_on_old_data() -> Patient:
+    """Return a network with positive weights: it is silent on the negative inputs of its memory, not on new ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[0].weight.abs_()
+        model[0].bias.zero_()
+    inputs = [torch.rand(32, 4) for _ in range(3)]
+    draw = lambda sign: [(sign * x,) for x in inputs]  # noqa: E731
+
+    def fresh(generator: torch.Generator) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(generator.initial_seed())
+            return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    old = Patient("net", model, torch.optim.Adam(model.parameters(), 1e-2), draw(-1), lambda m, b: m(b[0]), fresh)
+    old.surroundings = {
+        "replay": Surroundings(lambda: replace(old, batches=draw(1)), ("residual",)),
+        "target network": Surroundings(lambda: old, ("own",)),
+    }
+    return old
+
+
+def test_what_is_due_to_the_data_closes_with_fresh_data(tmp_path: Path) -> None:
+    patient = mute_on_old_data()
+    store = tmp_path / "net.json"
+    found = judge(examine(Trials(patient, 10, Budget(), store), Size(teachers=2, fresh=4), remedies=False))
+    replay = found.examination.parts[0]
+    assert (replay.name, replay.suffices) == ("replay", True)
+    assert replay.closes.value > 0.9
+    assert found.cause == "replay"
+    assert "the replayed data, not the network" in found.findings[0].sentence
+    assert any("target network: plays no part in the lesson residual" in note for note in found.examination.remarks)
+    again = Trials(patient, 10, Budget(seconds=0), store)  # nothing is left to try
+    share, suffices = in_fresh_surroundings(again, found.examination.main, "replay")
+    assert (share, suffices) == (replay.closes, True)
+
+
+def test_the_share_is_that_of_gaps_relative_to_what_fresh_networks_learn() -> None:
+    trials = Trials(mute_on_old_data(), 5, Budget())
+    before = compare(trials, "residual", Size(teachers=3, fresh=4))
+    there = Trials(trials.patient.surroundings["replay"].made(), 5, Budget())
+    found, share = [], in_fresh_surroundings(trials, before, "replay")[0]
+    for one in (before, compare(there, "residual", Size(teachers=3, fresh=4))):
+        outcomes = np.array([[curve.learned for curve in curves] for curves in one.fresh])
+        aged = np.array([curve.learned for curve in one.aged])
+        found.append((outcomes.mean(0) - aged) / outcomes.mean())
+    assert share.value == pytest.approx((found[0] - found[1]).sum() / found[0].sum())
 
 
 # -- the meter ---------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,13 +51,29 @@ class DiagnoseConfig:
 def main(arguments: Sequence[str]) -> int:
     """Print a verdict per network, and write it beside the trials that it rests on."""
     config = read_arguments(DiagnoseConfig, "diagnose", arguments)
+    from plasticity.reports.verdicts import VERDICT
+
     title, out, verdicts = examined(config)
     text = "\n\n".join([title, *map(str, verdicts)]) + "\n"
     (out / "verdict.txt").write_text(text, encoding="utf-8")
+    (out / VERDICT).write_text(json.dumps(as_json(out.name, verdicts), indent=1), encoding="utf-8")
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(text, end="")
     return 0
+
+
+def as_json(folder: str, verdicts: Sequence[Diagnosis]) -> dict[str, Any]:
+    """Return what a report shows of verdicts: their step, and by network the cause, the findings and the advice."""
+    networks = {
+        one.examination.patient.name: {
+            "cause": one.cause,
+            "findings": [finding.sentence for finding in one.findings],
+            "advice": one.advice,
+        }
+        for one in verdicts
+    }
+    return {"step": int(folder.rpartition("-")[2]), "networks": networks}
 
 
 def examined(config: DiagnoseConfig) -> tuple[str, Path, list[Diagnosis]]:
@@ -107,18 +125,23 @@ def _patients(
     from .patients import patients_of, record_inputs
     from .run import load_weights, make_agent, make_run_env
 
-    seed_globally(config.seed)
-    env = make_run_env(record, name=config.env, seed=config.seed, device=config.device)
-    try:
-        agent = make_agent(record, env, config.device, {} if state.get("buffer") else _small(record))
-        origins = Origins.of(agent.networks)  # before anything is loaded: the laws of this architecture
-        load_weights(agent, config.run, record, state)
-        if state.get("buffer"):
-            agent.buffer.load_state_dict(state["buffer"])
-        inputs = record_inputs(agent, env, MAX_BATCHES)
-        patients = patients_of(agent, origins, inputs)
-    finally:
-        env.close()
+    def recorded(replayed: bool) -> tuple[Any, Origins, dict[str, list[Any]]]:
+        seed_globally(config.seed)
+        env = make_run_env(record, name=config.env, seed=config.seed, device=config.device)
+        try:
+            agent = make_agent(record, env, config.device, {} if replayed else _small(record))
+            origins = Origins.of(agent.networks)  # before anything is loaded: the laws of this architecture
+            load_weights(agent, config.run, record, state)
+            if replayed:
+                agent.buffer.load_state_dict(state["buffer"])
+            return agent, origins, record_inputs(agent, env, MAX_BATCHES)
+        finally:
+            env.close()
+
+    remembers = bool(state.get("buffer"))
+    agent, origins, inputs = recorded(remembers)
+    fresh_inputs = cache(lambda: recorded(False)[2]) if remembers else None
+    patients = patients_of(agent, origins, inputs, fresh_inputs)
     names = [patient.name for patient in patients]
     if unknown := set(config.networks) - set(names):
         raise ValueError(f"no network {', '.join(sorted(unknown))} to examine; there are {', '.join(names)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from plasticity.diagnosis.fresh import from_origin
-from plasticity.diagnosis.trainee import Patient
+from plasticity.diagnosis.trainee import Patient, Surroundings
+from plasticity.diagnosis.trials import BANDIT, OWN, RESIDUAL
 from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.origin import Origins
 
@@ -71,13 +73,53 @@ def record_inputs(agent: Any, env: Any, num: int) -> dict[str, list[Any]]:
     return {name: recorder.inputs[:num] for name, recorder in recorders.items() if recorder.inputs}
 
 
-def patients_of(agent: Any, origins: Origins, inputs: Mapping[str, list[Any]]) -> list[Patient]:
+Inputs = Mapping[str, list[Any]]
+"""Optimizer -> the inputs of its gradient steps."""
+
+
+def patients_of(
+    agent: Any, origins: Origins, inputs: Inputs, fresh_inputs: Callable[[], Inputs] | None = None
+) -> list[Patient]:
     """Return a patient for every network that a gradient step trains.
 
     The loss is that of the step with everything else as it is in the saved agent: the targets of a value do not move,
     and a policy is judged by the saved critics. A clipped policy gradient is of the policy that acts, at any weights.
+    ``fresh_inputs()``: inputs of transitions that the agent has just made, where ``inputs`` are of its memory.
     """
-    return [_patient(agent, name, origins, inputs) for name in agent.networks if step_of(agent, name) in inputs]
+    patients = [_patient(agent, name, origins, inputs) for name in agent.networks if step_of(agent, name) in inputs]
+    for patient in patients:
+        patient.surroundings = _surroundings(agent, patient, fresh_inputs)
+    return patients
+
+
+def _surroundings(agent: Any, patient: Patient, fresh_inputs: Callable[[], Inputs] | None) -> dict[str, Surroundings]:
+    step, found = step_of(agent, patient.name), {}
+    if fresh_inputs is not None:
+        found["replay"] = Surroundings(
+            lambda: replace(patient, batches=fresh_inputs()[step]), lessons=(RESIDUAL, BANDIT, OWN)
+        )
+    if patient.name in agent.targets and patient.name != "actor":  # no actor's loss has targets in it
+        found["target network"] = Surroundings(
+            lambda: replace(patient, loss=partial(_loss, with_fresh_targets(agent), patient.name, step)), lessons=(OWN,)
+        )
+    return found
+
+
+def copy_of(agent: Any) -> Any:
+    """Return a copy of an agent, without its memory, whose steps are not compiled: it lives too short."""
+    buffer = getattr(agent, "buffer", None)
+    twin = copy.deepcopy(agent, {} if buffer is None else {id(buffer): buffer})  # which is not written to
+    for step in twin.steps.values():
+        step.compile, step.precision = "off", "float32"
+    return twin
+
+
+def with_fresh_targets(agent: Any) -> Any:
+    """Return a copy of an agent whose target networks are its networks as they are now."""
+    twin = copy_of(agent)
+    for name, target in twin.targets.items():
+        target.load_state_dict(twin.networks[name].state_dict())
+    return twin
 
 
 def _patient(agent: Any, name: str, origins: Origins, inputs: Mapping[str, list[Any]]) -> Patient:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from plasticity.diagnosis.trainee import Trainee
 
-from .patients import step_of
+from .patients import copy_of, step_of
 
 
 class AgentCopy:
     """A copy of an agent, to be trained on these inputs of its gradient steps and thrown away."""
 
     def __init__(self, agent: Any, inputs: list[Any], name: str = "actor") -> None:
-        buffer = getattr(agent, "buffer", None)
-        self.agent = copy.deepcopy(agent, {} if buffer is None else {id(buffer): buffer})  # which is not written to
-        for step in self.agent.steps.values():
-            step.compile, step.precision = "off", "float32"  # too short to compile
+        self.agent = copy_of(agent)
         self.trainee = Trainee(self.agent.networks[name], self.agent.optimizers[step_of(self.agent, name)])
         self.inputs = inputs
 

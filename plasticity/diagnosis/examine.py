@@ -21,6 +21,7 @@ from .fresh import Fresh, from_builder, from_defaults, from_origin, undrawn
 from .intervals import Estimate
 from .parts import parts_of
 from .remedies import Remedy, remedies_of
+from .surroundings import in_fresh_surroundings
 from .symptoms import Symptoms, symptoms_of
 from .targets import POLICIES
 from .trainee import Forward, Patient, first_output, rate_of
@@ -149,6 +150,7 @@ def examine(
         found.symptoms = symptoms_of(trials, size.fresh)
         if found.main is not None and found.residual.fresh_learns:
             _try_parts(trials, found.main, found.parts)
+            _try_surroundings(trials, found.main, found)
             if found.main is found.residual:
                 _compare_rates(trials, found)
             if remedies:
@@ -182,6 +184,22 @@ def _try_parts(trials: Trials, comparison: Comparison, results: list[Tried]) -> 
     for part in parts_of(trials.patient):
         curves = changed(trials, comparison, f"part {part.name}", part.renew)
         results.append(Tried(part.name, part.cause, comparison.closes(curves), comparison.suffices(curves)))
+
+
+def _try_surroundings(trials: Trials, comparison: Comparison, found: Examination) -> None:
+    """Make fresh what is not the network; in the table it stands first, for it leaves the network alone."""
+    tried = []
+    for name, part in trials.patient.surroundings.items():
+        if comparison.lesson not in part.lessons:
+            found.remarks.append(f"{name}: plays no part in the lesson {comparison.lesson}")
+            continue
+        try:
+            closes, suffices = in_fresh_surroundings(trials, comparison, name)
+        except RuntimeError as error:  # an environment that ends before there are enough data
+            found.remarks.append(f"{name}: not made fresh, {error}")
+            continue
+        tried.append(Tried(name, name, closes, suffices))
+    found.parts[:0] = tried
 
 
 def _try_remedies(trials: Trials, comparison: Comparison, found: Examination) -> None:

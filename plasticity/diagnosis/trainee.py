@@ -7,7 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -95,6 +95,16 @@ def rate_of(optimizer: Optimizer) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """A part of the training beside the network, which can be made fresh."""
+
+    made: Callable[[], Patient]
+    """Returns the same network with that part fresh."""
+    lessons: tuple[str, ...]
+    """The lessons in which it plays a part."""
+
+
 @dataclass
 class Patient:
     """A network to be examined: with its optimizer, data, a way to run it, its loss, and fresh draws of it."""
@@ -116,6 +126,8 @@ class Patient:
     """``peek(num, generator)``: a batch of further data, where there are some."""
     policy: str | None = None
     """Key of ``targets.POLICIES`` if outputs are a policy."""
+    surroundings: Mapping[str, Surroundings] = field(default_factory=dict)
+    """Name -> what the network learns with that is not itself, such as replayed data."""
 
     def aged(self) -> Trainee:
         """Return a copy of the network and its optimizer as they are."""

@@ -18,6 +18,8 @@ NOTHING, UNKNOWN = "nothing is wrong", "cannot tell"
 TITLES = {
     "rate": "the learning rate",
     "loss": "the loss, not the network",
+    "replay": "the replayed data, not the network",
+    "target network": "the target network that lags behind",
     "optimizer state": "the optimizer's state",
     "frozen": "parameters that are not trained",
     "dead neurons": "dead neurons",

@@ -18,6 +18,7 @@ from .groups import Configuration, configurations, doubts
 from .pictures import Picture, Pictures
 from .runs import RecordedRun
 from .tables import Table
+from .verdicts import verdicts
 
 FORMATS = ("html", "pdf", "md", "csv", "svg", "png")
 IMAGES = ("svg", "png")
@@ -72,11 +73,12 @@ class Report:
             self.pictures[env] = drawing.draw(tags)
             rows += drawing.curves
             missing += drawing.notes
-        self.notes = [*notes, *self._doubts(), *missing, *(_left_out(runs, chosen) if metrics is None else [])]
+        judged, unread = verdicts(runs)
+        self.notes = [*notes, *self._doubts(), *missing, *(_left_out(runs, chosen) if metrics is None else []), *unread]
         self.curves = Table("Curves", _CURVE_COLUMNS, rows)
         self.results = overview.results(self.configurations, tags, chosen)
         self.details = [
-            *filter(None, [overview.interventions(self.configurations)]),
+            *filter(None, [judged, overview.interventions(self.configurations)]),
             *overview.settings_tables(self.configurations),
             overview.origins(runs),
             overview.versions(runs),

@@ -56,14 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     title, out, verdicts = examined(config)
     text = "\n\n".join([title, *map(str, verdicts)]) + "\n"
     (out / "verdict.txt").write_text(text, encoding="utf-8")
-    (out / VERDICT).write_text(json.dumps(as_json(out.name, verdicts), indent=1), encoding="utf-8")
+    (out / VERDICT).write_text(json.dumps(verdicts_as_json(out.name, verdicts), indent=1), encoding="utf-8")
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(text, end="")
     return 0
 
 
-def as_json(folder: str, verdicts: Sequence[Diagnosis]) -> dict[str, Any]:
+def verdicts_as_json(folder: str, verdicts: Sequence[Diagnosis]) -> dict[str, Any]:
     """Return what a report shows of verdicts: their step, and by network the cause, the findings and the advice."""
     networks = {
         one.examination.patient.name: {

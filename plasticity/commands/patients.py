@@ -73,12 +73,12 @@ def record_inputs(agent: Any, env: Any, num: int) -> dict[str, list[Any]]:
     return {name: recorder.inputs[:num] for name, recorder in recorders.items() if recorder.inputs}
 
 
-Inputs = Mapping[str, list[Any]]
+StepInputs = Mapping[str, list[Any]]
 """Optimizer -> the inputs of its gradient steps."""
 
 
 def patients_of(
-    agent: Any, origins: Origins, inputs: Inputs, fresh_inputs: Callable[[], Inputs] | None = None
+    agent: Any, origins: Origins, inputs: StepInputs, fresh_inputs: Callable[[], StepInputs] | None = None
 ) -> list[Patient]:
     """Return a patient for every network that a gradient step trains.
 
@@ -92,7 +92,9 @@ def patients_of(
     return patients
 
 
-def _surroundings(agent: Any, patient: Patient, fresh_inputs: Callable[[], Inputs] | None) -> dict[str, Surroundings]:
+def _surroundings(
+    agent: Any, patient: Patient, fresh_inputs: Callable[[], StepInputs] | None
+) -> dict[str, Surroundings]:
     step, found = step_of(agent, patient.name), {}
     if fresh_inputs is not None:
         found["replay"] = Surroundings(

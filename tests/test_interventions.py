@@ -39,6 +39,7 @@ FREQUENT: dict[str, dict[str, Any]] = {
     "reset": {"every": 12, "clock": "updates", "layers": 2},
     "shrink_perturb": {"every": 5, "clock": "updates"},
     "plasticity_injection": {"at": (15,), "clock": "updates"},
+    "knife": {"every": 6, "window": 3, "threshold": 0.5, "cap": 0.2},
     **{name: {"log_every": 3} for name in ("l2_init", "wasserstein_init", "parseval", "spectral", "nap")},
     "optimizer_reset": {"every": 4, "clock": "updates"},
     "fire": {"every": 12, "clock": "updates"},

@@ -16,6 +16,7 @@ from .hyperspherical import Hyperspherical
 from .infer import InFeR
 from .injection import PlasticityInjection
 from .intervention import Intervention
+from .knife import KNIFE
 from .l2_init import L2Init
 from .least import LearnToStop
 from .nap import NormalizeAndProject
@@ -49,6 +50,7 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "least": LearnToStop,
     "reset": Reset,
     "shrink_perturb": ShrinkPerturb,
+    "knife": KNIFE,
     "plasticity_injection": PlasticityInjection,
     "l2_init": L2Init,
     "wasserstein_init": WassersteinInit,
@@ -87,6 +89,7 @@ __all__ = [
     "DR3",
     "FIRE",
     "INTERVENTIONS",
+    "KNIFE",
     "SAM",
     "AdaptiveReplayRatio",
     "Chain",

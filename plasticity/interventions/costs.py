@@ -8,6 +8,7 @@ COSTS: dict[str, float] = {
     "least": 0.99,
     "reset": 0.99,
     "shrink_perturb": 1.05,
+    "knife": 2.5,
     "plasticity_injection": 1.01,
     "l2_init": 1.12,
     "wasserstein_init": 3.89,

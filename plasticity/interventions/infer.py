@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import Context
+from plasticity.isolation import unwrap
 
 from .feature_penalty import FeaturePenalty
 from .layer_depths import LayerDepths
@@ -27,6 +28,12 @@ def head_error(heads: Tensor, frozen: Tensor, beta: float, reduce: str = "mean")
     """
     squares = (heads - beta * frozen).square()
     return (squares.mean(1) if reduce == "mean" else squares.sum(1)).mean()
+
+
+INITIAL = "initial "
+"""Beginning of the names of the initial networks among what is kept."""
+AT_FIRST = -0.5
+"""Place of the method among those that restructure: after structures of the start, before those of any step."""
 
 
 @dataclass
@@ -64,22 +71,28 @@ class InFeR(FeaturePenalty):
         self.frozen: dict[str, nn.Module] = {}
         self.initial: dict[str, nn.Module] = {}
         self.first: dict[str, LayerDepths] = {}
-        self._at = -1
 
     def rules(self) -> dict[str, bool]:
         """Return the rules of the settings."""
         return {**super().rules(), "heads >= 1": self.heads >= 1}
 
     def restructure(self, ctx: Context, state: Mapping[str, Any] | None) -> None:
-        """Make the heads of a checkpoint, so that the optimizer's saved state finds their parameters."""
-        self.made, self.frozen = {}, {}
+        """Make the heads of a checkpoint, so that the optimizer's saved state finds their parameters.
+
+        The initial networks too, which have the structure that training began with.
+        """
+        self.made, self.frozen, self.initial = {}, {}, {}
+        for key in (state or {}).get("kept", {}):
+            if (name := key.removeprefix(INITIAL)) != key:
+                self.initial[name] = self.keep_copy(key, unwrap(ctx.networks[name]))
         for name, saved in (state or {}).get("made", {}).items():
             self._make(ctx, name, saved["weight"].shape[1])
 
     def begin(self, ctx: Context, name: str, network: nn.Module) -> None:
         """Keep the network as it is at the very start."""
         if name not in self.first:
-            self.initial[name] = self.keep_copy(f"initial {name}", network)
+            if name not in self.initial:
+                self.initial[name] = self.keep_copy(f"{INITIAL}{name}", network)
             self.first[name] = LayerDepths(self.initial[name], type(self).__name__)
             self.hook(self.first[name])
 
@@ -93,7 +106,6 @@ class InFeR(FeaturePenalty):
         super().on_update_start(ctx)
         for name in self.chosen if self.coef else ():
             if name not in self.made:
-                self._at = ctx.step
                 batch = ctx.require("peek", type(self).__name__)(2, self.generator)
                 with torch.enable_grad():
                     self.run[name](self.initial[name], batch)  # the hook of `first` sees the arguments
@@ -140,12 +152,11 @@ class InFeR(FeaturePenalty):
         """Return the heads, too."""
         made = {name: dict(heads.state_dict()) for name, heads in self.made.items()}
         first = {name: depths.state_dict() for name, depths in self.first.items()}
-        return {**super().state_dict(), "made": made, "first": first, "restructured_at": self._at}
+        return {**super().state_dict(), "made": made, "first": first, "restructured_at": AT_FIRST}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
-        self._at = state["restructured_at"]
         for name, saved in state["made"].items():
             self.made[name].load_state_dict(saved)
         for name, saved in state["first"].items():

@@ -27,6 +27,7 @@ from .weight_penalty import WeightPenalty, total
 @torch.no_grad()
 def power_iteration_(rows: Tensor, u: Tensor, v: Tensor, num: int = 1) -> None:
     """Move u (neurons,) and v (inputs,) in place towards the first singular vectors of a weight (neurons, inputs)."""
+    rows = rows.clone()  # the last bits of these products depend on where the weight lies in memory
     for _ in range(num):
         u.copy_(F.normalize(rows @ v, dim=0, eps=1e-12))
         v.copy_(F.normalize(rows.T @ u, dim=0, eps=1e-12))

@@ -47,7 +47,8 @@ class Normalised(nn.Module):
 
     def sigma(self, weight: Tensor) -> Tensor:
         """Return the largest singular value as far as the vectors have found it, 0-D."""
-        return self.u @ weight_rows(self.layer, weight) @ self.v
+        rows = weight_rows(self.layer, weight).clone()  # the last bits depend on where a weight lies in memory
+        return self.u @ rows @ self.v
 
     def follow_(self, weight: Tensor) -> None:
         """Take one step of the power method for the present weight."""

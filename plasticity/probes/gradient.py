@@ -122,10 +122,14 @@ class UnitUpdates(Probe):
         """Add up the norms of rows over backward passes, and take the weight at the end."""
         return {WEIGHT_GRADIENT: lambda gradient: gradient.norm(dim=1), WEIGHT: lambda weight: weight.norm(dim=1)}
 
+    def relative(self) -> Tensor:
+        """Return the mean ||dL/dW_row|| / ||W_row|| of each neuron, (neurons,)."""
+        norms = self.total(WEIGHT_GRADIENT) / self.num_samples(WEIGHT_GRADIENT)
+        return norms / (self.total(WEIGHT) + EPSILON)
+
     def scores(self) -> Tensor:
         """Return the relative gradient of each neuron over the layer's mean, (neurons,); 0 in a layer without any."""
-        norms = self.total(WEIGHT_GRADIENT) / self.num_samples(WEIGHT_GRADIENT)
-        relative = norms / (self.total(WEIGHT) + EPSILON)
+        relative = self.relative()
         return relative / torch.where(relative.mean() == 0, 1, relative.mean())
 
     def compute(self) -> Tensor:

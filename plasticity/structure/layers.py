@@ -39,6 +39,14 @@ NORM_MODULES = (
 RETURNED = "its neurons are returned to the caller, who may use them"
 """The remark on a layer that is consumed and returned."""
 
+
+class Untraced(nn.Module):
+    """A module into which traces do not look: its output is that of its first input, with something added aside.
+
+    Its method keeps it in step with edits of what feeds it.
+    """
+
+
 LAST_AXIS_NORMS = (nn.LayerNorm, nn.RMSNorm)
 """Norms whose gains lie along the last axis; those of the others lie along axis 1."""
 

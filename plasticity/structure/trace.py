@@ -25,6 +25,7 @@ from .layers import (
     Consumer,
     Layer,
     Norm,
+    Untraced,
     neuron_axis,
     num_neurons,
     weight_layers_of,
@@ -166,6 +167,8 @@ class _Trace:
             self.tracer.inside += 1
             if not empty:
                 self._consume(name, tag)
+        elif isinstance(module, Untraced):
+            self.tracer.paused += 1
         elif isinstance(module, NORM_MODULES):
             self.tracer.paused += 1
             if first is not None:
@@ -185,7 +188,10 @@ class _Trace:
             elif isinstance(output, Tensor):
                 self._produce(name, output)
             return
-        if isinstance(module, NORM_MODULES):
+        if isinstance(module, Untraced):
+            self.tracer.paused -= 1
+            self.tracer.tags[output] = tag
+        elif isinstance(module, NORM_MODULES):
             self.tracer.paused -= 1
             self.tracer.tags[output] = tag.normalised().map(Plane.seen_anew)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

@@ -30,7 +30,7 @@ def head_error(heads: Tensor, frozen: Tensor, beta: float, reduce: str = "mean")
     return (squares.mean(1) if reduce == "mean" else squares.sum(1)).mean()
 
 
-INITIAL = "initial "
+FIRST_NETWORK = "initial "
 """Beginning of the names of the initial networks among what is kept."""
 AT_FIRST = -0.5
 """Place of the method among those that restructure: after structures of the start, before those of any step."""
@@ -83,7 +83,7 @@ class InFeR(FeaturePenalty):
         """
         self.made, self.frozen, self.initial = {}, {}, {}
         for key in (state or {}).get("kept", {}):
-            if (name := key.removeprefix(INITIAL)) != key:
+            if (name := key.removeprefix(FIRST_NETWORK)) != key:
                 self.initial[name] = self.keep_copy(key, unwrap(ctx.networks[name]))
         for name, saved in (state or {}).get("made", {}).items():
             self._make(ctx, name, saved["weight"].shape[1])
@@ -92,7 +92,7 @@ class InFeR(FeaturePenalty):
         """Keep the network as it is at the very start."""
         if name not in self.first:
             if name not in self.initial:
-                self.initial[name] = self.keep_copy(f"{INITIAL}{name}", network)
+                self.initial[name] = self.keep_copy(f"{FIRST_NETWORK}{name}", network)
             self.first[name] = LayerDepths(self.initial[name], type(self).__name__)
             self.hook(self.first[name])
 

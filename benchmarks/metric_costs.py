@@ -34,7 +34,9 @@ MODES = {"eager": "off", "compiled": "auto"}
 LATE = 10_000
 """Updates so far, as of an agent whose updates are compiled."""
 EPISODE = 200
-PART = 3
+BATCHES = 40
+PARTS = {"reading": 3, "every": BATCHES}
+"""Updates that are timed in a row: readings are long, what gathering adds is not."""
 Costs = dict[str, dict[str, Percent]]
 """Row -> figure -> values by round: milliseconds."""
 
@@ -47,7 +49,7 @@ def names_of(only: Sequence[str]) -> list[str]:
 
 def agent_of(task: Task, compile: str) -> tuple[Any, list[Any], Context]:
     """Return an agent that learns at full speed, batches, and its context with made-up transitions to look at."""
-    agent, batches = task.make(compile), [task.batch() for _ in range(8)]
+    agent, batches = task.make(compile), [task.batch() for _ in range(BATCHES)]
     agent.updates = LATE
     cost(agent, batches[:2])
     ctx = context(agent)
@@ -101,20 +103,22 @@ Change = tuple[Callable[[], None], Callable[[], None], Callable[[Any], None] | N
 
 
 def timed(agent: Any, batches: list[Any], changes: dict[str, Change], rounds: int) -> dict[str, Percent]:
-    """Return milliseconds that each change adds to an update, and those of an update without."""
+    """Return milliseconds that each change adds to an update, and those of an update without, just before and after."""
     found: dict[str, Percent] = {"update": [], **{key: [] for key in changes}}
     for _ in range(rounds):
         for key, (on, off, learn) in changes.items():
-            before = cost(agent, batches)
+            part = batches[: max(8, PARTS[key])]
+            before = cost(agent, part)
             on()
             (learn or agent.learn)(batches[0])  # what is put on again is traced anew
             began = time.thread_time()
-            for batch in batches[:PART]:
+            for batch in batches[: PARTS[key]]:
                 (learn or agent.learn)(batch)
-            during = (time.thread_time() - began) / PART * 1e6
+            during = (time.thread_time() - began) / PARTS[key] * 1e6
             off()
-            found["update"].append(before / 1e3)
-            found[key].append((during - before) / 1e3)
+            plain = (before + cost(agent, part)) / 2
+            found["update"].append(plain / 1e3)
+            found[key].append((during - plain) / 1e3)
     return found
 
 

@@ -15,7 +15,7 @@ from plasticity.agents.train import context
 from plasticity.callback import Context, start
 from plasticity.envs import make_env
 from plasticity.meters import Churn, CriticDisagreement, FeatureDot, Overestimation, Policy, Replayed
-from plasticity.meters.churn import categorical_divergence, gaussian_divergence
+from plasticity.meters.churn import categorical_divergence, gaussian_divergence, output_churn, policy_churn
 from plasticity.meters.critics import disagreement
 from plasticity.meters.features import feature_dots, last_features
 from plasticity.meters.overestimation import discounted_returns
@@ -39,6 +39,19 @@ def test_golden_policies() -> None:
     assert float(gaussian_entropy(torch.full((2, 3), math.log(0.5)))) == pytest.approx(float(normal.entropy().mean()))
     assert float(greedy_diversity(torch.eye(4))) == pytest.approx(1)
     assert float(greedy_diversity(torch.tensor([[1.0, 0], [2, 1]]))) == 0
+
+
+def test_masked_actions_are_no_loss_of_numbers_and_lost_numbers_are_no_action() -> None:
+    logits, other = torch.tensor([[0.0, 1, -math.inf]]), torch.tensor([[1.0, 1, -math.inf]])
+    p = torch.distributions.Categorical(logits=logits[:, :2])
+    assert float(categorical_entropy(logits)) == pytest.approx(float(p.entropy()) / math.log(3))
+    q = torch.distributions.Categorical(logits=other[:, :2])
+    expected = torch.distributions.kl_divergence(p, q)
+    assert float(categorical_divergence(logits, other)) == pytest.approx(float(expected))
+    assert float(output_churn(logits, other)) == pytest.approx(1 / 3)
+    lost = torch.full((2, 3), math.nan)
+    assert greedy_diversity(lost).isnan()
+    assert policy_churn(torch.zeros(2, 3), lost).isnan()
 
 
 def test_golden_features() -> None:

@@ -87,6 +87,7 @@ def test_golden_kurtosis() -> None:
     assert value("gradient_kurtosis", on_weight_gradient=torch.tensor([[0.0, 0], [0, 1]])) == pytest.approx(7 / 3)
     assert value("gradient_kurtosis", on_weight_gradient=torch.tensor([[-2.0, 2], [-2, 2]])) == pytest.approx(1)
     assert math.isnan(value("gradient_kurtosis", on_weight_gradient=torch.ones(2, 2)))
+    assert math.isnan(value("gradient_kurtosis", on_weight_gradient=torch.full((7, 7), 1 / 3).double()))
 
 
 def test_golden_ranks() -> None:
@@ -122,6 +123,10 @@ def test_golden_steps() -> None:
     assert float(cosine(torch.tensor([1.0, 1]), torch.tensor([1.0, 0]))) == pytest.approx(0.707107, abs=1e-6)
     both = fed("unchanged", on_weight=torch.tensor([[1.0, 1 + 1e-5, 2, 0]]), on_weight_before=torch.ones(1, 4))
     assert {k: float(v) for k, v in both.compute().items()} == {"unchanged": 0.25, "unchanged_bf16": 0.5}  # type: ignore[union-attr]
+
+
+def test_a_step_of_a_weight_that_was_0_has_no_ratio() -> None:
+    assert math.isnan(value("update_ratio", on_weight=torch.ones(1, 2), on_weight_before=torch.zeros(1, 2)))
 
 
 def test_golden_quadrants() -> None:
@@ -300,6 +305,9 @@ WORDS = {
     "tanh": {"fau", "saturated"},
     "sigmoid": {"fau", "saturated"},
     "softplus": set(),
+    "elu": {"fau", "linearised"},
+    "hardswish": {"fau"},
+    "hardtanh": set(),
 }
 MODULES = {
     "relu": nn.ReLU(),
@@ -308,6 +316,9 @@ MODULES = {
     "tanh": nn.Tanh(),
     "sigmoid": nn.Sigmoid(),
     "softplus": nn.Softplus(),
+    "elu": nn.SELU(),
+    "hardswish": nn.Hardswish(),
+    "hardtanh": nn.ReLU6(),
 }
 
 
@@ -319,6 +330,8 @@ def test_a_word_without_a_meaning_gives_no_value_and_says_why(activation: str) -
     assert {name for name in names if not math.isnan(reading.values[name]["0"])} == WORDS[activation]
     reasons = {entry.probe: entry.reason for entry in reading.unmeasured if entry.layer == "0"}
     assert all(reason.startswith(activation) for reason in reasons.values())
+    if activation in ("softplus", "hardswish", "hardtanh"):  # the last two are flat, linear and bounded somewhere
+        assert {reason.partition(": ")[2] for reason in reasons.values()} == {"this word is not defined for it"}
     assert reading.values["dead"]["all"] == pytest.approx(np.nanmean([reading.values["dead"][la] for la in ("0", "2")]))
 
 

@@ -180,6 +180,56 @@ def test_without_a_batch_there_is_a_reason(model: nn.Module, x: Tensor) -> None:
     assert len(reading.unmeasured) == 2
 
 
+@pytest.mark.parametrize("samples", [15, 16])
+def test_samples_that_are_all_alike_have_no_spread(samples: int) -> None:
+    model, x = mlp(), torch.full((samples, 3), 0.37)
+    reading = measure(model, (x, x[:, :2]), F.mse_loss, probes=["sample_gradients"])
+    values = {metric: by_layer["all"] for metric, by_layer in reading.values.items()}
+    assert values["gradient_rank"] == 0
+    assert values["half_cosine"] == pytest.approx(1)
+    assert math.isnan(values["gradient_top_share"])
+    assert math.isnan(values["norm_kurtosis"])
+    (entry,) = [e for e in reading.unmeasured if e.layer == "all"]
+    assert entry.reason == "the gradients of all samples are alike, 0 or not finite"
+
+
+class Looked(nn.Module):
+    """Sparse gradients, and a second derivative unless ``hard``."""
+
+    def __init__(self, hard: bool = False) -> None:
+        super().__init__()
+        self.rows, self.head = nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2)
+        self.activation = nn.Hardsigmoid() if hard else nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.activation(self.rows(x)))
+
+
+def test_what_torch_cannot_differentiate_has_a_reason() -> None:
+    x, y = torch.arange(5), torch.randn(5, 2)
+    names = ["hessian", "sharpness", "loss_cosine"]
+
+    def losses(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"fit": F.mse_loss(output, target), "size": output.square().mean()}
+
+    sparse = measure(Looked(), (x, y), losses, probes=names)
+    assert sparse.values["sharpness"]["all"] > 0
+    assert -1 <= sparse.values["loss_cosine"]["fit:size"] <= 1
+    hard = nn.Sequential(nn.Linear(3, 4), nn.Hardsigmoid(), nn.Linear(4, 2))
+    reading = measure(hard, (torch.randn(5, 3), y), losses, probes=names)
+    reasons = {e.probe: e.reason for e in reading.unmeasured if e.layer == "all"}
+    assert reasons.keys() == {"hessian"}
+    assert reasons["hessian"].startswith("it cannot be differentiated twice")
+    imaginary = nn.Sequential(nn.Linear(3, 4, dtype=torch.cfloat), nn.Tanh(), nn.Linear(4, 2, dtype=torch.cfloat))
+    reading = measure(
+        imaginary,
+        (torch.randn(5, 3, dtype=torch.cfloat), y),
+        lambda out, y: F.mse_loss(out.abs(), y),
+        probes=["ntk", *names],
+    )
+    assert {e.probe for e in reading.unmeasured if e.layer == "all"} == {"ntk", *names}
+
+
 # -- transformers ------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +266,54 @@ def test_attention_is_found_however_it_is_written(how: str) -> None:
     assert reading.values["attention_low"]["all"] == pytest.approx(float(scores.min()))
     stream = float(model(x).detach().square().mean().sqrt())
     assert reading.values["residual_stream"]["all"] == pytest.approx(stream, rel=1e-5)
+
+
+class Masked(nn.Module):
+    """Attention in which the first query may see no key, and a softmax over channels, which is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 24), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(-1)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).nan_to_num()
+        h = h * F.softmax(h, 1)
+        return self.head(h.transpose(1, 2).flatten(2)).index_fill(-1, torch.tensor([4]), -math.inf)
+
+
+def test_masks_are_no_loss_of_numbers_and_lost_numbers_are_not_masked() -> None:
+    model, x = Masked(), torch.randn(3, 4, 4)
+    reading = measure(model, x, probes=["attention", "token_entropy"])
+    assert list(reading.scores["attention_entropy"]) == ["(model)"]
+    q, k, _ = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in model.qkv(x).detach().chunk(3, -1))
+    expected = []
+    for query in (2, 3):  # the second sees one key
+        p = (q[:, :, query, None] @ k[:, :, :query].transpose(-2, -1) / 2).softmax(-1)
+        expected.append(-(p * p.log()).sum(-1) / math.log(query))
+    torch.testing.assert_close(
+        reading.scores["attention_entropy"]["(model)"], torch.stack(expected).mean((0, 1, 3)).double()
+    )
+    logits = model(x).detach()[..., :4].double().log_softmax(-1)
+    entropy = -(logits.exp() * logits).sum(-1).mean() / math.log(5)
+    assert reading.values["token_entropy"]["all"] == pytest.approx(float(entropy))
+    x[1] = math.nan
+    reading = measure(model, x, probes=["attention", "token_entropy"])
+    assert all(math.isnan(reading.values[m]["all"]) for m in ("attention_entropy", "attention_low"))
+
+
+def test_an_output_without_numbers_has_a_reason() -> None:
+    class Mute(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).argmax(-1)
+
+    reading = measure(Mute(), torch.randn(5, 3), probes=["ntk", "token_entropy"])
+    assert {e.probe for e in reading.unmeasured if e.layer == "all"} == {"ntk", "token_entropy"}
 
 
 def test_routers_and_tokens() -> None:

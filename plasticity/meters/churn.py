@@ -15,26 +15,28 @@ from .meter import Measured, Meter
 
 
 def output_churn(before: Tensor, after: Tensor) -> Tensor:
-    """Return the mean |change| of outputs, 0-D, at least 0; both of shape (states, ...).
+    """Return the mean |change| of outputs, 0-D, at least 0; both of shape (states, ...). Masked ones, -inf, stay so.
 
     For a value network this is the value churn. Source: Tang & Berseth 2024 (arXiv 2409.04792), section 3; for
     reinforcement learning in general, Schaul et al. 2022 (arXiv 2206.00730).
     """
-    return (after - before).abs().double().mean()
+    masked = before.isneginf() & after.isneginf()
+    return (after - before).masked_fill(masked, 0).abs().double().mean()
 
 
 def policy_churn(before: Tensor, after: Tensor) -> Tensor:
-    """Return the share of states whose greedy action changed, 0-D, in [0, 1]; both (states, actions).
+    """Return the share of states whose greedy action changed, 0-D, in [0, 1], NaN of NaN; both (states, actions).
 
     Source: Schaul et al. 2022, *The Phenomenon of Policy Churn* (arXiv 2206.00730), section 2.
     """
-    return (before.argmax(-1) != after.argmax(-1)).double().mean()
+    changed = (before.argmax(-1) != after.argmax(-1)).double().mean()
+    return torch.where(before.isnan().any() | after.isnan().any(), torch.nan, changed)
 
 
 def categorical_divergence(before: Tensor, after: Tensor) -> Tensor:
     """Return the mean KL(before || after) of softmax policies, 0-D, at least 0; logits, (states, actions)."""
     p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).mean()
+    return torch.where(p.isneginf(), 0, p.exp() * (p - q)).sum(-1).mean()  # of a masked action, 0
 
 
 def gaussian_divergence(before: Tensor, after: Tensor) -> Tensor:

@@ -25,15 +25,18 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 
 def categorical_entropy(logits: Tensor) -> Tensor:
     """Return the mean over states of the entropy of a softmax, (states, actions), over its maximum; in [0, 1]."""
-    log_p = logits.double().log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1).mean() / math.log(logits.shape[-1])
+    return torch.special.entr(logits.double().softmax(-1)).sum(-1).mean() / math.log(logits.shape[-1])
 
 
 def greedy_diversity(outputs: Tensor) -> Tensor:
-    """Return the entropy of the greedy actions over states, (states, actions), over its maximum; 0: always the same."""
+    """Return the entropy of the greedy actions over states, (states, actions), over its maximum; 0: always the same.
+
+    NaN where an output is.
+    """
     counts = torch.bincount(outputs.argmax(-1), minlength=outputs.shape[-1]).double()
     shares = counts / counts.sum()
-    return -torch.special.xlogy(shares, shares).sum() / math.log(outputs.shape[-1])
+    entropy = torch.special.entr(shares).sum() / math.log(outputs.shape[-1])
+    return torch.where(outputs.isnan().any(), torch.nan, entropy)
 
 
 def gaussian_parts(outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:

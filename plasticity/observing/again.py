@@ -32,7 +32,7 @@ class NetworkReadings:
                     with undisturbed(again.model, self), torch.enable_grad():
                         found = probe.measure(again)
                     for metric, values in found.items():
-                        reason = _add(reading, metric, values) or reason
+                        reason = _add(reading, metric, values, probe.nan_reason) or reason
                     if details := probe.details():
                         reading.details[name] = {ALL: details}
             except NotMeasurable as error:
@@ -50,7 +50,7 @@ class NetworkReadings:
             reading.coverage.append(Coverage(ALL, name, not reason, reason))
 
 
-def _add(reading: Reading, metric: str, values: Tensor | Mapping[str, Tensor]) -> str:
+def _add(reading: Reading, metric: str, values: Tensor | Mapping[str, Tensor], nan_reason: str) -> str:
     """Add what one metric gave; return why it has no value, empty if it has."""
     if isinstance(values, Tensor):
         values = {ALL: values}
@@ -62,4 +62,4 @@ def _add(reading: Reading, metric: str, values: Tensor | Mapping[str, Tensor]) -
         values = {**values, ALL: torch.stack(list(values.values())).mean()}
     found = dict(zip(values, torch.stack([v.detach().double() for v in values.values()]).tolist(), strict=True))
     reading.values[metric] = found
-    return "non-finite values" if math.isnan(found[ALL]) else ""
+    return nan_reason if math.isnan(found[ALL]) else ""

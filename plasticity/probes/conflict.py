@@ -7,6 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from .curvature import flat
 from .gradient import cosine
 from .network import Again, NetworkProbe, NotMeasurable
 
@@ -48,6 +49,5 @@ def gradient_of(loss: Tensor, parameters: list[Tensor]) -> Tensor | None:
     parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     if all(part is None for part in parts):
         return None
-    whole = [torch.zeros_like(p) if part is None else part for part, p in zip(parts, parameters, strict=True)]
-    flat = torch.cat([part.detach().double().flatten() for part in whole])
-    return flat if bool((flat != 0).any()) else None
+    whole = flat(parts, parameters).detach().double()
+    return whole if bool((whole != 0).any()) else None

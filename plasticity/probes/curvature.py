@@ -15,13 +15,14 @@ from .network import Again, NetworkProbe, NotMeasurable
 
 Product = Callable[[Tensor], Tensor]
 """A vector -> its product with a symmetric matrix."""
+ONCE = ("is not implemented", "once_differentiable", "double backward")
+"""Words in torch's errors of operations that have no second derivative."""
 
 
 def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """Return tensors as one vector; of None, zeros."""
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if t is None else t.flatten() for t, p in zip(tensors, like, strict=True)]
-    )
+    """Return tensors as one vector; of None, zeros. Gradients of embeddings may be sparse."""
+    dense = [torch.zeros_like(p) if t is None else t.to_dense() for t, p in zip(tensors, like, strict=True)]
+    return torch.cat([t.flatten() for t in dense])
 
 
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
@@ -33,7 +34,13 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
 
     def product(vector: Tensor) -> Tensor:
         dot = gradient @ vector.to(gradient.dtype)
-        return flat(torch.autograd.grad(dot, parameters, retain_graph=True, allow_unused=True), parameters).double()
+        try:
+            found = torch.autograd.grad(dot, parameters, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if any(words in str(error) for words in ONCE):
+                raise NotMeasurable(f"it cannot be differentiated twice: {error}") from error
+            raise
+        return flat(found, parameters).double()
 
     return product
 

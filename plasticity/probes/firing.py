@@ -16,13 +16,18 @@ from .probe import FORWARD, Probe, Summand
 
 RECTIFIERS = ("relu", "clamp_min", "threshold")
 """Activations with a flat half: a neuron there gets no gradient."""
-TWO_SLOPES = ("leaky_relu", "_prelu_kernel", "prelu")
-SMOOTH = ("gelu", "silu", "mish", "hardswish", "elu")
+TWO_SLOPES = ("leaky_relu", "_prelu_kernel", "prelu", "rrelu_with_noise")
+SMOOTH = ("gelu", "silu", "mish", "elu", "celu")
 SQUASHING = ("tanh", "sigmoid")
-FIRES = {**dict.fromkeys((*RECTIFIERS, *TWO_SLOPES, *SMOOTH), 0), "tanh": 1, "sigmoid": 2}
+LINEAR_ABOVE = (*RECTIFIERS, *TWO_SLOPES, "elu", "celu")
+"""Activations that are linear where they fire."""
+UNDERSTOOD = (*RECTIFIERS, *TWO_SLOPES, *SMOOTH, *SQUASHING)
+"""Activations of which it is known where they are flat, linear and bounded."""
+FIRES = {**dict.fromkeys((*RECTIFIERS, *TWO_SLOPES, *SMOOTH, "hardswish"), 0), "tanh": 1, "sigmoid": 2}
 """Activation, as torch names the operation -> which of :func:`firing_counts` says that it fires."""
 
 NO_ACTIVATION = "it has no activation function"
+UNKNOWN = "this word is not defined for it"
 
 
 def firing_counts(rows: Tensor) -> Tensor:
@@ -43,8 +48,8 @@ class Firing(Probe):
     COST = "sums"
     WHERE: ClassVar[tuple[str, ...]] = tuple(FIRES)
     """The activations for which the word means something."""
-    ELSE: ClassVar[str] = "it is not known when this activation fires"
-    """The reason why there is no value for others."""
+    ELSE: ClassVar[str] = UNKNOWN
+    """The reason why there is no value for others that are understood."""
     per_neuron = True
 
     def sums(self) -> Mapping[str, Summand]:
@@ -55,7 +60,9 @@ class Firing(Probe):
         """Return why the word means nothing for the layer's activation function."""
         if self.activation in self.WHERE:
             return ""
-        return f"{self.activation}: {self.ELSE}" if self.activation else NO_ACTIVATION
+        if self.activation is None:
+            return NO_ACTIVATION
+        return f"{self.activation}: {self.ELSE if self.activation in UNDERSTOOD else UNKNOWN}"
 
     def scores(self) -> Tensor:
         """Return the share of samples on which each neuron fires, (neurons,), in [0, 1]."""
@@ -117,13 +124,13 @@ class Dead(Firing):
 class Linearised(Firing):
     """Fraction of neurons that compute a linear function of the batch.
 
-    Range [0, 1]; higher is worse. A rectifier neuron that fires on every sample; of a leaky one also one that fires on
-    none. Depends on the batch as ``dead`` does. Source: Lyle et al. 2024 (arXiv 2402.18762), section 3.
+    Range [0, 1]; higher is worse. A rectifier or ELU neuron that fires on every sample; of a leaky one also one that
+    fires on none. Depends on the batch as ``dead`` does. Source: Lyle et al. 2024 (arXiv 2402.18762), section 3.
     """
 
     WORSE = "higher"
     SOURCE = "Lyle et al. 2024"
-    WHERE = (*RECTIFIERS, *TWO_SLOPES)
+    WHERE = LINEAR_ABOVE
     ELSE = "it is linear nowhere"
 
     def compute(self) -> Tensor:
@@ -148,7 +155,7 @@ class Saturated(Firing):
     WORSE = "higher"
     SOURCE = "Rakitianskaia & Engelbrecht 2015"
     WHERE = SQUASHING
-    ELSE = "it saturates on no side where it fires; see dead"
+    ELSE = "it has no bound on the side where it fires; see dead"
 
     def __init__(self, limit: float = 0.95) -> None:
         if not 0 < limit < 1:

@@ -74,10 +74,15 @@ class ZeroGradients(OfWeightGradients):
         return share_of(self.gradient().abs() < self.limit, self.gradient())
 
 
-def kurtosis(values: Tensor) -> Tensor:
-    """Return E[(x - mean)^4] / var^2 of a flat tensor, 0-D, at least 1; NaN where all values are equal."""
+def kurtosis(values: Tensor, precision: float = 2.0**-52) -> Tensor:
+    """Return E[(x - mean)^4] / var^2 of a flat tensor, 0-D, at least 1; NaN where values differ by rounding at most.
+
+    ``precision``: the machine epsilon of what the values were computed in.
+    """
     centred = values - values.mean()
-    return centred.pow(4).mean() / centred.square().mean().square()
+    noise = len(values) * precision * values.abs().max()
+    ratio = centred.pow(4).mean() / centred.square().mean().square()
+    return torch.where(centred.abs().max() > noise, ratio, torch.nan)
 
 
 class GradientKurtosis(OfWeightGradients):

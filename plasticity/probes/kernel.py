@@ -164,6 +164,8 @@ class TangentKernel(OfSamples):
         """Return K, (samples, samples), float64."""
         with calls_of(again.model) as calls:
             outputs = [t for t in tensors_within(again.output(self.samples)) if t.is_floating_point()]
+        if not outputs:
+            raise NotMeasurable("it returns no floating-point tensor")
         return self.gram(again, calls, torch.stack([t.sum() for t in outputs]).sum())
 
     def measure(self, again: Again) -> dict[str, Tensor]:
@@ -195,6 +197,7 @@ class SampleGradients(OfSamples):
     WORSE = "cosine near 0, share near 1, rank lower, kurtosis higher"
     SOURCE = "Lyle et al. 2023; Garg et al. 2021"
     metrics = ("half_cosine", "gradient_top_share", "gradient_rank", "norm_kurtosis")
+    nan_reason = "the gradients of all samples are alike, 0 or not finite"
 
     def measure(self, again: Again) -> dict[str, Tensor]:
         """Return the four values."""
@@ -207,11 +210,13 @@ class SampleGradients(OfSamples):
         aa, bb, ab = (gram[i, j].sum() for i, j in _halves(half))
         centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
         values = eigenvalues(centred)
+        precision, longest = torch.finfo(again.parameters()[0].dtype).eps, gram.diagonal().max()
+        values = torch.where(values <= len(gram) * (2 * precision) ** 2 * longest, 0, values)
         return {
             "half_cosine": ab / (aa * bb).sqrt(),
             "gradient_top_share": values[0] / values.sum(),
             "gradient_rank": effective_rank(values),
-            "norm_kurtosis": kurtosis(gram.diagonal().clamp_min(0).sqrt()),
+            "norm_kurtosis": kurtosis(gram.diagonal().clamp_min(0).sqrt(), precision),
         }
 
 

@@ -66,10 +66,12 @@ class Again:
         return loss
 
     def parameters(self) -> list[Tensor]:
-        """Return the parameters that train; raise NotMeasurable without any."""
+        """Return the parameters that train; raise NotMeasurable without any, and of complex ones."""
         found: list[Tensor] = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not found:
             raise NotMeasurable("none of its parameters trains")
+        if any(parameter.is_complex() for parameter in found):
+            raise NotMeasurable("its parameters are complex")
         return found
 
     def _first(self, values: Any, samples: int | None) -> Any:

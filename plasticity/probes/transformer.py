@@ -1,7 +1,8 @@
 """Transformers: how sharply heads attend, how large the residual stream is, how experts share the load.
 
 The network runs once more, and every torch function that it calls is looked at: attention is found in
-``nn.MultiheadAttention``, ``scaled_dot_product_attention`` and a softmax over four dimensions, whoever wrote the model.
+``nn.MultiheadAttention``, ``scaled_dot_product_attention`` and a softmax over the last of four dimensions, whoever
+wrote the model.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class Attention(OfTransformers):
     WORSE = "0 collapsed, 1 lazy"
     SOURCE = "Zhai et al. 2023"
     metrics = ("attention_entropy", "attention_low")
+    nan_reason = "no query has two keys to choose from, or values are not finite"
 
     def measure(self, again: Again) -> dict[str, Mapping[str, Tensor]]:
         """Return the entropies per head, by module, and the smallest of each."""
@@ -123,8 +125,9 @@ class Attention(OfTransformers):
         def look(module: str, func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
             weights = _weights(func, args, kwargs, result)
             if weights is not None:
-                entropy = relative_entropy(weights.detach().double())
-                found[module or "(model)"] = entropy.movedim(-2, 0).flatten(1).nanmean(1)
+                entropy, bad = relative_entropy(weights.detach().double()), weights.isnan().any(-1)
+                mean, bad = (t.movedim(-2, 0).flatten(1) for t in (entropy, bad))
+                found[module or "(model)"] = torch.where(bad.any(1), torch.nan, mean.nanmean(1))
 
         self.watched(again, look)
         if not found:
@@ -133,17 +136,30 @@ class Attention(OfTransformers):
 
 
 def _weights(func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> Tensor | None:
-    """Return the weights of an attention, (batch, heads, queries, keys); None for another function."""
+    """Return the weights of an attention, (batch, heads, queries, keys); None for another function.
+
+    Those of a query that may see no key are 0.
+    """
     if func is F.multi_head_attention_forward:
-        return result if result.dim() == 4 else result[None]
+        return _without_masked(result if result.dim() == 4 else result[None], *args[:2])
     if func is F.scaled_dot_product_attention:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         query, key = given["query"], given["key"]
         if key.shape[-3] != query.shape[-3]:  # grouped queries
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        return attention_weights(query, key, given.get("attn_mask"), given.get("is_causal", False), given.get("scale"))
-    return result if func in SOFTMAX_FUNCTIONS and result.dim() == 4 else None
+        mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
+        return _without_masked(attention_weights(query, key, mask, causal, scale), query, key)
+    if func in SOFTMAX_FUNCTIONS and result.dim() == 4:
+        scores, dim = (kwargs.get(name, args[i] if len(args) > i else None) for i, name in enumerate(("input", "dim")))
+        return _without_masked(result, scores) if dim in (-1, 3) else None
+    return None
+
+
+def _without_masked(weights: Tensor, *sources: Tensor) -> Tensor:
+    """Return the weights with 0 for NaN where ``sources`` are sound: it then comes of a mask that leaves nothing."""
+    unsound = torch.stack([(t.isnan() | t.isposinf()).any() for t in sources]).any()
+    return torch.where(weights.isnan() & ~unsound, 0, weights)
 
 
 class ResidualStream(OfTransformers):
@@ -189,10 +205,12 @@ class Router(OfTransformers):
         loads: dict[str, Tensor] = {}
 
         def look(module: str, func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
-            dim = kwargs.get("dim", args[2] if len(args) > 2 else -1)
-            if func in (torch.topk, Tensor.topk) and dim in (-1, args[0].dim() - 1):
-                counts = torch.bincount(result[1].flatten(), minlength=args[0].shape[-1]).double()
-                loads[module or "(model)"] = counts / counts.sum()
+            if func not in (torch.topk, Tensor.topk):
+                return
+            scores, dim = args[0] if args else kwargs["input"], kwargs.get("dim", args[2] if len(args) > 2 else -1)
+            if dim in (-1, scores.dim() - 1):
+                counts = torch.bincount(result[1].flatten(), minlength=scores.shape[-1]).double()
+                loads[module or "(model)"] = torch.where(scores.isnan().any(), torch.nan, counts / counts.sum())
 
         self.watched(again, look)
         if not loads:
@@ -215,9 +233,10 @@ class TokenEntropy(OfTransformers):
         """Return the mean entropy."""
         with torch.no_grad():
             output = again.output()
-        logits = getattr(output, "logits", None)
-        logits = tensors_within(output)[0] if logits is None else logits
-        if logits.dim() != 3 or logits.shape[-1] < 2:
-            raise NotMeasurable(f"its output of shape {tuple(logits.shape)} is not (batch, positions, vocabulary)")
-        weights = logits.double().log_softmax(-1)
-        return {"token_entropy": -(weights.exp() * weights).sum(-1).mean() / math.log(logits.shape[-1])}
+        named = getattr(output, "logits", None)
+        logits = next((t for t in tensors_within(output if named is None else named) if t.is_floating_point()), None)
+        if logits is None or logits.dim() != 3 or logits.shape[-1] < 2:
+            shape = "without a floating-point tensor" if logits is None else f"of shape {tuple(logits.shape)}"
+            raise NotMeasurable(f"its output {shape} is not (batch, positions, vocabulary)")
+        entropy = torch.special.entr(logits.double().softmax(-1)).sum(-1).mean()
+        return {"token_entropy": entropy / math.log(logits.shape[-1])}

@@ -138,10 +138,12 @@ class UpdateRatio(Changed):
 
     WORSE = "lower; far above 1e-2 is unstable"
     SOURCE = "Lee et al. 2025"
+    nan_reason = "the weight was 0, or values are not finite"
 
     def compute(self) -> Tensor:
         """Return the ratio."""
-        return self.step().norm() / self.total(WEIGHT_BEFORE).norm()
+        before = self.total(WEIGHT_BEFORE).norm()
+        return torch.where(before == 0, torch.nan, self.step().norm() / before)
 
 
 class Unchanged(Changed):

@@ -44,8 +44,8 @@ LINEAR = {
 }
 TOLD = COMPARISONS | LOGIC | MOVES | RESHAPES | COPIES
 """Operations through which it is followed what lets neurons through."""
-ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise"}
-"""Activations that torch does not count as pointwise, because of what they take besides."""
+ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise", "hardswish", "log_sigmoid_forward"}
+"""Activations that torch does not count as pointwise."""
 JOINS = {"add", "sub", "rsub", "maximum", "minimum"}
 """Operations that make one unit of the neurons of several layers, where none has been activated before."""
 PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}

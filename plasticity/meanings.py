@@ -1,8 +1,16 @@
-"""Plasticity metrics in a sentence each: what a value is, what is bad, and the class that computes it."""
+"""Plasticity metrics in a sentence each: what a value is, what is bad, and the class that computes it.
+
+A metric that is not listed here is described by the class that computes it: the first line of its docstring, and its
+``WORSE``. A line in ``MEANINGS`` gives it words of its own, which one of several numbers of a probe needs.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
+
+from plasticity.source import class_constant, doc_of, page_at, target
 
 
 class Meaning(NamedTuple):
@@ -26,8 +34,17 @@ MEANINGS: dict[str, Meaning] = {
         _HIGH,
         "probes.grama.GradientActivity",
     ),
+    "grama_weight": Meaning(
+        "GraMa by the gradients of a neuron's weights, whose samples cancel", _HIGH, "probes.grama.GradientActivity"
+    ),
+    "grama_linear": Meaning(
+        "GraMa at the layer's linear output, in front of a norm", _HIGH, "probes.grama.GradientActivity"
+    ),
+    "grama_post": Meaning(
+        "GraMa behind the activation, where dead neurons have a score", _HIGH, "probes.grama.GradientActivity"
+    ),
     "effective_rank": Meaning(
-        "Number of directions that a layer's features span, by the entropy of the singular values",
+        "Number of directions that a layer's features span, by entropy",
         "falling while learning stalls",
         "probes.rank.Rank",
     ),
@@ -38,8 +55,8 @@ MEANINGS: dict[str, Meaning] = {
         "Number of singular values above 0.01", "falling while learning stalls", "probes.rank.Rank"
     ),
     "stable_rank": Meaning(
-        "Squares of all singular values over that of the largest; 1 to 3 is usual behind a ReLU",
-        "falling",
+        "Squares of all singular values over that of the largest",
+        "falling; 1 to 3 is usual behind a ReLU",
         "probes.rank.Rank",
     ),
     "rdu": Meaning("Dormancy as the mean over layers, not over neurons", _HIGH, "probes.inactivity.DormantRatio"),
@@ -214,17 +231,39 @@ MEANINGS: dict[str, Meaning] = {
         "Distance of the parameters from those of the target", "growing", "meters.target_distance.TargetDistance"
     ),
 }
-"""Metric -> its meaning; a test holds that every metric of the package has one."""
+"""Metric -> its meaning, in words that its class does not have."""
 
 
 def meaning(metric: str) -> Meaning | None:
-    """Return the meaning of a metric, of ``grama_post`` that of ``grama``; None for one of somebody's own."""
+    """Return the meaning of a metric: as listed, as its class says, or that of its family; None for somebody's own."""
     if metric in MEANINGS:
         return MEANINGS[metric]
-    return next((known for name, known in MEANINGS.items() if metric.startswith(f"{name}_")), None)
+    family = next((known for name, known in MEANINGS.items() if metric.startswith(f"{name}_")), None)
+    own = self_described().get(metric)
+    return own if own is not None and (family is None or own.source != family.source) else family
+
+
+@cache
+def self_described() -> dict[str, Meaning]:
+    """Return metric -> its meaning as the package's probes and meters describe themselves, read without importing."""
+    root, found = Path(__file__).parent, dict[str, Meaning]()
+    for folder, registry in (("probes", "PROBES"), ("meters", "METERS")):
+        page = page_at(root / folder)
+        for name, entry in page.entries(registry).items() if page else ():
+            if (meant := target(entry)) is None:
+                continue
+            module = ".".join(meant.page.path.relative_to(root).with_suffix("").parts)
+            about, _, _ = doc_of(meant).partition("\n")
+            words = Meaning(
+                about.rstrip("."), class_constant(meant, "WORSE"), f"{module}.{getattr(meant.node, 'name', '')}"
+            )
+            found |= dict.fromkeys((class_constant(meant, "metrics") or name).split(", "), words)
+    return found
 
 
 def in_words(metric: str) -> str:
     """Return what a metric is and what is bad of it, as one line; empty for one of somebody's own."""
     found = meaning(metric)
-    return f"{found.about}. Bad: {found.bad}." if found else ""
+    if found is None:
+        return ""
+    return f"{found.about}. Bad: {found.bad}." if found.bad else f"{found.about}."

@@ -57,7 +57,7 @@ print(); print(json.dumps(sorted(sys.modules)))"""
 
 def test_the_help_of_an_agent_does_not_read_the_source_of_everything_else() -> None:
     code = """
-from plasticity.commands import source
+from plasticity import source
 read, page_at = set(), source.page_at
 source.page_at = lambda path: read.add(path.parent.name) or page_at(path)
 from plasticity.cli import main

@@ -102,7 +102,8 @@ def allowed_names(folder):
 # -- the parts of the package ------------------------------------------------------------------------------------------
 
 LAYERS = [
-    {"clone", "course", "isolation", "meanings", "metrics", "palette", "tags"},
+    {"clone", "course", "isolation", "metrics", "palette", "source", "tags"},
+    {"meanings"},
     {"probes", "storage", "structure"},
     {"callback", "surgery"},
     {"observing"},

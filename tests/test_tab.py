@@ -23,10 +23,11 @@ from plasticity.dashboard.tab.clock import MAX_TICKS, clock
 from plasticity.dashboard.tab.data import curves, payload, usual_curve
 from plasticity.dashboard.tab.folders import NO_EVENTS, Folders, Neurons, RunFolder
 from plasticity.dashboard.tab.groups import group_runs, seed_of, without_seed
+from plasticity.dashboard.tab.pages import metric_page
 from plasticity.dashboard.tab.plugin import PlasticityPlugin
 from plasticity.dashboard.tab.story import collapses, effects, jumps, tell
 from plasticity.dashboard.tab.tail import Tail
-from plasticity.meanings import MEANINGS, meaning
+from plasticity.meanings import MEANINGS, in_words, meaning
 from plasticity.metrics import METRICS, Metric
 from plasticity.storage.scores import FULL_ROWS, MAX_NEURONS, SCORES_FILE, decode, encode, kept, thin
 from plasticity.tags import plasticity_tag
@@ -333,6 +334,18 @@ def test_every_metric_has_a_meaning_and_a_page(planted):
         warnings.simplefilter("ignore")
         reading = plasticity.measure(model, batch, nn.functional.mse_loss, probes=["all", "curvature", "grama_post"])
     assert [metric for metric in reading.values if meaning(metric) is None] == []
+
+
+def test_a_metric_without_a_line_is_described_by_its_class(monkeypatch):
+    for metric in ("saturated", "gradient_norm", "target_distance", "churn"):
+        monkeypatch.delitem(MEANINGS, metric)
+    assert in_words("saturated") == "Fraction of tanh or logistic neurons with a magnitude near 1. Bad: higher."
+    assert in_words("target_distance").startswith("Root mean square distance of the parameters")
+    assert meaning("gradient_norm").source == "probes.gradient.GradientNorm"
+    assert "Pascanu" in metric_page("gradient_norm")
+    assert in_words("churn") == "Change of outputs by one update, or a few, on states outside the batch."
+    assert meaning("grama_somehow") is MEANINGS["grama"], "of one's own, the family's"
+    assert in_words("mine") == ""
 
 
 # -- the plugin --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .source import Definition, class_constant, doc_of, given, page_at, papers, target, text_of, variable_doc
+from plasticity.meanings import MEANINGS
+from plasticity.source import Definition, class_constant, doc_of, given, page_at, papers, target, text_of, variable_doc
 
 REGISTRIES = {
     "agents": ("plasticity.agents", "AGENTS"),
@@ -121,7 +122,8 @@ def _read(name: str, definition: Definition, whole: Mapping[int, str]) -> Entry:
     meant = target(definition)
     summary = _first(variable_doc(definition) or doc_of(meant))
     if meant is not None and (chosen := given(definition)) and id(meant.node) in whole:
-        summary = f"As {whole[id(meant.node)]}, for {', '.join(chosen)} only."
+        words = MEANINGS.get(name)
+        summary = f"{words.about}." if words else f"As {whole[id(meant.node)]}, for {', '.join(chosen)} only."
     own = _of_method(name, ast.get_docstring(meant.page.tree) or "") if meant else {}
     facts = _facts(lambda key: class_constant(meant, key) or own.get(key, ""))
     return Entry(name, summary, class_constant(meant, "KIND"), facts)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from plasticity.interventions.costs import COSTS
+from plasticity.source import papers
 
 from .options import options, value_text
 from .preset_pages import presets_page
-from .source import papers
 
 MARK = "<!-- Written by `python -m plasticity.commands.pages docs` from the source: change the docstring there. -->"
 BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"

@@ -25,7 +25,9 @@ def metric_page(metric: str) -> str:
     title, found = escape(metric.replace("_", " ")), meaning(metric)
     if found is None:
         return _PAGE.format(title=title, body="<p>A metric of your own: its probe or meter knows what it means.</p>")
-    parts = [f"<p>{escape(found.about)}.</p>", f'<p class="bad">Bad: {escape(found.bad)}.</p>']
+    parts = [f"<p>{escape(found.about)}.</p>"]
+    if found.bad:
+        parts.append(f'<p class="bad">Bad: {escape(found.bad)}.</p>')
     for heading, text in docstrings(found.source):
         parts.append(f"<h2>{escape(heading)}</h2><pre>{escape(text)}</pre>")
     parts.append(f"<p><code>plasticity.{escape(found.source)}</code></p>")

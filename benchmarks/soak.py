@@ -72,12 +72,8 @@ RUNS = {
     "interventions": f"sac --env Pendulum-v1 {REPLAY} --max-episode-steps 60",
 }
 """Run -> its command; what every run shares is added."""
-ALONE = {"ne", "pfo", "random_shift", "plasticity_injection"}
-"""Interventions that are no part of the run of all: its networks or its agent cannot have them; others do.
-
-Plasticity injection is on in the run of SAC: a copy of the first network, which InFeR keeps, does not survive a resume
-after an injection.
-"""
+ALONE = {"ne", "pfo", "random_shift"}
+"""Interventions that are no part of the run of all: its networks or its agent cannot have them; others do."""
 METERS = "--churn --fit-probe --overestimation --replay --target-distance --feature-dot"
 
 
@@ -100,7 +96,8 @@ def often(method: str) -> list[str]:
     flag, fields = f"--{method.replace('_', '-')}", {f.name for f in dataclasses.fields(INTERVENTIONS[method])}
     if "at" in fields:
         return [flag, f"{flag}.at", "70"]
-    return [flag, f"{flag}.every", "20"] if "every" in fields else [flag]
+    flags = [flag, f"{flag}.every", "20"] if "every" in fields else [flag]
+    return [*flags, f"{flag}.window", "10"] if {"every", "window"} <= fields else flags
 
 
 def fork(command: list[str], log: Path) -> int:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
+from inside import seeds_inside
 from runfolders import make_run
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.test import Client
 
-from plasticity.commands import fleet
 from plasticity.dashboard.tab.plugin import PlasticityPlugin
 from plasticity.storage.record import read_record
 from plasticity.testing.runs import QUICK_RUNS, attempt, command
@@ -182,24 +182,11 @@ def test_a_run_is_played_probed_and_resumed_or_refused_in_a_line(good: Path, bad
         assert digest(good) == before
 
 
-class Inside:
-    """A process that runs in this one, at once: for commands that start others."""
-
-    def __init__(self, words: list[str], **more: Any) -> None:
-        code, output, errors = attempt(*words[words.index("train") :])
-        more["stdout"].write(f"{output}{errors}".encode(errors="replace"))
-        self.code = code
-
-    def poll(self) -> int:
-        return self.code
-
-
 @given(bad=FOLDERS)
 @GENERATED
 def test_seeds_beside_a_bad_folder_are_trained_and_it_is_named(good: Path, bad: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fleet.subprocess, "Popen", Inside)
-        patch.setattr(fleet, "POLL", 0.0)
+        seeds_inside(patch)
         group = Path(place) / "group"
         for number in (1, 3):
             shutil.copytree(good, group / f"seed_{number}")

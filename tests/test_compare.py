@@ -126,7 +126,6 @@ def test_normalised_scores_over_two_environments(tmp_path: Path, capsys: pytest.
     # The ten runs of both are 3 3 4 4 5 5 6 6 9 9 tenths: two are cut at each end.
     assert "Swim-v0: 0 is 0, 1000 is 1; Walk-v0: 0 is 0, 10 is 1" in text
     assert numbers(row(text, "Environment by environment", "Swim-v0")[0])[0] == 0.5
-    assert "no common scale" in refusal(capsys, tmp_path)
     assert "no scale for Walk-v0" in refusal(capsys, tmp_path, "--normalise", "Swim-v0=0,1")
     assert "no runs in Fly-v0" in refusal(capsys, tmp_path, "--normalise", "Fly-v0=0,1")
     assert "LOW must be below HIGH" in refusal(capsys, tmp_path, "--normalise", "5,1")
@@ -134,6 +133,32 @@ def test_normalised_scores_over_two_environments(tmp_path: Path, capsys: pytest.
     one = compare(capsys, tmp_path, "--env", "Walk-v0")
     assert numbers(row(one, "Aggregate scores", "redo")[3])[0] == 8.5
     assert "no runs in Fly-v0; there are" in refusal(capsys, tmp_path, "--env", "Fly-v0")
+
+
+def test_without_a_common_scale_every_environment_is_compared_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    walk = two_configurations(runs / "walk")
+    swim = two_configurations(runs / "swim", "swim/Swim-v0", scale=100)
+    for seed in (1, 2):
+        make_run(runs / f"fly_{seed}", [0.0, 1.0], seed=seed, env="Fly-v0", interventions=REDO)
+        make_run(runs / f"bad_{seed}", [0.0, float("nan")], seed=seed, env="Bad-v0")
+    make_run(runs / "lone", [0.0, 1.0], env="Fly-v0")
+    text = compare(capsys, runs, "--out", tmp_path / "out")
+    parts = dict(zip(["Fly-v0", "Walk-v0", "swim/Swim-v0"], text.split("# Comparison in ")[1:], strict=True))
+    for env, folder in (("Walk-v0", walk), ("swim/Swim-v0", swim)):
+        alone = compare(capsys, folder)
+        assert (
+            parts[env].split("## Aggregate")[1].split("Made by")[0] == alone.split("## Aggregate")[1].split("Made")[0]
+        )
+    assert "left out Bad-v0: " in parts["Fly-v0"]
+    assert "is not finite, so the run has no score" in parts["Fly-v0"]
+    assert f"left out {runs / 'lone'}: the only run of its configuration in Fly-v0" in parts["Fly-v0"]
+    assert (tmp_path / "out" / "aggregates_swim-Swim-v0.png").is_file()
+    assert (tmp_path / "out" / "compare.md").read_text() == text
+    latex = compare(capsys, runs, "--latex")
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") > 10
 
 
 def test_a_configuration_as_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

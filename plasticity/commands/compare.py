@@ -20,7 +20,8 @@ from .arguments import read_arguments
 class CompareConfig:
     """Compare configurations over seeds: aggregate scores, probability of improvement, performance profiles.
 
-    Runs that differ in their seed only are one configuration. Prints Markdown. Intervals come from a stratified
+    Runs that differ in their seed only are one configuration. Without --normalise, every environment is compared by
+    itself. Prints Markdown. Intervals come from a stratified
     bootstrap over runs (Agarwal et al. 2021).
     """
 
@@ -35,7 +36,7 @@ class CompareConfig:
     env: tuple[str, ...] = ()
     """Environments to compare in; default: all."""
     normalise: tuple[str, ...] = ()
-    """Scale: LOW,HIGH for all environments, ENV=LOW,HIGH for each, or the name of a configuration as the reference."""
+    """Common scale: LOW,HIGH for all environments, ENV=LOW,HIGH for each, or the name of a reference configuration."""
     nonfinite: float | None = None
     """Score of a run whose value is not finite (in the metric's own units); without it, such a run is an error."""
     association: Literal["last", "mean"] = "last"
@@ -55,16 +56,16 @@ class CompareConfig:
 def main(arguments: Sequence[str]) -> int:
     """Print the comparison; write it if asked to."""
     config = read_arguments(CompareConfig, "compare", arguments)
-    from plasticity.reports.findings import Findings
+    from plasticity.reports.compared import compare
     from plasticity.reports.question import Question
 
     question = Question(
         config.metric, config.at, config.until, config.nonfinite, config.resamples, config.level, config.seed
     )
     command = shlex.join(["plasticity", "compare", *arguments])
-    findings = Findings(config.runs, question, config.env, config.normalise, config.association, command)
-    print(findings.latex() if config.latex else findings.markdown(), end="")
+    compared = compare(config.runs, question, config.env, config.normalise, config.association, command)
+    print(compared.latex() if config.latex else compared.markdown(), end="")
     if config.out is not None:
-        for file in findings.write(config.out):
+        for file in compared.write(config.out):
             print(file, file=sys.stderr)
     return 0

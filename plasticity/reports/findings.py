@@ -1,17 +1,16 @@
-"""A whole comparison, from run folders to Markdown, LaTeX and figures."""
+"""A comparison of runs, as Markdown, LaTeX and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from plasticity.storage.record import package_version
 
 from . import comparison, tables
 from .association import MIN_RUNS, associations, has_measurements
 from .groups import configurations, doubts
-from .question import Question, complete, normalised, reference_anchors, repeated, require_comparable
-from .runs import RecordedRun, load_runs
+from .question import Question, normalised, reference_anchors, repeated, require_comparable
+from .runs import RecordedRun
 from .series import Band
 from .tables import Table, number
 
@@ -19,33 +18,29 @@ PROFILE_POINTS = 101
 
 
 class Findings:
-    """The configurations in ``paths``, compared; ValueError where that cannot be done honestly."""
+    """The configurations of ``runs`` that count, compared; ValueError where that cannot be done honestly."""
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        runs: Sequence[RecordedRun],
+        notes: Sequence[str],
         question: Question,
-        envs: Sequence[str] = (),
         normalise: Sequence[str] = (),
         association: str = "last",
         command: str = "",
     ) -> None:
-        runs, notes = load_runs(paths)
-        runs = _in(runs, envs)
-        # What was left out for being unfinished is said below, with the consequence.
-        notes = [note for note in notes if ": not finished (" not in note]
-        kept, left_out = complete(runs, question)
-        kept, lone = repeated(kept)
+        kept, lone = repeated(runs)
         self.question, self.command = question, command
         self.configurations = configurations(kept)
         self.tasks = require_comparable(self.configurations)
         self.anchors = self._anchors(normalise)
         self.scores = normalised(self.configurations, self.tasks, question, self.anchors)
-        notes += [*left_out, *lone, *(note for c in self.configurations for note in doubts(c))]
-        notes += comparison.cautions(self.scores)
+        self.notes = [*notes, *lone, *(note for c in self.configurations for note in doubts(c))]
+        self.notes += comparison.cautions(self.scores)
         if question.at == "best":
-            notes.append("the highest of several evaluations is above what the agent is worth, more so for noisy ones")
-        self.notes = notes
+            self.notes.append(
+                "the highest of several evaluations is above what the agent is worth, more so for noisy ones"
+            )
         self.tables = self._tables(association)
 
     def _tables(self, association: str) -> list[Table]:
@@ -63,9 +58,9 @@ class Findings:
             )
         return [*found, *([associated] if associated else []), self._members()]
 
-    def markdown(self) -> str:
+    def markdown(self, title: str = "Comparison") -> str:
         """Return everything as Markdown."""
-        parts = ["# Comparison\n", f"{self._summary()}\n"]
+        parts = [f"# {title}\n", f"{self._summary()}\n"]
         if self.notes:
             parts.append("Read this first:\n\n" + "".join(f"- {note}\n" for note in self.notes))
         return "\n".join([*parts, *map(tables.markdown, self.tables), f"Made by `{self.command}`, {_maker()}.\n"])
@@ -75,8 +70,8 @@ class Findings:
         said = [f"% {line}" for line in (self._summary(), *self.notes, f"Made by {self.command}, {_maker()}.")]
         return "\n".join([*said, "% needs \\usepackage{booktabs}", "", *map(tables.latex, self.tables)])
 
-    def write(self, out: Path) -> list[Path]:
-        """Write compare.md, compare.tex and figures as SVG and PNG; return the files."""
+    def figures(self) -> dict[str, bytes]:
+        """Return the figures, as SVG and PNG, by the names of their files."""
         from .figures import Curve, draw_intervals, draw_profiles, encoded
 
         levels = comparison.profile_thresholds(self.scores, PROFILE_POINTS)
@@ -90,16 +85,8 @@ class Findings:
             head: [(str(row[0]), row[i]) for row in aggregate.rows] for i, head in enumerate(aggregate.columns) if i > 1
         }
         label = "normalised score" if self.anchors else "score"
-        figures = {"profiles": draw_profiles(bands, label), "aggregates": draw_intervals(columns)}
-        files = {
-            "compare.md": self.markdown().encode(errors="backslashreplace"),
-            "compare.tex": self.latex().encode(errors="backslashreplace"),
-        }
-        files |= {f"{n}.{kind}": encoded(figure, kind) for n, figure in figures.items() for kind in ("svg", "png")}
-        out.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (out / name).write_bytes(data)
-        return [out / name for name in files]
+        drawn = {"profiles": draw_profiles(bands, label), "aggregates": draw_intervals(columns)}
+        return {f"{n}.{kind}": encoded(figure, kind) for n, figure in drawn.items() for kind in ("svg", "png")}
 
     def _summary(self) -> str:
         if self.anchors is None:
@@ -140,14 +127,6 @@ class Findings:
                 text = ", ".join(f"{run.seed}: {number(v)}" for run, v in zip(runs, values, strict=True))
                 rows.append([c.name, env or "-", len(runs), text])
         return Table("Runs compared", ["configuration", "environment", "n", "score by seed, as logged"], rows)
-
-
-def _in(runs: Sequence[RecordedRun], envs: Sequence[str]) -> list[RecordedRun]:
-    present = dict.fromkeys(run.env for run in runs)
-    unknown = [env for env in envs if env not in present]
-    if unknown:
-        raise ValueError(f"no runs in {', '.join(unknown)}; there are {', '.join(map(str, present))}")
-    return [run for run in runs if not envs or run.env in envs]
 
 
 def _ends(text: str, item: str, names: Sequence[str]) -> tuple[float, float]:

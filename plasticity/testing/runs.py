@@ -31,6 +31,7 @@ QUICK_RUNS = {
     "td3": ("--env", "Pendulum-v1", *_REPLAY),
     "dqn": ("--env", "CartPole-v1", *_REPLAY, "--train-every", "2"),
     "ppo": ("--env", "Pendulum-v1", "--hidden", "8", "8", "--num-steps", "32", "--num-minibatches", "4"),
+    "supervised": ("--env", "bitflip", "--hidden", "8", "8", "--batch-size", "8"),
 }
 """Agent -> its options in a short run."""
 

@@ -56,14 +56,14 @@ class CompareConfig:
 def main(arguments: Sequence[str]) -> int:
     """Print the comparison; write it if asked to."""
     config = read_arguments(CompareConfig, "compare", arguments)
-    from plasticity.reports.compared import compare
+    from plasticity.reports.compared import compare_runs
     from plasticity.reports.question import Question
 
     question = Question(
         config.metric, config.at, config.until, config.nonfinite, config.resamples, config.level, config.seed
     )
     command = shlex.join(["plasticity", "compare", *arguments])
-    compared = compare(config.runs, question, config.env, config.normalise, config.association, command)
+    compared = compare_runs(config.runs, question, config.env, config.normalise, config.association, command)
     print(compared.latex() if config.latex else compared.markdown(), end="")
     if config.out is not None:
         for file in compared.write(config.out):

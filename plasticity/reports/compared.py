@@ -48,7 +48,7 @@ class Compared:
         return [(env or "unknown" if several else "", one) for env, one in self.found.items()]
 
 
-def compare(
+def compare_runs(
     paths: Sequence[Path],
     question: Question,
     envs: Sequence[str] = (),

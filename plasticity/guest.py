@@ -4,34 +4,51 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .callback import Callback, Context, Writer, end, fire, name_of, start
+from .interventions import Intervention
 from .isolation import is_compiled
 from .measuring import Measure
+from .meters.fit_probe import FitProbe
 from .storage.nested import flatten, unflatten
 from .storage.tensorfile import read_tensors, write_tensors
-from .writers.destinations import OpenLog, require_destinations
+from .writers.destinations import OpenLog, destinations_of, require_destinations
 
 Log = str | Path | Writer | Sequence[str | Path | Writer] | None
 """Destinations of what is logged beside the loop's own: as in :func:`plasticity.watch`."""
 
 
 class Guest:
-    """Run a measurement and interventions in a loop that calls :meth:`begin`, the updates, and :meth:`end`.
+    """Run a measurement, interventions and fit probes in a loop: :meth:`begin`, its updates, :meth:`end`.
 
-    Raises TypeError for a ``log`` that is neither folder nor writer.
+    ``measure``: None for interventions alone. ``diagnose_every``: updates between two fit probes on copies, None for
+    none. ``restructures``: methods may replace modules, because the loop takes over what :meth:`begin` leaves in the
+    context. Raises TypeError or ValueError for interventions and destinations that cannot be worked with.
     """
 
-    def __init__(self, measure: Measure | None, interventions: Sequence[Callback], log: Log) -> None:
-        self.measure = measure
-        self.callbacks: list[Callback] = [*([] if measure is None else [measure]), *interventions]
+    def __init__(
+        self,
+        measure: Measure | None,
+        interventions: Sequence[Callback] = (),
+        log: Log = None,
+        diagnose_every: int | None = None,
+        restructures: bool = False,
+    ) -> None:
+        self.measure, self._restructures = measure, restructures
+        fit = [] if diagnose_every is None else [FitProbe(every=diagnose_every)]
+        self.callbacks: list[Callback] = [*([] if measure is None else [measure]), *interventions, *fit]
         if log is not None:
             require_destinations(log)
-        self._log_to: list[Any] = [] if log is None else [log] if isinstance(log, (str, Path, Writer)) else list(log)
+        self._log_to = [] if log is None else destinations_of(log)
         self.ctx: Context | None = None
+        """The context in which it began last; a loop that goes on begins in the same one."""
+        self.is_running = self._is_updating = self._told = False
         self._log: OpenLog | None = None
 
     @property
@@ -39,68 +56,115 @@ class Guest:
         """The latest reading of every network."""
         return {} if self.measure is None else self.measure.last
 
-    def begin(self, ctx: Context, host: Writer, state: Mapping[str, Any] | None = None) -> None:
-        """Start everything; ``host`` writes to the loop's own log, ``state`` is that of the run that goes on.
+    def begin(self, ctx: Context, host: Writer | None, states: Mapping[str, Any] | None = None) -> None:
+        """Start everything; ``host`` writes to the loop's own log, ``states`` are those of a run that goes on, by name.
 
-        Raises ValueError for compiled networks, for methods that replace modules, and where a method lacks something.
+        In the context of the last time, everything goes on from its present state. Raises ValueError for compiled
+        networks, for methods that replace modules where the loop does not let them, and for what a method lacks.
         """
-        require_eager(ctx)
-        require_unstructured(self.callbacks, ctx)
-        log = OpenLog([host, *self._log_to])
-        ctx.writer = log.writer
+        require_eager({**ctx.networks, **{f"{name}_target": net for name, net in ctx.targets.items()}}, ctx.name)
+        self.require_structure(ctx.name)
+        goes_on = ctx is self.ctx
+        if not goes_on:
+            self.close()
+            self._log = OpenLog([*([] if host is None else [host]), *self._log_to])
+            ctx.writer = self._log.writer
+        saved = None if goes_on or states is None else [states.get(name) for name in self.named()]
         try:
-            start(self.callbacks, ctx, [None if state is None else state.get(name) for name in self._named()])
+            start(self.callbacks, ctx, saved)
         except BaseException:
-            log.close()
+            if not goes_on:
+                self.close()
             raise
-        ctx.writer.settings(self.settings())
-        self._log, self.ctx = log, ctx
+        self.ctx, self.is_running, self._is_updating = ctx, True, False
+        if not goes_on and ctx.writer is not None:
+            ctx.writer.settings(self.settings())
+
+    def require_structure(self, owner: str) -> None:
+        """Raise ValueError for a method that replaces modules, where the loop would not see the new ones."""
+        for callback in () if self._restructures else self.callbacks:
+            if restructures(callback):
+                raise ValueError(
+                    f"{name_of(callback)} replaces modules of the network, but {owner} holds its optimizer and saves "
+                    f"the model as it was: use a method that edits weights in place, such as ReDo, Reset, ShrinkPerturb"
+                )
 
     def settings(self) -> dict[str, Any]:
         """Return how networks are measured, and the hyperparameters of the interventions."""
         watcher = None if self.measure is None else self.measure.watcher
         found = {} if watcher is None else {"watch": watcher.settings()}
-        return found | {n: c.settings() for n, c in self._named().items() if hasattr(c, "settings")}
+        return found | {name: c.settings() for name, c in self.named().items() if hasattr(c, "settings")}
 
-    def begin_update(self, step: int) -> None:
-        """Say that the update begins after which the loop will count ``step``."""
-        if self.ctx is not None:
-            self.ctx.step = step
+    def begin_update(self, step: int | None = None) -> None:
+        """Say that an update begins, after which the loop will count ``step``; one that has begun is over."""
+        self.end_update()
+        if self.is_running and self.ctx is not None:
+            self._is_updating = True
+            self.ctx.step = self.ctx.step if step is None else step
             fire(self.callbacks, "on_update_start", self.ctx)
 
     def end_update(self) -> None:
-        """Say that it is over."""
-        if self.ctx is not None:
+        """Say that the update is over; does nothing where none has begun."""
+        if self._is_updating and self.ctx is not None:
+            self._is_updating = False
             fire(self.callbacks, "on_update_end", self.ctx, {})
             fire(self.callbacks, "on_step_end", self.ctx)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every callback by name."""
-        return {name: callback.state_dict() for name, callback in self._named().items()}
+        return {name: callback.state_dict() for name, callback in self.named().items()}
 
-    def num_steps(self) -> int:
-        """Return how many steps of the optimizers were seen in this run."""
-        watcher = None if self.measure is None else self.measure.watcher
-        return 0 if watcher is None else max(watcher.steps(), default=0)
+    def named(self) -> dict[str, Callback]:
+        """Return the callbacks by name; a second of one name has a number, ``redo_2``."""
+        found: dict[str, Callback] = {}
+        for callback in self.callbacks:
+            name, number = name_of(callback), 1
+            while (key := name if number == 1 else f"{name}_{number}") in found:
+                number += 1
+            found[key] = callback
+        return found
 
-    def end(self) -> None:
-        """Take everything off, and close the files of ``log``; more than once is fine."""
-        ctx, self.ctx = self.ctx, None
-        if ctx is not None:
-            end(self.callbacks, ctx)
+    def end(self, no_step: str | None = None) -> None:
+        """Take everything off; more than once is fine. ``log`` stays open until :meth:`close`.
+
+        ``no_step``: why there may have been no optimizer step; where it is given, what was never measured and which
+        methods never acted is told in one warning, once.
+        """
+        ctx, running = self.ctx, self.is_running
+        self.is_running = self._is_updating = False
+        if ctx is None or not running:
+            return
+        missed = [] if no_step is None or self._told else [*self._unmeasured(no_step), *self._idle()]
+        end(self.callbacks, ctx)
+        if missed:
+            self._told = True
+            warnings.warn("; ".join(missed), RuntimeWarning, stacklevel=3)
+
+    def close(self) -> None:
+        """Close the files of ``log``; more than once is fine."""
         if self._log is not None:
             self._log.close()
             self._log = None
 
-    def _named(self) -> dict[str, Callback]:
-        """Return the callbacks by name, with a number where several have one."""
-        found: dict[str, Callback] = {}
-        for callback in self.callbacks:
-            name, number = name_of(callback), 1
-            while (key := name if number == 1 else f"{name} {number}") in found:
-                number += 1
-            found[key] = callback
-        return found
+    def _unmeasured(self, no_step: str) -> list[str]:
+        """Return what of the measurement never came about, and what to do."""
+        watcher = None if self.measure is None else self.measure.watcher
+        if watcher is None:
+            return []
+        steps = max(watcher.steps(), default=0)
+        if not steps:
+            return [f"nothing was measured: {no_step}"]
+        if 1 < steps <= watcher.every:
+            return [
+                f"every={watcher.every} is not within the {steps} optimizer steps of this training, so only the first "
+                f"of them was measured: pass every={max(steps // 10, 1)}, say"
+            ]
+        return []
+
+    def _idle(self) -> list[str]:
+        """Return which methods with a schedule never came to act, and why."""
+        idle = {name: one.idle() for name, one in self.named().items() if isinstance(one, Intervention)}
+        return [f"{name} never acted: {why}" for name, why in idle.items() if why]
 
 
 def require_arguments(probes: Any, every: Any, interventions: Any, diagnose_every: Any = None) -> None:
@@ -117,25 +181,20 @@ def require_arguments(probes: Any, every: Any, interventions: Any, diagnose_ever
             raise ValueError(f"{name} is a number of steps, at least 1; got {value!r}")
 
 
-def require_eager(ctx: Context) -> None:
+def require_eager(networks: Mapping[str, nn.Module], owner: str) -> None:
     """Raise ValueError for a compiled network: neither its passes are seen nor its modules edited."""
-    for name, network in (*ctx.networks.items(), *ctx.targets.items()):
+    for name, network in networks.items():
         if is_compiled(network):
             raise ValueError(
-                f"the network {name} of {ctx.name} is compiled, and hooks added after torch.compile never run: train "
+                f"the network {name} of {owner} is compiled, and hooks added after torch.compile never run: train "
                 f"without torch.compile while plasticity looks on, or put the module that was compiled back "
                 f"(compiled._orig_mod)"
             )
 
 
-def require_unstructured(callbacks: Iterable[Callback], ctx: Context) -> None:
-    """Raise ValueError for a method that replaces modules: the loop has made its optimizer, and loaded its weights."""
-    for callback in callbacks:
-        if type(callback).restructure is not Callback.restructure:
-            raise ValueError(
-                f"{name_of(callback)} replaces modules of the network, but {ctx.name} holds its optimizer and saves "
-                f"the model as it was: use a method that edits weights in place, such as ReDo, Reset, ShrinkPerturb"
-            )
+def restructures(callback: Callback) -> bool:
+    """Return whether a callback may replace modules."""
+    return type(callback).restructure is not Callback.restructure
 
 
 class Live:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .callback import Callback, Context, Writer
-from .guest import Guest, Log, require_arguments
+from .guest import Guest, Log, require_arguments, require_eager
 from .measuring import Measure
 from .monitor import Layers
 from .probes import DEFAULT_PROBES, Probe
@@ -107,6 +107,12 @@ class PlasticityCallback(pl.Callback):
                 f"whole module in each: train with strategy='auto' or 'ddp'"
             )
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse networks that are not there or compiled, and methods that replace modules, before any batch."""
+        owner = type(pl_module).__name__
+        require_eager(callers(pl_module, chosen_networks(pl_module, self.modules)), owner)
+        self._guest.require_structure(owner)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach to the networks and the optimizers, and go on from the state of a checkpoint."""
         networks = chosen_networks(pl_module, self.modules)
@@ -143,16 +149,13 @@ class PlasticityCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Take everything off."""
-        measured = self._guest.measure is not None and self._guest.ctx is not None
-        if measured and not self._guest.num_steps():
-            warnings.warn(
-                "nothing was measured: no step of the trainer's optimizers was seen", RuntimeWarning, stacklevel=2
-            )
-        self._guest.end()
+        self._guest.end("no step of the trainer's optimizers was seen")
+        self._guest.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Take everything off."""
         self._guest.end()
+        self._guest.close()
 
     # Not state_dict: Lightning refuses two callbacks that have it before setup() can say what to do instead.
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -179,6 +182,13 @@ def chosen_networks(module: pl.LightningModule, names: Sequence[str] | None) -> 
     if missing or not names:
         raise ValueError(f"{type(module).__name__} has no {', '.join(missing) or 'module'}; there are {children}")
     return {name: there[name] for name in names}
+
+
+def callers(module: pl.LightningModule, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the networks, and other parts of the module that share weights with them, by name."""
+    held = {id(p) for network in networks.values() for p in network.parameters()}
+    sharing = {n: m for n, m in module.named_modules() if n and any(id(p) in held for p in m.parameters())}
+    return {**sharing, **networks}
 
 
 def take_hooks(optimizer: Optimizer, known: set[int]) -> list[Callable[..., Any]]:

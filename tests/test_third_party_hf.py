@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -341,6 +342,8 @@ def trl_trainer(kind: str, folder: Path, callbacks: list[Any], model: Any = None
     elif kind == "dpo":
         rows = [{"prompt": a, "chosen": b, "rejected": c} for a, b, c in texts]
         config, trainer = trl.DPOConfig, trl.DPOTrainer
+        if not hasattr(model, "peft_config"):  # it would load the reference from where the model was saved
+            shared["ref_model"] = copy.deepcopy(model)
     else:
         rows = [{"prompt": a} for a, _, _ in texts]
         config, trainer = trl.GRPOConfig, trl.GRPOTrainer
@@ -365,7 +368,7 @@ def test_trl_is_measured_by_the_passes_that_train(kind: str, mask: str, tmp_path
     assert len([row for row in trainer.state.log_history if "plasticity/model/dormancy/all" in row]) == 4
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
 def test_trl_trains_to_the_same_bits(kind: str, tmp_path: Path) -> None:
     finals = []
     for callbacks in ([], [PlasticityCallback(PROBES, every=1, mask="completion_mask")]):

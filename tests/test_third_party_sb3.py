@@ -115,7 +115,7 @@ def test_redo_recycles_what_is_off_and_the_agent_is_saved_and_loaded(name: str, 
     agent.save(tmp_path / "agent")
     loaded = type(agent).load(tmp_path / "agent", env=agent.env)
     torch.testing.assert_close(dict(loaded.policy.state_dict()), dict(agent.policy.state_dict()))
-    loaded.learn(steps(name), callback=PlasticityCallback(every=1000))
+    loaded.learn(steps(name), callback=PlasticityCallback(every=5))
 
 
 def test_reset_reaches_the_target_and_learning_goes_on() -> None:
@@ -130,6 +130,6 @@ def test_learning_twice_goes_on_and_two_callbacks_are_refused() -> None:
     agent, callback = make("A2C"), PlasticityCallback(["dormancy"], every=1)
     agent.learn(128, callback=callback)
     agent.learn(128, callback=callback)
-    assert callback._measure.watcher.steps() == [2]
+    assert callback._guest.measure.watcher.steps() == [2]
     with pytest.raises(ValueError, match="two PlasticityCallbacks"):
         agent.learn(128, callback=[PlasticityCallback(), PlasticityCallback()])

@@ -282,7 +282,7 @@ def test_evaluation_is_not_measured_and_events_go_to_a_writer(tmp_path: Any) -> 
     log = tmp_path / "log"
     callback = PlasticityCallback(["dormancy"], every=2, interventions=[ReDo(every=3)], log=log)
     agent.learn(60, callback=[callback, evaluate])
-    assert callback._measure.watcher.steps() == [agent._n_updates]
+    assert callback._guest.measure.watcher.steps() == [agent._n_updates]
     rows = read_metrics(log)
     assert any(row.get("event") == "redo" for row in rows)
     assert any("plasticity/q_net/dormancy/all" in row for row in rows)

@@ -208,7 +208,7 @@ def test_a_loaded_agent_goes_on_with_clocks_and_generators(tmp_path: Any) -> Non
     other = ReDo(every=8)
     resumed = PlasticityCallback(["dormancy"], every=5, interventions=[other], diagnose_every=1000)
     loaded.learn(1, reset_num_timesteps=False, callback=resumed)
-    assert resumed._measure.watcher.steps() == [steps + 1 for steps in callback._measure.watcher.steps()]
+    assert resumed._guest.measure.watcher.steps() == [steps + 1 for steps in callback._guest.measure.watcher.steps()]
     assert torch.equal(other.generator.get_state(), redo.generator.get_state())
     loaded.learn(9, reset_num_timesteps=False, callback=resumed)
     assert other.counts["applications"] == redo.counts["applications"] + 2  # of two networks, at step 24

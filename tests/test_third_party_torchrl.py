@@ -165,7 +165,7 @@ class InsideTheLoss:
 def networks_in(hook: PlasticityHook) -> list[tuple[str, str, int | None]]:
     """Return (network, its name in the loss, its place among those that are stacked)."""
     found = []
-    for name in hook._ctx.networks:
+    for name in hook._guest.ctx.networks:
         base, _, number = name.rpartition("_")
         found.append((name, base, int(number)) if number.isdigit() else (name, name, None))
     return found
@@ -210,7 +210,7 @@ def test_no_bit_of_learning_changes(name: str) -> None:
         if observed:
             with PlasticityHook(loss, optimizer, every=1, diagnose_every=3) as hook:
                 train(loss, optimizer, hook=hook)
-            assert any(tag.endswith("fit_gap/all") for tag in hook._ctx.latest)
+            assert any(tag.endswith("fit_gap/all") for tag in hook._guest.ctx.latest)
         else:
             train(loss, optimizer)
         finals.append({key: value.clone() for key, value in loss.state_dict().items()})

@@ -96,7 +96,7 @@ def test_a_trainer_logs_and_its_state_goes_on() -> None:
     assert torch.equal(other.generator.get_state(), redo.generator.get_state())
     assert other.counts == redo.counts
     resumed.train()
-    assert other_hook._measure.watcher.steps() == [12]
+    assert other_hook._guest.measure.watcher.steps() == [12]
     with pytest.raises(ValueError, match="the state is of"):
         PlasticityHook(loss_of("SAC"), [], []).load_state_dict(state)
 

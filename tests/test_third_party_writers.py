@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_writers import CALLS
 from torch import nn
 
 import plasticity
@@ -313,6 +314,20 @@ def test_a_run_that_was_given_stays_open_and_watch_writes_to_several(service: st
     assert found["plasticity/model/dormancy/all"][1][1] == pytest.approx(expected)
     assert found["after"] == [(3, 1.0)]
     assert (tmp_path / "watched" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_closed_writer_opens_nothing_again(service: str, tmp_path: Path) -> None:
+    writer = opened(service, tmp_path / "run")
+    writer.log(1, {"a": 1.0})
+    writer.close()
+    for method, arguments in CALLS.items():
+        with pytest.raises(RuntimeError, match=rf"this {type(writer).__name__} \(.*\) is closed.*make a new one"):
+            getattr(writer, method)(*arguments)
+    assert scalars(service, writer)["a"] == [(1, 1.0)]
+    model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="is closed"):
+        plasticity.watch(model, torch.optim.SGD(model.parameters(), 0.1), log=writer)
 
 
 def test_a_writer_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -234,10 +234,7 @@ def test_nothing_that_is_logged_raises(tmp_path, caplog, kind):
     writer.text(1, "note", "text")
     writer.sync()
     writer.close()
-    writer.close()
-    writer.log(2, {"a": 1.0})
     assert writer.dropped["value"] >= 1
-    assert writer.dropped.total() > writer.dropped["value"]  # what came after the end
     assert "not written" in caplog.text
 
 
@@ -539,3 +536,42 @@ def test_a_writer_that_fails_in_a_context_is_left_behind(tmp_path):
 def test_the_class_of_a_writer_is_no_writer() -> None:
     with pytest.raises(TypeError, match=r"got the class CsvWriter for a writer: make one, CsvWriter\(\.\.\.\)"):
         require_destinations([CsvWriter])
+
+
+CALLS = {
+    "settings": ({"seed": 1},),
+    "log": (1, {"a": 1.0}),
+    "histogram": (1, "scores/critic/dormancy/q.0", [1.0]),
+    "event": (1, "redo", {}),
+}
+"""Method of a writer -> arguments that make it write."""
+
+
+@pytest.mark.parametrize("kind", [CsvWriter, JsonLinesWriter, TensorBoardWriter])
+def test_a_closed_writer_refuses_with_one_line(tmp_path, kind):
+    writer = kind(tmp_path)
+    writer.close()
+    writer.close()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for method, arguments in CALLS.items():
+        if kind is not JsonLinesWriter or method != "settings":  # it has no place for settings
+            with pytest.raises(RuntimeError, match=rf"this {kind.__name__} \(.*\) is closed.*make a new one"):
+                getattr(writer, method)(*arguments)
+    with pytest.raises(RuntimeError, match="is closed and takes nothing more"):
+        require_destinations([tmp_path / "other", writer])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_destination_that_is_there_twice_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writer = CsvWriter("table")
+    with pytest.raises(ValueError, match="the destination CsvWriter is there twice: give it once"):
+        require_destinations([writer, writer])
+    with pytest.raises(ValueError, match="is there twice"):
+        Writers({"one": writer, "two": writer})
+    with pytest.raises(ValueError, match=r"the destination .*same is there twice"):
+        require_destinations(["same", tmp_path / "same"])
+    require_destinations([writer, CsvWriter("other"), "table"])
+    kept = Kept()
+    with pytest.raises(ValueError, match="the destination Kept is there twice"):
+        open_writers("run", [], also=[kept, kept])

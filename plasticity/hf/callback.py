@@ -130,10 +130,7 @@ class PlasticityCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         """Take everything off the model."""
-        seen = self._guest.num_steps()
-        self._finish(model)
-        if self._guest.measure is not None and not seen:
-            warnings.warn("nothing was measured: the trainer made no optimizer step", RuntimeWarning, stacklevel=2)
+        self._finish(model, "the trainer made no optimizer step")
 
     def _take_over(self, model: nn.Module, state: TrainerState) -> None:
         """Raise ValueError where another of these callbacks is at work; one that an exception left behind is ended."""
@@ -143,9 +140,10 @@ class PlasticityCallback(TrainerCallback):
         if other is not None:
             other._finish(model)
 
-    def _finish(self, model: nn.Module) -> None:
+    def _finish(self, model: nn.Module, no_step: str | None = None) -> None:
         _IN_USE.pop(model, None)
-        self._guest.end()
+        self._guest.end(no_step)
+        self._guest.close()
 
 
 def require_visible(args: TrainingArguments, model: Any) -> None:

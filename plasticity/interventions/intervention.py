@@ -128,6 +128,10 @@ class Intervention(Callback):
         ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in values.items()})
         ctx.event(self.NAME, {**details, **counts})
 
+    def idle(self) -> str:
+        """Return why the method has not acted in this run though it has a schedule; empty where it has acted."""
+        return ""
+
     def parameters_added(self) -> int:
         """Return how many numbers the method adds to what is trained, or keeps beside it, now; 0 for none."""
         return 0

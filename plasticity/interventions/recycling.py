@@ -98,6 +98,10 @@ class Recycling(UnitRecycling):
         every = None if self.when else self.every
         return Trigger(every=every, when=self.when, start=self.start, stop=self.stop, cooldown=self.every or 0)
 
+    def idle(self) -> str:
+        """Return why no network was looked at, where the schedule says."""
+        return min((trigger.missed("gradient steps") for trigger in self._triggers.values()), default="")
+
     def _due(self, network: str, step: int) -> bool:
         return self._triggers[network].due(step, self._ctx.latest, self._ctx.logged)
 

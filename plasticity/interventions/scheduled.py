@@ -188,6 +188,10 @@ class Scheduled(Intervention):
         """Return when and why it is applied, for the event."""
         return {str(self.clock): self._now(), "because": self.trigger.reason}
 
+    def idle(self) -> str:
+        """Return why it was never applied, where its schedule says."""
+        return self.trigger.missed(str(self.clock).replace("_", " "))
+
     def state_dict(self) -> dict[str, Any]:
         """Return counters, generator, clocks, the trigger's memory, and the inputs on which changes are measured."""
         # A checkpoint holds tensors and plain values only: a run with other inputs takes new ones when it is resumed.

@@ -123,6 +123,13 @@ class Trigger:
             self._history = [] if ready and measured[1] else self._history
         return bool(found)
 
+    def missed(self, unit: str) -> str:
+        """Return why a schedule never came to act, empty where it did or logged values decide; ``unit``: of ticks."""
+        first = min([*self.at, *([self.every] if self.every else [])], default=None)
+        if self._acted is not None or self.when or self.stalled or first is None or first <= self._clock:
+            return ""
+        return f"its first time would have been after {first} {unit}, beyond the end of training; let it act earlier"
+
     def _scheduled(self, before: int, now: int) -> str:
         stop = math.inf if self.stop is None else self.stop
         ticks = [(tick, f"at {tick}") for tick in self.at]

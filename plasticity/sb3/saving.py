@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from plasticity.callback import Callback, name_of, rebuild
+from plasticity.callback import Callback, rebuild
 from plasticity.guest import Live
 
 from .context import structure_of
 
 STATE_ATTRIBUTE = "plasticity_state"
 """The attribute of an agent that holds the states of its callbacks; ``save`` pickles it with the others."""
-
-
-def states_of(callbacks: Sequence[Callback]) -> dict[str, dict[str, Any]]:
-    """Return the state of every callback by name; a second of the same name has a number."""
-    return {name: callback.state_dict() for name, callback in named(callbacks).items()}
-
-
-def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
-    """Return callbacks by name: ``redo``, ``redo_2``, ``Measure``."""
-    found: dict[str, Callback] = {}
-    for callback in callbacks:
-        name = name_of(callback)
-        number = sum(other.rpartition("_")[0] == name or other == name for other in found)
-        found[f"{name}_{number + 1}" if number else name] = callback
-    return found
 
 
 def saved_states(model: BaseAlgorithm) -> Mapping[str, dict[str, Any]]:
@@ -57,11 +42,6 @@ class Recipe:
     def make(self) -> Callback:
         """Return the method."""
         return self.kind(**self.settings)
-
-
-def restructures(callback: Callback) -> bool:
-    """Return whether a callback may replace modules."""
-    return type(callback).restructure is not Callback.restructure
 
 
 def structure_in(model: BaseAlgorithm) -> dict[str, Recipe]:

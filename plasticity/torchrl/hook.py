@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
 
@@ -15,13 +14,10 @@ from torch.optim import Optimizer
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 
-from plasticity.callback import Callback, Context, Writer, end, fire, name_of, start
-from plasticity.guest import require_arguments
-from plasticity.isolation import is_compiled
+from plasticity.callback import Callback, Context, Writer, name_of
+from plasticity.guest import Guest, Log, require_arguments, require_eager, restructures
 from plasticity.measuring import Measure
-from plasticity.meters.fit_probe import FitProbe
 from plasticity.probes import DEFAULT_PROBES, Probe
-from plasticity.writers.destinations import OpenLog, destinations_of, require_destinations
 
 from .optimizers import Sliced
 from .passes import Passes
@@ -59,27 +55,23 @@ class PlasticityHook:
         every: int = 500,
         interventions: Sequence[Callback] = (),
         diagnose_every: int | None = None,
-        log: str | Path | Writer | Sequence[str | Path | Writer] | None = None,
+        log: Log = None,
         replay_buffer: ReplayBuffer | None = None,
     ) -> None:
         require_arguments(probes, every, interventions, diagnose_every)
         self._optimizers = _require_loss(loss_module, optimizers, interventions)
-        if log is not None:
-            require_destinations(log)
-        self._loss, self._buffer, self._log_to = loss_module, replay_buffer, [] if log is None else destinations_of(log)
-        self._measure = Measure(probes, every=every) if probes else None
-        fit = [] if diagnose_every is None else [FitProbe(every=diagnose_every)]
-        self._callbacks: list[Callback] = [*([self._measure] if self._measure else []), *interventions, *fit]
-        self._ctx: Context | None = None
+        self._loss, self._buffer = loss_module, replay_buffer
+        measure = Measure(probes, every=every) if probes else None
+        self._guest = Guest(measure, interventions, log, diagnose_every)
+        finalize(self, self._guest.close)  # not with the hook, which may be started again
         self._trainer: Trainer | None = None
         self._batch: TensorDictBase | None = None
         self._undo: list[Any] = []
-        self._updating = False
 
     @property
     def last(self) -> dict[str, Any]:
         """The latest reading of every network."""
-        return {} if self._measure is None else self._measure.last
+        return self._guest.last
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -103,17 +95,16 @@ class PlasticityHook:
                 f"interventions, or close() the other"
             )
         stacks = stacks_of(self._loss)
-        _require_eager(stacks)
+        require_eager({stack.name: stack.source for stack in stacks}, type(self._loss).__name__)
         passes = Passes(stacks)
         sliced = {
             name: Sliced(real, stacks, partial(passes.run_again, _trained_by(stacks, real)))
             for name, real in self._optimizers.items()
         }
         self._undo = [passes, *sliced.values()]
-        self._ctx = self._context(stacks, sliced)
         _IN_USE[self._loss] = self
         try:
-            start(self._callbacks, self._ctx)
+            self._guest.begin(self._context(stacks, sliced), TrainerLogger(self._trainer) if self._trainer else None)
         except BaseException:
             self._take_off()
             raise
@@ -140,22 +131,22 @@ class PlasticityHook:
                     f"ReplayBuffer(..., sampler=WeightedSampler()), of plasticity.torchrl"
                 )
             ctx.buffer = sampler
-        log = OpenLog([*([TrainerLogger(self._trainer)] if self._trainer else []), *self._log_to])
-        ctx.writer = log.writer
-        finalize(self, log.close)
         return ctx
 
     def close(self) -> None:
-        """Take everything off; does nothing the second time."""
-        if self._ctx is not None and self._undo:
-            self.end_update()
-            try:
-                end(self._callbacks, self._ctx)
-            finally:
-                self._take_off()
+        """Take everything off, and say what was never measured; does nothing the second time."""
+        self._guest.end_update()
+        self._end("none of these optimizers has stepped: give the hook those whose step() the loop calls")
+
+    def _end(self, no_step: str | None = None) -> None:
+        try:
+            self._guest.end(no_step)
+        finally:
+            self._take_off()
 
     def _take_off(self) -> None:
-        _IN_USE.pop(self._loss, None)
+        if _IN_USE.get(self._loss) is self:
+            del _IN_USE[self._loss]
         for one in self._undo:
             one.remove()
         self._undo = []
@@ -163,35 +154,31 @@ class PlasticityHook:
     def __enter__(self) -> PlasticityHook:
         return self.start()
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close() if kind is None else self._end()
 
     # -- events --------------------------------------------------------------------------------------------------------
 
     def begin_update(self, batch: TensorDictBase) -> TensorDictBase:
         """Begin an optimization step on a batch, which is returned as it is."""
-        self.end_update()
-        if self._ctx is not None and batch is not None:
-            self._batch, self._updating = batch, True
-            fire(self._callbacks, "on_update_start", self._ctx)
+        if batch is not None:
+            self._batch = batch
+            self._guest.begin_update()
         return batch
 
     def end_update(self) -> None:
         """End the optimization step."""
-        if self._ctx is not None and self._updating:
-            self._updating = False
-            fire(self._callbacks, "on_update_end", self._ctx, {})
-            fire(self._callbacks, "on_step_end", self._ctx)
+        self._guest.end_update()
 
     def frames(self, num: int) -> None:
         """Count environment steps."""
-        if self._ctx is not None:
-            self._ctx.step += num
+        if self._guest.ctx is not None:
+            self._guest.ctx.step += num
 
     def _count(self, batch: Any) -> None:
-        assert self._ctx is not None
+        assert self._guest.ctx is not None
         assert self._trainer is not None
-        self._ctx.step = int(self._trainer.collected_frames)
+        self._guest.ctx.step = int(self._trainer.collected_frames)
 
     def _peek(self, num: int, generator: torch.Generator) -> TensorDictBase:
         """Return elements of the batch of the present update; ValueError before the first."""
@@ -205,17 +192,17 @@ class PlasticityHook:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all callbacks."""
-        return {f"{number}.{name_of(c)}": c.state_dict() for number, c in enumerate(self._callbacks)}
+        return self._guest.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`, with the same probes and methods in the same order; ValueError for others."""
-        own = [f"{number}.{name_of(c)}" for number, c in enumerate(self._callbacks)]
-        if own != list(state_dict):
+        own = self._guest.named()
+        if [*own] != [*state_dict]:
             raise ValueError(f"the state is of {', '.join(state_dict)}; this PlasticityHook has {', '.join(own)}")
         if self._trainer is not None:
             self._count(None)
-        for callback, state in zip(self._callbacks, state_dict.values(), strict=True):
-            callback.load_state_dict(state)
+        for name, callback in own.items():
+            callback.load_state_dict(state_dict[name])
 
 
 class TrainerLogger(Writer):
@@ -262,21 +249,12 @@ def _require_loss(loss: Any, optimizers: Any, interventions: Any) -> dict[str, O
         if not isinstance(one, Optimizer):
             raise TypeError(f"optimizers holds torch optimizers; got {type(one).__name__}")
     for one in interventions:
-        if type(one).restructure is not Callback.restructure:
+        if restructures(one):
             raise ValueError(
                 f"{name_of(one)} replaces modules, and a TorchRL loss keeps parameters apart from modules, so that it "
                 f"would not see them: build the networks so before the loss module is made"
             )
     return dict(named)
-
-
-def _require_eager(stacks: Sequence[Stack]) -> None:
-    for stack in stacks:
-        if is_compiled(stack.source):
-            raise ValueError(
-                f"the network {stack.name} is compiled, and hooks added after torch.compile never run: train without "
-                f"torch.compile while plasticity looks on"
-            )
 
 
 def _trained_by(stacks: Sequence[Stack], optimizer: Optimizer) -> list[Stack]:

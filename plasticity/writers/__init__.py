@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from plasticity.callback import Writer, note
 
-from .fanout import Writers, require_writer
+from .fanout import Writers, named_writers, require_single, require_writer
 
 if TYPE_CHECKING:
     from .aim import AimWriter
@@ -101,6 +101,8 @@ def open_writers(folder: Path | str, names: Sequence[str] = DEFAULT_WRITERS, als
     The folder is made if missing. Raises ValueError for an unknown name, and what a writer raises that cannot begin.
     """
     require_writers(names)
+    beside = named_writers(also)
+    require_single(beside.values())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Writer] = {}
@@ -112,7 +114,7 @@ def open_writers(folder: Path | str, names: Sequence[str] = DEFAULT_WRITERS, als
         note(error, f"raised by the writer {name}")
         Writers({n: writer for n, writer in found.items() if n != name}).close(succeeded=False)
         raise
-    return Writers({**found, **{type(writer).__name__: writer for writer in also}})
+    return Writers({**found, **beside})
 
 
 CLASSES = {

@@ -35,14 +35,14 @@ class AimWriter(ServiceWriter):
         writer.run.name = folder.name
         return writer
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
+    def _settings(self, settings: Mapping[str, Any]) -> None:
         """Set the run's parameters."""
         for name, value in settings.items():
             self.run[name] = _plain(value)
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
+    def _text(self, step: int, tag: str, markdown: str) -> None:
         """Write a text."""
-        self.run.track(self._aim.Text(markdown), name=tag, step=int(step))
+        self.run.track(self._aim.Text(markdown), name=tag, step=step)
 
     def _scalars(self, step: int, numbers: dict[str, float]) -> None:
         for tag, number in numbers.items():

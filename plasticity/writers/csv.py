@@ -61,15 +61,10 @@ class CsvWriter(FileWriter):
         row = {"step": int(step), "time": time.time(), "event": name, "details": as_json(details)}
         self._attempt(EVENTS_TABLE, lambda: self._events.append(row))
 
-    def close(self, succeeded: bool = True) -> None:
-        """Close the files; more than once is fine."""
-        if self._closed:
-            return
-        self._closed = True
+    def _end(self, succeeded: bool) -> None:
         self._attempt(METRICS_TABLE, self._metrics.close)
         self._attempt(EVENTS_TABLE, self._events.close)
         self._attempt(SCORES_TABLE, self._scores.close)
-        self._tell_dropped()
 
 
 class CsvTable:
@@ -78,14 +73,11 @@ class CsvTable:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, list(columns)
         self._file: AppendFile | None = None
-        self._closed = False
         if path.exists():
             self._rewrite(*self._read())
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row; keys that are no columns yet become the last ones."""
-        if self._closed:
-            raise OSError(f"{self.path.name} is closed")
         new = [key for key in row if key not in self.columns]
         if new or self._file is None:
             columns, rows = self._read()
@@ -101,7 +93,6 @@ class CsvTable:
 
     def close(self) -> None:
         """Close the file."""
-        self._closed = True
         if self._file is not None:
             self._file.close()
 

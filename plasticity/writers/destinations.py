@@ -11,7 +11,8 @@ from plasticity.callback import Writer
 from plasticity.storage.rows import METRICS_FILE
 
 from . import CLASSES, open_writers
-from .fanout import Writers
+from .fanout import Writers, require_single
+from .records import RecordWriter
 
 SERVICES = {name: kind for kind, name in CLASSES.items() if name in ("wandb", "mlflow", "trackio", "aim")}
 """Name of a tracking service -> the class of its writer."""
@@ -66,7 +67,10 @@ def free_folder(folder: Path) -> Path:
 
 
 def require_destinations(log: Destination | Sequence[Destination]) -> None:
-    """Raise TypeError for an object that is neither folder nor writer, ValueError for the name of a service."""
+    """Raise TypeError for an object that is neither folder nor writer.
+
+    ValueError for the name of a service and a destination that is there twice, RuntimeError for a closed writer.
+    """
     for one in destinations_of(log):
         if isinstance(one, str) and one in SERVICES:
             raise ValueError(
@@ -78,4 +82,7 @@ def require_destinations(log: Destination | Sequence[Destination]) -> None:
                 f"log= takes a folder, a writer (plasticity.callback.Writer), or a list of these; got "
                 f"{type(one).__name__}"
             )
+        if isinstance(one, RecordWriter):
+            one.require_open()
     Writers([one for one in destinations_of(log) if not isinstance(one, (str, Path))])  # names methods that are missing
+    require_single(destinations_of(log))

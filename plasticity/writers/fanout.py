@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from plasticity.callback import Writer
@@ -16,14 +17,15 @@ class Writers(Writer):
     """Pass everything on to several writers, in order; ``with`` closes them.
 
     A writer that raises is named in a warning, once, and gets nothing from then on; training goes on. Raises TypeError
-    for an object that lacks a method of a writer.
+    for an object that lacks a method of a writer, and ValueError for one that is there twice.
     """
 
     def __init__(self, writers: Mapping[str, Writer] | Iterable[Writer]) -> None:
         if not isinstance(writers, Mapping):
-            writers = _named(writers)
+            writers = named_writers(writers)
         for name, writer in writers.items():
             require_writer(name, writer)
+        require_single(writers.values())
         self.active: dict[str, Writer] = dict(writers)
         """Name -> writer, of those that have not failed."""
 
@@ -86,7 +88,18 @@ def require_writer(name: str, writer: Any) -> None:
         )
 
 
-def _named(writers: Iterable[Writer]) -> dict[str, Writer]:
+def require_single(destinations: Iterable[Any]) -> None:
+    """Raise ValueError for a folder or a writer that is there twice: every number would be written to it twice."""
+    seen: list[Any] = []
+    for one in destinations:
+        key = Path(one).absolute() if isinstance(one, (str, Path)) else one
+        if any(key is other or (isinstance(key, Path) and key == other) for other in seen):
+            name = one if isinstance(one, (str, Path)) else type(one).__name__
+            raise ValueError(f"the destination {name} is there twice: give it once")
+        seen.append(key)
+
+
+def named_writers(writers: Iterable[Writer]) -> dict[str, Writer]:
     """Return writers by the name of their class, with a number where two are of one class."""
     found: dict[str, Writer] = {}
     for writer in writers:

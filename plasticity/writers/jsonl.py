@@ -63,14 +63,9 @@ class JsonLinesWriter(FileWriter):
         self._attempt(METRICS_FILE, self._rows.sync)
         self._attempt(SCORES_FILE, self._scores.sync)
 
-    def close(self, succeeded: bool = True) -> None:
-        """Close the files; more than once is fine."""
-        if self._closed:
-            return
-        self._closed = True
+    def _end(self, succeeded: bool) -> None:
         self._attempt(METRICS_FILE, self._rows.close)
         self._attempt(SCORES_FILE, self._scores.close)
-        self._tell_dropped()
 
     def _write(self, step: int, now: float, values: Mapping[str, Any], **marks: Any) -> None:
         row = {"step": int(step), "time": now, **marks}

@@ -55,7 +55,7 @@ class MLflowWriter(ServiceWriter):
         writer._client.update_run(number, status="RUNNING")
         return writer
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
+    def _settings(self, settings: Mapping[str, Any]) -> None:
         """Write parameters, of a resumed run those that are new, because MLflow's cannot change; all in a file."""
         known = self._client.get_run(self.run_id).data.params
         found = {_key(name): str(value) for name, value in dotted(settings).items()}
@@ -64,7 +64,7 @@ class MLflowWriter(ServiceWriter):
             self._client.log_batch(self.run_id, params=params[begin : begin + MAX_PARAMS])
         self._client.log_text(self.run_id, as_json(settings), "settings.json")
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
+    def _text(self, step: int, tag: str, markdown: str) -> None:
         """Write a text as the artifact ``<tag>/<step>.md``."""
         self._client.log_text(self.run_id, markdown, f"{_key(tag)}/{int(step)}.md")
 

@@ -25,8 +25,17 @@ class RecordWriter(Writer):
 
     def __init__(self, place: object) -> None:
         self._place = place
+        self.closed = False
+        """Whether it was closed; then it takes nothing more."""
         self.dropped: Counter[str] = Counter()
         """File or ``value`` -> number of records that were not written."""
+
+    def require_open(self) -> None:
+        """Raise RuntimeError for a writer that was closed: where it wrote to, a run has ended."""
+        if self.closed:
+            raise RuntimeError(
+                f"this {type(self).__name__} ({self._place}) is closed and takes nothing more: make a new one"
+            )
 
     def _numbers(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the numbers as floats; other values are dropped."""

@@ -22,14 +22,14 @@ class ServiceWriter(RecordWriter):
     ``owned``: the run was opened here, and ends with :meth:`close`; a run that was given stays open. ``folder``: the
     folder of the toolkit's own run, from which a resumed one takes the counts of events so far.
 
-    Subclasses have ``settings``, ``text``, :meth:`_scalars`, :meth:`_distribution` and :meth:`_end`. Errors of a
-    service pass through: :class:`~plasticity.writers.Writers` and :class:`~plasticity.callback.Context` then leave the
-    writer behind, with one warning.
+    Subclasses have :meth:`_settings`, :meth:`_text`, :meth:`_scalars`, :meth:`_distribution` and :meth:`_end`. A closed
+    writer raises RuntimeError, and errors of a service pass through: :class:`~plasticity.writers.Writers` and
+    :class:`~plasticity.callback.Context` then leave the writer behind, with one warning.
     """
 
     def __init__(self, place: str, owned: bool, folder: Path | None = None) -> None:
         super().__init__(place)
-        self.owned, self.folder, self._closed = owned, folder, False
+        self.owned, self.folder = owned, folder
         self._event_counts: Counter[str] = Counter()
 
     def resume(self, step: int) -> None:
@@ -37,13 +37,25 @@ class ServiceWriter(RecordWriter):
         if self.folder is not None:
             self._event_counts = events_before(self.folder, step)
 
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings of the run where the service keeps such."""
+        self.require_open()
+        self._settings(settings)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Write a text."""
+        self.require_open()
+        self._text(int(step), tag, markdown)
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars by tag."""
+        self.require_open()
         if numbers := self._numbers(values):
             self._scalars(int(step), numbers)
 
     def histogram(self, step: int, tag: str, values: Any) -> None:
         """Write the distribution of the finite ``values``; the others are counted in ``<tag>/nonfinite``."""
+        self.require_open()
         numbers = self._array(tag, values)
         if numbers is None:
             return
@@ -54,16 +66,25 @@ class ServiceWriter(RecordWriter):
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """Write the scalar ``events/<name>``, a count, and the details as the text ``events/<name>/details``."""
+        self.require_open()
         self._event_counts[name] += 1
         self._scalars(int(step), {f"events/{name}": float(self._event_counts[name])})
-        self.text(int(step), f"events/{name}/details", told(details))
+        self._text(int(step), f"events/{name}/details", told(details))
 
     def close(self, succeeded: bool = True) -> None:
         """End the run, if it was opened here; more than once is fine."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._end(succeeded)
             self._tell_dropped()
+
+    def _settings(self, settings: Mapping[str, Any]) -> None:
+        """Write settings."""
+        raise NotImplementedError
+
+    def _text(self, step: int, tag: str, markdown: str) -> None:
+        """Write a text."""
+        raise NotImplementedError
 
     def _scalars(self, step: int, numbers: dict[str, float]) -> None:
         """Write scalars."""

@@ -90,15 +90,11 @@ class TensorBoardWriter(FileWriter):
         """Wait until all events are on the disk itself."""
         self._attempt(_FILE, self._file.sync)
 
-    def close(self, succeeded: bool = True) -> None:
-        """Write how the run ended and close the file; more than once is fine."""
-        if self._closed:
-            return
+    def _end(self, succeeded: bool) -> None:
+        """Write how the run ended, and close the file."""
         if self._has_session:
             self._write(self._last_step, [protos.session_end(succeeded)])
-        self._closed = True
         self._attempt(_FILE, self._file.close)
-        self._tell_dropped()
 
     def _know(self, tags: Iterable[str]) -> None:
         """Write the layout again when a tag is new: TensorBoard shows the last one."""

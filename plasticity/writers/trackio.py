@@ -33,13 +33,13 @@ class TrackioWriter(ServiceWriter):
         name = kept_id(folder, "trackio", lambda: f"{folder.name}-{uuid.uuid4().hex[:6]}")
         return cls(folder=folder, project=os.environ.get("TRACKIO_PROJECT", "plasticity"), name=name, resume="allow")
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
+    def _settings(self, settings: Mapping[str, Any]) -> None:
         """Add the settings to the run's configuration, which Trackio sends with the first row."""
         self.run.config.update(dict(settings))
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
+    def _text(self, step: int, tag: str, markdown: str) -> None:
         """Write a text."""
-        self.run.log({tag: self._trackio.Markdown(markdown)}, step=int(step))
+        self.run.log({tag: self._trackio.Markdown(markdown)}, step=step)
 
     def _scalars(self, step: int, numbers: dict[str, float]) -> None:
         self.run.log(numbers, step=step)

@@ -40,11 +40,11 @@ class WandbWriter(ServiceWriter):
         project, number = os.environ.get("WANDB_PROJECT", "plasticity"), kept_id(folder, "wandb", _new_id)
         return cls(folder=folder, project=project, id=number, name=folder.name, dir=str(folder), resume="allow")
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
+    def _settings(self, settings: Mapping[str, Any]) -> None:
         """Add the settings to the run's configuration, nested as they are."""
         self.run.config.update(dict(settings), allow_val_change=True)
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
+    def _text(self, step: int, tag: str, markdown: str) -> None:
         """Write a text, as preformatted HTML."""
         self._send(step, {tag: self._wandb.Html(f"<pre>{html.escape(markdown)}</pre>", inject=False)})
 

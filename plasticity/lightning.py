@@ -77,7 +77,7 @@ class PlasticityCallback(pl.Callback):
         self._guest = Guest(Measure(probes, every=every, layers=layers) if probes else None, interventions, log)
         self._saved: dict[str, Any] | None = None
         self._writer: LoggersWriter | None = None
-        self._moved: dict[Optimizer, list[Callable[..., Any]]] = {}
+        self._known: dict[Optimizer, set[int]] = {}
         self._begun: int | None = None
 
     @property
@@ -121,12 +121,13 @@ class PlasticityCallback(pl.Callback):
         masks = {name: mask for name, mask in masks.items() if mask is not None}
         ctx = Context(networks, optimizers, masks=masks, step=trainer.global_step, name=type(pl_module).__name__)
         self._writer, self._begun = LoggersWriter(trainer), None
-        before = {one: set(one._optimizer_step_pre_hooks) for one in trainer.optimizers}
+        self._known = {one: set(one._optimizer_step_pre_hooks) for one in trainer.optimizers}
         self._guest.begin(ctx, self._writer, self._saved)
         self._saved = None
         if not trainer.is_global_zero:
             ctx.writer = Writer()
-        self._moved = {one: take_hooks(one, known) for one, known in before.items()}
+        for optimizer in trainer.optimizers:
+            self._deferred(optimizer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin an update: of several batches, where gradients accumulate."""
@@ -136,8 +137,16 @@ class PlasticityCallback(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Call what methods do before a step: Lightning runs the passes inside the step, behind its own hooks."""
-        for hook in self._moved.get(getattr(optimizer, "optimizer", optimizer), ()):
-            hook(optimizer, (), {})
+        inner = getattr(optimizer, "optimizer", optimizer)
+        for deferred in self._deferred(inner):
+            deferred.hook(inner, (), {})
+
+    def _deferred(self, optimizer: Optimizer) -> list[Deferred]:
+        """Return the hooks that methods have put before the steps of an optimizer, which no longer runs them itself."""
+        hooks = optimizer._optimizer_step_pre_hooks
+        for key in hooks.keys() - self._known.get(optimizer, hooks.keys()):
+            hooks[key] = hooks[key] if isinstance(hooks[key], Deferred) else Deferred(hooks[key])
+        return [hook for hook in list(hooks.values()) if isinstance(hook, Deferred)]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the update, if the optimizers have stepped; give new values to callbacks."""
@@ -191,7 +200,11 @@ def callers(module: pl.LightningModule, networks: Mapping[str, nn.Module]) -> di
     return {**sharing, **networks}
 
 
-def take_hooks(optimizer: Optimizer, known: set[int]) -> list[Callable[..., Any]]:
-    """Return the hooks before a step that are not among those known, and take them off."""
-    hooks = optimizer._optimizer_step_pre_hooks
-    return [hooks.pop(key) for key in [key for key in hooks if key not in known]]
+class Deferred:
+    """A hook in its place on an optimizer, which is called elsewhere: the optimizer's own call does nothing."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, *_: Any) -> None:
+        """Do nothing."""

@@ -278,7 +278,7 @@ def test_redo_recycles_the_units_that_are_off_and_nothing_else(tmp_path: Path) -
     trainer.save_model(str(tmp_path / "saved"))
     loaded = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "saved"))
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
-    make_trainer(tmp_path, [PlasticityCallback()], loaded).train()
+    make_trainer(tmp_path, [PlasticityCallback(every=2)], loaded).train()
 
 
 def test_a_run_that_goes_on_is_the_run_without_a_break(tmp_path: Path) -> None:
@@ -443,6 +443,14 @@ def test_a_training_that_raised_leaves_nothing_behind(tmp_path: Path) -> None:
     callback = PlasticityCallback(every=1)
     make_trainer(tmp_path, [callback], model).train()
     assert callback.last["model"].num_passes == 1
+
+
+def test_what_never_came_about_is_said_at_the_end(tmp_path: Path) -> None:
+    words = (
+        r"every=100 is not within the 4 optimizer steps.*pass every=1, say; redo never acted: .* 1000 gradient steps"
+    )
+    with pytest.warns(RuntimeWarning, match=words):
+        make_trainer(tmp_path, [PlasticityCallback(interventions=[ReDo()])]).train()
 
 
 def test_a_trainer_that_evaluates_only_says_that_nothing_is_measured(tmp_path: Path) -> None:

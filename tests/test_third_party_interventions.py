@@ -31,11 +31,11 @@ SOON: dict[str, dict[str, Any]] = {
     "ne": {"end": 4},
     "plasticity_injection": {"every": None, "at": (2,)},
     "cbp": {"rate": 0.1, "maturity": 1},
-    "snr": {"limit_max": 2, "factor": 1.0},
+    "snr": {"limit_max": 2, "factor": 1.01},
     "swr": {"share": 0.1},
     "rewarm": {"steps": 3},
     "resin": {"threshold": 0.6},
-    "reborn": {"threshold": 0.6, "active": 1.2},
+    "reborn": {"threshold": 0.9, "active": 1.05},
     "l2_init": {"coef": 0.1},
     "wasserstein_init": {"coef": 0.1},
     "parseval": {"coef": 0.1},
@@ -47,15 +47,20 @@ QUICK = ("redo", "reset", "l2_init")
 """Methods that are tried in the quick tests, too."""
 
 
-def method_of(name: str) -> Intervention:
+def method_of(name: str, **more: Any) -> Intervention:
     """Return a method that acts at every second gradient step, if it has a schedule."""
     kind = INTERVENTIONS[name]
     fields = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{**({"every": 2} if "every" in fields else {}), **SOON.get(name, {})})
+    return kind(**{**({"every": 2} if "every" in fields else {}), **SOON.get(name, {}), **more})
 
 
-def by_hand(method: Intervention | None, ctx: Context, updates: Sequence[Callable[[Context], None]]) -> None:
-    """Run updates, and a method around them."""
+def by_hand(
+    method: Intervention | None,
+    ctx: Context,
+    updates: Sequence[Callable[[Context], None]],
+    after: Callable[[Context], None] = lambda ctx: None,
+) -> None:
+    """Run updates, and a method around them; ``after`` each, what the loop does when it is over."""
     methods = [] if method is None else [method]
     start(methods, ctx)
     for number, update in enumerate(updates):
@@ -64,6 +69,7 @@ def by_hand(method: Intervention | None, ctx: Context, updates: Sequence[Callabl
         update(ctx)
         fire(methods, "on_update_end", ctx, {})
         fire(methods, "on_step_end", ctx)
+        after(ctx)
     end(methods, ctx)
 
 
@@ -86,12 +92,20 @@ class Stack:
 
     tolerance = 1e-6
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return more settings of a method."""
+        return {}
+
     def trained(self, method: Intervention | None, folder: Path) -> dict[str, Tensor]:
         """Return the weights after training by the stack, with the method in its callback; keep the batches."""
         raise NotImplementedError
 
     def expected(self, method: Intervention | None) -> dict[str, Tensor]:
         """Return the weights after the same updates by hand."""
+        raise NotImplementedError
+
+    def gone_on(self, make: Callable[[], Intervention], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the weights after a run, and after one that was resumed from a checkpoint in its middle."""
         raise NotImplementedError
 
 
@@ -203,6 +217,10 @@ class Losses(Stack):
             loss.policy_noise = 0.0
         return loss
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return settings of NE that begin dense: the first pass of a loss module is over when the masks come on."""
+        return {"preset": "gmp", "begin": 0} if name == "ne" else {}
+
     def trained(self, method: Intervention | None, folder: Path) -> dict[str, Tensor]:
         """Train through the loss module."""
         from test_third_party_torchrl import train
@@ -226,7 +244,7 @@ class Losses(Stack):
         batches = [batch_of(loss, generator) for _ in range(4)]
         ctx = Context(networks, {"optimizer": optimizer}, targets)
         learn = self.dqn if self.name == "DQN" else self.td3
-        by_hand(method, ctx, [lambda ctx, b=b: learn(ctx, b) for b in batches])
+        by_hand(method, ctx, [lambda ctx, b=b: learn(ctx, b) for b in batches], self.follow)
         return weights(ctx.networks)
 
     @staticmethod
@@ -254,8 +272,8 @@ class Losses(Stack):
             for p, t in zip(ctx.networks[name].parameters(), target.parameters(), strict=True):
                 t.data.mul_(0.9).add_(p.data, alpha=0.1)
 
-    @classmethod
-    def dqn(cls, ctx: Context, batch: Any) -> None:
+    @staticmethod
+    def dqn(ctx: Context, batch: Any) -> None:
         """Make a step of DQN on one-hot actions."""
         q, target = ctx.networks["value_network"], ctx.targets["value_network"]
         with torch.no_grad():
@@ -263,10 +281,9 @@ class Losses(Stack):
             goal = batch["next", "reward"] + 0.99 * following
         found = (q(batch.select("observation"))["action_value"] * batch["action"]).sum(-1, True)
         step(ctx.optimizers["optimizer"], functional.mse_loss(found, goal))
-        cls.follow(ctx)
 
-    @classmethod
-    def td3(cls, ctx: Context, batch: Any) -> None:
+    @staticmethod
+    def td3(ctx: Context, batch: Any) -> None:
         """Make a step of TD3 without noise: one loss of the actor, by the first critic, and of all critics."""
         from test_third_party_torchrl import critic
 
@@ -286,7 +303,6 @@ class Losses(Stack):
             found = net(batch.select("observation", "action"))["state_action_value"]
             loss = loss + functional.smooth_l1_loss(found, goal)
         step(ctx.optimizers["optimizer"], loss)
-        cls.follow(ctx)
 
 
 # -- Lightning ---------------------------------------------------------------------------------------------------------
@@ -326,6 +342,20 @@ class Fitted(Stack):
         ctx = Context({"net": module.net}, {"adam": optimizer})
         by_hand(method, ctx, [lambda ctx, pair=pair: update(pair) for pair in pairs])
         return weights(ctx.networks)
+
+    def gone_on(self, make: Callable[[], Intervention], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Fit at once, and with a checkpoint after an odd number of steps."""
+        from test_third_party_lightning import Inner, batches, make_trainer
+
+        from plasticity.lightning import PlasticityCallback
+
+        modules = [Inner() for _ in range(3)]
+        for module, epochs, path in zip(modules, (2, 1, 2), (None, None, folder / "half.ckpt"), strict=True):
+            callback = PlasticityCallback("net", [], interventions=[make()])
+            trainer = make_trainer(folder, [callback], max_epochs=epochs)
+            trainer.fit(module, batches(48), ckpt_path=path)  # three steps an epoch
+            trainer.save_checkpoint(folder / "half.ckpt")
+        return weights({"net": modules[0].net}), weights({"net": modules[2].net})
 
 
 # -- transformers and TRL ----------------------------------------------------------------------------------------------
@@ -378,6 +408,26 @@ class Language(Stack):
 
         by_hand(method, ctx, [lambda ctx, seen=seen: update(*seen) for seen in self.seen])
         return weights(ctx.networks)
+
+    def gone_on(self, make: Callable[[], Intervention], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Train at once, and on from the checkpoint of the third of six steps."""
+        import test_third_party_hf as hf
+
+        from plasticity.hf import PlasticityCallback
+
+        finals = []
+        for path in (None, str(folder / "checkpoint-3")):
+            callback = PlasticityCallback([], interventions=[make()])
+            settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+            model = hf.make_model()
+            trainer = (
+                hf.make_trainer(folder, [callback], model, **settings)
+                if self.kind == "trainer"
+                else hf.trl_trainer(self.kind, folder, [callback], model, **settings)
+            )
+            trainer.train(resume_from_checkpoint=path)
+            finals.append(weights({"model": model}))
+        return finals[0], finals[1]
 
     @staticmethod
     def log_probs(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
@@ -455,14 +505,30 @@ NEEDS = {"sb3": "stable_baselines3", "torchrl": "torchrl", "lightning": "lightni
 def test_a_method_leaves_what_it_leaves_in_a_loop_without_the_stack(stack: str, method: str, tmp_path: Path) -> None:
     pytest.importorskip(NEEDS.get(stack.split()[0], "trl"))
     here = STACKS[stack]
+    more = here.settings(method)
     if refused(stack, method):
         with pytest.raises(ValueError, match=r"needs|replaces modules|finds no|has none"):
-            here.trained(method_of(method), tmp_path)
+            here.trained(method_of(method, **more), tmp_path)
         return
     with warnings.catch_warnings():
-        found = here.trained(made := method_of(method), tmp_path)
-        expected = here.expected(by_hand_too := method_of(method))
+        found = here.trained(made := method_of(method, **more), tmp_path)
+        expected = here.expected(by_hand_too := method_of(method, **more))
         torch.testing.assert_close(found, expected, rtol=here.tolerance, atol=here.tolerance)
         assert made.counts == by_hand_too.counts
         without = here.expected(None)
     assert any(key not in without or not torch.equal(found[key], without[key]) for key in found), "it acts"
+
+
+@pytest.mark.parametrize(
+    ("stack", "method"),
+    [
+        pytest.param(stack, method, marks=() if (stack, method) == ("lightning", "reset") else pytest.mark.slow)
+        for stack in ("lightning", "trainer", "sft")
+        for method in INTERVENTIONS
+        if not refused(stack, method)
+    ],
+)
+def test_a_run_that_goes_on_is_the_run_without_a_break(stack: str, method: str, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDS.get(stack, "trl"))
+    whole, parts = STACKS[stack].gone_on(lambda: method_of(method), tmp_path)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)

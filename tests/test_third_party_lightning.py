@@ -257,6 +257,55 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
         make_trainer(tmp_path, [PlasticityCallback(None, every=1)], max_steps=2).fit(Uncalled(), batches())
 
 
+class Compiled(Inner):
+    """The training step calls a compiled twin of the network; it must not come so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fast = torch.compile(self.net, backend="eager")
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        raise AssertionError("a batch was run")
+
+    validation_step = training_step
+
+
+class InPlace(Compiled):
+    """The network itself is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = self.fast
+        del self.fast
+
+
+@pytest.mark.parametrize("kind", [Compiled, InPlace])
+@pytest.mark.parametrize("names", ["net", None])
+def test_a_compiled_network_is_refused_before_any_batch(kind: Any, names: str | None, tmp_path: Path) -> None:
+    module = kind()
+    if names is None:
+        kind.forward = lambda self, x: self.net(x)
+    with pytest.raises(ValueError, match=r"the network .* is compiled.*train without torch\.compile while plasticity"):
+        make_trainer(tmp_path, [PlasticityCallback(names)]).fit(module, batches(), batches())
+
+
+def test_what_never_came_about_is_said_once_at_the_end(tmp_path: Path) -> None:
+    callback = PlasticityCallback("net", every=9, interventions=[ReDo(every=9), Reset(every=100), Reset(at=(3,))])
+    trainer = make_trainer(tmp_path, [callback])
+    words = (
+        r"every=9 is not within the 8 .*only the first .*; redo never acted: .* after 9 gradient.*; reset never acted"
+    )
+    with pytest.warns(RuntimeWarning, match=words) as told:
+        trainer.fit(Inner(), batches())
+    assert "reset_2" not in str(told[0].message)
+    assert len([one for one in told if issubclass(one.category, RuntimeWarning)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        make_trainer(tmp_path, [PlasticityCallback("net", every=7, interventions=[ReDo(every=8)])]).fit(
+            Inner(), batches()
+        )
+
+
 class Skips(Fits):
     """Leave out every second batch, as Lightning allows: the optimizer is called, without any gradient."""
 
@@ -296,7 +345,7 @@ def test_validation_is_not_counted_and_an_exception_leaves_nothing(tmp_path: Pat
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        make_trainer(tmp_path, [PlasticityCallback(None, ["dormancy"])]).fit(module, batches())
+        make_trainer(tmp_path, [PlasticityCallback(None, ["dormancy"], every=4)]).fit(module, batches())
 
 
 def test_fabric_needs_two_lines(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def skrl() -> Case:
 def agilerl() -> Case:
     """Return an AgileRL DQN, whose networks have a ``__call__`` of their own that runs no hooks.
 
-    It pins tensordict 0.13, which TorchRL 0.14 refuses: it is no part of the extra ``third-party``.
+    It pins tensordict 0.13, which TorchRL 0.14 refuses, and works with 0.14: ``.ci/third_party`` leaves the pin out.
     """
     DQN = pytest.importorskip("agilerl.algorithms.dqn").DQN
     from gymnasium.spaces import Box, Discrete

@@ -19,7 +19,7 @@ import plasticity
 
 PAGE = Path(__file__).parents[1] / "docs" / "rl-recipes.md"
 RECIPES = dict(re.findall(r"^## (\S+)$.*?^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
-NEEDS = {"CleanRL": "gymnasium", "tianshou": "tianshou", "skrl": "skrl", "rsl-rl": "rsl_rl"}
+NEEDS = {"CleanRL": "gymnasium", "tianshou": "tianshou", "skrl": "skrl", "rsl-rl": "rsl_rl", "AgileRL": "agilerl"}
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -104,7 +104,9 @@ def test_it_runs_as_it_stands_and_no_bit_of_learning_changes(
     finals = []
     for watch in (plasticity.watch, lambda *args, **kwargs: Nothing()):
         names = run(name, monkeypatch, tmp_path, watch)
-        held = names.get("networks") or names.get("models") or {"model": names.get("net") or names["agent"]}
+        agent = names.get("agent")
+        one = {"model": names.get("net") or getattr(agent, "actor", agent)}
+        held = names.get("networks") or names.get("models") or one
         finals.append({key: dict(network.state_dict()) for key, network in held.items()})
     torch.testing.assert_close(*finals, rtol=0, atol=0)
     assert "dormancy" in capsys.readouterr().out

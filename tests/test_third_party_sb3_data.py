@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,12 @@ def test_compiled_networks_wrapped_environments_and_training_without_steps() -> 
         StopEpisodes(make("SAC"))
     with pytest.warns(RuntimeWarning, match="no gradient step"):
         make("SAC").learn(10, callback=PlasticityCallback())
+    agent, callback = make("SAC"), PlasticityCallback(interventions=[ReDo()])
+    with pytest.warns(RuntimeWarning, match=r"every=500 is not within the \d+ optimizer steps.*; redo never acted"):
+        agent.learn(50, callback=callback)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        agent.learn(50, callback=callback, reset_num_timesteps=False)  # it is said once
 
 
 def test_a_learn_that_raised_is_cleaned_up_by_the_next() -> None:

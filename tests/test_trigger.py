@@ -292,3 +292,18 @@ def test_first_inputs_are_those_of_a_training_pass() -> None:
     assert isinstance(found[0][0], Tensor)
     assert torch.equal(found[0][0], torch.ones(3, 2))
     assert not ctx.networks["net"]._forward_pre_hooks
+
+
+def test_a_schedule_that_never_came_to_act_says_so():
+    trigger = Trigger(every=10, at=(7,))
+    assert trigger.missed("ticks") == (
+        "its first time would have been after 7 ticks, beyond the end of training; let it act earlier"
+    )
+    assert not trigger.due(6)
+    assert "7 ticks" in trigger.missed("ticks")
+    assert trigger.due(7)
+    assert trigger.missed("ticks") == ""
+    assert "7 ticks" in trigger.missed("ticks", ahead=1)  # asked for 7, of which 6 have come
+    trigger.due(8)
+    assert trigger.missed("ticks", ahead=1) == ""
+    assert Trigger(when="a > 1").missed("ticks") == ""

@@ -36,6 +36,7 @@ TESTED = (
     Tested("skrl", "2.1.1", "agents of skrl", "skrl", "rl-recipes"),
     Tested("tianshou", "2.0.1", "algorithms of tianshou", "tianshou", "rl-recipes"),
     Tested("rsl-rl-lib", "5.5.1", "PPO of rsl-rl", "rsl-rl-lib", "rl-recipes"),
+    Tested("agilerl", "2.58.0", "agents of AgileRL", "agilerl", "rl-recipes"),
     Tested("keras", "3.15.1", "models of Keras 3 on torch", "keras", "recipes"),
     Tested("wandb", "0.31.0", "--log wandb", "wandb", "writers"),
     Tested("mlflow-skinny", "3.17.2", "--log mlflow; mlflow, or mlflow-skinny with sqlalchemy", "mlflow", "writers"),

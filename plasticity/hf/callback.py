@@ -98,9 +98,12 @@ class PlasticityCallback(TrainerCallback):
         """Begin an update: with gradient accumulation, of several passes."""
         self._guest.begin_update(state.global_step + 1)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End an update."""
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End an update, before the trainer drops the gradients: some methods look at them."""
         self._guest.end_update()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Say in which epoch the step was."""
         if self._history is not None:
             self._history.settle()
 

@@ -100,7 +100,7 @@ class Recycling(UnitRecycling):
 
     def idle(self) -> str:
         """Return why no network was looked at, where the schedule says."""
-        return min((trigger.missed("gradient steps") for trigger in self._triggers.values()), default="")
+        return min((trigger.missed("gradient steps", ahead=1) for trigger in self._triggers.values()), default="")
 
     def _due(self, network: str, step: int) -> bool:
         return self._triggers[network].due(step, self._ctx.latest, self._ctx.logged)

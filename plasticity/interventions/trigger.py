@@ -123,10 +123,15 @@ class Trigger:
             self._history = [] if ready and measured[1] else self._history
         return bool(found)
 
-    def missed(self, unit: str) -> str:
-        """Return why a schedule never came to act, empty where it did or logged values decide; ``unit``: of ticks."""
+    def missed(self, unit: str, ahead: int = 0) -> str:
+        """Return why a schedule never came to act, empty where it did or logged values decide.
+
+        ``unit``: of ticks. ``ahead``: ticks by which :meth:`due` was asked before they came.
+        """
+        now = self._clock - ahead
         first = min([*self.at, *([self.every] if self.every else [])], default=None)
-        if self._acted is not None or self.when or self.stalled or first is None or first <= self._clock:
+        acted = self._acted is not None and self._acted <= now
+        if acted or self.when or self.stalled or first is None or first <= now:
             return ""
         return f"its first time would have been after {first} {unit}, beyond the end of training; let it act earlier"
 

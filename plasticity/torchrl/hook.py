@@ -67,6 +67,8 @@ class PlasticityHook:
         self._trainer: Trainer | None = None
         self._batch: TensorDictBase | None = None
         self._undo: list[Any] = []
+        self._waiting: set[str] = set()
+        """Optimizers that have not stepped in the present update."""
 
     @property
     def last(self) -> dict[str, Any]:
@@ -98,7 +100,9 @@ class PlasticityHook:
         require_eager({stack.name: stack.source for stack in stacks}, type(self._loss).__name__)
         passes = Passes(stacks)
         sliced = {
-            name: Sliced(real, stacks, partial(passes.run_again, _trained_by(stacks, real)))
+            name: Sliced(
+                real, stacks, partial(passes.run_again, _trained_by(stacks, real)), partial(self._stepped, name)
+            )
             for name, real in self._optimizers.items()
         }
         self._undo = [passes, *sliced.values()]
@@ -162,9 +166,15 @@ class PlasticityHook:
     def begin_update(self, batch: TensorDictBase) -> TensorDictBase:
         """Begin an optimization step on a batch, which is returned as it is."""
         if batch is not None:
-            self._batch = batch
+            self._batch, self._waiting = batch, set(self._optimizers)
             self._guest.begin_update()
         return batch
+
+    def _stepped(self, optimizer: str) -> None:
+        """End the update when all optimizers have stepped: their gradients are gone by the end of the loop's own."""
+        self._waiting.discard(optimizer)
+        if not self._waiting:
+            self._guest.end_update()
 
     def end_update(self) -> None:
         """End the optimization step."""

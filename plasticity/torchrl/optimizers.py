@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,9 +20,11 @@ from .twins import Stack
 class Sliced:
     """The real optimizer, and the one that is lent to callbacks: ``lent``."""
 
-    def __init__(self, real: Optimizer, stacks: Sequence[Stack], before: Callable[[], None]) -> None:
-        """``before``: called before each step, when gradients have arrived."""
-        self.real, self._before = real, before
+    def __init__(
+        self, real: Optimizer, stacks: Sequence[Stack], before: Callable[[], None], after: Callable[[], None]
+    ) -> None:
+        """``before``: called before each step, when gradients have arrived; ``after``: after it, while they last."""
+        self.real, self._before, self._after = real, before, after
         self._slices = _slices(stacks, real)
         self.lent = _of_slices(real, self._slices)
         self._handles = [
@@ -36,28 +39,29 @@ class Sliced:
 
     def _lead_in(self) -> None:
         self._before()
-        if not self.lent._optimizer_step_pre_hooks:
-            return
-        self._settings(self.real, self.lent)
-        for whole, parts in self._slices.values():
-            for index, part in enumerate(parts):
-                part.grad = None if whole.grad is None else whole.grad[index]
-        for hook in list(self.lent._optimizer_step_pre_hooks.values()):
-            hook(self.lent, (), {})
-        for whole, parts in self._slices.values():
-            for index, part in enumerate(parts):
-                if part.grad is not None and whole.grad is not None:
-                    whole.grad[index] = part.grad
-                part.grad = None
-        self._settings(self.lent, self.real)
+        if self.lent._optimizer_step_pre_hooks:
+            self._settings(self.real, self.lent)
+            self._call(self.lent._optimizer_step_pre_hooks)
+            self._settings(self.lent, self.real)
 
     def _lead_out(self) -> None:
         self.read_state()
         self._settings(self.real, self.lent)
-        for hook in list(self.lent._optimizer_step_post_hooks.values()):
-            hook(self.lent, (), {})
+        self._call({**self.lent._optimizer_step_post_hooks, -1: lambda *_: self._after()})
         self._settings(self.lent, self.real)
         self._write_state()
+
+    def _call(self, hooks: Mapping[int, Callable[..., Any]]) -> None:
+        """Call hooks, while the parts have their shares of the gradients."""
+        pairs = [(whole, part, i) for whole, parts in self._slices.values() for i, part in enumerate(parts)]
+        for whole, part, i in pairs:
+            part.grad = None if whole.grad is None else whole.grad[i]
+        for hook in list(hooks.values()):
+            hook(self.lent, (), {})
+        for whole, part, i in pairs:
+            if part.grad is not None and whole.grad is not None:
+                whole.grad[i] = part.grad
+            part.grad = None
 
     def read_state(self) -> None:
         """Give the lent optimizer the state of the real one, in views."""

@@ -26,7 +26,7 @@ class RecordWriter(Writer):
     def __init__(self, place: object) -> None:
         self._place = place
         self.closed = False
-        """Whether it was closed; then it takes nothing more."""
+        """True once it was closed: it takes nothing more."""
         self.dropped: Counter[str] = Counter()
         """File or ``value`` -> number of records that were not written."""
 

@@ -48,7 +48,8 @@ class Guest:
         self._log_to = [] if log is None else destinations_of(log)
         self.ctx: Context | None = None
         """The context in which it began last; a loop that goes on begins in the same one."""
-        self.is_running = self._is_updating = self._told = False
+        self.is_running = self._is_updating = False
+        self._told: set[str] = set()
         self._log: OpenLog | None = None
 
     @property
@@ -134,11 +135,25 @@ class Guest:
         self.is_running = self._is_updating = False
         if ctx is None or not running:
             return
-        missed = [] if no_step is None or self._told else [*self._unmeasured(no_step), *self._idle()]
+        missed = [] if no_step is None else [*self._unmeasured(no_step), *self._idle()]
         end(self.callbacks, ctx)
         if missed:
-            self._told = True
-            warnings.warn("; ".join(missed), RuntimeWarning, stacklevel=3)
+            self._tell("missed", "; ".join(missed))
+
+    def require_present(self, networks: Mapping[str, nn.Module]) -> None:
+        """Warn, once, where a network of the loop is no longer the one that training began with."""
+        held = {} if self.ctx is None else self.ctx.networks
+        if gone := [name for name, network in networks.items() if held.get(name, network) is not network]:
+            self._tell(
+                "replaced",
+                f"{', '.join(gone)} was replaced while training ran: the network from before is looked at, which "
+                f"learns nothing more. Replace networks before training begins",
+            )
+
+    def _tell(self, kind: str, text: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def close(self) -> None:
         """Close the files of ``log``; more than once is fine."""
@@ -177,8 +192,8 @@ def require_arguments(probes: Any, every: Any, interventions: Any, diagnose_ever
             f"{interventions!r}"
         )
     for name, value in (("every", every), ("diagnose_every", diagnose_every)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} is a number of steps, at least 1; got {value!r}")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} is a number of steps, at least 1; got {value!r:.80}")
 
 
 def require_eager(networks: Mapping[str, nn.Module], owner: str) -> None:

@@ -89,7 +89,7 @@ class PlasticityCallback(pl.Callback):
         """Refuse what cannot be watched; say that nothing is measured without fitting."""
         if sum(isinstance(one, PlasticityCallback) for one in trainer.callbacks) > 1:
             raise ValueError("the trainer got two PlasticityCallbacks; give one, with all probes and interventions")
-        if (doing := getattr(stage, "value", stage)) != "fit":
+        if (doing := getattr(stage, "value", stage)) != "fit" and self._guest.ctx is None:
             warnings.warn(
                 f"nothing is measured in trainer.{doing}(): PlasticityCallback sees the passes of fit(). For a reading "
                 f"without training, call plasticity.measure(module.net, batch)",
@@ -133,6 +133,7 @@ class PlasticityCallback(pl.Callback):
         """Begin an update: of several batches, where gradients accumulate."""
         if self._begun != trainer.global_step:
             self._begun = trainer.global_step
+            self._guest.require_present(chosen_networks(pl_module, self.modules))
             self._guest.begin_update(trainer.global_step + 1)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:

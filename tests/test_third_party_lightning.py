@@ -306,6 +306,28 @@ def test_what_never_came_about_is_said_once_at_the_end(tmp_path: Path) -> None:
         )
 
 
+class Replaces(Inner):
+    """The network is made anew after two batches."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 2:
+            self.net = make_net()
+            self.trainer.optimizers[0].param_groups[0]["params"] = [*self.net.parameters()]
+
+
+def test_a_network_that_is_replaced_meanwhile_is_named(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="net was replaced while training ran"):
+        make_trainer(tmp_path, [PlasticityCallback("net", [], interventions=[L2Init()])]).fit(Replaces(), batches())
+
+
+def test_evaluation_after_fitting_needs_no_warning(tmp_path: Path) -> None:
+    module, trainer = Fits(), make_trainer(tmp_path, [PlasticityCallback(every=2)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        trainer.fit(module, batches())
+        trainer.validate(module, batches(), verbose=False)
+
+
 class Skips(Fits):
     """Leave out every second batch, as Lightning allows: the optimizer is called, without any gradient."""
 

@@ -237,6 +237,7 @@ def test_wrong_use_is_refused_before_the_first_step(callbacks: Any, message: str
         ({"interventions": [ReDo]}, TypeError, "by calling their classes"),
         ({"interventions": ReDo()}, TypeError, "list of methods"),
         ({"every": 0}, ValueError, "at least 1"),
+        ({"every": True}, ValueError, "at least 1; got True"),
         ({"diagnose_every": 0.5}, ValueError, "at least 1"),
         ({"log": 3}, TypeError, "folder"),
     ],
@@ -263,6 +264,25 @@ def test_compiled_networks_wrapped_environments_and_training_without_steps() -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         agent.learn(50, callback=callback, reset_num_timesteps=False)  # it is said once
+
+
+def test_networks_that_are_replaced_meanwhile_are_named_and_optimizers_between_two_learns_are_taken() -> None:
+    agent, callback = make("DQN"), PlasticityCallback(["dormancy"], every=1)
+    agent.learn(44, callback=callback)
+    before = callback._guest.measure.watcher.steps()
+    agent.policy.optimizer = torch.optim.Adam(agent.q_net.parameters(), 1e-3)
+    agent.learn(4, callback=callback, reset_num_timesteps=False)
+    assert callback._guest.measure.watcher.steps() == [before[0] + 4]
+
+    class Rebuilds(sb3.common.callbacks.BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 2:
+                self.model.policy._build(self.model.lr_schedule)
+                self.model._create_aliases()
+            return True
+
+    with pytest.warns(RuntimeWarning, match="q_net was replaced while training ran.*Replace networks before"):
+        agent.learn(6, callback=[callback, Rebuilds()], reset_num_timesteps=False)
 
 
 def test_a_learn_that_raised_is_cleaned_up_by_the_next() -> None:

@@ -476,6 +476,13 @@ def test_what_is_no_writer_is_refused_with_what_it_lacks():
         Writers([Half()])
 
 
+@pytest.mark.parametrize("package", ["wandb", "mlflow", "trackio", "aim"])
+def test_the_run_of_a_service_is_refused_with_its_writer(package):
+    run = type("Run", (), {"log": lambda self, values: None, "__module__": f"{package}.sdk.run"})()
+    with pytest.raises(TypeError, match=rf"got a Run of {package} for a writer: pass .*\.\w+Writer\(run\)"):
+        require_destinations([run])
+
+
 def test_two_writers_of_one_class_have_names_of_their_own():
     assert list(Writers([Kept(), Kept(), Breaks("log")]).active) == ["Kept", "Kept 2", "Breaks"]
 

@@ -16,7 +16,7 @@ from plasticity.interventions import LearnToStop
 from plasticity.measuring import Measure
 from plasticity.probes import DEFAULT_PROBES, Probe
 
-from .context import context_of, write_back
+from .context import context_of, networks_of, write_back
 from .logger import AgentLogger
 from .replay import WeightedReplayBuffer
 from .saving import STATE_ATTRIBUTE, keep_structure, saved_states, structure_in
@@ -69,7 +69,7 @@ class PlasticityCallback(BaseCallback):
         self._require_stopper()
         found, before = context_of(self.model), self._guest.ctx
         ctx = before if before is not None and before.networks == found.networks else found
-        ctx.buffer, ctx.step = found.buffer, self.model.num_timesteps
+        ctx.optimizers, ctx.buffer, ctx.step = found.optimizers, found.buffer, self.model.num_timesteps
         self._guest.begin(ctx, AgentLogger(self.model), {} if ctx is before else self._saved(ctx))
         _IN_USE[self.model] = self
         write_back(ctx, self.model)
@@ -127,6 +127,7 @@ class PlasticityCallback(BaseCallback):
         self._guest.end_update()
 
     def _on_rollout_end(self) -> None:
+        self._guest.require_present(networks_of(self.model.policy))
         weighted = isinstance(getattr(self.model, "replay_buffer", None), WeightedReplayBuffer)
         if not weighted and self.model.num_timesteps > getattr(self.model, "learning_starts", 0):
             self._guest.begin_update()

@@ -10,6 +10,13 @@ from typing import Any
 
 from plasticity.callback import Writer
 
+RUNS = {
+    "wandb": "WandbWriter(run)",
+    "mlflow": "MLflowWriter(run)",
+    "trackio": "TrackioWriter(run)",
+    "aim": "AimWriter(run)",
+}
+"""Package of a tracking service -> the writer that takes one of its runs."""
 METHODS = ("resume", "settings", "log", "histogram", "text", "event", "close")
 
 
@@ -82,6 +89,10 @@ def require_writer(name: str, writer: Any) -> None:
     """Raise TypeError for an object that lacks a method of a writer."""
     if isinstance(writer, type):
         raise TypeError(f"got the class {writer.__name__} for a writer: make one, {writer.__name__}(...)")
+    package = type(writer).__module__.partition(".")[0]
+    if package in RUNS:
+        kind = type(writer).__name__
+        raise TypeError(f"got a {kind} of {package} for a writer: pass plasticity.writers.{RUNS[package]}")
     if missing := [method for method in METHODS if not callable(getattr(writer, method, None))]:
         raise TypeError(
             f"{name} is no writer: it lacks {', '.join(missing)}; let its class inherit from plasticity.Writer"

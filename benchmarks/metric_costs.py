@@ -1,6 +1,6 @@
 """The cost of every metric: CPU time of one reading of each probe and meter, SAC and DQN, eager and compiled.
 
-python benchmarks/metric_costs.py [--rounds 3] [--only NAME ...]
+python benchmarks/metric_costs.py [--rounds 3] [--only NAME ...] [--agents sac dqn] [--modes eager compiled]
 
 Updates and batches are those of ``probes.py``. A reading is timed as the difference of an update that is read and one
 that is not, in turn; ``once in 1000`` is a thousandth of it, in percent of an update. A step that is read so rarely is
@@ -142,14 +142,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], help="probes, basic, all, or meters; the others stay")
+    parser.add_argument("--agents", nargs="+", default=["sac", "dqn"], choices=("sac", "dqn"))
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # about the few samples of a rank
     file = results_file("metric_costs")
     saved = json.loads(file.read_text()) if file.exists() else {"costs": {}}
     saved |= {"machine": describe(), "every": EVERY}
-    for agent in ("sac", "dqn"):
-        for mode in MODES:
+    for agent in options.agents:
+        for mode in options.modes:
             costs = saved["costs"].setdefault(agent, {}).setdefault(mode, {})
             costs |= measured(agent, mode, names_of(options.only), options.rounds)
             file.write_text(json.dumps(saved, indent=1) + "\n")

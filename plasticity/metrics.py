@@ -52,7 +52,8 @@ SETS: dict[str, tuple[str, ...]] = {
     ),
     "ranks": ("rank", "spectrum", "feature_norm"),
     "weights": (
-        *("weight_magnitude", "weight_spectrum", "weight_distance", "weight_change", "update_ratio", "unchanged"),
+        *("weight_magnitude", "weight_spectrum", "weight_distance", "weight_change", "update_ratio"),
+        *("effective_lr", "unchanged"),
     ),
 }
 """Set -> its probes. ``ranks`` holds ``rank``, which is the name of one probe."""

@@ -19,12 +19,18 @@ from plasticity.observing.reading import Reading
 from plasticity.probes import PROBES
 from plasticity.probes.network import tensors_within
 
-pytestmark = pytest.mark.usefixtures("as_traced")
+pytestmark = [
+    pytest.mark.usefixtures("as_traced"),
+    pytest.mark.filterwarnings("ignore:.*samples:RuntimeWarning"),  # few ones
+]
 
 NAMES = ("sac", "td3", "dqn", "ppo")
 UPDATES = 3
-WITHOUT_VALUE = {"dormant_again", "saturated", "loss_cosine", "attention", "residual_stream", "router", "token_entropy"}
-"""Probes that have nothing to measure in some of these runs: no recycling, tanh, second loss or transformer."""
+WITHOUT_VALUE = {
+    *("dormant_again", "saturated", "loss_cosine", "attention", "residual_stream", "router", "token_entropy"),
+    *("dead", "linearised", "still_dormant"),
+}
+"""Probes that have nothing to measure in some of these runs: of tanh or ReLU, without recycling or a second loss."""
 
 
 def learned(name: str, compile: str, probes: Any) -> tuple[Any, dict[str, Reading]]:

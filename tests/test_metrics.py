@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import plasticity
 from plasticity.cli import main
+from plasticity.meanings import MEANINGS
 from plasticity.measuring import measure
 from plasticity.metrics import DEFAULT_PROBES, SETS
 from plasticity.probes import PROBES, Probe, make_probes
@@ -125,6 +127,20 @@ def test_golden_steps() -> None:
     assert {k: float(v) for k, v in both.compute().items()} == {"unchanged": 0.25, "unchanged_bf16": 0.5}  # type: ignore[union-attr]
 
 
+def test_the_effective_rate_of_gradient_descent_is_its_own() -> None:
+    model, readings = net(nn.ReLU()), list[Any]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03)
+    settings: dict[str, Any] = {"probes": ["effective_lr"], "every": 3, "window": 3, "strict": True}
+    watcher = Watcher({"m": model}, [optimizer], lambda network, reading, step: readings.append(reading), **settings)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(16, 5)).square().mean().backward()
+        optimizer.step()
+    watcher.close()
+    assert [reading.num_passes for reading in readings] == [1, 3]
+    assert [reading.values["effective_lr"]["all"] for reading in readings] == pytest.approx([0.03, 0.03], rel=1e-5)
+
+
 def test_a_step_of_a_weight_that_was_0_has_no_ratio() -> None:
     assert math.isnan(value("update_ratio", on_weight=torch.ones(1, 2), on_weight_before=torch.zeros(1, 2)))
 
@@ -231,7 +247,7 @@ def test_steps_are_those_of_the_optimizer() -> None:
     model = net(nn.ReLU(), nn.Tanh())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     kept, gradients = [copy.deepcopy(model.state_dict())], []
-    names = ["weight_distance", "weight_change", "update_ratio", "unchanged", "step_cosine"]
+    names = ["weight_distance", "weight_change", "update_ratio", "effective_lr", "unchanged", "step_cosine"]
     readings: list[Any] = []
     watcher = Watcher({"m": model}, [optimizer], lambda n, r, s: readings.append(r), every=2, probes=names, strict=True)
     for _ in range(5):
@@ -247,6 +263,8 @@ def test_steps_are_those_of_the_optimizer() -> None:
         found = {metric: by_layer["2"] for metric, by_layer in readings[number].values.items()}
         now, before = weights[step], weights[step - 1]
         assert found["update_ratio"] == pytest.approx(float((now - before).norm() / before.norm()), rel=1e-9)
+        lengths = (now - before).norm() / gradients[step - 1].double().norm()
+        assert found["effective_lr"] == pytest.approx(float(lengths), rel=1e-6)
         assert found["weight_distance"] == pytest.approx(float((now - weights[0]).square().mean().sqrt()), rel=1e-9)
         assert found["unchanged"] == float((now == before).double().mean())
         if number == 0:
@@ -345,7 +363,7 @@ def test_without_steps_or_earlier_readings_there_is_a_reason() -> None:
     reading = measure(net(nn.ReLU()), (torch.randn(32, 5), torch.randn(32, 2)), F.mse_loss, probes=["all"])
     reasons = {entry.probe: entry.reason for entry in reading.unmeasured if entry.layer == "0"}
     assert reasons.pop("saturated").startswith("relu")
-    steps = {"weight_distance", "weight_change", "update_ratio", "unchanged"}
+    steps = {"weight_distance", "weight_change", "update_ratio", "effective_lr", "unchanged"}
     assert {name for name, reason in reasons.items() if reason.startswith("no optimizer step")} == steps
     earlier = {name for name, reason in reasons.items() if reason.startswith("there is no earlier reading")}
     assert reasons.pop("dormant_again") == "none of its neurons was recycled in the last event"
@@ -422,3 +440,21 @@ def test_a_watched_loop_is_the_same_without() -> None:
         return [p.detach() for p in model.parameters()]
 
     assert all(torch.equal(a, b) for a, b in zip(run(True), run(False), strict=True))
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_every_metric_is_on_a_page_and_every_page_says_all_of_it() -> None:
+    pages = {path: path.read_text() for path in [*DOCS.glob("probes/*.md"), DOCS / "meters.md"]}
+    whole = "\n".join(pages.values())
+    names = {
+        n for n in (*PROBES, *MEANINGS, *DEFINITIONS) if not n.startswith("quadrant_")
+    }  # written as _loud and so on
+    assert {n for n in names if f"`{n}`" not in whole} == set()
+    for path, text in pages.items():
+        found = text.lower()
+        for word in ("range", "elsewhere", "bad", "batch", "when not to trust it", "cost"):
+            assert word in found or (word == "elsewhere" and path.stem in ("dormancy", "grama", "rank")), (path, word)

@@ -13,6 +13,7 @@ from scipy.stats import kurtosis
 from torch import Tensor, nn
 
 import plasticity
+from plasticity.interventions.trigger import Trigger
 from plasticity.measuring import measure
 from plasticity.probes import Again, NetworkProbe, NotMeasurable
 from plasticity.probes.curvature import Hessian, Sharpness, lanczos
@@ -149,6 +150,8 @@ def test_kernels_are_those_of_the_jacobian(case: str) -> None:
     effective = float(torch.distributions.Categorical(p).entropy().exp())
     assert float(found["ntk_effective_rank"]) == pytest.approx(effective, rel=1e-5)
     assert float(found["ntk_rank"]) == int((p > 1e-6 * p.max()).sum())
+    singular = torch.linalg.svdvals(jac / jac.norm(dim=1, keepdim=True))
+    assert float(found["ntk_null_ratio"]) == float((singular <= 1e-5 * singular[0]).double().mean())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -163,6 +166,8 @@ def test_gradients_of_samples_are_those_of_the_jacobian(case: str) -> None:
     assert float(found["half_cosine"]) == pytest.approx(float(F.cosine_similarity(a, b, dim=0)), rel=1e-4)
     values = torch.linalg.svdvals(jac - jac.mean(0)).square()
     assert float(found["gradient_top_share"]) == pytest.approx(float(values[0] / values.sum()), rel=1e-4)
+    entropy = float(torch.distributions.Categorical(values).entropy())
+    assert float(found["gradient_rank"]) == pytest.approx(math.exp(entropy), rel=1e-4)
     norms = jac.norm(dim=1).numpy()
     assert float(found["norm_kurtosis"]) == pytest.approx(float(kurtosis(norms, fisher=False)), rel=1e-4)
 
@@ -423,6 +428,10 @@ def test_agents_are_measured_and_learn_the_same(agent: str, tmp_path) -> None:
     states = [last_state(tmp_path / name) for name in ("with", "without")]
     for part in ("agent", "buffer", "env"):
         require_same(states[0][part], states[1][part], f"{part} of a run with all probes, beside one without")
-    tags = {tag for row in rows(tmp_path / "with") for tag in row}
+    logged = {tag: value for row in rows(tmp_path / "with") for tag, value in row.items()}
+    for tag, value in logged.items():  # every metric can trigger a method
+        if tag.startswith("plasticity/") and not math.isnan(value):
+            assert Trigger(when=f"{tag} >= {value!r}").due(1, logged), tag
+    tags = logged.keys()
     known = {tag.split("/")[2] for tag in tags if tag.startswith("plasticity/") and tag.endswith("/all")}
     assert {"hessian_top", "sharpness", "ntk_rank", "half_cosine", "update_ratio", "dead"} <= known

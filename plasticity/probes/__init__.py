@@ -23,7 +23,7 @@ from .probe import Probe
 from .rank import RANKS, Rank, effective_rank, feature_rank, singular_values, srank, stable_rank
 from .spectrum import FeatureNorm, Spectrum
 from .transformer import Attention, ResidualStream, Router, TokenEntropy
-from .weights import Distance, Unchanged, UpdateRatio, WeightMagnitude, WeightSpectrum
+from .weights import Distance, EffectiveRate, Unchanged, UpdateRatio, WeightMagnitude, WeightSpectrum
 
 PROBES: dict[str, Callable[[], Probe]] = {
     "dormancy": Dormancy,
@@ -61,6 +61,7 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "weight_distance": Distance,
     "weight_change": partial(Distance, "reading"),
     "update_ratio": UpdateRatio,
+    "effective_lr": EffectiveRate,
     "unchanged": Unchanged,
     "sample_gradients": SampleGradients,
     "ntk": TangentKernel,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .probe import NO_EARLIER, WEIGHT, WEIGHT_BEFORE, Probe, Summand
+from .probe import NO_EARLIER, WEIGHT, WEIGHT_BEFORE, WEIGHT_GRADIENT, Probe, Summand
 from .rank import singular_values, stable_rank
 
 
@@ -144,6 +144,29 @@ class UpdateRatio(Changed):
         """Return the ratio."""
         before = self.total(WEIGHT_BEFORE).norm()
         return torch.where(before == 0, torch.nan, self.step().norm() / before)
+
+
+class EffectiveRate(Changed):
+    """Length of the real step of the optimizer over that of the gradient.
+
+    Range [0, inf): ||w_after - w_before|| / ||dL/dW||, the learning rate with which plain gradient descent would go as
+    far; of gradient descent, its own. Falling while the gradient does not: the optimizer, a schedule or clipping holds
+    the layer back. NaN without a gradient. Of a window, the sum of its steps over that of its gradients. Source: the
+    effective step of Kingma & Ba 2015 (Adam, arXiv 1412.6980), section 2.1, of a whole weight and over its gradient.
+    """
+
+    WORSE = "falling, or growing, while update_ratio does not"
+    SOURCE = "Kingma & Ba 2015"
+    nan_reason = "its gradient was 0, or values are not finite"
+
+    def sums(self) -> Mapping[str, Summand]:
+        """Take the weights, and add up gradients as ``.grad`` does."""
+        return {**super().sums(), WEIGHT_GRADIENT: torch.clone}
+
+    def compute(self) -> Tensor:
+        """Return the rate."""
+        gradient = self.total(WEIGHT_GRADIENT).norm()
+        return torch.where(gradient == 0, torch.nan, self.step().norm() / gradient)
 
 
 class Unchanged(Changed):

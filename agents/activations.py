@@ -59,8 +59,30 @@ class SmoothLeaky(nn.Module):
         self.slope, self.beta = slope, beta
 
     def forward(self, x: Tensor) -> Tensor:
-        smooth = (F.softplus(self.beta * x, threshold=50.0) - math.log(2)) / self.beta
-        return self.slope * x + (1 - self.slope) * smooth
+        return self.slope * x + (1 - self.slope) * self.bend(x)
+
+    def bend(self, x: Tensor) -> Tensor:
+        """Return the smooth ReLU, (softplus(beta x) - log 2) / beta."""
+        return (F.softplus(self.beta * x, threshold=50.0) - math.log(2)) / self.beta
+
+
+class RandomSmoothLeaky(SmoothLeaky):
+    """A `SmoothLeaky` whose slope is drawn evenly between two bounds, anew for every entry of every pass.
+
+    Where no gradient is taken (acting, targets) the slope is their mean, as in the randomized leaky ReLU, whose bounds
+    these are (Xu et al. 2015, arXiv 1505.00853). After Lillo & Cheney 2025, whose formula differs. Random numbers are
+    PyTorch's global ones, which checkpoints keep.
+    """
+
+    def __init__(self, low: float = 1 / 8, high: float = 1 / 3, beta: float = 5.0) -> None:
+        super().__init__((low + high) / 2, beta)
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        slope = self.low + (self.high - self.low) * torch.rand_like(x)
+        return slope * x + (1 - slope) * self.bend(x)
 
 
 class IntervalDropout(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .acting import Acting
+from .batch_norm import batch_norms, batch_statistics, follow
 from .bodies import Body, make_body, widths
 from .choices import OneOf
 from .draws import normal, uniform
@@ -19,7 +20,7 @@ from .networks import VALUE_HEADS, Critic
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .replay import Batch
-from .returns import RETURNS
+from .returns import RETURNS, Mean
 from .rows import like
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim
@@ -84,8 +85,9 @@ class ActorCritic(OffPolicy):
     With images every network has convolutions of its own: nothing is shared, and the actor's are trained by its loss.
     """
 
+    MOVES_BATCH_NORMS = True
     TARGETS: ClassVar[tuple[str, ...]]
-    """Networks that have targets."""
+    """Networks that have targets; none of critics with batch norms (CrossQ)."""
 
     def __init__(
         self,
@@ -107,7 +109,10 @@ class ActorCritic(OffPolicy):
         learns_mean = config.critic_returns == "mean"
         self.returns = None if learns_mean else RETURNS[config.critic_returns](config, self.device)
         """Reading of the critics' outputs; None where each has one, the mean return."""
-        self.add_networks(self._make_networks(weights), self.TARGETS)
+        networks = self._make_networks(weights)
+        self.joint = bool(batch_norms(networks[name] for name in CRITICS))
+        """Whether critics judge present and next actions in one pass, without targets (CrossQ)."""
+        self.add_networks(networks, () if self.joint else self.TARGETS)
         self.followers = Followers(self.networks, self.targets)
         self.actor = Acting(self.networks, "actor")
         self.forward = {"actor": of_obs, **dict.fromkeys(CRITICS, of_obs_and_action)}
@@ -140,16 +145,46 @@ class ActorCritic(OffPolicy):
         The target at (s, a) is r + discount * (Z + bonus), Z of the target critic that has the smaller mean at the next
         `action`, (batch, action_dim); `bonus` (batch,) is SAC's entropy.
         """
-        assert self.returns is not None
         with torch.no_grad():
-            outputs = torch.stack([target(batch.next_obs, action, True) for target in targets])
-            smallest = self.returns.q(outputs).argmin(0)
-            following = outputs[smallest, torch.arange(len(smallest), device=outputs.device)]
+            following = torch.stack([target(batch.next_obs, action, True) for target in targets])
+        outputs = [self.networks[key](batch.obs, batch.action, True) for key in CRITICS]
+        return self._errors(batch, outputs, following, bonus)
+
+    def joint_loss(self, batch: Batch, action: Tensor, bonus: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the same of CrossQ's critics, and metrics; `action`, `bonus`: as in `distributed_loss`.
+
+        Each critic judges (s, a) and (s', a') in one batch, whose statistics normalise both, and is its own target
+        (Bhatt et al. 2024, arXiv 1902.05605, figure 2). The statistics stand in the metrics for `move_batch_norms`.
+        """
+        critics = [self.networks[key] for key in CRITICS]
+        obs, actions = torch.cat([batch.obs, batch.next_obs]), torch.cat([batch.action, action])
+        with batch_statistics(critics) as seen:
+            both = [critic(obs, actions, True).chunk(2) for critic in critics]
+        outputs, following = [now for now, _ in both], torch.stack([later.detach() for _, later in both])
+        loss, values = self._errors(batch, outputs, following, bonus), self.returns or Mean()
+        q_mean = values.q(torch.stack(outputs)).mean()
+        return loss, {"critic_loss": loss, "q_mean": q_mean, "batch_statistics": seen()}
+
+    def _errors(self, batch: Batch, outputs: Sequence[Tensor], following: Tensor, bonus: Tensor | None) -> Tensor:
+        """Return the sum over critics of mean losses; `following`: outputs of all judges at the next action."""
+        returns = self.returns or Mean("mse")
+        with torch.no_grad():
+            smallest = returns.q(following).argmin(0)
+            chosen = following[smallest, torch.arange(len(smallest), device=following.device)]
             discount = self.config.gamma * ~batch.terminated
             reward = batch.reward if bonus is None else batch.reward + discount * bonus
-            target = self.returns.target(reward, discount, following)
-        outputs = [self.networks[key](batch.obs, batch.action, True) for key in CRITICS]  # type: ignore[assignment]
-        return torch.stack([self.returns.losses(output, target)[0].mean() for output in outputs]).sum()
+            target = returns.target(reward, discount, chosen)
+        return torch.stack([returns.losses(output, target)[0].mean() for output in outputs]).sum()
+
+    def move_batch_norms(self, metrics: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+        """Move the statistics of networks towards those that stand in the metrics of their step; return the others."""
+        if (statistics := metrics.pop("batch_statistics", None)) is not None:
+            follow([self.networks[name] for name in names], statistics)
+        return metrics
+
+    def judges(self) -> list[nn.Module]:
+        """Return the critics whose values are targets."""
+        return [(self.networks if self.joint else self.targets)[key] for key in CRITICS]
 
     def owe(self, num_steps: int) -> None:
         """Owe `updates_per_step` for every step."""
@@ -200,7 +235,8 @@ class ActorCritic(OffPolicy):
 
     def move_targets(self) -> None:
         """Move every target towards its network by the share `target_tau`."""
-        self.followers.move(self.config.target_tau)
+        if self.targets:
+            self.followers.move(self.config.target_tau)
 
     def critic_loss(self, batch: Batch, *more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of both critics on a batch, and metrics."""

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from .batch_norm import BatchRenorm
 from .choices import OneOf, Settings, pick
 from .hypersphere import simba2_layers
 from .normalise import RunningNorm
@@ -221,6 +222,19 @@ def _multi_skip(
     return Body(nn.Identity(), *_skipped(architecture, obs_shape[0] + extra_dim, hidden))
 
 
+def _crossq(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int) -> Body:
+    """Return an MLP with a batch norm in front of every layer, the output layer too (Bhatt et al. 2024, CrossQ)."""
+    if architecture.norm != "none":
+        raise ValueError("crossq has batch norms and takes no other norm: leave norm alone")
+    num_inputs = obs_shape[0] + extra_dim
+    layers: list[nn.Module] = [BatchRenorm(num_inputs)]
+    for width in hidden:
+        after, num_features = activated("none", architecture.activation, width)
+        layers += [nn.Linear(num_inputs, width), *after, BatchRenorm(num_features)]
+        num_inputs = num_features
+    return Body(nn.Identity(), nn.Sequential(*layers), num_inputs)
+
+
 # --- bodies for images ---
 
 
@@ -278,6 +292,7 @@ NETWORKS |= {
     "mlp": Network(_mlp, orthogonal=True),
     "multi_skip": Network(_multi_skip, orthogonal=True),
     "simba2": Network(_simba2, policy=(128,), value=(512, 512)),
+    "crossq": Network(_crossq, policy=(256, 256), value=(2048, 2048)),
     "simba": Network(_simba, policy=(128,), value=(512, 512)),
     "bronet": Network(_bronet, policy=(256,), value=(512, 512)),
     "nature_cnn": Network(  # Mnih et al. 2015

@@ -20,6 +20,7 @@ cuts the return; n-step returns stop at either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -183,6 +184,20 @@ class DQN(OffPolicy):
         if not 0 <= scale <= 1:
             raise ValueError(f"{self.name}: exploration noise is a probability in [0, 1], got {scale}")
         self.epsilon_end = float(scale)
+
+    @property
+    def set_horizon(self) -> Callable[[int | None, float | None], None] | None:
+        """Sets the rewards summed and the discount of replayed returns; None without n-step returns."""
+        return self._set_horizon if self.config.n_step > 1 else None
+
+    def _set_horizon(self, n_step: int | None, gamma: float | None) -> None:
+        most = self.config.n_step
+        if n_step is not None and not 2 <= n_step <= most:
+            raise ValueError(f"{self.name}: sums of 2 to --n-step {most} rewards can be replayed, not of {n_step}")
+        if gamma is not None and not 0 <= gamma <= 1:
+            raise ValueError(f"{self.name}: a discount is in [0, 1], got {gamma}")
+        self.buffer.n_step = most if n_step is None else n_step
+        self.buffer.gamma = self.config.gamma if gamma is None else gamma
 
     def act(self, obs: Any, explore: bool) -> Any:
         """Return actions (N,) int64 of the largest Q; with explore each is random with probability epsilon."""

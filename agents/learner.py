@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .batch_norm import batch_norms
 from .compiled import Precision
 from .draws import Draws
 from .gradient import Compile, GradientStep
@@ -34,6 +35,9 @@ class Learner:
 
     COUNTERS: ClassVar[dict[str, str]] = {"steps": "env_steps", "updates": "updates"}
     """Name in the saved state -> attribute: what changes in training apart from tensors."""
+
+    MOVES_BATCH_NORMS: ClassVar[bool] = False
+    """True if the updates move the running statistics of batch norms (`batch_norm.py`)."""
 
     forward: Mapping[str, Callable[[nn.Module, Any], Tensor]]
     """Network -> `(module, batch) -> output`, one tensor: how to run it, or a target or copy of it (`forward.py`)."""
@@ -93,6 +97,11 @@ class Learner:
 
     def add_networks(self, networks: Mapping[str, nn.Module], targets: Iterable[str] = ()) -> None:
         """Add networks, moved to the agent's device, and frozen copies of those named in `targets`."""
+        if not self.MOVES_BATCH_NORMS and batch_norms(networks.values()):
+            raise ValueError(
+                f"{self.name}: crossq has batch norms, whose statistics sac and td3 move in their joint pass; "
+                "choose another network"
+            )
         self.networks |= {name: network.to(self.device) for name, network in networks.items()}
         self.targets |= {name: copy.deepcopy(self.networks[name]).requires_grad_(False) for name in targets}
         self.norms = running_norms([*self.networks.values(), *self.targets.values()])

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .activations import CReLU, Fourier, Hadamard, IntervalDropout, Rational, SmoothLeaky
+from .activations import CReLU, Fourier, Hadamard, IntervalDropout, RandomSmoothLeaky, Rational, SmoothLeaky
 from .choices import pick
 
 
@@ -63,6 +63,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "crelu": CReLU,
     "prelu": nn.PReLU,
     "smooth_leaky": SmoothLeaky,
+    "random_smooth_leaky": RandomSmoothLeaky,
     "aid": IntervalDropout,
     "rational": Rational,
     "fourier": Fourier,

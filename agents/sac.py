@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from . import adam
-from .actor_critic import ActorCritic, ActorCriticConfig
+from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig
+from .batch_norm import batch_statistics
 from .bodies import Body
 from .choices import OneOf
 from .compiled import Precision
@@ -57,6 +58,8 @@ class SACConfig(AmortizedConfig, ActorCriticConfig):
     alpha_lr: float = 1e-3
     """Learning rate of log alpha: CleanRL's; with stable-baselines3's 3e-4 the temperature takes 20,000 updates to fall
     from 1 to where rewards of at most 1 per step need it."""
+    policy_every: int = 1
+    """Updates of the critics per update of actor and temperature; 3 in CrossQ."""
     target_entropy: float | None = None
     """Entropy the temperature steers to, in nats; None: minus the number of action dimensions, or of an amortized actor
     diversity_target."""
@@ -66,7 +69,7 @@ class SACConfig(AmortizedConfig, ActorCriticConfig):
     """Adapt the temperature; otherwise it stays at init_alpha."""
 
     def rules(self) -> dict[str, bool]:
-        counts = {f"{name} >= 1": getattr(self, name) >= 1 for name in ("latent_dim", "num_pairs")}
+        counts = {f"{name} >= 1": getattr(self, name) >= 1 for name in ("latent_dim", "num_pairs", "policy_every")}
         positive = {f"{name} > 0": getattr(self, name) > 0 for name in ("init_alpha", "diversity_target")}
         return {**super().rules(), **counts, **positive}
 
@@ -116,9 +119,10 @@ class SAC(ActorCritic):
         noise, next_noise = self.policy.noises(2, len(batch.index), self.generators["update"])
         alpha = self.log_alpha.detach().exp()
 
-        metrics = self.steps["critic"](batch, alpha, next_noise, updates=self.updates)
-        metrics |= self.steps["actor"](batch, alpha, noise, updates=self.updates)
-        if self.config.learn_alpha:
+        metrics = self.move_batch_norms(self.steps["critic"](batch, alpha, next_noise, updates=self.updates), *CRITICS)
+        if (self.updates + 1) % self.config.policy_every == 0:
+            metrics |= self.move_batch_norms(self.steps["actor"](batch, alpha, noise, updates=self.updates), "actor")
+        if self.policy.measure in metrics and self.config.learn_alpha:
             entropy = metrics[self.policy.measure]
             self.log_alpha.grad = entropy - self.target_entropy  # of alpha_loss, which is linear
             metrics["alpha_loss"] = alpha_loss(self.log_alpha.detach(), entropy, self.target_entropy)
@@ -129,19 +133,27 @@ class SAC(ActorCritic):
 
     def critic_loss(self, batch: Batch, alpha: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """Return the loss of both critics on a batch, and metrics; `noise` draws the next actions."""
+        if self.joint:
+            action, log_prob = self._sample(batch.next_obs, noise)
+            loss, metrics = self.joint_loss(batch, action.detach(), -alpha * log_prob.detach())
+            if self.returns is None:
+                loss = metrics["critic_loss"] = 0.5 * loss
+            return loss, metrics
         q = self.q(batch.obs, batch.action)
         if self.returns is None:
             loss = critic_loss(q, self.target_value(batch, alpha, noise))
         else:
             action, log_prob = self._sample(batch.next_obs, noise)
-            loss = self.distributed_loss(batch, [*self.targets.values()], action.detach(), -alpha * log_prob.detach())
+            loss = self.distributed_loss(batch, self.judges(), action.detach(), -alpha * log_prob.detach())
         return loss, {"critic_loss": loss, "q_mean": q.mean()}
 
     def actor_loss(self, batch: Batch, alpha: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """Return the loss of the actor at the observations of a batch, and metrics; `noise` draws the actions."""
-        action, log_prob = self._sample(batch.obs, noise)
+        with batch_statistics([self.networks["actor"]] if self.joint else []) as seen:
+            action, log_prob = self._sample(batch.obs, noise)
         loss = actor_loss(self.q(batch.obs, action), log_prob, alpha)
-        return loss, {"actor_loss": loss, self.policy.measure: -log_prob.mean()}
+        metrics = {"actor_loss": loss, self.policy.measure: -log_prob.mean()}
+        return loss, {**metrics, "batch_statistics": seen()} if self.joint else metrics
 
     def actor_parts(self, batch: Batch, alpha: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Return the parts of which the actor's loss is the sum: minus the value, and minus the entropy bonus."""
@@ -153,7 +165,7 @@ class SAC(ActorCritic):
     def target_value(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
         """Return y (batch,), the target of both critics; `noise` draws the next action."""
         action, log_prob = self._sample(batch.next_obs, noise)
-        next_q = torch.stack([target(batch.next_obs, action) for target in self.targets.values()]).amin(0)
+        next_q = torch.stack([target(batch.next_obs, action) for target in self.judges()]).amin(0)
         return batch.reward + self.config.gamma * ~batch.terminated * (next_q - alpha * log_prob)
 
     def quiet_target(self, batch: Batch) -> Tensor:

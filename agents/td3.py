@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig
+from .batch_norm import batch_statistics
 from .bodies import Body
 from .compiled import Precision
 from .gradient import Compile
@@ -108,39 +109,43 @@ class TD3(ActorCritic):
         shape = (len(batch.index), self.action_dim)
         noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
 
-        metrics = self.steps["critic"](batch, noise, updates=self.updates)
+        metrics = self.move_batch_norms(self.steps["critic"](batch, noise, updates=self.updates), *CRITICS)
         if (self.updates + 1) % self.config.policy_every == 0:
-            metrics |= self.steps["actor"](batch, updates=self.updates)
+            metrics |= self.move_batch_norms(self.steps["actor"](batch, updates=self.updates), "actor")
             self.move_targets()
         self.check(metrics, *metrics)
         return metrics
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """Return the loss of both critics on a batch, and metrics; `noise` smooths the target."""
+        if self.joint:
+            return self.joint_loss(batch, self.next_action(batch, noise))
         q = self.q(batch.obs, batch.action)
         if self.returns is None:
             loss = critic_loss(q, self.target_value(batch, noise))
         else:
             action = self.next_action(batch, noise)
-            loss = self.distributed_loss(batch, [self.targets[key] for key in CRITICS], action)
+            loss = self.distributed_loss(batch, self.judges(), action)
         return loss, {"critic_loss": loss, "q_mean": q.mean()}
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """Return the loss of the actor at the observations of a batch, judged by the first critic, and metrics."""
-        loss = actor_loss(self.networks["critic_1"](batch.obs, self.networks["actor"](batch.obs)))
-        return loss, {"actor_loss": loss}
+        with batch_statistics([self.networks["actor"]] if self.joint else []) as seen:
+            action = self.networks["actor"](batch.obs)
+        loss = actor_loss(self.networks["critic_1"](batch.obs, action))
+        return loss, {"actor_loss": loss, **({"batch_statistics": seen()} if self.joint else {})}
 
     @torch.no_grad()
     def target_value(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return y (batch,), the target of both critics; `noise` (batch, action_dim) ~ N(0, 1), as yet unscaled."""
         action = self.next_action(batch, noise)
-        next_q = torch.stack([self.targets[key](batch.next_obs, action) for key in CRITICS]).amin(0)
+        next_q = torch.stack([judge(batch.next_obs, action) for judge in self.judges()]).amin(0)
         return batch.reward + self.config.gamma * ~batch.terminated * next_q
 
     @torch.no_grad()
     def next_action(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return the target policy's next actions (batch, action_dim), smoothed by `noise` ~ N(0, 1)."""
-        policy = self.targets["actor"](batch.next_obs)
+        policy = self.targets.get("actor", self.networks["actor"])(batch.next_obs)
         return smoothed(policy, noise, self.config.target_noise, self.config.noise_clip)
 
     def quiet_target(self, batch: Batch) -> Tensor:

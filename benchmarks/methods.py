@@ -33,8 +33,10 @@ from plasticity.interventions.costs import COSTS
 PATH = Path(__file__).parents[1] / "plasticity" / "interventions" / "costs.py"
 HEAD = '"""Time of an update with a method over that without: ``python benchmarks/methods.py`` writes this file."""'
 DOC = '"""Method -> ratio of CPU times, of eager updates at the defaults, on one core of the machine at hand."""'
-STAND_INS = {"pfo": "ppo", "random_shift": "dqn"}
+STAND_INS = {"pfo": "ppo", "random_shift": "dqn", "horizon": "dqn"}
 """Method -> the agent that it is measured on, where that is not SAC."""
+OPTIONS: dict[str, dict[str, Any]] = {"horizon": {"n_step": 10}}
+"""Method -> settings that the agent needs for it, with the method and without."""
 
 
 def steps(obs: spaces.Box, action: spaces.Space, seed: int) -> Iterator[SimpleNamespace]:
@@ -56,13 +58,13 @@ def steps(obs: spaces.Box, action: spaces.Space, seed: int) -> Iterator[SimpleNa
         seen = after
 
 
-def learner(kind: str, name: str | None) -> Callable[[int], float]:
+def learner(kind: str, name: str | None, options: dict[str, Any]) -> Callable[[int], float]:
     """Return a function that takes so many updates, with a method or without, and returns their CPU time in seconds."""
     image = kind == "dqn"
     obs = spaces.Box(0, 255, (4, 10, 10), np.uint8) if image else spaces.Box(-10, 10, (17,))
     action = spaces.Discrete(6) if image else spaces.Box(-1, 1, (6,))
     make, config = AGENTS[kind]
-    settings: dict[str, Any] = {"network": "minatar_cnn"} if image else {}
+    settings = {**options, **({"network": "minatar_cnn"} if image else {})}
     if kind != "ppo":
         settings |= {"buffer_size": 3000, "learning_starts": 0}
     agent = make(obs, action, config(**settings), compile="off")
@@ -96,7 +98,7 @@ def learner(kind: str, name: str | None) -> Callable[[int], float]:
 def ratio(name: str, updates: int, rounds: int) -> float:
     """Return the median over rounds of the time with the method over that without."""
     kind = STAND_INS.get(name, "sac")
-    plain, treated = learner(kind, None), learner(kind, name)
+    plain, treated = (learner(kind, one, OPTIONS.get(name, {})) for one in (None, name))
     for run in (plain, treated):
         run(20)
     return statistics.median(treated(updates) / plain(updates) for _ in range(rounds))

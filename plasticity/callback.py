@@ -67,6 +67,7 @@ NEEDED = {
     "forward": "a way to run networks on a batch, in Context.forward",
     "steps": "gradient steps of agents, in Context.steps",
     "set_replay_ratio": "updates per environment step that can be set, Context.set_replay_ratio",
+    "set_horizon": "n-step returns and a discount that can be set, Context.set_horizon (DQN with --n-step 2 or more)",
     "peek": "past transitions to look at, Context.peek",
 }
 """Attribute of a context -> what it is, for the error where it is missing."""
@@ -112,6 +113,9 @@ class Context:
     """Sets the scale of the agent's exploration noise, for agents that add some."""
     set_replay_ratio: Callable[[float | None], None] | None = None
     """Sets the updates per environment step, for agents that have a replay memory; None: the agent's own."""
+    set_horizon: Callable[[int | None, float | None], None] | None = None
+    """Sets the rewards summed before bootstrapping and the discount, for agents that replay such sums; None: their
+    own."""
     writer: Writer | None = None
     """The destination of logged values, several as :class:`plasticity.writers.Writers`; None drops them."""
     step: int = 0

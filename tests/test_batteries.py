@@ -27,6 +27,7 @@ NOT_FOR = {
     ("ne", "ppo"): "FREQUENT reviews old experience, and it has no replay buffer",
     ("ere", "ppo"): "it has no replay buffer",
     ("replay_ratio", "ppo"): "it has no replay buffer",
+    **{("horizon", agent): "it has no n-step returns" for agent in ("td3", "ppo")},
     ("snr", "ppo"): "its activation is tanh, of which h > 0 says nothing",
     ("reborn", "ppo"): "its activation is tanh, for which no split is exact",
     ("least", "ppo"): "it has no value of (observation, action)",
@@ -38,7 +39,7 @@ CARTPOLE = ("--env", "CartPole-v1")
 
 
 @pytest.mark.parametrize(
-    "name", some([(name,) for name in INTERVENTIONS if name not in ("pfo", "random_shift")], share=8)
+    "name", some([(name,) for name in INTERVENTIONS if name not in ("pfo", "random_shift", "horizon")], share=8)
 )
 @pytest.mark.some(3)
 def test_every_method_passes(name: str) -> None:

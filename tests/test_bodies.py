@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from plasticity.agents.activations import CReLU, Fourier, Hadamard, IntervalDropout, Rational, SmoothLeaky
+from plasticity.agents.activations import (
+    CReLU,
+    Fourier,
+    Hadamard,
+    IntervalDropout,
+    RandomSmoothLeaky,
+    Rational,
+    SmoothLeaky,
+)
 from plasticity.agents.bodies import Architecture, Body, make_body, widths
 from plasticity.agents.networks import Actor, Critic
 from plasticity.agents.normalise import RunningNorm, running_norms, update_norms
@@ -204,6 +212,21 @@ def test_smooth_leaky_has_a_floor_under_its_slope_and_no_kink() -> None:
     torch.testing.assert_close(slope, 0.1 + 0.9 * torch.sigmoid(5 * x.detach()), rtol=1e-4, atol=1e-5)
     assert slope.min() >= 0.1
     torch.testing.assert_close(slope[[0, -1]], torch.tensor([0.1, 1.0]), rtol=0, atol=1e-4)
+
+
+def test_random_smooth_leaky_draws_a_slope_for_every_entry_between_its_bounds() -> None:
+    torch.manual_seed(0)
+    activation, x = RandomSmoothLeaky(), torch.full((4000,), -3.0, requires_grad=True)
+    out = activation(x)
+    # On -3 the smooth ReLU is all but constant: slopes are read off the values.
+    bend = activation.bend(x)
+    slopes = ((out - bend) / (x - bend)).detach()
+    assert float(slopes.min()) >= 1 / 8 - 1e-6
+    assert float(slopes.max()) <= 1 / 3 + 1e-6
+    assert float(slopes.mean()) == pytest.approx((1 / 8 + 1 / 3) / 2, abs=3e-3)
+    assert float(slopes.var()) == pytest.approx((1 / 3 - 1 / 8) ** 2 / 12, rel=0.05)
+    with torch.no_grad():
+        torch.testing.assert_close(activation(x), SmoothLeaky((1 / 8 + 1 / 3) / 2)(x))
 
 
 def test_interval_dropout_is_a_relu_or_its_mirror_image_and_their_mean_without_gradients() -> None:

@@ -62,6 +62,7 @@ FREQUENT: dict[str, dict[str, Any]] = {
     "resin": {"every": 4, "threshold": 0.6, "cap": 0.2},
     "reborn": {"every": 5, "threshold": 0.5, "active": 1.2},
     "replay_ratio": {"check_every": 3, "eta": 1.0, "low": 0.5, "high": 1.0, "batch_size": 8},
+    "horizon": {"every": 9, "clock": "updates", "steps": 5, "n_first": 5, "n_last": 2},
 }
 """Settings with which every method acts within a few dozen updates."""
 NEVER: dict[str, dict[str, Any]] = {
@@ -107,7 +108,7 @@ FIRST = ("redo", "ne", "least", "plasticity_injection")
 """Methods whose whole tables are quick: one that recycles, a topology, a choice of data, a structure. Of the others a
 part is, drawn by name: tables grow with their square."""
 
-ON_SAC = tuple(name for name in INTERVENTIONS if name not in ("pfo", "random_shift"))
+ON_SAC = tuple(name for name in INTERVENTIONS if name not in ("pfo", "random_shift", "horizon"))
 LATER = tuple(name for name in ON_SAC if name not in FIRST)
 
 

@@ -110,7 +110,7 @@ class Swap(Callback):
 
 
 WATCHING = {"measure": lambda: Measure(every=2), **{n: lambda n=n: INTERVENTIONS[n](**FREQUENT[n]) for n in FREQUENT}}
-NO_HOOK = {"swd", "least", "ere", "random_shift", "replay_ratio"}  # which stand on the replay
+NO_HOOK = {"swd", "least", "ere", "random_shift", "replay_ratio", "horizon"}  # which stand on the replay
 NO_HOOK |= {"l2_init", "wasserstein_init", "parseval", "feature_norm", "pfo", "dr3", "infer"}  # terms of a step
 
 

@@ -35,6 +35,7 @@ REFUSED = {
     **dict.fromkeys(("feature_norm", "chain", "dr3", "infer", "sam"), "gradient steps of agents"),
     "random_shift": "a buffer of images|a replay buffer",
     "replay_ratio": "set_replay_ratio",
+    "horizon": "set_horizon",
 }
 """Method -> why it does not apply to these agents."""
 ON_POLICY = {

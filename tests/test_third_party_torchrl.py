@@ -285,7 +285,8 @@ REFUSED = {
     **dict.fromkeys(("feature_norm", "chain", "dr3", "sam"), "gradient steps of agents|finds no network"),
     **dict.fromkeys(("swd", "ere", "random_shift"), "a replay buffer"),
     "replay_ratio": "set_replay_ratio",
-    **dict.fromkeys(("plasticity_injection", "spectral_normalization", "infer"), "replaces modules"),
+    "horizon": "set_horizon",
+    **dict.fromkeys(("plasticity_injection", "spectral_normalization", "infer", "knife"), "replaces modules"),
     "least": "a value function",
     "pfo": "finds no network actor|gradient steps",
 }

@@ -43,8 +43,15 @@ STREAMS = (
     ),
 )
 
+CROSSQ = Preset(
+    "sac",
+    "--network crossq --policy-every 3 --actor-lr 1e-3 --critic-lr 1e-3 --alpha-lr 1e-3 --betas 0.5 0.999",
+    "Bhatt et al. 2024, arXiv 1902.05605, released code adityab/CrossQ",
+    left_out="the temperature keeps its own betas",
+)
+
 PRESETS: dict[str, tuple[Preset, ...]] = {
-    "c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL, "streams": STREAMS,
+    "c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL, "streams": STREAMS, "crossq": (CROSSQ,),
 }  # fmt: skip
 """Name -> presets, of which the first that fits agent and environment counts; add your own."""
 

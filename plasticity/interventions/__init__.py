@@ -12,6 +12,7 @@ from .ere import RecentExperience
 from .feature_norm import FeatureNormPenalty
 from .fire import FIRE
 from .hare_tortoise import HareTortoise
+from .horizon import Horizon
 from .hyperspherical import Hyperspherical
 from .infer import InFeR
 from .injection import PlasticityInjection
@@ -81,6 +82,7 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     "resin": SilentReset,
     "reborn": ReBorn,
     "replay_ratio": AdaptiveReplayRatio,
+    "horizon": Horizon,
 }
 """Name (the flag) -> the callback, a dataclass whose fields are its hyperparameters."""
 
@@ -98,6 +100,7 @@ __all__ = [
     "DormantMinimization",
     "FeatureNormPenalty",
     "HareTortoise",
+    "Horizon",
     "Hyperspherical",
     "InFeR",
     "Intervention",

@@ -39,5 +39,6 @@ COSTS: dict[str, float] = {
     "resin": 1.01,
     "reborn": 0.97,
     "replay_ratio": 0.97,
+    "horizon": 0.86,
 }
 """Method -> ratio of CPU times, of eager updates at the defaults, on one core of the machine at hand."""

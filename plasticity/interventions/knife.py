@@ -45,7 +45,7 @@ class RelativeUpdates(UnitUpdates):
 
 @dataclass
 class KNIFE(UnitRecycling):
-    """Give stagnant neurons a fresh one to learn with, and keep what they said.
+    """Give stagnant neurons a fresh row, and keep what they said.
 
     The score of a neuron is the mean over the last ``window`` steps of ||dL/dW_row|| / ||W_row||, over its layer's mean
     (the probe ``rua``). One below ``threshold`` becomes a composite of three, which share its outgoing weights:

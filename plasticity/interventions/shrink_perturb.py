@@ -66,9 +66,9 @@ class ShrinkPerturb(Scheduled):
 
     ``hard``: shrink 0.8 every 200 000 environment steps; set ``at`` to the switches of a sequence of tasks. ``soft``:
     0.999999 after every gradient step, a weight decay towards fresh noise. ``bbf``: 0.5 every 40 000 gradient steps up
-    to 100 000 (as remembered), and the last two layers redrawn whole; BBF also anneals n-step returns from 10 to 3 and
-    gamma from 0.97 to 0.997 after each, which agents cannot do while they train. Drawing anew is the point: pulling
-    towards one saved copy is L2 regularisation to the initial weights, and perturbs nothing.
+    to 100 000 (as remembered), and the last two layers redrawn whole; BBF also anneals n-step returns and the
+    discount after each: ``--horizon``. Drawing anew is the point: pulling towards one saved copy is L2 regularisation
+    to the initial weights, and perturbs nothing.
     """
 
     NAME: ClassVar[str] = "shrink_perturb"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM, EPSILON = 0.01, 1e-3
-WARMUP = 100_000
+PLAIN_UPDATES = 100_000
 """Updates of the running statistics in which it is plain batch normalisation."""
 MAX_RATIO, MAX_SHIFT = 3.0, 5.0
 
@@ -20,7 +20,7 @@ MAX_RATIO, MAX_SHIFT = 3.0, 5.0
 class BatchRenorm(nn.BatchNorm1d):
     """(x - mean) / sqrt(var + eps) with the running statistics; with those of the batch where `batch_statistics` says.
 
-    Forward passes change nothing, in training mode too, so that a loss stays a function of its inputs. After `WARMUP`
+    Forward passes change nothing, in training mode too, so that a loss stays a function of its inputs. After `PLAIN_UPDATES`
     updates the batch's result is corrected towards the running statistics: times r, plus d, both without gradient,
     r = std / running std within [1/3, 3], d = (mean - running mean) / running std within [-5, 5].
     """
@@ -45,7 +45,7 @@ class BatchRenorm(nn.BatchNorm1d):
         return normed * self.weight + self.bias
 
     def _corrections(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        late, running = self.num_batches_tracked > WARMUP, (self.running_var + self.eps).sqrt()
+        late, running = self.num_batches_tracked > PLAIN_UPDATES, (self.running_var + self.eps).sqrt()
         ratio = ((var + self.eps).sqrt() / running).clamp(1 / MAX_RATIO, MAX_RATIO)
         shift = ((mean - self.running_mean) / running).clamp(-MAX_SHIFT, MAX_SHIFT)
         return torch.where(late, ratio, 1.0), torch.where(late, shift, 0.0)

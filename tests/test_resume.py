@@ -91,6 +91,8 @@ def test_an_environment_that_imports_a_module_must_be_typed_again(
 
 
 # Those of SAC, and every agent without a method, are in the batteries: test_batteries.py.
+CBP = ["--cbp.rate", "0.03", "--cbp.maturity", "4"]
+"""Settings with which layers that cannot be cut are found, and left alone from then on, before the checkpoint."""
 TWINS = ("redo", "least", "plasticity_injection")
 """Methods with which TD3, whose loop and memory are SAC's, is resumed quickly; with the others it is slow."""
 CASES = [
@@ -137,10 +139,12 @@ def assert_resumes(agent: str, options: list[str], tmp_path: Path) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    "method", ["parseval", *(pytest.param(m, marks=pytest.mark.slow) for m in ("weight-clipping", "infer", "chain"))]
+    "method",
+    ["parseval", *(pytest.param(m, marks=pytest.mark.slow) for m in ("weight-clipping", "infer", "chain", "cbp"))],
 )
 def test_layers_of_an_injection_after_a_resume_are_known(method: str, tmp_path: Path) -> None:
-    options = [f"--{method}", "--plasticity-injection", "--plasticity-injection.at", "150"]
+    at, more = ("60", CBP) if method == "cbp" else ("150", [])
+    options = [f"--{method}", *more, "--plasticity-injection", "--plasticity-injection.at", at]
     assert_resumes(
         "sac", [*options, *(["--weight-clipping.no-outputs"] if method == "weight-clipping" else [])], tmp_path
     )

@@ -320,7 +320,8 @@ class UnitRecycling(UnitMethod):
         if self._watcher is None:
             return super().state_dict()
         recycled = {name: dict(layers) for name, layers in self._recycled.items()}
-        return {**super().state_dict(), "recycled": recycled, "skipped": sorted(self._skipped)}
+        told = {"skipped": sorted(self._skipped), "left_alone": sorted(self.left_alone)}
+        return {**super().state_dict(), "recycled": recycled, **told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
@@ -329,3 +330,4 @@ class UnitRecycling(UnitMethod):
         for name, layers in self._recycled.items():
             note_recycled(unwrap(self._networks[name]), self.NAME, layers)
         self._skipped = {tuple(entry) for entry in state.get("skipped", ())}
+        self.left_alone = {(network, layer) for network, layer in state.get("left_alone", ())}

@@ -21,7 +21,7 @@ class BatchRenorm(nn.BatchNorm1d):
     """(x - mean) / sqrt(var + eps) with the running statistics; with those of the batch where `batch_statistics` says.
 
     Forward passes change nothing, in training mode too, so that a loss stays a function of its inputs. After
-    `PLAIN_UPDATES` updates the batch's result is corrected towards the running statistics: times r, plus d, both without
+    `PLAIN_UPDATES` updates the result is corrected towards the running statistics: times r, plus d, both without
     gradient, r = std / running std within [1/3, 3], d = (mean - running mean) / running std within [-5, 5].
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -16,7 +16,8 @@ from .bodies import Body, make_body, widths
 from .choices import OneOf
 from .draws import normal, uniform
 from .forward import of_obs, of_obs_and_action
-from .networks import VALUE_HEADS, Critic
+from .inputs import Chosen
+from .networks import VALUE_HEADS, Critic, StateValue
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .replay import Batch
@@ -59,6 +60,8 @@ class ActorCriticConfig(AgentConfig):
     """Smallest return on the grid; returns below count as this one."""
     v_max: float = 100.0
     """Largest return on the grid; returns above count as this one."""
+    value_expectile: float = 0.0
+    """Expectile of min_i Q_i that a network of state values learns, for targets to lean on (DrM: 0.9); 0: none."""
     learning_starts: int = 5_000
     """Environment steps with uniformly random actions before the first update."""
     buffer_size: int = 1_000_000
@@ -75,6 +78,9 @@ class ActorCriticConfig(AgentConfig):
             "updates_per_step > 0": self.updates_per_step > 0,
             "num_atoms >= 2": self.num_atoms >= 2,
             "v_min < v_max": self.v_min < self.v_max,
+            "value_expectile in [0, 1)": 0 <= self.value_expectile < 1,
+            "value_expectile=0 unless critic_returns is mean, and with crossq": not self.value_expectile
+            or (self.critic_returns == "mean" and self.network != "crossq"),
             "0 <= learning_starts < buffer_size": 0 <= self.learning_starts < self.buffer_size,
         }
 
@@ -111,13 +117,18 @@ class ActorCritic(OffPolicy):
         """Reading of the critics' outputs; None where each has one, the mean return."""
         networks = self._make_networks(weights)
         self.joint = bool(batch_norms(networks[name] for name in CRITICS))
-        """Whether critics judge present and next actions in one pass, without targets (CrossQ)."""
+        """True if critics judge present and next actions in one pass, without targets (CrossQ)."""
         self.add_networks(networks, () if self.joint else self.TARGETS)
         self.followers = Followers(self.networks, self.targets)
         self.actor = Acting(self.networks, "actor")
         self.forward = {"actor": of_obs, **dict.fromkeys(CRITICS, of_obs_and_action)}
         self.add_step("actor", self.actor_loss, ["actor"], config.actor_lr)
         self.add_step("critic", self.critic_loss, CRITICS, config.critic_lr, targets=True)
+        self.exploitation = torch.zeros((), device=self.device)
+        """Share of the state value in targets; `set_exploitation` moves it."""
+        if config.value_expectile:
+            self.forward = {**self.forward, "value": of_obs}
+            self.add_step("value", self.value_loss, ["value"], config.critic_lr)
 
     def _make_networks(self, seed: int) -> dict[str, nn.Module]:
         config, shape = self.config, self.obs_shape
@@ -127,7 +138,8 @@ class ActorCritic(OffPolicy):
             bodies = (make_body(config, shape, hidden, extra_dim=self.action_dim) for _ in CRITICS)
             head, values = config.critic_head, self.returns
             critics = {key: Critic(body, head, values) for key, body in zip(CRITICS, bodies, strict=True)}
-        return {"actor": actor, **critics}
+            value = {"value": StateValue(make_body(config, shape, hidden))} if config.value_expectile else {}
+        return {"actor": actor, **critics, **value}
 
     def exploration(self) -> tuple[Callable[..., Tensor], tuple[int, ...]]:
         """Return how the numbers that disturb one action are drawn, and their shape."""
@@ -181,6 +193,40 @@ class ActorCritic(OffPolicy):
         if (statistics := metrics.pop("batch_statistics", None)) is not None:
             follow([self.networks[name] for name in names], statistics)
         return metrics
+
+    @property
+    def set_exploitation(self) -> Callable[[float], None] | None:
+        """Sets the share of the state value in targets, in [0, 1]; None without such a value."""
+        return self._set_exploitation if self.config.value_expectile else None
+
+    def _set_exploitation(self, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"{self.name}: the share of the state value in targets is in [0, 1], got {share}")
+        self.exploitation.fill_(share)
+
+    def learn_value(self, batch: Batch | Chosen) -> dict[str, Tensor]:
+        """Take the step of the state value, where there is one, and return its metrics."""
+        return self.steps["value"](batch, updates=self.updates) if self.config.value_expectile else {}
+
+    def value_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the expectile loss of V(s) towards min_i Q_i(s, a), and metrics (Xu et al. 2023, DrM, section 4.3)."""
+        with torch.no_grad():
+            q = self.q(batch.obs, batch.action).amin(0)
+        loss = expectile_loss(self.networks["value"](batch.obs), q, self.config.value_expectile)
+        return loss, {"value_loss": loss}
+
+    def leaned(self, batch: Batch, value: Tensor) -> Tensor:
+        """Return values of the next states (batch,), of which the state value has its share."""
+        if not self.config.value_expectile:
+            return value
+        return torch.lerp(value, self.networks["value"](batch.next_obs), self.exploitation)
+
+    def own_state(self) -> dict[str, Any]:
+        return {"exploitation": self.exploitation} if self.config.value_expectile else {}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        if self.config.value_expectile:
+            self.exploitation.copy_(state["exploitation"])
 
     def judges(self) -> list[nn.Module]:
         """Return the critics whose values are targets."""
@@ -249,3 +295,9 @@ class ActorCritic(OffPolicy):
     def quiet_target(self, batch: Batch) -> Tensor:
         """Return y (batch,), the target of both critics, without random numbers."""
         raise NotImplementedError
+
+
+def expectile_loss(value: Tensor, target: Tensor, expectile: float) -> Tensor:
+    """Return the mean of w (v - y)^2, 0-D: w is `expectile` where v < y, else 1 - expectile; both (batch,)."""
+    error = value - target
+    return (torch.where(error > 0, 1 - expectile, expectile) * error.square()).mean()

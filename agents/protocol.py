@@ -16,8 +16,9 @@ class Agent(Protocol):
     following copy; ``buffer``, a replay memory with ``state_dict`` and ``load_state_dict``, which checkpoints keep;
     ``value(obs, action)``, ``state_value(obs)`` and ``td_error(transition)``, each (batch,) without gradients;
     ``discount``, of these values, and ``reward_factor()``, by which rewards are scaled first; ``set_noise(scale)``;
-    ``set_replay_ratio(ratio)``; ``set_horizon(n_step, gamma)``; ``takes_arrays``, true where ``act`` takes numpy arrays
-    too and returns one then; ``steps``, ``forward`` and ``peek`` as in :class:`plasticity.Context`.
+    ``set_replay_ratio(ratio)``; ``set_horizon(n_step, gamma)``; ``set_exploitation(share)``; ``takes_arrays``, true
+    where ``act`` takes numpy arrays too and returns one then; ``steps``, ``forward`` and ``peek`` as in
+    :class:`plasticity.Context`.
 
     Updates must read networks and optimizers from the two dicts: callbacks put others in their place.
     """

@@ -119,7 +119,8 @@ class SAC(ActorCritic):
         noise, next_noise = self.policy.noises(2, len(batch.index), self.generators["update"])
         alpha = self.log_alpha.detach().exp()
 
-        metrics = self.move_batch_norms(self.steps["critic"](batch, alpha, next_noise, updates=self.updates), *CRITICS)
+        metrics = self.learn_value(batch)
+        metrics |= self.move_batch_norms(self.steps["critic"](batch, alpha, next_noise, updates=self.updates), *CRITICS)
         if (self.updates + 1) % self.config.policy_every == 0:
             metrics |= self.move_batch_norms(self.steps["actor"](batch, alpha, noise, updates=self.updates), "actor")
         if self.policy.measure in metrics and self.config.learn_alpha:
@@ -166,7 +167,7 @@ class SAC(ActorCritic):
         """Return y (batch,), the target of both critics; `noise` draws the next action."""
         action, log_prob = self._sample(batch.next_obs, noise)
         next_q = torch.stack([target(batch.next_obs, action) for target in self.judges()]).amin(0)
-        return batch.reward + self.config.gamma * ~batch.terminated * (next_q - alpha * log_prob)
+        return batch.reward + self.config.gamma * ~batch.terminated * self.leaned(batch, next_q - alpha * log_prob)
 
     def quiet_target(self, batch: Batch) -> Tensor:
         """Return y (batch,) for the next action without random numbers, of a Gaussian tanh(mean)."""
@@ -177,7 +178,7 @@ class SAC(ActorCritic):
         return self.policy.sample(self.networks["actor"], obs, noise)
 
     def own_state(self) -> dict[str, Any]:
-        return {"log_alpha": self.log_alpha.detach()}
+        return {**super().own_state(), "log_alpha": self.log_alpha.detach()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; ValueError for a saved agent with another learn_alpha."""
@@ -188,6 +189,7 @@ class SAC(ActorCritic):
 
     @torch.no_grad()
     def load_own_state(self, state: Mapping[str, Any]) -> None:
+        super().load_own_state(state)
         self.log_alpha.copy_(state["log_alpha"])
 
 

@@ -109,7 +109,8 @@ class TD3(ActorCritic):
         shape = (len(batch.index), self.action_dim)
         noise = torch.randn(shape, generator=self.generators["update"], device=self.device)
 
-        metrics = self.move_batch_norms(self.steps["critic"](batch, noise, updates=self.updates), *CRITICS)
+        metrics = self.learn_value(batch)
+        metrics |= self.move_batch_norms(self.steps["critic"](batch, noise, updates=self.updates), *CRITICS)
         if (self.updates + 1) % self.config.policy_every == 0:
             metrics |= self.move_batch_norms(self.steps["actor"](batch, updates=self.updates), "actor")
             self.move_targets()
@@ -140,7 +141,7 @@ class TD3(ActorCritic):
         """Return y (batch,), the target of both critics; `noise` (batch, action_dim) ~ N(0, 1), as yet unscaled."""
         action = self.next_action(batch, noise)
         next_q = torch.stack([judge(batch.next_obs, action) for judge in self.judges()]).amin(0)
-        return batch.reward + self.config.gamma * ~batch.terminated * next_q
+        return batch.reward + self.config.gamma * ~batch.terminated * self.leaned(batch, next_q)
 
     @torch.no_grad()
     def next_action(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -153,9 +154,10 @@ class TD3(ActorCritic):
         return self.target_value(batch, torch.zeros_like(batch.action))
 
     def own_state(self) -> dict[str, Any]:
-        return {"noise": self.noise}
+        return {**super().own_state(), "noise": self.noise}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
+        super().load_own_state(state)
         self.noise = state["noise"]
 
 

@@ -14,7 +14,7 @@ from .rows import as_array, ended, successors
 
 LENT = (
     "buffer", "value", "state_value", "discount", "reward_factor", "td_error", "set_noise", "set_replay_ratio",
-    "set_horizon", "forward", "peek",
+    "set_horizon", "set_exploitation", "forward", "peek",
 )  # fmt: skip
 """Attributes of an agent that a context passes on where the agent has them."""
 

@@ -116,6 +116,8 @@ class Context:
     set_horizon: Callable[[int | None, float | None], None] | None = None
     """Sets the rewards summed before bootstrapping and the discount, for agents that replay such sums; None: their
     own."""
+    set_exploitation: Callable[[float], None] | None = None
+    """Sets the share of an expectile of the value in targets, for agents that learn one."""
     writer: Writer | None = None
     """The destination of logged values, several as :class:`plasticity.writers.Writers`; None drops them."""
     step: int = 0

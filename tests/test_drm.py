@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_interventions import plain_loop, run_sac
+from test_interventions import plain_loop, run_sac, small_sac
 from torch import Tensor, nn, optim
 
 from plasticity.interventions import DormantMinimization
-from plasticity.interventions.drm import dormant_outputs, exploration_scale, perturb_factor
+from plasticity.interventions.drm import dormant_outputs, exploitation_share, exploration_scale, perturb_factor
+from plasticity.testing.runs import QUICK_RUNS, check_run
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -22,6 +24,8 @@ def test_golden_numbers() -> None:
     scales = [exploration_scale(b, 0.2, 10.0) for b in ratios]
     assert scales == pytest.approx([0.119203, 0.5, 0.952574, 0.999665], abs=1e-6)
     assert [perturb_factor(b, 2.0, 0.2, 0.9) for b in ratios] == pytest.approx([0.9, 0.6, 0.2, 0.2])
+    shares = [exploitation_share(b, 0.2, 50.0, 0.6) for b in ratios]
+    assert shares == pytest.approx([0.599973, 0.3, 1.835e-7, 2.5e-18], rel=1e-3)
 
 
 def test_the_ratio_is_of_linear_outputs_the_output_layer_included() -> None:
@@ -85,3 +89,69 @@ def test_sac_without_exploration_noise_is_perturbed_all_the_same() -> None:
     _, _, writer = run_sac([DormantMinimization(every=8, clock="updates", measure_every=4, batch_size=8)], steps=50)
     assert writer.named("drm")
     assert len(writer.scalars["interventions/drm/actor/dormant_outputs"]) > len(writer.named("drm"))
+
+
+def test_targets_lean_on_an_expectile_of_the_value() -> None:
+    """The state value's loss, and the targets of SAC, by a plain computation, sample by sample."""
+    method = DormantMinimization(every=10**6, measure_every=2, batch_size=8, target=0.9)
+    agent, _, _ = run_sac([method], steps=30, value_expectile=0.9)
+    assert method.ratio is not None
+    share = 0.6 / (1 + np.exp(50 * (method.ratio - 0.9)))
+    assert float(agent.exploitation) == pytest.approx(share)
+    assert 0 < share <= 0.6
+    batch, alpha, noise = agent.buffer.sample(6), torch.tensor(0.2), torch.randn(6, 2)
+    with torch.no_grad():
+        q = [agent.networks[name](batch.obs, batch.action) for name in ("critic_1", "critic_2")]
+        value, expected = agent.networks["value"](batch.obs), 0.0
+        for i in range(6):
+            error = float(value[i]) - min(float(q[0][i]), float(q[1][i]))
+            expected += (0.1 if error > 0 else 0.9) * error**2 / 6
+        assert float(agent.value_loss(batch)[0]) == pytest.approx(expected, rel=1e-5)
+        action, log_prob = agent._sample(batch.next_obs, noise)
+        later = torch.minimum(*(target(batch.next_obs, action) for target in agent.targets.values()))
+        mixed = share * agent.networks["value"](batch.next_obs) + (1 - share) * (later - alpha * log_prob)
+        y = batch.reward + 0.99 * ~batch.terminated * mixed
+    torch.testing.assert_close(agent.target_value(batch, alpha, noise), y)
+
+
+@pytest.mark.slow
+@pytest.mark.on_cpu
+@pytest.mark.parametrize("agent", ["sac", "td3"])
+def test_a_run_that_leans_on_it_goes_on_to_the_same_bits(agent: str, tmp_path: Path) -> None:
+    options = [
+        "--drm",
+        "--drm.every",
+        "60",
+        "--drm.measure-every",
+        "7",
+        "--drm.target",
+        "0.9",
+        "--value-expectile",
+        "0.9",
+    ]
+    check_run(agent, [*QUICK_RUNS[agent], *options], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_traced")
+@pytest.mark.on_cpu
+def test_compiled_targets_read_the_share_anew() -> None:
+    ends = []
+    for compile in ("off", "on"):
+        agent = small_sac(value_expectile=0.9)
+        for step in agent.steps.values():
+            step.compile = compile  # type: ignore[assignment]
+        method = DormantMinimization(every=10**6, measure_every=3, batch_size=8, target=0.9)
+        run_sac([method], steps=40, agent=agent)
+        assert bool(agent.steps["critic"]._graphs) == (compile == "on")
+        ends.append({f"{n}.{k}": v for n, net in agent.networks.items() for k, v in net.state_dict().items()})
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_where_there_is_no_such_value_nothing_can_be_set() -> None:
+    assert small_sac().set_exploitation is None
+    with pytest.raises(ValueError, match="value_expectile=0 unless critic_returns is mean"):
+        small_sac(value_expectile=0.9, critic_returns="quantiles")
+    with pytest.raises(ValueError, match="share of the state value"):
+        small_sac(value_expectile=0.9).set_exploitation(1.5)

@@ -9,9 +9,7 @@ difference lies above 0.
 
 from __future__ import annotations
 
-import time
-
-from harness import arguments, interval, resumed, save, show
+from harness import compare
 
 VARIANTS = {
     "gaussian": {},
@@ -64,32 +62,6 @@ def sac(seed: int, variant: str, steps: int, episodes: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    options = arguments((__doc__ or "").splitlines()[0])
-    started, steps, episodes = time.perf_counter(), 700 if options.quick else 4_000, 20 if options.quick else 100
-    cases = [{"seed": s, "variant": v, "steps": steps, "episodes": episodes} for s in options.seeds for v in VARIANTS]
-    found = resumed("amortized", sac, cases, options.jobs, options.quick)
-    results = {(c["variant"], c["seed"]): r for c, r in zip(cases, found, strict=True)}
-    keys = ("goals", "goal_entropy", "reached", "length")
-    summary = {v: {key: interval([results[v, s][key] for s in options.seeds]) for key in keys} for v in VARIANTS}
-    paired = {
-        f"{a} - {b}: {key}": interval([results[a, s][key] - results[b, s][key] for s in options.seeds])
-        for a, b in PAIRS
-        for key in ("goals", "goal_entropy")
-    }
-    for variant, values in summary.items():
-        for key, value in values.items():
-            print(show(f"{variant}: {key}", value))
-    for key, value in paired.items():
-        print(show(key, value))
-    payload = {
-        "command": "python benchmarks/evidence/amortized.py",
-        "steps": steps,
-        "summary": summary,
-        "paired": paired,
-    }
-    save("amortized", payload, started, options.quick)
-
-
 if __name__ == "__main__":
-    main()
+    settings = {"steps": (4_000, 700), "episodes": (100, 20)}
+    compare(sac, (__doc__ or "").splitlines()[0], [*VARIANTS], PAIRS, ("goals", "goal_entropy"), settings)

@@ -8,9 +8,7 @@ mask and filter raise the return at several updates a sample. It holds where a p
 
 from __future__ import annotations
 
-import time
-
-from harness import arguments, interval, resumed, save, show
+from harness import compare
 
 SMALL = {"critic_hidden": (16, 16)}
 PAIR = {**SMALL, "num_critics": 2}
@@ -76,29 +74,6 @@ def ppo(seed: int, variant: str, steps: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
-    started, steps = time.perf_counter(), 8_000 if options.quick else 30_000
-    cases = [{"seed": s, "variant": v, "steps": steps} for s in options.seeds for v in VARIANTS]
-    found = resumed("asyppo", ppo, cases, options.jobs, options.quick)
-    results = {(c["variant"], c["seed"]): r for c, r in zip(cases, found, strict=True)}
-    summary = {
-        v: {key: interval([results[v, s][key] for s in options.seeds]) for key in results[v, options.seeds[0]]}
-        for v in VARIANTS
-    }
-    paired = {
-        f"{a} - {b}: {key}": interval([results[a, s][key] - results[b, s][key] for s in options.seeds])
-        for a, b in PAIRS
-        for key in ("area", "final")
-    }
-    for variant, values in summary.items():
-        for key, value in values.items():
-            print(show(f"{variant}: {key}", value))
-    for key, value in paired.items():
-        print(show(key, value))
-    payload = {"command": "python benchmarks/evidence/asyppo.py", "steps": steps, "summary": summary, "paired": paired}
-    save("asyppo", payload, started, options.quick)
-
-
 if __name__ == "__main__":
-    main()
+    settings = {"steps": (30_000, 8_000)}
+    compare(ppo, (__doc__ or "").splitlines()[0], [*VARIANTS], PAIRS, ("area", "final"), settings)

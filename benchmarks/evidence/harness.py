@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import time
@@ -65,6 +66,39 @@ def resumed(
         with path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     return [next(row["result"] for row in done if row["case"] == case) for case in plain]
+
+
+def compare(
+    work: Callable[..., Mapping[str, float]],
+    description: str,
+    variants: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    keys: Sequence[str],
+    settings: Mapping[str, tuple[Any, Any]],
+) -> None:
+    """Run ``work(seed=, variant=, **settings)`` for every seed and variant; print and save intervals.
+
+    Of every result for each variant, and of ``keys`` for the differences of ``pairs``, seed by seed. ``settings``: name
+    -> value of the whole study, value of a quick one. The results bear the name of the script of ``work``.
+    """
+    options, started, name = arguments(description), time.perf_counter(), Path(inspect.getfile(work)).stem
+    chosen = {key: values[options.quick] for key, values in settings.items()}
+    cases = [{"seed": seed, "variant": variant, **chosen} for seed in options.seeds for variant in variants]
+    found = resumed(name, work, cases, options.jobs, options.quick)
+    results = {(c["variant"], c["seed"]): r for c, r in zip(cases, found, strict=True)}
+    summary = {
+        v: {key: interval([results[v, s][key] for s in options.seeds]) for key in results[v, options.seeds[0]]}
+        for v in variants
+    }
+    paired = {
+        f"{a} - {b}: {key}": interval([results[a, s][key] - results[b, s][key] for s in options.seeds])
+        for a, b in pairs
+        for key in keys
+    }
+    for text, value in [*((f"{v}: {k}", x) for v, xs in summary.items() for k, x in xs.items()), *paired.items()]:
+        print(show(text, value))
+    command = f"python benchmarks/evidence/{name}.py"
+    save(name, {"command": command, **chosen, "summary": summary, "paired": paired}, started, options.quick)
 
 
 def _one_thread(work: Callable[..., Any], case: dict[str, Any]) -> Any:

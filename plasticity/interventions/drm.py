@@ -55,6 +55,11 @@ def perturb_factor(ratio: float, rate: float, low: float, high: float) -> float:
     return min(max(1 - rate * ratio, low), high)
 
 
+def exploitation_share(ratio: float, target: float, temperature: float, largest: float) -> float:
+    """Return the share of the expectile value in targets, largest / (1 + exp(T (ratio - target)))."""
+    return largest / (1 + math.exp(temperature * (ratio - target)))
+
+
 @dataclass
 class DormantMinimization(WholeNetwork):
     """Mix fresh weights in, and explore, by the actor's dormant ratio.
@@ -62,12 +67,16 @@ class DormantMinimization(WholeNetwork):
     The ratio b is measured on ``batch_size`` past observations, every ``measure_every`` updates and at each
     application. An application sets theta <- a theta + (1 - a) fresh, a = clip(1 - rate b, low, high), in every Linear
     layer, and the optimizer forgets them. With ``noise``, agents with exploration noise explore with 1 / (1 + exp(-T (b
-    - target))): a standard deviation for TD3, the last epsilon for DQN. The first measurement with b below the target
-    (the paper's awakening) is an event, ``drm_awake``.
+    - target))): a standard deviation for TD3, the last epsilon for DQN. SAC and TD3 that learn an expectile of the
+    value (``--value-expectile 0.9``) lean on it in their targets, with the share exploitation / (1 + exp(T_e (b -
+    target))): the less dormant the actor, the more it exploits. The first measurement with b below the target (the
+    paper's awakening) is an event, ``drm_awake``.
 
     ``paper``: every 100 000 environment steps (the paper's are frames), rate 2, a in [0.2, 0.9], the highest of which
-    the paper sets by task (0.6 to 1). The third part of DrM, a target that mixes an expectile of the value, changes the
-    agent's loss and is not here. Convolutions stay, as in the code.
+    the paper sets by task (0.6 to 1).Convolutions stay, as in the code.
+    Differences: there, the ratio is measured in every update, on its batch, and targets are perturbed with draws of
+    their own. Compared with the released code (dormant ratios, the three schedules, ten steps of the expectile value):
+    equal to the last bit.
     """
 
     NAME: ClassVar[str] = "drm"
@@ -91,6 +100,10 @@ class DormantMinimization(WholeNetwork):
     """Largest share of the old weights."""
     noise: bool = True
     """Let the ratio set the exploration noise of agents that have some."""
+    exploitation: float = 0.6
+    """Largest share of the expectile value in targets; 0 for none."""
+    exploitation_temperature: float = 50.0
+    """How sharply that share depends on the ratio (T_e)."""
     measure_every: int = 1000
     """Updates between two measurements."""
     batch_size: int = 256
@@ -101,6 +114,7 @@ class DormantMinimization(WholeNetwork):
         rules = {
             "0 <= low <= high <= 1": 0 <= self.low <= self.high <= 1,
             "rate >= 0": self.rate >= 0,
+            "exploitation in [0, 1]": 0 <= self.exploitation <= 1,
             "measure_every >= 1": self.measure_every >= 1,
             "batch_size >= 1": self.batch_size >= 1,
         }
@@ -135,12 +149,18 @@ class DormantMinimization(WholeNetwork):
         if self.ratio < self.target and not self.awake:
             self.awake = True
             ctx.event("drm_awake", {"network": self._measured, "dormant_outputs": self.ratio})
-        self._explore(ctx)
+        self._balance(ctx)
         return self.ratio
 
-    def _explore(self, ctx: Context) -> None:
-        if self.noise and ctx.set_noise is not None and self.ratio is not None:
+    def _balance(self, ctx: Context) -> None:
+        """Set exploration and exploitation by the ratio."""
+        if self.ratio is None:
+            return
+        if self.noise and ctx.set_noise is not None:
             ctx.set_noise(exploration_scale(self.ratio, self.target, self.temperature))
+        if self.exploitation and ctx.set_exploitation is not None:
+            sharpness = self.exploitation_temperature
+            ctx.set_exploitation(exploitation_share(self.ratio, self.target, sharpness, self.exploitation))
 
     def apply(self, ctx: Context) -> None:
         """Measure, then perturb the networks."""
@@ -163,4 +183,4 @@ class DormantMinimization(WholeNetwork):
         """Go on from :meth:`state_dict`, with the same exploration."""
         super().load_state_dict(state)
         self.ratio, self.awake = state["ratio"], state["awake"]
-        self._explore(self._ctx)
+        self._balance(self._ctx)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .batch_norm import BatchRenorm
 from .choices import OneOf, Settings, pick
+from .experts import SoftMoE, Tokens
 from .hypersphere import simba2_layers
 from .normalise import RunningNorm
 from .parts import ACTIVATIONS, NORMS, MultiSkip, Residual, Scale, activated, expansion, he_truncated_, linear
@@ -238,11 +239,10 @@ def _crossq(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tupl
 # --- bodies for images ---
 
 
-def _cnn(
-    architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int,
-    convolutions: Sequence[tuple[int, int, int]],
-) -> Body:  # fmt: skip
-    """Return convolutions (channels, kernel, stride) without padding, with norm and activation, then the layers."""
+def _convolutions(
+    architecture: Architecture, obs_shape: tuple[int, ...], convolutions: Sequence[tuple[int, int, int]]
+) -> list[nn.Module]:
+    """Return convolutions (channels, kernel, stride) without padding, with norm and activation."""
     channels, smallest = obs_shape[0], 1
     layers: list[nn.Module] = [Scale()]
     for width, kernel, stride in convolutions:
@@ -256,7 +256,40 @@ def _cnn(
             f"{architecture.network} needs images of at least {smallest} x {smallest}, got {obs_shape}; "
             "minatar_cnn takes small ones"
         )
+    return layers
+
+
+def _cnn(
+    architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int,
+    convolutions: Sequence[tuple[int, int, int]],
+) -> Body:  # fmt: skip
+    """Return convolutions, then the layers."""
+    layers = _convolutions(architecture, obs_shape, convolutions)
     return _behind(nn.Sequential(*layers, nn.Flatten()), architecture, obs_shape, hidden, extra_dim)
+
+
+def _softmoe(
+    architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int,
+    convolutions: Sequence[tuple[int, int, int]] = (),
+) -> Body:  # fmt: skip
+    """Return a soft mixture of an expert per entry of `hidden`, behind convolutions or, of vectors, a first layer.
+
+    Every position of the images is a token. A critic that takes actions has a hidden layer behind it, as wide as an
+    expert, for these.
+    """
+    if not hidden:
+        raise ValueError("softmoe needs an expert, an entry of hidden; got none")
+    after = partial(activated, architecture.norm, architecture.activation)
+    if convolutions:
+        layers = _convolutions(architecture, obs_shape, convolutions)
+    else:
+        first, _ = after(hidden[0])
+        layers = [nn.Linear(obs_shape[0], hidden[0]), *first]
+    layers.append(Tokens())
+    with torch.no_grad():
+        _, num_tokens, size = nn.Sequential(*layers)(torch.zeros(1, *obs_shape)).shape
+    encoder = nn.Sequential(*layers, SoftMoE(num_tokens, size, hidden, after), nn.Flatten())
+    return Body(encoder, *_layers(architecture, num_tokens * size + extra_dim, hidden[:1] if extra_dim else ()))
 
 
 def _impala_cnn(
@@ -293,6 +326,7 @@ NETWORKS |= {
     "multi_skip": Network(_multi_skip, orthogonal=True),
     "simba2": Network(_simba2, policy=(128,), value=(512, 512)),
     "crossq": Network(_crossq, policy=(256, 256), value=(2048, 2048)),
+    "softmoe": Network(_softmoe, policy=(64,) * 4, value=(64,) * 4),
     "simba": Network(_simba, policy=(128,), value=(512, 512)),
     "bronet": Network(_bronet, policy=(256,), value=(512, 512)),
     "nature_cnn": Network(  # Mnih et al. 2015
@@ -300,6 +334,10 @@ NETWORKS |= {
         images=True, policy=(512,), value=(512,), orthogonal=True,
     ),
     "impala_cnn": Network(_impala_cnn, images=True, policy=(256,), value=(256,)),
+    "softmoe_cnn": Network(  # of Nature's convolutions
+        partial(_softmoe, convolutions=((32, 8, 4), (64, 4, 2), (64, 3, 1))),
+        images=True, policy=(512,) * 4, value=(512,) * 4,
+    ),
     "minatar_cnn": Network(  # Young & Tian 2019
         partial(_cnn, convolutions=((16, 3, 1),)), images=True, policy=(128,), value=(128,), orthogonal=True
     ),

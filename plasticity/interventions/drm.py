@@ -73,7 +73,7 @@ class DormantMinimization(WholeNetwork):
     paper's awakening) is an event, ``drm_awake``.
 
     ``paper``: every 100 000 environment steps (the paper's are frames), rate 2, a in [0.2, 0.9], the highest of which
-    the paper sets by task (0.6 to 1).Convolutions stay, as in the code.
+    the paper sets by task (0.6 to 1). Convolutions stay, as in the code.
     Differences: there, the ratio is measured in every update, on its batch, and targets are perturbed with draws of
     their own. Compared with the released code (dormant ratios, the three schedules, ten steps of the expectile value):
     equal to the last bit.

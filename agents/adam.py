@@ -1,12 +1,14 @@
 """A step of fused Adam without the Python around its kernel, which takes most of the time of `torch.optim.Adam.step`.
 
-What is called, and on which numbers, is the same, so the weights are the same bits; of one vector for all,
-numbers at the end of a parameter may differ by their last bit, as the processor takes eight or so at once.
+Outside of graphs its kernel is called, on the same numbers, so the weights are the same bits; of one vector for all,
+numbers at the end of a parameter may differ by their last bit, as the processor takes eight or so at once. In a graph
+(`Move`) it is the same arithmetic, compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -57,6 +59,47 @@ def kernel(optimizer: Optimizer, parameters: Any, gradients: Any, averages: Any,
     )  # fmt: skip
 
 
+def once(number: Tensor) -> Tensor:
+    """Return a number of no dimensions, which a graph is to compute once and not for every entry."""
+    return torch.ops.plasticity.once(number)
+
+
+@dataclass(frozen=True)
+class Move:
+    """The settings of a plain Adam, and its step as a part of a graph."""
+
+    decoupled: bool
+    maximize: bool
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+
+    @staticmethod
+    def of(optimizer: Optimizer) -> Move:
+        """Return the settings of a plain optimizer."""
+        group = optimizer.param_groups[0]
+        flags = group["decoupled_weight_decay"], group["maximize"]
+        return Move(*flags, group["weight_decay"], *group["betas"], group["eps"])
+
+    def __call__(
+        self, weights: Tensor, gradient: Tensor, average: Tensor, square: Tensor, counters: Tensor, rate: Tensor
+    ) -> None:
+        """Step the weights and moments, (n,), in place, with `rate`, 0-D float64; count the step in `counters`."""
+        counters.add_(1)
+        count = counters[0].double()
+        size = once((rate / (1 - self.beta1**count)).to(weights.dtype))
+        scale = once((1 - self.beta2**count).rsqrt().to(weights.dtype))
+        found = -gradient if self.maximize else gradient
+        if self.weight_decay and self.decoupled:
+            weights.mul_(once((1 - rate * self.weight_decay).to(weights.dtype)))
+        elif self.weight_decay:
+            found = found + self.weight_decay * weights
+        average.lerp_(found, 1 - self.beta1)
+        square.mul_(self.beta2).addcmul_(found, found, value=1 - self.beta2)
+        weights.sub_(size * average / (square.sqrt() * scale + self.eps))
+
+
 def begun(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
     """Return the state with which Adam begins; its own first step would import a compiler, which takes a second."""
     counter = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -66,17 +109,27 @@ def begun(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
     return optimizer.state[parameter]
 
 
+def begin(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Give every parameter the state with which Adam begins, where it has none."""
+    for parameter in parameters:
+        if not optimizer.state.get(parameter):
+            begun(optimizer, parameter)
+
+
 def after(optimizer: Optimizer) -> None:
     """Call what is hooked behind the optimizer's step."""
     for hook in chain(optimizer._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
         hook(optimizer, (optimizer,), {})
 
 
+def hooks_before(optimizer: Optimizer) -> list[dict]:
+    """Return the hooks before a step, which may change what is stepped on."""
+    return [optimizer._optimizer_step_pre_hooks, _global_optimizer_pre_hooks]
+
+
 def is_plain(optimizer: Optimizer) -> bool:
     """Return whether a step is the fused kernel, and the hooks after it."""
-    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
-        return False
-    if optimizer._optimizer_step_pre_hooks or _global_optimizer_pre_hooks:  # which may change what is stepped on
+    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1 or any(hooks_before(optimizer)):
         return False
     own, group = vars(optimizer), optimizer.param_groups[0]
     numbers = group["lr"], *group["betas"], group["eps"], group["weight_decay"]

@@ -1,17 +1,19 @@
-"""Turn a loss and its gradients into one compiled graph: a plain function of tensors, without modules or autograd.
+"""Turn a gradient step into one compiled graph: a plain function of tensors, without modules or autograd.
 
 The loss is traced once with `make_fx` through forward and backward pass, with the vector of the trained parameters, all
-others and buffers as inputs, and compiled by inductor. What remains of a call is the kernels: no module calls, no
-autograd, no guards. The caller must see to it that the inputs keep their shapes (`gradient.py`).
+others and buffers as inputs; clipping and a plain Adam follow in the same graph. Inductor compiles it. What remains of
+a call is the kernels: no module calls, no autograd, no guards. The caller must see to it that the inputs keep their
+shapes (`gradient.py`).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .adam import Move, once
 from .flat import Flat
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -43,10 +46,14 @@ class Reads(nn.Module):
         return self.loss(*inputs)
 
 
+Call = Callable[[list[Tensor]], Sequence[Tensor]]
+"""A compiled graph; it may empty the list of its inputs."""
+
+
 class Traced(NamedTuple):
     """A compiled graph, the tensors that it takes before and after the inputs of the loss, and what it returns."""
 
-    call: Callable[..., Sequence[Tensor]]
+    call: Call
     read: list[Tensor]
     """Parameters that are not trained, and buffers. They come behind the vectors, before the inputs."""
     captured: list[Tensor]
@@ -57,17 +64,20 @@ class Traced(NamedTuple):
     """The metrics that are larger; behind them is what `seen()` returned at the end of the trace."""
 
 
-def compile_gradients(
+def compile_step(
     reads: Reads,
+    vectors: Sequence[Tensor],
     flat: Flat,
     inputs: Sequence[Tensor],
     max_norm: float | None,
+    move: Move | None,
     precision: Precision,
     seen: Callable[[], list],
 ) -> Traced:
     """Return a compiled graph that writes the gradients of the loss, clipped to `max_norm` together, into their vector.
 
-    Raises what torch raises where tracing or compiling is not possible.
+    `vectors`: weights and gradients, which alone are written to; with `move`, further ones that it steps together with
+    the weights. Raises what torch raises where tracing or compiling is not possible.
     """
     named: dict[str, Tensor] = {**dict(reads.named_parameters()), **dict(reads.named_buffers())}
     trained = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
@@ -76,27 +86,31 @@ def compile_gradients(
     read = [tensor for tensor in named.values() if id(tensor) not in trained]
     names, others = list[str](), list[str]()
 
-    def gradients(weights: Tensor, gradient: Tensor, *tensors: Tensor) -> list[Tensor]:
+    def step(*tensors: Tensor) -> list[Tensor]:
+        (weights, gradient, *state), tensors = tensors[: len(vectors)], tensors[len(vectors) :]
         leaves = [view.detach().requires_grad_() for view in flat.views(weights)]
         rest = (tensor.detach() for tensor in tensors[: len(read)])
-        state = {name: leaves[trained[id(t)]] if id(t) in trained else next(rest) for name, t in named.items()}
+        named_now = {name: leaves[trained[id(t)]] if id(t) in trained else next(rest) for name, t in named.items()}
         with torch.enable_grad():
-            loss, metrics = torch.func.functional_call(reads, state, tensors[len(read) :])
+            loss, metrics = torch.func.functional_call(reads, named_now, tensors[len(read) :])
             found = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, leaves)])
         if max_norm is not None:
             found, metrics["grad_norm"] = clipped(found, max_norm)
         names[:] = [name for name, value in metrics.items() if value.dim() == 0 and value.dtype == loss.dtype]
         others[:] = [name for name in metrics if name not in names]
         vector = torch.stack([metrics[name].detach() for name in names]) if names else found.new_empty(0)
+        shown = [t.detach() for t in (*(metrics[name] for name in others), *seen())]
         gradient.copy_(found)
-        return [vector, *(t.detach() for t in (*(metrics[name] for name in others), *seen()))]
+        if move is not None:
+            move(weights, found, *state)
+        return [vector, *shown]
 
-    tensors = [flat.weights, flat.gradients, *(tensor.detach() for tensor in read), *inputs]
+    tensors = [*vectors, *(tensor.detach() for tensor in read), *inputs]
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings all of sympy, which takes half a second
 
     # Constants, such as C51's support, are real tensors. Inductor keeps graphs on disk only where there is a ShapeEnv.
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True) as mode:
-        graph = make_fx(gradients)(*map(mode.from_tensor, tensors))
+        graph = make_fx(step)(*map(mode.from_tensor, tensors))
     graph.graph.eliminate_dead_code()
     captured = lift(graph, tensors[0].device)
     if precision == "bf16":
@@ -105,8 +119,33 @@ def compile_gradients(
         use_onednn(graph)
     graph.recompile()
     with torch.no_grad():
-        call = torch._inductor.compile(graph, [*tensors, *captured], options=inductor_options(tensors[0].device))
-    return Traced(call, read, captured, names, others)
+        return Traced(compile_graph(graph, len(vectors)), read, captured, names, others)
+
+
+def compile_graph(graph: GraphModule, num_static: int) -> Call:
+    """Return inductor's code for a traced graph, of whose inputs the first `num_static` always are the same tensors.
+
+    Without AOTAutograd, whose wrapper takes longer at every call than some of the kernels.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+
+    keep_once()
+    inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+    on_cpu = inputs[0].device.type == "cpu"
+    with inputs[0].fake_mode as mode:
+        pure = torch.func.functionalize(graph, remove="mutations")
+        graph = make_fx(pure, decomposition_table=select_decomp_table())(*inputs)
+    # What strings the kernels together is C++ too, and on CUDA one launch for all.
+    how = {"cpp_wrapper": True} if on_cpu else {"triton.cudagraphs": True}
+    with tracing(TracingContext(mode)), config.patch(how):
+        joint_graph_passes(graph)
+        static = range(num_static)
+        code = compile_fx_inner(graph, inputs, cpp_wrapper=on_cpu, is_inference=True, static_input_idxs=static)
+    return getattr(code, "current_callable", None) or code
 
 
 def lift(graph: GraphModule, device: torch.device) -> list[Tensor]:
@@ -139,15 +178,12 @@ def lift(graph: GraphModule, device: torch.device) -> list[Tensor]:
     return [tensor for tensor, _ in found.values()]
 
 
-def inductor_options(device: torch.device) -> dict[str, Any]:
-    """Return inductor's options: what strings the kernels together is C++ too, and on CUDA one launch for all."""
-    return {"triton.cudagraphs": True} if device.type == "cuda" else {"cpp_wrapper": True}
-
-
 def clipped(gradients: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
     """Return the vector of gradients, shortened to `max_norm`, and its norm before, as `clip_grad_norm_` does."""
     norm = torch.linalg.vector_norm(gradients)
-    return gradients * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
+    if max_norm == math.inf:
+        return gradients, norm
+    return gradients * once((max_norm / (norm + 1e-6)).clamp(max=1.0)), norm
 
 
 # --- matrix multiplication ---
@@ -217,6 +253,19 @@ def large_products(graph: GraphModule) -> list[Node]:
     return found
 
 
+@cache
+def keep_once() -> None:
+    """Let inductor compute what `once` marks into memory; by itself it would do so for every entry that reads it."""
+    from torch._inductor.ir import TensorBox
+    from torch._inductor.lowering import register_lowering
+
+    def kept(number: TensorBox) -> TensorBox:
+        number.realize()
+        return number
+
+    register_lowering(torch.ops.plasticity.once, type_promotion_kind=None)(kept)
+
+
 def _addmm(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
 
@@ -229,3 +278,5 @@ _LIBRARY = torch.library.Library("plasticity", "DEF")
 _LIBRARY.define("addmm(Tensor? bias, Tensor left, Tensor right) -> Tensor", tags=(torch.Tag.needs_exact_strides,))
 _LIBRARY.impl("addmm", _addmm, "CPU")
 _LIBRARY.impl("addmm", _addmm_shape, "Meta")
+_LIBRARY.define("once(Tensor number) -> Tensor")
+_LIBRARY.impl("once", torch.clone, "CompositeExplicitAutograd")

@@ -41,6 +41,9 @@ class Flat:
         self._addresses = addresses(self.parameters)
         self.moments: list[Tensor] = []
         self.counters: Tensor | None = None
+        self.rate = torch.zeros((), dtype=torch.float64, device=self.weights.device)
+        """The learning rate, where a graph reads it."""
+        self._lr: float | None = None
         self._state: list[Any] = []
         self._ids = [-1]  # of nothing
         self._version = -1
@@ -53,6 +56,17 @@ class Flat:
     def holds(self) -> bool:
         """Return whether the parameters still are where they were put."""
         return addresses(self.parameters) == self._addresses
+
+    def vectors(self, adam: bool) -> list[Tensor]:
+        """Return weights and gradients, and with `adam` all that its step needs besides."""
+        assert not adam or self.counters is not None
+        return [self.weights, self.gradients, *([*self.moments, self.counters, self.rate] if adam else ())]  # type: ignore[list-item]
+
+    def set_rate(self, lr: float) -> None:
+        """Set the learning rate."""
+        if lr != self._lr:
+            self._lr = lr
+            self.rate.fill_(lr)
 
     def give_gradients(self) -> None:
         """Make the vector's parts the parameters' `.grad`."""
@@ -74,6 +88,10 @@ class Flat:
         """Note that the counters have moved together."""
         assert self.counters is not None
         self._version = self.counters._version
+
+    def is_even(self) -> bool:
+        """Return whether nobody else has moved the counters since they were equal."""
+        return self.counters is None or (self._even and self.counters._version == self._version)
 
     def _move(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
         """Make views of Adam's state; return whether there is one for every parameter."""

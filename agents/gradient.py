@@ -1,10 +1,11 @@
-"""One gradient step of an optimizer on a loss: eagerly, or with a compiled graph for the loss and its gradients.
+"""One gradient step of an optimizer on a loss: eagerly, or as one compiled graph.
 
-Only the gradients are compiled. Modules, parameters, `.grad` and the optimizer are what they are without, and the step
-is the optimizer's own, so its state, its hooks and edits of weights work as ever. What a graph cannot know of makes
-that one step eager (a hook on a module or a weight) or the graph new (modules replaced, weights frozen, other shapes,
-another loss, term, limit or precision). An observer whose hooks can ride on a graph (`layout.Ride`) gets from it what
-they would have seen, where that pays; otherwise it watches an eager pass whose gradients are not used.
+The graph gathers the batch and has the loss with its terms, gradients, clipping and a plain Adam; another optimizer, or
+hooks before its step, leave that to `optimizer.step()`. Modules, parameters, `.grad` and the optimizer's state are what
+they are without, so hooks after the step and edits of weights work as ever. What a graph cannot know of makes that one
+step eager (a hook on a module or a weight) or the graph new (modules replaced, weights frozen, other shapes, another
+loss, term, limit or precision). An observer whose hooks can ride on a graph (`layout.Ride`) gets from it what they
+would have seen, where that pays; otherwise it watches an eager pass whose gradients are not used.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import adam
 from .aside import untouched
 from .compiled import Loss, Precision, bf16_is_emulated
-from .constants import objects_read
+from .constants import objects_read, reader_of
 from .graph import Graph
 from .inputs import Inputs, gathered
-from .layout import Layout, Rides
+from .layout import Layout, Rides, Snapshot
 from .objective import Objective, Split, blamed
 from .terms import LossTerm, Projection, Term, as_term
 from .updates import gradient_step
@@ -35,11 +39,15 @@ Compile = Literal["auto", "on", "off"]
 # each update that is measured: it is compiled once `share of measured updates * updates` is as large.
 COMPILE_AFTER = 2_000
 SLOW_BF16 = "precision 'bf16' is slower than 'float32' on this processor, which has no units for bfloat16"
+IS_TRAINED = attrgetter("requires_grad")
 MAX_GRAPHS = 16  # of one layout
 CHANGING = (
     f"its inputs, or numbers that its loss or terms read, were different {MAX_GRAPHS} times: a number that changes has "
     "to be a tensor of no dimensions"
 )
+
+
+CLEAN: dict[str, Any] = {"_layout": None, "_graphs": {}, "_snapshot": None, "_ready": {}, "_latest": None}
 
 
 class GradientStep:
@@ -76,6 +84,9 @@ class GradientStep:
         self._require_settings()
         self._layout: Layout | None = None
         self._graphs: dict[Hashable, tuple[Graph, Any]] = {}
+        self._snapshot: Snapshot | None = None
+        self._ready: dict[Hashable, tuple[Objective, Graph]] = {}
+        """Graphs by their inputs, good while the snapshot holds."""
         self._takes_riders = True
         self._latest: tuple[Objective, Inputs] | None = None
         self._look({})
@@ -129,18 +140,17 @@ class GradientStep:
         `batch` and `more`: tensors, and dataclasses of tensors, where None stays None. `updates`: of the agent so far,
         which decides when to compile. A term that fails raises RuntimeError with its name.
         """
-        terms = {name: as_term(term) for name, term in self.terms.items()} if self.terms else {}
-        objective = Objective(self.loss, terms, self.networks[0], self.name, 1 + len(more))
-        inputs = Inputs([batch, *more, *objective.draw()] if terms else [batch, *more])
+        inputs = Inputs([batch, *more])
+        known = self._snapshot is not None and not self.terms and self._snapshot.holds()
+        ready = self._ready.get(inputs.key) if known else None
+        objective, inputs, graph = (ready[0], inputs, ready[1]) if ready else self._prepare(inputs, updates)
         self._latest = objective, inputs
-        layout = self._look(terms)
-        rides = layout.rides()
-        graph = self._graph(layout, objective, inputs, rides, updates) if rides.all_ride else None
+        assert self._layout is not None
         optimizer = self.optimizers[self.name]
         if graph is not None:
-            metrics = graph.step(optimizer, layout.flat, inputs)
+            metrics = graph.step(optimizer, self._layout.flat, inputs)
         else:
-            with paused(rides):
+            with paused(self._layout.rides()):
                 loss, metrics = objective(*inputs.gathered())
             norm = gradient_step(optimizer, loss, self.max_norm)
             metrics = {name: value.detach() for name, value in metrics.items()}
@@ -154,7 +164,7 @@ class GradientStep:
         return self.loss(*map(gathered, (batch, *more)))[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_layout": None, "_graphs": {}, "_latest": None}  # a copy has networks of its own
+        return {**self.__dict__, **CLEAN}  # a copy has networks of its own
 
     def _require_settings(self) -> None:
         """Raise ValueError for settings that there are not."""
@@ -170,6 +180,43 @@ class GradientStep:
         for name, project in self.projections.items():
             with blamed(f"the projection {name!r} of the step {self.name!r}"):
                 project(self.networks[0])
+
+    def _prepare(self, inputs: Inputs, updates: int) -> tuple[Objective, Inputs, Graph | None]:
+        """Return what is to be differentiated, of which inputs, and the graph for it, None where it has to be eager."""
+        terms = {name: as_term(term) for name, term in self.terms.items()}
+        objective = Objective(self.loss, terms, self.networks[0], self.name, len(inputs.given))
+        key, inputs = inputs.key, Inputs([*inputs.given, *objective.draw()]) if terms else inputs
+        layout = self._look(terms)
+        rides = layout.rides()
+        graph = self._graph(layout, objective, inputs, rides, updates) if rides.all_ride else None
+        if graph is not None and not terms and graph.riders == rides.key:
+            if self._snapshot is None or not self._snapshot.holds():
+                self._snapshot, self._ready = self._take_snapshot(layout), {}
+            self._ready[key] = objective, graph
+        return objective, inputs, graph
+
+    def _take_snapshot(self, layout: Layout) -> Snapshot:
+        """Return the objects on which it depends which graph is the right one, apart from the inputs."""
+        optimizer = self.optimizers[self.name]
+        dicts, groups, flat, read = [], optimizer.param_groups, layout.flat, reader_of(self.loss)
+        if adam.is_plain(optimizer):
+            dicts = [vars(optimizer), optimizer.state, *optimizer.state.values(), *adam.hooks_before(optimizer)]
+        settings = [name for name in groups[0] if name != "lr"]
+
+        def more() -> Iterator[Any]:
+            parameters = [*chain.from_iterable([group["params"] for group in groups])]
+            return chain(
+                (self._loss, getattr(self.loss, "__func__", None), self.max_norm, self.compile, self.precision),
+                (self.optimizers[self.name], layout is self._layout, flat.holds(), flat.is_even()),
+                chain.from_iterable([mapping.values() for mapping in self.networks]),
+                read(),
+                groups,
+                map(groups[0].get, settings),
+                parameters,
+                map(IS_TRAINED, parameters),
+            )
+
+        return Snapshot(layout, dicts, more)
 
     def _look(self, terms: Mapping[str, LossTerm]) -> Layout:
         """Return the present layout; graphs of another one are forgotten."""
@@ -209,24 +256,36 @@ class GradientStep:
 
     def _found(self, layout: Layout, objective: Objective, inputs: Inputs, rides: Rides) -> Graph | None:
         """Return the graph for this loss, these shapes and riders: an old one, or a new one if it can be compiled."""
-        read = objects_read(self.loss)
+        read, move = objects_read(self.loss), self._move(layout)
         key = (
             inputs.key,
             rides.key,
             tuple(map(id, read)),
             objective.key() if objective.terms else (),
             self.max_norm,
+            move,
             self.precision,
         )
         found = self._graphs.get(key)
         if found is None:
-            graph = self._compile(layout, objective, inputs, rides)
+            graph = self._compile(layout, objective, inputs, move, rides)
             if graph is None:
                 return None
             found = self._graphs[key] = graph, read  # which keeps the objects, and with them their ids
         return found[0]
 
-    def _compile(self, layout: Layout, objective: Objective, inputs: Inputs, rides: Rides) -> Graph | None:
+    def _move(self, layout: Layout) -> adam.Move | None:
+        """Return the step of the optimizer as a graph has it, None where that is left to the optimizer."""
+        optimizer = self.optimizers[self.name]
+        with suppress(ValueError):  # said where the graph is made
+            if adam.is_plain(optimizer):
+                adam.begin(optimizer, layout.trained)
+                return adam.Move.of(optimizer) if layout.flat.take_state(optimizer.state) else None
+        return None
+
+    def _compile(
+        self, layout: Layout, objective: Objective, inputs: Inputs, move: adam.Move | None, rides: Rides
+    ) -> Graph | None:
         self._require_settings()
         if self.precision == "bf16" and layout.trained[0].device.type == "cpu" and bf16_is_emulated():
             warnings.warn(SLOW_BF16, RuntimeWarning, stacklevel=6)
@@ -235,7 +294,7 @@ class GradientStep:
                 raise RuntimeError(CHANGING)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
-                return Graph(objective, layout, inputs, self.max_norm, self.precision, rides)
+                return Graph(objective, layout, inputs, self.max_norm, move, self.precision, rides)
         except Exception as error:
             if rides.aboard:
                 self._takes_riders = False

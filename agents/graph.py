@@ -1,4 +1,4 @@
-"""A compiled loss with its gradients, as one call."""
+"""A compiled gradient step, as one call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from torch.optim import Optimizer
 
 from . import adam
 from .aside import untouched
-from .compiled import Loss, Precision, Reads, compile_gradients
+from .compiled import Loss, Precision, Reads, compile_step
 from .flat import Flat
 from .inputs import Inputs
 from .layout import Layout, Rides
 
 
 class Graph:
-    """A compiled loss with its gradients, for one layout, one set of shapes and of observers aboard."""
+    """A compiled loss with its gradients and, with `move`, the step of Adam.
+
+    It is for one layout, one set of shapes and of observers aboard.
+    """
 
     def __init__(
         self,
@@ -26,6 +29,7 @@ class Graph:
         layout: Layout,
         inputs: Inputs,
         max_norm: float | None,
+        move: adam.Move | None,
         precision: Precision,
         rides: Rides,
     ) -> None:
@@ -35,7 +39,9 @@ class Graph:
             given[:] = tensors
             return loss(*inputs.filled(tensors))
 
-        reads = Reads(traced, layout.networks)
+        self.moves, self.riders = move is not None, rides.key
+        self.on_cpu = inputs.tensors[0].device.type == "cpu"
+        reads, vectors = Reads(traced, layout.networks), layout.flat.vectors(self.moves)
         with ExitStack() as stack:
             for ride in rides.others:
                 stack.enter_context(ride.paused())
@@ -45,33 +51,43 @@ class Graph:
                 known = set(map(id, given))  # an input need not be an output
                 return [t for _, tensors, _ in recordings for t in tensors if id(t) not in known]
 
-            self.traced = compile_gradients(reads, layout.flat, inputs.tensors, max_norm, precision, seen)
+            self.traced = compile_step(reads, vectors, layout.flat, inputs.tensors, max_norm, move, precision, seen)
         first = 1 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
         self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
-        self.on_cpu = inputs.tensors[0].device.type == "cpu"
-        with untouched(layout.networks):  # what fails, fails here, where going on eagerly is still possible
+        before = [vector.clone() for vector in vectors]
+        with untouched(layout.networks), torch.no_grad():  # what fails, fails here, where going on eagerly is possible
             self.run(layout.flat, inputs.tensors)
+            for vector, old in zip(vectors, before, strict=True):
+                vector.copy_(old)
+        if self.moves:
+            layout.flat.noticed()
 
-    def run(self, flat: Flat, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the gradients, and return metrics and the observers' tensors."""
-        vectors, (call, read, captured, *_) = (flat.weights, flat.gradients), self.traced
-        with torch.no_grad():
-            outputs = call(*vectors, *read, *inputs, *captured)
-            # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
-            return list(outputs) if self.on_cpu else [output.clone() for output in outputs]
+    def run(self, flat: Flat, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Compute the gradients, and step if it moves; return metrics and the observers' tensors."""
+        call, read, captured, *_ = self.traced
+        outputs = call([*flat.vectors(self.moves), *read, *inputs, *captured])
+        # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
+        return outputs if self.on_cpu else [output.clone() for output in outputs]
 
     def step(self, optimizer: Optimizer, flat: Flat, inputs: Inputs) -> dict[str, Tensor]:
-        """Compute the gradients, let the optimizer step, and return the metrics."""
-        tensors = inputs.tensors
-        outputs = self.run(flat, tensors)
+        """Take the step, and return the metrics."""
+        if self.moves:
+            flat.set_rate(optimizer.param_groups[0]["lr"])
+        with torch.no_grad():
+            outputs = self.run(flat, inputs.tensors)
         flat.give_gradients()
         metrics = dict(zip(self.traced.names, outputs[0].unbind(), strict=True))
-        metrics |= zip(self.traced.others, outputs[1:], strict=False)
+        if self.traced.others:
+            metrics |= zip(self.traced.others, outputs[1:], strict=False)
         if self.aboard:
-            outputs += tensors
+            outputs = [*outputs, *inputs.tensors]
             for ride, plan, places in self.aboard:
                 ride.deliver(plan, [outputs[i] for i in places])
-        adam.step(optimizer, flat.parameters, flat)
+        if self.moves:
+            flat.noticed()
+            adam.after(optimizer)
+        else:
+            adam.step(optimizer, flat.parameters, flat)
         return metrics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -36,21 +35,11 @@ class Inputs:
 
     def __init__(self, given: Sequence[Any]) -> None:
         self.given = given
-
-    @cached_property
-    def fields(self) -> list[tuple[str, Tensor]]:
-        """All tensors in order, with the names of their fields."""
-        return [(name, x) for one in self.given for name, x in fields_of(one).items() if x is not None]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The same without names, contiguous."""
-        return [x.contiguous() for _, x in self.fields]
-
-    @property
-    def key(self) -> Hashable:
+        fields = [(name, x) for one in given for name, x in fields_of(one).items() if x is not None]
+        self.tensors = [x.contiguous() for _, x in fields]
+        """All tensors in order, contiguous."""
+        self.key: Hashable = tuple([(name, x.shape, x.dtype) for name, x in fields])
         """The dependence of a graph on them: which tensors there are, their shapes and types."""
-        return tuple([(name, x.shape, x.dtype) for name, x in self.fields])
 
     def gathered(self) -> list[Any]:
         """Return the arguments as a loss takes them."""

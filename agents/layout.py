@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
+from itertools import chain, repeat
+from operator import attrgetter, is_
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Held:
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         modules = [module for network in networks for module in network.modules()]
-        self._slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
+        self.slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
         self._objects = [*networks, *self._within()]  # kept, and with them their ids
         self._ids = [*map(id, self._objects)]
 
@@ -51,7 +52,7 @@ class Held:
         return [*map(id, networks), *map(id, self._within())] == self._ids
 
     def _within(self) -> chain:
-        return chain.from_iterable([slots.values() for slots in self._slots])
+        return chain.from_iterable([slots.values() for slots in self.slots])
 
 
 class Layout:
@@ -60,8 +61,9 @@ class Layout:
     def __init__(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> None:
         self.networks, self._held = list(networks), Held(networks)
         modules = [module for network in networks for module in network.modules()]
-        self._modules = [vars(module) for module in modules]
-        self._ways = ways_of(self._modules)
+        self.modules = [vars(module) for module in modules]
+        self.slots = self._held.slots
+        self._ways = ways_of(self.modules)
         self.trained = trained_by(optimizer)
         self._trained = [*map(id, self.trained)]
         self._flat: Flat | None = None
@@ -75,7 +77,7 @@ class Layout:
         """Return whether nothing has changed since."""
         return (
             self._held.holds(networks)
-            and ways_of(self._modules) == self._ways
+            and ways_of(self.modules) == self._ways
             and [*map(id, trained_by(optimizer))] == self._trained
         )
 
@@ -105,6 +107,38 @@ class Layout:
             parameters = () if ride.model is None else ride.model.parameters()
             (aboard if any(id(p) in self._owned for p in parameters) else others).append(ride)
         return Rides(aboard, others, all(getattr(hook, "ride", None) is not None for hook in hooks))
+
+
+class Snapshot:
+    """The objects that a step was prepared for, to find out by one comparison whether all are in place.
+
+    These are modules, their parameters, buffers, modes and hooks, hooks of what is trained, the values of `dicts`, and
+    what `more()` returns.
+    """
+
+    def __init__(self, layout: Layout, dicts: Sequence[Mapping], more: Callable[[], Iterable[Any]]) -> None:
+        self._modules, self._trained, self._hooks, self._more = layout.modules, layout.trained, layout.hooks, more
+        self._dicts = [*layout.slots, *dicts]
+        self._objects = [*self._present()]
+
+    def holds(self) -> bool:
+        """Return whether nothing was replaced, added or taken away."""
+        present = [*self._present()]
+        return len(present) == len(self._objects) and all(map(is_, present, self._objects))
+
+    def _present(self) -> Iterator[Any]:
+        """Return all objects, without a loop in Python."""
+        hooks = [*self._hooks] if any(self._hooks) else []
+        hooks += filter(None, chain(map(BACKWARD_HOOKS, self._trained), map(AFTER_HOOKS, self._trained)))
+        return chain(
+            chain.from_iterable(map(dict.values, self._dicts + hooks)),
+            map(dict.get, self._modules, repeat("training")),
+            map(dict.get, self._modules, repeat("forward")),
+            self._more(),
+        )
+
+
+BACKWARD_HOOKS, AFTER_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
 
 
 class Rides:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from plasticity.agents import compiled
+
 DEVICES = ["cpu", elsewhere.NAME, *(["cuda"] if torch.cuda.is_available() else [])]
 
 torch.set_num_threads(1)
@@ -90,7 +92,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield request.param
         return
     monkeypatch.setattr(torch, "Generator", elsewhere.Generator)
-    monkeypatch.setattr(torch._inductor, "compile", elsewhere.leave_as_traced)
+    monkeypatch.setattr(compiled, "compile_graph", elsewhere.leave_as_traced)
     with elsewhere.Drawing():
         yield request.param
 
@@ -115,4 +117,4 @@ def compiled_if_slow(request: pytest.FixtureRequest, as_traced: None) -> str:
 def as_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run graphs as they were traced, which saves compiling them, unless the test is marked `inductor`."""
     if request.node.get_closest_marker("inductor") is None:
-        monkeypatch.setattr(torch._inductor, "compile", elsewhere.leave_as_traced)
+        monkeypatch.setattr(compiled, "compile_graph", elsewhere.leave_as_traced)

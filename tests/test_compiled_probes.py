@@ -208,15 +208,15 @@ def test_replaced_modules_are_traced_and_wired_anew() -> None:
 
 
 def test_a_trace_that_fails_makes_measured_steps_eager_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_gradients = graph.compile_gradients
+    compile_step = graph.compile_step
 
     def fail_with_riders(*arguments: Any) -> Any:
-        result = compile_gradients(*arguments)
+        result = compile_step(*arguments)
         if arguments[-1]():
             raise RuntimeError("a probe that cannot be traced")
         return result
 
-    monkeypatch.setattr(graph, "compile_gradients", fail_with_riders)
+    monkeypatch.setattr(graph, "compile_step", fail_with_riders)
     learner, readings, watcher = watched()
     with pytest.warns(RuntimeWarning, match="going on without compiling the updates that are measured: a probe that"):
         learner.learn(0)

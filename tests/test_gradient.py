@@ -245,7 +245,7 @@ def test_an_unknown_choice_is_refused() -> None:
 
 
 def test_without_a_compiler_auto_goes_on_with_one_line_and_on_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "compile_gradients", fail)
+    monkeypatch.setattr(graph, "compile_step", fail)
     eager, auto = Quadratic(compile="off"), Quadratic(compile="auto")
     with pytest.warns(RuntimeWarning, match="going on without compiled updates: no C\\+\\+ compiler$"):
         auto.learn(updates=10**6)

@@ -207,7 +207,7 @@ class DQN(OffPolicy):
         assert self.draws is not None
         drawn = self.draws.row(len(seen))
         explores, random = drawn[:, 0] < self.epsilon, drawn[:, 1:].argmax(-1)
-        answers = explores.tolist()
+        answers = explores.tolist() if self.takes_arrays else (True, False)  # a device would have to be waited for
         if False not in answers:
             return like(random, obs)
         best = self._best(seen)

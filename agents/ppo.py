@@ -321,6 +321,10 @@ class PPO(Learner):
         """Return the values of all critics, (batch, critics)."""
         return all_values(self.networks, self.critics, obs)
 
+    def _mean_values(self, obs: Tensor) -> Tensor:
+        """Return the mean value of all critics, (batch,)."""
+        return torch.cat([self._values(o).mean(-1) for o in obs.split(CHUNK)])
+
     def reward_factor(self) -> float:
         """Return the factor of the rewards whose values are learned, now."""
         scaler = self.normalisers.get("rewards")
@@ -386,8 +390,10 @@ class PPO(Learner):
 
         cut, grid = self.rollout.cut(), value.view(-1, self.num_envs)
         next_value = torch.cat([grid[1:], torch.zeros_like(grid[:1])])
-        successors = self.rollout.storage["next_obs"][cut]
-        next_value[cut] = torch.cat([self._values(o).mean(-1) for o in successors.split(CHUNK)])
+        if self.device.type == "cpu":
+            next_value[cut] = self._mean_values(self.rollout.storage["next_obs"][cut])
+        else:  # all of them: to know how many are cut means to wait
+            next_value = torch.where(cut, self._mean_values(self.rollout.flat("next_obs")).view_as(grid), next_value)
         reward, terminated = self.rollout.storage["reward"], self.rollout.storage["terminated"]
         if self.config.reward_scale != 1:
             reward = reward * self.config.reward_scale

@@ -64,6 +64,7 @@ def _loop(
     events = ("on_task_start", "on_step", "on_update_start", "on_update_end", "on_step_end")
     task_start, step, update_start, update_end, step_end = (listeners(callbacks, event) for event in events)
     arrays = getattr(agent, "takes_arrays", False) and getattr(env, "takes_arrays", False)
+    by_mask = getattr(env, "resets_by_mask", False)  # on a device, where looking into the mask means to wait for it
     obs = env.obs if ctx.step else env.reset()  # a resumed run goes on in the middle of its episodes
     obs = as_array(obs) if arrays else obs
     has_tasks = getattr(env, "task", None) is not None
@@ -74,7 +75,7 @@ def _loop(
         ctx.step += env.num_envs
         fire(step, "on_step", ctx, transition)
         agent.observe(transition)
-        done = ended(transition)
+        done = transition.terminated | transition.truncated if by_mask else ended(transition)
         obs = successors(transition, arrays) if done is None else env.reset(done)
         while agent.ready():
             fire(update_start, "on_update_start", ctx)

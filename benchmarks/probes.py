@@ -74,7 +74,7 @@ def ppo() -> Task:
     """Return PPO with two hidden layers of 64 and minibatches of 64."""
 
     def experience() -> Experience:
-        return Experience(torch.randn(64, 17), torch.randn(64, 6), *(torch.randn(64) for _ in range(3)))
+        return Experience(torch.randn(64, 17), torch.randn(64, 6), *(torch.randn(64) for _ in range(4)))
 
     return Task(lambda c: PPO(OBS, ACTION, PPOConfig(hidden=(64, 64)), compile=c), experience, 200)
 

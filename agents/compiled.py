@@ -46,14 +46,14 @@ class Reads(nn.Module):
         return self.loss(*inputs)
 
 
-Call = Callable[[list[Tensor]], Sequence[Tensor]]
+GraphCall = Callable[[list[Tensor]], Sequence[Tensor]]
 """A compiled graph; it may empty the list of its inputs."""
 
 
 class Traced(NamedTuple):
     """A compiled graph, the tensors that it takes before and after the inputs of the loss, and what it returns."""
 
-    call: Call
+    call: GraphCall
     read: list[Tensor]
     """Parameters that are not trained, and buffers. They come behind the vectors, before the inputs."""
     captured: list[Tensor]
@@ -122,7 +122,7 @@ def compile_step(
         return Traced(compile_graph(graph, len(vectors)), read, captured, names, others)
 
 
-def compile_graph(graph: GraphModule, num_static: int) -> Call:
+def compile_graph(graph: GraphModule, num_static: int) -> GraphCall:
     """Return inductor's code for a traced graph, of whose inputs the first `num_static` always are the same tensors.
 
     Without AOTAutograd, whose wrapper takes longer at every call than some of the kernels.

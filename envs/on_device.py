@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .transition import Transition
 
-CHECK_EVERY = 1000  # steps between two looks at whether all numbers were finite, each of which waits for the device
+VERIFY_EVERY = 1000  # steps between two looks at whether all numbers were finite, each of which waits for the device
 
 
 class Simulator(Protocol):
@@ -42,7 +42,7 @@ class OnDevice:
     """Step a simulator whose tensors are on `device`; implements `Env`, for `train` with an agent on the same device.
 
     The loop resets by mask without asking whether an episode has ended. Observations and rewards that are not finite
-    are noted on the device; every `CHECK_EVERY` steps, and before a state is saved, FloatingPointError names the step
+    are noted on the device; every `VERIFY_EVERY` steps, and before a state is saved, FloatingPointError names the step
     and the environment. Raises ValueError where the first observations are of another shape or device.
     """
 
@@ -87,7 +87,7 @@ class OnDevice:
         if obs.is_floating_point():
             sound = sound & obs.isfinite().flatten(1).all(1)
         self._broken = torch.where(sound | (self._broken >= 0), self._broken, self._steps)
-        if self._steps % CHECK_EVERY == 0:
+        if self._steps % VERIFY_EVERY == 0:
             self.verify()
         return Transition(before, action, reward, obs, terminated, truncated & ~terminated)
 

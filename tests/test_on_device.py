@@ -106,7 +106,7 @@ def test_episodes_are_counted_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_finite_stops_the_run_and_names_step_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_device, "CHECK_EVERY", 8)
+    monkeypatch.setattr(on_device, "VERIFY_EVERY", 8)
     with pytest.raises(FloatingPointError, match="environment 1 was not finite at step 3 of"):
         begun("ppo", breaks_at=3)[0](8)
 

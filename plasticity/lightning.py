@@ -117,7 +117,9 @@ class PlasticityCallback(pl.Callback):
         """Attach to the networks and the optimizers, and go on from the state of a checkpoint."""
         networks = chosen_networks(pl_module, self.modules)
         optimizers = {f"optimizer {i}" if i else "optimizer": one for i, one in enumerate(trainer.optimizers)}
-        masks = self.mask if isinstance(self.mask, Mapping) else dict.fromkeys(networks, self.mask)
+        masks = dict(self.mask) if isinstance(self.mask, Mapping) else dict.fromkeys(networks, self.mask)
+        if unknown := masks.keys() - networks.keys():
+            raise ValueError(f"mask names {', '.join(sorted(unknown))}; the networks are {', '.join(networks)}")
         masks = {name: mask for name, mask in masks.items() if mask is not None}
         ctx = Context(networks, optimizers, masks=masks, step=trainer.global_step, name=type(pl_module).__name__)
         self._writer, self._begun = LoggersWriter(trainer), None

@@ -243,6 +243,8 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
         fit(Inner(), PlasticityCallback())
     with pytest.raises(ValueError, match="Fits has no policy; there are net"):
         fit(Fits(), PlasticityCallback("policy"))
+    with pytest.raises(ValueError, match="mask names nett; the networks are net"):
+        fit(Fits(), PlasticityCallback("net", mask={"nett": lambda x: x}))
     with pytest.raises(ValueError, match=r"without torch\.compile"):
         fit(torch.compile(Fits(), backend="eager"), PlasticityCallback())
     with pytest.raises(ValueError, match="spectral_normalization replaces modules"):

@@ -17,10 +17,11 @@ from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded, LazyTensorStorage, OneHot, ReplayBuffer
 from torchrl.modules import MLP, ProbabilisticActor, QValueActor, TanhNormal, ValueOperator
-from torchrl.objectives import ClipPPOLoss, DQNLoss, SACLoss, SoftUpdate, TD3Loss
+from torchrl.objectives import ClipPPOLoss, DQNLoss, REDQLoss, SACLoss, SoftUpdate, TD3Loss
 
 from plasticity.interventions import (
     INTERVENTIONS,
+    NeuroplasticExpansion,
     PlasticityInjection,
     RecentExperience,
     ReDo,
@@ -318,6 +319,22 @@ def test_every_method_acts_or_says_why_not(method: str) -> None:
         assert moved.all() or method == "rewarm" or made.counts
 
 
+def test_neurons_of_a_sparse_critic_are_masked_in_its_rows_its_moments_and_its_target() -> None:
+    loss = loss_of("SAC")
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-3)
+    ne = NeuroplasticExpansion(every=2, end=4)
+    with PlasticityHook(loss, optimizer, [], interventions=[ne]) as hook:
+        train(loss, optimizer, 5, hook=hook)
+    assert ne.counts["grown"] > 0
+    held, target = parameters_of(loss, "qvalue_network"), parameters_of(loss, "target_qvalue_network")
+    weight, moment = held["module.2.weight"], optimizer.state[held["module.2.weight"]]["exp_avg"]
+    for index in range(2):
+        absent = weight[index] == 0
+        assert 0.2 < absent.float().mean() < 0.5
+        assert not moment[index][absent].any()
+        assert not target["module.2.weight"][index][absent].any()
+
+
 def test_wrong_use_is_refused() -> None:
     loss = loss_of("SAC")
     optimizer = torch.optim.Adam(loss.parameters(), 1e-3)
@@ -329,6 +346,9 @@ def test_wrong_use_is_refused() -> None:
         PlasticityHook(loss, optimizer).start()
     with pytest.raises(TypeError, match="takes the loss module"):
         PlasticityHook(loss.actor_network, optimizer)
+    redq = REDQLoss(policy(), critic(), num_qvalue_nets=4, sub_sample_len=2, action_spec=Bounded(-1, 1, (2,)))
+    with pytest.raises(ValueError, match=r"copies of their parameters.*use SACLoss"):
+        PlasticityHook(redq, torch.optim.Adam(redq.parameters()))
     with pytest.raises(TypeError, match="all that train the loss"):
         PlasticityHook(loss, 1e-3)
     with pytest.raises(TypeError, match="list of methods"):

@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.optim import Optimizer
 from torchrl.data import ReplayBuffer
-from torchrl.objectives import LossModule
+from torchrl.objectives import LossModule, REDQLoss
 
 from plasticity.callback import Callback, Context, Writer, name_of
 from plasticity.guest import Guest, Log, require_arguments, require_eager, restructures
@@ -248,6 +248,11 @@ def _require_loss(loss: Any, optimizers: Any, interventions: Any) -> dict[str, O
         raise TypeError(
             f"PlasticityHook takes the loss module, SACLoss(actor, qvalue), which knows all networks; got "
             f"{type(loss).__name__}"
+        )
+    if isinstance(loss, REDQLoss):
+        raise ValueError(
+            "REDQLoss runs its networks with copies of their parameters, beside those of targets, so that no pass can be "
+            "told from another: use SACLoss(actor, qvalue, num_qvalue_nets=...) while plasticity looks on"
         )
     named = optimizers if isinstance(optimizers, Mapping) else None
     if named is None:

@@ -59,8 +59,8 @@ class Log:
         self.rows.append((name, float(value), step))
 
 
-def trainer_of(batches: int, every: int = 2) -> tuple[Any, PlasticityHook, ReDo, Log]:
-    """Return a trainer with a hook."""
+def trainer_of(batches: int, every: int = 2, file: Any = None) -> tuple[Any, PlasticityHook, ReDo, Log]:
+    """Return a trainer with a hook; ``file``: of its checkpoints."""
     torch.manual_seed(0)
     loss, log = loss_of("SAC"), Log()
     optimizer = torch.optim.Adam(loss.parameters(), 1e-3)
@@ -73,6 +73,7 @@ def trainer_of(batches: int, every: int = 2) -> tuple[Any, PlasticityHook, ReDo,
         optimizer=optimizer,
         logger=log,
         progress_bar=False,
+        save_trainer_file=file,
     )
     redo = ReDo(every=3)
     hook = PlasticityHook(loss, optimizer, ["dormancy", "grama"], every=every, interventions=[redo], diagnose_every=4)
@@ -99,6 +100,25 @@ def test_a_trainer_logs_and_its_state_goes_on() -> None:
     assert other_hook._guest.measure.watcher.steps() == [12]
     with pytest.raises(ValueError, match="the state is of"):
         PlasticityHook(loss_of("SAC"), [], []).load_state_dict(state)
+
+
+def test_a_checkpoint_of_a_trainer_goes_on_to_the_bit(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CKPT_BACKEND", "torch")
+    whole, _, _, _ = trainer_of(6)
+    whole.train()
+    first, _, redo, _ = trainer_of(3, file=tmp_path / "trainer.pt")
+    first.train()
+    first.save_trainer(force_save=True)
+    state = torch.get_rng_state()
+    second, hook, again, _ = trainer_of(6)
+    second.load_from_file(tmp_path / "trainer.pt", weights_only=False)
+    assert again.counts == redo.counts
+    torch.set_rng_state(state)
+    second.collector.num = 3
+    second.train()
+    assert hook._guest.measure.watcher.steps() == [12]
+    expected = dict(whole.loss_module.state_dict())
+    torch.testing.assert_close(dict(second.loss_module.state_dict()), expected, rtol=0, atol=0)
 
 
 def test_a_hook_of_another_loss_is_refused() -> None:

@@ -251,8 +251,8 @@ def _require_loss(loss: Any, optimizers: Any, interventions: Any) -> dict[str, O
         )
     if isinstance(loss, REDQLoss):
         raise ValueError(
-            "REDQLoss runs its networks with copies of their parameters, beside those of targets, so that no pass can be "
-            "told from another: use SACLoss(actor, qvalue, num_qvalue_nets=...) while plasticity looks on"
+            "REDQLoss runs its networks with copies of their parameters, beside those of targets, so that no pass can "
+            "be told from another: use SACLoss(actor, qvalue, num_qvalue_nets=...) while plasticity looks on"
         )
     named = optimizers if isinstance(optimizers, Mapping) else None
     if named is None:

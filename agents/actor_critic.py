@@ -21,7 +21,7 @@ from .networks import VALUE_HEADS, Critic, StateValue
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .replay import Batch
-from .returns import RETURNS, Mean
+from .returns import RETURNS, Mean, Returns
 from .rows import like
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim
@@ -60,6 +60,8 @@ class ActorCriticConfig(AgentConfig):
     """Smallest return on the grid; returns below count as this one."""
     v_max: float = 100.0
     """Largest return on the grid; returns above count as this one."""
+    pessimism: float = 1.0
+    """Weight p of the critics' disagreement in (Q_1 + Q_2) / 2 - p |Q_1 - Q_2| / 2: 1 is the smaller one; BRO: 0."""
     value_expectile: float = 0.0
     """Expectile of min_i Q_i that a network of state values learns, for targets to lean on (DrM: 0.9); 0: none."""
     learning_starts: int = 5_000
@@ -78,6 +80,7 @@ class ActorCriticConfig(AgentConfig):
             "updates_per_step > 0": self.updates_per_step > 0,
             "num_atoms >= 2": self.num_atoms >= 2,
             "v_min < v_max": self.v_min < self.v_max,
+            "pessimism in [0, 1]": 0 <= self.pessimism <= 1,
             "value_expectile in [0, 1)": 0 <= self.value_expectile < 1,
             "value_expectile=0 unless critic_returns is mean, and with crossq": not self.value_expectile
             or (self.critic_returns == "mean" and self.network != "crossq"),
@@ -181,12 +184,18 @@ class ActorCritic(OffPolicy):
         """Return the sum over critics of mean losses; `following`: outputs of all judges at the next action."""
         returns = self.returns or Mean("mse")
         with torch.no_grad():
-            smallest = returns.q(following).argmin(0)
-            chosen = following[smallest, torch.arange(len(smallest), device=following.device)]
+            chosen = self._chosen(returns, following)
             discount = self.config.gamma * ~batch.terminated
             reward = batch.reward if bonus is None else batch.reward + discount * bonus
             target = returns.target(reward, discount, chosen)
         return torch.stack([returns.losses(output, target)[0].mean() for output in outputs]).sum()
+
+    def _chosen(self, returns: Returns, following: Tensor) -> Tensor:
+        """Return the outputs that stand for the value, (batch, ...), of those of all judges."""
+        if self.config.pessimism < 1:
+            return pooled(following, self.config.pessimism)  # quantile by quantile, as in BRO
+        smallest = returns.q(following).argmin(0)
+        return following[smallest, torch.arange(len(smallest), device=following.device)]
 
     def move_batch_norms(self, metrics: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
         """Move the statistics of networks towards those that stand in the metrics of their step; return the others."""
@@ -301,3 +310,10 @@ def expectile_loss(value: Tensor, target: Tensor, expectile: float) -> Tensor:
     """Return the mean of w (v - y)^2, 0-D: w is `expectile` where v < y, else 1 - expectile; both (batch,)."""
     error = value - target
     return (torch.where(error > 0, 1 - expectile, expectile) * error.square()).mean()
+
+
+def pooled(q: Tensor, pessimism: float) -> Tensor:
+    """Return mean - p * half of the difference of two critics' values, (...), q (2, ...); p of 1 is the smaller one."""
+    if pessimism == 1:
+        return q.amin(0)
+    return q.mean(0) - pessimism * (q[0] - q[1]).abs() / 2

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from . import adam
-from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig
+from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig, pooled
 from .batch_norm import batch_statistics
 from .bodies import Body
 from .choices import OneOf
@@ -152,7 +152,7 @@ class SAC(ActorCritic):
         """Return the loss of the actor at the observations of a batch, and metrics; `noise` draws the actions."""
         with batch_statistics([self.networks["actor"]] if self.joint else []) as seen:
             action, log_prob = self._sample(batch.obs, noise)
-        loss = actor_loss(self.q(batch.obs, action), log_prob, alpha)
+        loss = actor_loss(self.q(batch.obs, action), log_prob, alpha, self.config.pessimism)
         metrics = {"actor_loss": loss, self.policy.measure: -log_prob.mean()}
         return loss, {**metrics, "batch_statistics": seen()} if self.joint else metrics
 
@@ -166,7 +166,9 @@ class SAC(ActorCritic):
     def target_value(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
         """Return y (batch,), the target of both critics; `noise` draws the next action."""
         action, log_prob = self._sample(batch.next_obs, noise)
-        next_q = torch.stack([target(batch.next_obs, action) for target in self.judges()]).amin(0)
+        next_q = pooled(
+            torch.stack([target(batch.next_obs, action) for target in self.judges()]), self.config.pessimism
+        )
         return batch.reward + self.config.gamma * ~batch.terminated * self.leaned(batch, next_q - alpha * log_prob)
 
     def quiet_target(self, batch: Batch) -> Tensor:
@@ -198,9 +200,9 @@ def critic_loss(q: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (q - target).square().mean(-1).sum()
 
 
-def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-    """Return mean (alpha log pi - min_i Q_i); q (critics, batch), log_prob (batch,)."""
-    return (alpha * log_prob - q.amin(0)).mean()
+def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor, pessimism: float = 1.0) -> Tensor:
+    """Return mean (alpha log pi - min_i Q_i), pooled by `pessimism`; q (critics, batch), log_prob (batch,)."""
+    return (alpha * log_prob - pooled(q, pessimism)).mean()
 
 
 def alpha_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:

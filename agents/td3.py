@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig
+from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig, pooled
 from .batch_norm import batch_statistics
 from .bodies import Body
 from .compiled import Precision
@@ -140,7 +140,7 @@ class TD3(ActorCritic):
     def target_value(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return y (batch,), the target of both critics; `noise` (batch, action_dim) ~ N(0, 1), as yet unscaled."""
         action = self.next_action(batch, noise)
-        next_q = torch.stack([judge(batch.next_obs, action) for judge in self.judges()]).amin(0)
+        next_q = pooled(torch.stack([judge(batch.next_obs, action) for judge in self.judges()]), self.config.pessimism)
         return batch.reward + self.config.gamma * ~batch.terminated * self.leaned(batch, next_q)
 
     @torch.no_grad()

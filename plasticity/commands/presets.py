@@ -50,8 +50,18 @@ CROSSQ = Preset(
     left_out="the temperature keeps its own betas",
 )
 
+BRO = Preset(
+    "sac",
+    "--network bronet --critic-returns quantiles --num-atoms 100 --pessimism 0 --optimizer adamw --weight-decay 1e-4 "
+    "--actor-lr 3e-4 --critic-lr 3e-4 --alpha-lr 3e-4 --batch-size 128 --updates-per-step 10",
+    "Nauman et al. 2024, arXiv 2405.16158, released code naumix/BiggerRegularizedOptimistic",
+    left_out="the second, optimistic actor that explores, and the entropy's target of half the action dimensions "
+    "(--target-entropy); its resets are --reset --reset.at 15001 50001 250001 500001 750001",
+)
+
 PRESETS: dict[str, tuple[Preset, ...]] = {
-    "c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL, "streams": STREAMS, "crossq": (CROSSQ,),
+    "c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL, "streams": STREAMS,
+    "crossq": (CROSSQ,), "bro": (BRO,),
 }  # fmt: skip
 """Name -> presets, of which the first that fits agent and environment counts; add your own."""
 

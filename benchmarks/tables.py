@@ -80,9 +80,10 @@ def metric_costs(figures: dict[str, Any]) -> str:
         heads += ["every update, eager, %"] * gathered
         lines = [f"| {agent.upper()} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
         for name in next(iter(modes.values())):
-            times = [{key: median(values) for key, values in costs[name].items()} for costs in modes.values()]
-            cells = [f"{time['reading']:.2f}" for time in times]
-            cells += [f"{100 * time['reading'] / (every * time['update']):.3f}" for time in times]
+            found = [costs.get(name, {}) for costs in modes.values()]  # empty: not measured in this mode
+            times = [{key: median(values) for key, values in costs.items()} for costs in found]
+            cells = [f"{time['reading']:.2f}" if time else "" for time in times]
+            cells += [f"{100 * time['reading'] / (every * time['update']):.3f}" if time else "" for time in times]
             whole = times[0]
             if gathered:
                 cells.append(f"{100 * whole['every'] / whole['update']:.1f}" if "every" in whole else "")

@@ -150,6 +150,16 @@ def test_layers_of_an_injection_after_a_resume_are_known(method: str, tmp_path: 
     )
 
 
+@pytest.mark.parametrize(("at", "before"), [("80", True), pytest.param("90", False, marks=pytest.mark.slow)])
+def test_what_was_known_of_modules_that_an_injection_replaced_goes_with_them(
+    at: str, before: bool, tmp_path: Path
+) -> None:
+    """The checkpoint is written between injection and next update, copy and measurement; or before the injection."""
+    begin = assert_resumes("sac", ["--chain", "--plasticity-injection", "--plasticity-injection.at", at], tmp_path)
+    assert any("frozen" in name for name in begin["agent"]["networks"]["critic_1"]) == before
+    assert not any("frozen" in name for name in begin["callbacks"]["chain"]["kept"]["critic_1"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spectral-normalization", "spectral", "knife"])
 def test_numbers_do_not_depend_on_where_weights_lie_in_memory(method: str, tmp_path: Path) -> None:

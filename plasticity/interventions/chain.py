@@ -180,9 +180,10 @@ class Chain(FeaturePenalty):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
+        state = self.without_replaced(state)
         super().load_state_dict(state)
-        for name, ring in self.ring.items():
-            for kept, saved in zip(ring, state["ring"][name], strict=True):
+        for name in self.ring.keys() & state["kept"].keys():
+            for kept, saved in zip(self.ring[name], state["ring"][name], strict=True):
                 torch._foreach_copy_(kept, [tensor.to(kept[0].device) for tensor in saved])
         copy_into_(self.coefs, state["coefs"])
         copy_into_(self.history, state["history"])

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plasticity.callback import Callback, Context, name_of, note
 from plasticity.isolation import copied
@@ -148,6 +148,20 @@ class Intervention(Callback):
         for name, weights in state.get("kept", {}).items():
             self._kept[name].load_state_dict(weights)
 
+    def without_replaced(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a saved state without the kept copies of networks whose modules were replaced after the copy was made.
+
+        For methods that begin anew with such a network: the copy made at the start of a resumed run is that beginning.
+        """
+        here = {name: shapes(module.state_dict()) for name, module in self._kept.items()}
+        kept = {name: weights for name, weights in state.get("kept", {}).items() if shapes(weights) == here[name]}
+        return {**state, "kept": kept}
+
     def settings(self) -> dict[str, Any]:
         """Return the resolved hyperparameters."""
         return dataclasses.asdict(self)
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shapes of tensors by name."""
+    return {name: tensor.shape for name, tensor in weights.items()}

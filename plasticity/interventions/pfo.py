@@ -95,5 +95,5 @@ class ProximalFeatures(FeaturePenalty):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
+        super().load_state_dict(self.without_replaced(state))
         self._acted = state["acted"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from plasticity.isolation import named_modules
 from plasticity.storage.randomness import restore_random_state
 from plasticity.structure.layers import Layer
 from plasticity.structure.recall import as_data, recalled
@@ -38,19 +39,37 @@ class Guide:
         self._failed = ""
         self._saved: Mapping[str, Any] | None = None
         """The ways of the run that is resumed, until the first pass."""
+        self._resumed: dict[str, nn.Module] = {}
+        """The modules with which it is resumed."""
         self._strayed = False
         """True if that run took ways that could not be traced."""
         self._strays: list[tuple[Hooked, set[EventPair]]] = []
         """The steps of passes whose way could not be traced."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ways that passes took; empty before the first."""
-        return dict(self._saved or {}) if self.wiring is None else as_data(self.wiring)
+        """Return the ways that passes took, as far as their modules are still in place; empty before the first."""
+        modules = named_modules(self.model)
+        if self.wiring is not None:
+            return as_data(self.wiring if self.wiring.fits(self.model) else self.wiring.survived(modules))
+        if modules == self._resumed:
+            return dict(self._saved or {})
+        before = self._before(modules)
+        return {} if before is None else as_data(before)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Know the ways of a run that is resumed, from its next pass on: the first of each is traced again."""
         if state:
             self.wiring, self._saved, self._strays = None, state, []
+            self._resumed = named_modules(self.model)
+
+    def _before(self, modules: dict[str, nn.Module]) -> Wiring | None:
+        """Return the ways of the run that is resumed; once modules were replaced, as far as they are still in place."""
+        if not self._saved:
+            return None
+        if modules == self._resumed:
+            return recalled(self._saved, modules)
+        before = recalled(self._saved, self._resumed)
+        return None if before is None else before.survived(modules)
 
     def known(self) -> Found | None:
         """Return the wiring, with the layers to look at, if there is one of the model as it is now."""
@@ -65,7 +84,7 @@ class Guide:
         try:
             if self.wiring is None or not self.wiring.fits(self.model):
                 found = trace(self.model, args, kwargs, evaluate=False, method=method)
-                before = recalled(self._saved, found.modules) if self._saved else None
+                before = self._before(found.modules)
                 if self.wiring is not None:
                     before = self.wiring.survived(found.modules)
                 self.wiring = found if before is None or not before.ways else before.joined(found)

@@ -1,6 +1,8 @@
 """Other Pythons and other systems: what is simulated here runs on Python 3.10 to 3.14, Linux, macOS and Windows."""
 
 import ast
+import errno
+import multiprocessing
 import os
 import re
 import subprocess
@@ -13,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from plasticity import cli, clone
+from plasticity.agents import compiled
 from plasticity.commands import seeds, stopping
 from plasticity.envs import graphics, make_env
 from plasticity.storage import files
@@ -260,6 +263,118 @@ def test_training_and_resuming_where_windows_differs(tmp_path, monkeypatch, caps
     assert cli.main(["train", "ppo", "--env", "CartPole-v1", "--name", "run", *short.split()]) == 0
     assert cli.main(["train", "--resume", "runs/run", "--env", "CartPole-v1", "--steps", "60", "--quiet"]) == 0
     assert "not locked" not in capsys.readouterr().err
+
+
+# -- macOS -------------------------------------------------------------------------------------------------------------
+
+
+class FakeFcntl:
+    """The fcntl of macOS, as far as it is used; ``errors``: call -> the error with which this disk answers it."""
+
+    F_FULLFSYNC, LOCK_EX, LOCK_NB = 51, 2, 4
+
+    def __init__(self, **errors):
+        self.errors, self.calls = errors, []
+
+    def fcntl(self, fd, what):
+        self.calls.append(what)
+        if "fcntl" in self.errors:
+            raise OSError(self.errors["fcntl"], "not here")
+
+    def flock(self, fd, how):
+        if "flock" in self.errors:
+            raise OSError(self.errors["flock"], "not here")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_files_are_on_the_disk_of_a_mac_itself(known, tmp_path, monkeypatch):
+    """fsync stops at the memory of the drive there; a disk of a network knows no more than fsync."""
+    fake, plain = FakeFcntl(**({} if known else {"fcntl": errno.ENOTSUP})), []
+    monkeypatch.setattr(files, "fcntl", fake)
+    monkeypatch.setattr(files.os, "fsync", plain.append)
+    files.write_atomically(tmp_path / "file", b"text")
+    assert fake.calls == [fake.F_FULLFSYNC] * 2  # the file and its folder
+    assert len(plain) == (0 if known else 2)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_sync", lambda fd: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid argument")))
+    files.sync_folder(tmp_path)
+    monkeypatch.setattr(files, "_sync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        files.sync_folder(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK])
+def test_a_disk_without_locks_is_said_and_used(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", FakeFcntl(flock=number))
+    with pytest.warns(RuntimeWarning, match="is not locked: its disk has no locks"), files.RunLock(tmp_path):
+        assert not files.is_locked(tmp_path)
+
+
+def test_a_name_that_differs_by_case_alone_is_the_same_folder_there(tmp_path, monkeypatch, capsys):
+    """macOS and Windows: both spellings lead to one folder, here by a link."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "Mine"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "runs" / "mine").symlink_to(folder)
+    for several, said in (([], "mine is not empty; pass another"), (["--seeds", "2"], "mine is a run itself")):
+        words = ["train", "ppo", "--env", "CartPole-v1", "--steps", "10", "--name", "mine", *several, "--quiet"]
+        assert cli.main(words) == 1
+        assert said in capsys.readouterr().err
+    assert [file.name for file in folder.iterdir()] == ["run.json"]
+
+
+LINUX_ALONE = (
+    r"os\.fork|preexec_fn|multiprocessing|import resource|/proc/|sched_\w+|epoll|signalfd|SIGRTMIN|\.getloadavg"
+)
+"""What other systems do not have, or where it is no safe way to make a process: after fork, Accelerate ends it."""
+
+
+def test_nothing_of_linux_alone_is_needed(monkeypatch):
+    found = {str(f.relative_to(ROOT)): set(re.findall(LINUX_ALONE, f.read_text(encoding="utf-8"))) for f in INSTALLED}
+    assert {file: names for file, names in found.items() if names} == {"agents/compiled.py": {"/proc/"}}
+    monkeypatch.setattr(compiled, "Path", lambda name: Path("/nowhere") / name.lstrip("/"))
+    compiled.processor.cache_clear()
+    assert (compiled.processor(), compiled.onednn_is_faster(), compiled.bf16_is_emulated()) == ("", False, False)
+    compiled.processor.cache_clear()
+
+
+def test_signals_are_those_that_the_system_has():
+    """SIGINFO, which Ctrl-T sends on a Mac, ends nothing; SIGBREAK is on Windows alone."""
+    assert {number.name for number in stopping.ENDING} == {"SIGTERM", "SIGINT", "SIGHUP"}
+
+
+def watched(log):
+    """Train a watched model for some steps."""
+    import torch
+
+    import plasticity
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    with plasticity.watch(model, optimizer, every=2, log=log):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(16, 3)).square().mean().backward()
+            optimizer.step()
+
+
+@pytest.mark.slow
+def test_processes_are_spawned_there_and_watch_as_well(tmp_path):
+    """The start method of macOS and Windows: a process that imports everything anew."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=watched, args=(tmp_path / str(number),)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+        assert process.exitcode == 0
+    assert all((tmp_path / str(number) / "metrics.jsonl").stat().st_size for number in range(2))
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

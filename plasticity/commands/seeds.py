@@ -10,7 +10,7 @@ from rich.table import Table
 
 from plasticity.metrics import find_metric, headlines, shown_first
 from plasticity.storage.files import RunLock, file_name
-from plasticity.storage.record import read_record
+from plasticity.storage.record import RECORD, read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
 from .fleet import Fleet
@@ -32,6 +32,8 @@ class Seeds(Fleet):
 
     def train(self) -> int:
         """Run every seed that is not finished; return 0 if all are, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
+        if (self.group / RECORD).exists():
+            raise ValueError(f"{self.group} is a run itself, and no folder for several; pass another --name")
         self.group.mkdir(parents=True, exist_ok=True)
         with RunLock(self.group):  # the same command a second time
             for seed in self.seeds:

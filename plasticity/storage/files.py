@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,8 @@ except ImportError:  # anywhere else
     msvcrt = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
+NO_LOCKS = {getattr(errno, name) for name in ("ENOTSUP", "EOPNOTSUPP", "ENOSYS", "ENOLCK")}
+"""Errors of disks, such as some of networks, that have no locks."""
 FAR = 2**30
 """Place of the byte that Windows locks: what it locks cannot be read, and the holder's number should be."""
 
@@ -54,7 +57,7 @@ class Output:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                os.fsync(self._fd)
+                _sync(self._fd)
         finally:
             os.close(self._fd)
 
@@ -120,14 +123,29 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk itself; systems that cannot do that are left alone."""
+    """Wait until the names in a folder are on the disk itself; systems and disks that cannot do that are left alone."""
     if os.name != "posix":
         return
     fd = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        _sync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, *NO_LOCKS):
+            raise
     finally:
         os.close(fd)
+
+
+def _sync(fd: int) -> None:
+    """Wait until an open file is on the disk itself: on macOS, fsync alone stops at the memory of the drive."""
+    whole = getattr(fcntl, "F_FULLFSYNC", None)
+    if whole is not None:
+        try:
+            fcntl.fcntl(fd, whole)
+            return
+        except OSError:
+            pass  # a disk that does not know it
+    os.fsync(fd)
 
 
 def file_name(text: str) -> str:
@@ -164,8 +182,8 @@ def is_locked(folder: Path) -> bool:
         return False
     try:
         _lock(fd)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in NO_LOCKS
     finally:
         os.close(fd)
     return False
@@ -176,6 +194,7 @@ class RunLock:
 
     The system gives the lock back when its holder ends, however it ends; forked children hold it too. It rests with an
     open file, ``run.lock``, which stays in the folder, empty; on a network it is as good as that system's ``flock``.
+    On a system or disk without locks there is a RuntimeWarning.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -184,8 +203,7 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         if fcntl is None and msvcrt is None:
-            warnings.warn(f"{self.path.parent} is not locked: this system has no flock", RuntimeWarning, stacklevel=2)
-            return self
+            return self._without("this system has no flock")
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
             _lock(self._fd)
@@ -193,12 +211,18 @@ class RunLock:
             holder = os.read(self._fd, 20).decode(errors="replace").strip()
             os.close(self._fd)
             self._fd = None
+            if error.errno in NO_LOCKS:
+                return self._without(f"its disk has no locks ({error.strerror})")
             if not isinstance(error, BlockingIOError):
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
             process = f"process {holder}" if holder.isdigit() else "another process"
             raise RuntimeError(f"{self.path.parent} is in use by {process}: wait until it ends, or stop it") from error
         os.truncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())
+        return self
+
+    def _without(self, reason: str) -> RunLock:
+        warnings.warn(f"{self.path.parent} is not locked: {reason}", RuntimeWarning, stacklevel=3)
         return self
 
     def __exit__(self, *_: object) -> None:

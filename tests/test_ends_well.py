@@ -249,3 +249,55 @@ def test_a_run_in_a_terminal_that_closes_is_saved(tmp_path: Path) -> None:
     assert process.wait(60) == 128 + signal.SIGHUP
     assert read_record(tmp_path / "run")["status"] == "interrupted"
     assert Checkpoints(tmp_path / "run" / "checkpoints").latest() is not None
+
+
+@pytest.mark.slow
+def test_seeds_whose_parent_died_live_on_and_are_left_alone(tmp_path: Path) -> None:
+    """The parent is killed, and who read its output is gone: no run stops for it, and a second start touches none."""
+    words = ("train", "sac", "--env", "Pendulum-v1", *SMALL, "--compile", "off", "--seeds", "2", "--jobs", "2")
+    words = (*words, "--steps", "1000000", "--checkpoint.every", "200", "--out", str(tmp_path), "--name", "group")
+    folders = [tmp_path / "group" / f"seed_{number}" for number in (1, 2)]
+    parent = subprocess.Popen([sys.executable, "-m", "plasticity", *words], stdout=subprocess.PIPE, stderr=-2)
+    wait_until(lambda: all(Checkpoints(folder / "checkpoints").latest() for folder in folders))
+    parent.kill()
+    parent.wait()
+    assert parent.stdout is not None
+    parent.stdout.close()
+    numbers = [int((folder / "run.lock").read_text()) for folder in folders]
+    try:
+        before = [Checkpoints(folder / "checkpoints").latest() for folder in folders]
+        code, _, errors = attempt(*words)
+        assert code == 1
+        assert f"{folders[0]} is in use by process {numbers[0]}: wait until it ends, or stop it" in errors
+        wait_until(
+            lambda: all(Checkpoints(f / "checkpoints").latest() != b for f, b in zip(folders, before, strict=True))
+        )
+    finally:
+        for number in numbers:
+            os.kill(number, signal.SIGTERM)
+    wait_until(lambda: all(read_record(folder)["status"] == "interrupted" for folder in folders))
+    for folder in folders:
+        assert Checkpoints(folder / "checkpoints").load_latest()[0] == read_record(folder)["steps_done"]
+        assert not list(folder.parent.glob("*unfinished*"))
+
+
+@pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
+    words = ["train", "sac", "--env", "Pendulum-v1", *SMALL, "--compile", "off", "--steps", "3000", "--eval-every", "0"]
+    words += ["--eval-episodes", "1", "--log-every", "50", "--out", str(tmp_path), "--name", "run"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "plasticity", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(300) == 0
+    assert read_record(tmp_path / "run")["status"] == "finished"
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
+    """Wait until a condition holds; AssertionError if it never does."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -329,7 +329,7 @@ def test_a_name_that_differs_by_case_alone_is_the_same_folder_there(tmp_path, mo
 LINUX_ALONE = (
     r"os\.fork|preexec_fn|multiprocessing|import resource|/proc/|sched_\w+|epoll|signalfd|SIGRTMIN|\.getloadavg"
 )
-"""What other systems do not have, or where it is no safe way to make a process: after fork, Accelerate ends it."""
+"""Names of Linux alone, and of fork, which is no safe way to make a process on macOS: Accelerate ends it."""
 
 
 def test_nothing_of_linux_alone_is_needed(monkeypatch):

@@ -63,6 +63,9 @@ class ContinualBackprop(UnitRecycling):
 
     The optimizer's step counter is one for a tensor and stays. Behind a norm the transfer is not exact: compare
     ``function_change``. Layers that cannot be cut are left alone and named once in an event.
+
+    Compared with the released code, eight steps and the first replacement for each of five utilities: the same neurons,
+    utilities and means to 2e-7.
     """
 
     NAME: ClassVar[str] = "cbp"

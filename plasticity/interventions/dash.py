@@ -40,7 +40,8 @@ class DASH(WholeNetwork):
 
     ``paper``: the algorithm; alpha and floor are within the ranges of the paper as remembered, not checked again. The
     paper takes G from a pass over all data at a boundary, here from the training steps before: an agent has no pass
-    over its data. ``every=1, clock="tasks"`` applies it at the switches of tasks.
+    over its data. ``every=1, clock="tasks"`` applies it at the switches of tasks. Compared with the code in
+    isaac7778/FIRE, one event after ten batches: equal to 2e-8.
     """
 
     NAME: ClassVar[str] = "dash"

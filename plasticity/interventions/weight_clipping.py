@@ -30,7 +30,7 @@ class WeightClipping(WeightProjection, KnowsDepths):
     Defaults: kappa 1, the default of the class in the released code; its experiments tune 1 to 5. Differences: the code
     knows the fan of a bias by the order of parameters and so clips gains and biases of a LayerNorm to the bound of the
     layer before; here norms are never clipped, and the layer is found by name. Source: Elsayed et al. 2024,
-    arXiv 2407.01704, algorithm 1.
+    arXiv 2407.01704, algorithm 1. Compared with that code, ten steps of SGD and of Adam: equal to the last bit.
     """
 
     NAME: ClassVar[str] = "weight_clipping"

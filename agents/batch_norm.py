@@ -22,8 +22,8 @@ class BatchRenorm(nn.BatchNorm1d):
 
     Forward passes change nothing, in training mode too, so that a loss stays a function of its inputs. After
     `PLAIN_UPDATES` updates the result is corrected towards the running statistics: times r, plus d, both without
-    gradient, r = std / running std within [1/3, 3], d = (mean - running mean) / running std within [-5, 5]. The variance
-    is the biased one of the authors' flax; stable-baselines3-contrib takes the unbiased one, and parts by that much.
+    gradient, r = std / running std within [1/3, 3], d = (mean - running mean) / running std within [-5, 5]. The
+    variance is the biased one of the authors' flax; stable-baselines3-contrib takes the unbiased one.
     """
 
     running_mean: Tensor

@@ -56,8 +56,8 @@ class TRAC(Adam):
 
     What others put into weights between two steps (a reset, recycled neurons) moves theta_ref with them. Differences:
     the package divides theta - theta_ref by S + 1e-8 in every step instead of keeping theta_base, writes to a file in
-    every step, and cannot be resumed. Ten steps beside trac-optimizer 0.0.2 are equal to 6e-8; later ones part where its
-    float32 sums lose digits. Source: Muppidi et al. 2024, algorithm 1.
+    every step, and cannot be resumed. Ten steps beside trac-optimizer 0.0.2 are equal to 6e-8; later ones part where
+    its float32 sums lose digits. Source: Muppidi et al. 2024, algorithm 1.
     """
 
     def __init__(

@@ -85,8 +85,8 @@ class AdaptiveUPGD(UPGD):
     """UPGD with Adam's direction in the place of the gradient.
 
     direction = m^ / (sqrt(v^) + eps), the bias-corrected moments of Adam. Defaults: lr 1e-3 and betas (0.9, 0.999) of
-    Adam, b 0.999, sigma 1e-3. Source: as for UPGD, `AdaptiveUPGD` of the code, which takes twice the rate it is given; with
-    half of it, ten steps are equal to 1e-7.
+    Adam, b 0.999, sigma 1e-3. Source: as for UPGD, `AdaptiveUPGD` of the code, which takes twice the rate that it is
+    given; with half of it, ten steps are equal to 1e-7.
     """
 
     def __init__(

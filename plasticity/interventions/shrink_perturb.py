@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,14 +18,12 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules, named_parameters
 from plasticity.structure.layers import NORM_MODULES
 from plasticity.structure.optimizers import all_parameters
-from plasticity.surgery.derived import renew_derived_
-from plasticity.surgery.optimizer_state import forget_
-from plasticity.surgery.origin import Origins, fresh_values
+from plasticity.surgery.origin import fresh_values
 
-from .reset import copy_to_target_, modules_of_last, require_alike
+from .reset import copy_to_target_, modules_of_last
 from .rules import require
-from .scheduled import Scheduled
 from .trigger import Trigger
+from .whole import WholeNetwork
 
 
 @torch.no_grad()
@@ -59,7 +56,7 @@ def norm_parameters(network: nn.Module) -> set[str]:
 
 
 @dataclass
-class ShrinkPerturb(Scheduled):
+class ShrinkPerturb(WholeNetwork):
     """Shrink all weights and mix in fresh ones.
 
     theta <- shrink * theta + perturb * theta', theta' drawn anew from each layer's own initialiser every time.
@@ -97,12 +94,6 @@ class ShrinkPerturb(Scheduled):
     """Number of weight layers, counted from the output, that are redrawn whole; None: none, or as the preset says."""
     norms: bool = True
     """Pull gains and biases of norms to their first values (1 and 0) by 1 - shrink; otherwise they stay."""
-    clear: bool | None = None
-    """Clear the optimizer's state of the changed weights. hard: yes, as in DrM's code: the moments were gathered at
-    weights that are gone. soft: no, every step of Adam would be its first, of full size."""
-    sync_targets: bool | None = None
-    """Copy the changed networks to their targets; otherwise these follow slowly. hard: yes, as after a
-    reset: values of the old network are no target for the new one. soft: no."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,62 +108,41 @@ class ShrinkPerturb(Scheduled):
             "clear=False after every gradient step": not (self.soft and self.clear),
         }
         require("ShrinkPerturb", checks, self)
-        self.origins = Origins()
         self._steps: dict[str, int] = {}
 
-    def on_train_start(self, ctx: Context) -> None:
-        """Remember how the layers were initialised; ValueError for a target that is no copy of its network."""
-        super().on_train_start(ctx)
-        self.origins, self._steps = Origins.of(self._networks), {}
-        for name, network in self._networks.items():
-            if self.sync_targets and name in ctx.targets:
-                require_alike(name, network, ctx.targets[name])
-        if self.soft:
-            for key, optimizer in ctx.optimizers.items():
-                self.hook(optimizer.register_step_post_hook(self.named(self._softly(key))))
+    def prepare(self, ctx: Context) -> None:
+        """Hook every step where it is soft."""
+        super().prepare(ctx)
+        self._steps = {}
+        for key, optimizer in ctx.optimizers.items() if self.soft else ():
+            self.hook(optimizer.register_step_post_hook(self.named(self._softly(key))))
 
     def apply(self, ctx: Context) -> None:
-        """Shrink and perturb all chosen networks."""
-        if self.soft:
-            return  # done by the hook of each optimizer
-        details = {}
-        for name, network in self._networks.items():
-            change = partial(self._change, name, network, ctx.optimizers.values())
-            changed, moved = self.measured(name, change)
-            details[name] = {"tensors": len(changed), "function_change": moved}
-        for name, network in self._networks.items():
-            if self.sync_targets and name in ctx.targets:
-                copy_to_target_(ctx.targets[name], network)
-        self.report(ctx, {**self.occasion(), "networks": details}, applications=1)
+        """Shrink and perturb all chosen networks; where it is soft, the hook of each optimizer does."""
+        if not self.soft:
+            super().apply(ctx)
+
+    def takes(self, name: str, parameter: Tensor, module: nn.Module) -> bool:
+        """Take all parameters, or leave those of norms alone."""
+        return self.norms or not isinstance(module, NORM_MODULES)
 
     @torch.no_grad()
-    def _change(
-        self, name: str, network: nn.Module, optimizers: Iterable[Optimizer], only: set[int] | None = None
-    ) -> list[str]:
-        """Shrink and perturb the trainable parameters of a network, or those whose ids are in ``only``."""
+    def edit_(self, ctx: Context, network: str, parameters: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """Mix fresh weights in, and redraw the last layers."""
         assert self.shrink is not None
         assert self.perturb is not None
-        pulled = norm_parameters(network)
-
-        def chosen(parameter_name: str, parameter: Tensor) -> bool:
-            return (only is None or id(parameter) in only) and (self.norms or parameter_name not in pulled)
-
-        parameters = named_parameters(network)
-        fresh = fresh_values(network, self.origins[name], self.generator, chosen)
-        heads = modules_of_last(self, name, network, self.layers) if self.layers else set()
+        module = self._networks[network]
+        fresh = fresh_values(module, self.origins[network], self.generator, lambda name, _: name in parameters)
+        heads = modules_of_last(self, network, module, self.layers) if self.layers else set()
         redrawn = {n: value for n, value in fresh.items() if n.rpartition(".")[0] in heads}
         rest = {n: value for n, value in fresh.items() if n not in redrawn}
-        shrink_perturb_(parameters, rest, self.shrink, self.perturb, pulled)
+        shrink_perturb_(parameters, rest, self.shrink, self.perturb, norm_parameters(module))
         for head, value in redrawn.items():
             parameters[head].copy_(value)
         if redrawn:
             whole = {parameters[head]: torch.ones_like(value, dtype=torch.bool) for head, value in redrawn.items()}
-            self._ctx.redrawn(whole)
-        if not self.soft:  # after every step, the next pass in training mode does it
-            renew_derived_(network)
-        for changed in fresh if self.clear else ():
-            forget_(optimizers, parameters[changed])
-        return list(fresh)
+            ctx.redrawn(whole)
+        return {}
 
     def _softly(self, key: str) -> Any:
         """Return the hook that follows every step of one optimizer, whose parameters it changes."""
@@ -182,23 +152,26 @@ class ShrinkPerturb(Scheduled):
             self._steps[key] = self._steps.get(key, 0) + 1
             if not trigger.due(self._steps[key]):
                 return
-            only = {id(parameter) for parameter in all_parameters(optimizer)}
-            changed = {name: self._change(name, net, (), only) for name, net in self._networks.items()}
+            only, changed = {id(parameter) for parameter in all_parameters(optimizer)}, dict[str, dict[str, Tensor]]()
+            for name in self._networks:
+                own = {n: p for n, p in self.trained(self._ctx, name).items() if id(p) in only}
+                if own:
+                    self.edit_(self._ctx, name, own)  # the next pass in training mode renews what is derived
+                    changed[name] = own
             for name in changed if self.sync_targets else ():
-                if changed[name] and name in self._ctx.targets:
+                if name in self._ctx.targets:
                     copy_to_target_(self._ctx.targets[name], self._networks[name])
             self._ctx.edited()
-            if any(changed.values()) and not self.counts:  # once: an event per step would say nothing more
+            if changed and not self.counts:  # once: an event per step would say nothing more
                 self.report(self._ctx, {"optimizer": key, "because": "every gradient step from now on"}, applications=1)
 
         return hook
 
     def state_dict(self) -> dict[str, Any]:
-        """Return clocks, generator, and how the parameters began."""
-        return {**super().state_dict(), "origins": self.origins.state_dict(), "steps": dict(self._steps)}
+        """Return the steps of each optimizer, too."""
+        return {**super().state_dict(), "steps": dict(self._steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.origins.load_state_dict(state["origins"])
         self._steps = dict(state["steps"])

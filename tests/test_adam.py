@@ -95,6 +95,25 @@ def test_the_same_bits_without_the_call(settings: dict[str, Any], monkeypatch: p
     assert not calls
 
 
+@pytest.mark.on_cpu
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_move_in_a_graph_is_pytorchs_step(settings: dict[str, Any]) -> None:
+    kind = settings.get("kind", Adam)
+    weights, gradient, average, square = (torch.zeros(6) for _ in range(4))
+    counters, rate = torch.zeros(2), torch.tensor(0.01, dtype=torch.float64)
+    parameter = nn.Parameter(weights + 1)
+    weights += 1
+    optimizer = kind([parameter], lr=0.01, fused=True, **{k: v for k, v in settings.items() if k != "kind"})
+    move = adam.Move.of(optimizer)
+    for seed in range(4):
+        gradient = models.normal(6, seed=seed)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        move(weights, gradient, average, square, counters, rate)
+        torch.testing.assert_close(weights, parameter.detach(), rtol=1e-6, atol=1e-7)
+    assert counters.tolist() == [4, 4]
+
+
 OTHERS: list[tuple[type[Optimizer], dict[str, Any]]] = [
     (Adam, {"amsgrad": True}), (Adam, {"fused": None}), (Adam, {"fused": False, "foreach": True}),
     (Adam, {"lr": torch.tensor(0.01)}), (AdamW, {"amsgrad": True}), (SGD, {}),

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from inductor import some_compiled
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from plasticity import Monitor
 from plasticity.agents import compiled, gradient, graph
@@ -140,7 +141,7 @@ AGENTS: dict[str, tuple[Callable[[str], Any], Callable[[int], Any]]] = {
 
 C51_MARKS = (pytest.mark.on_real_devices,)  # its support is a constant
 LOSSES = [
-    *some_compiled([name for name in AGENTS if name != "dqn-c51"], quick=["sac", "dqn"]),
+    *some_compiled([name for name in AGENTS if name != "dqn-c51"], quick=["dqn"]),
     pytest.param("dqn-c51", marks=C51_MARKS),
     pytest.param("dqn-c51", marks=(*C51_MARKS, pytest.mark.inductor, pytest.mark.slow), id="dqn-c51-inductor"),
 ]
@@ -189,7 +190,7 @@ def test_prioritised_replay_gets_its_errors() -> None:
 
 
 @pytest.mark.inductor
-@pytest.mark.slow_off_the_cpu
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits() -> None:
     make, inputs = AGENTS["sac"]
     one, other = make("on"), make("on")
@@ -323,7 +324,6 @@ def test_edits_in_place_are_seen() -> None:
     assert_moves_like(one, other)
 
 
-@pytest.mark.inductor
 def test_a_replaced_module_is_traced_anew() -> None:
     one, other = twins()
     for learner in (one, other):
@@ -388,7 +388,6 @@ def test_a_frozen_weight_stays_where_it_is(kind: type[Optimizer]) -> None:
     assert not torch.equal(weight, before)
 
 
-@pytest.mark.inductor
 def test_another_shape_is_traced_anew_and_views_are_taken() -> None:
     one, other = twins()
     for learner in (one, other):
@@ -408,6 +407,50 @@ def test_gradients_are_shortened_together() -> None:
 
 
 @pytest.mark.on_real_devices
+def of(learner: Quadratic) -> Optimizer:
+    return learner.optimizers["net"]
+
+
+@torch.no_grad()
+def shrink(optimizer: Optimizer, *_: Any) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.mul_(0.5)
+
+
+CHANGES: dict[str, Callable[[Quadratic], Any]] = {
+    "hook before": lambda one: of(one).register_step_pre_hook(shrink),
+    "hook after": lambda one: of(one).register_step_post_hook(shrink),
+    "schedule": lambda one: LambdaLR(of(one), lambda epoch: 0.5),
+    "rate": lambda one: of(one).param_groups[0].update(lr=0.3),
+    "betas": lambda one: of(one).param_groups[0].update(betas=(0.5, 0.6)),
+    "frozen": lambda one: one.networks["net"][0].bias.requires_grad_(False),
+    "limit": lambda one: setattr(one.step, "max_norm", 0.1),
+    "all state lost": lambda one: of(one).state.clear(),
+    "one state lost": lambda one: of(one).state.pop(one.networks["net"][2].weight),
+    "state loaded": lambda one: of(one).load_state_dict(copy.deepcopy(of(one).state_dict())),
+    "counters": lambda one: [state["step"].fill_(100) for state in of(one).state.values()],
+    "term": lambda one: one.step.add("norm", lambda nets, batch: nets["net"][0].weight.square().sum()),
+    "hook on a weight": lambda one: one.networks["net"][0].weight.register_hook(lambda gradient: 2 * gradient),
+    "weights elsewhere": lambda one: setattr(
+        one.networks["net"][0].weight, "data", one.networks["net"][0].weight.data.clone()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_between_two_steps_of_adam_is_noticed(name: str) -> None:
+    one, other = twins()
+    for learner in (one, other):
+        fused = models.place() != elsewhere.NAME
+        learner.optimizers["net"] = Adam(learner.networks["net"].parameters(), lr=0.05, fused=fused)
+        for seed in range(3):
+            learner.learn(seed)
+        CHANGES[name](learner)
+        for seed in range(3, 6):
+            learner.learn(seed)
+    assert_close(one, other)
+
+
 def test_a_network_that_was_not_given_is_named() -> None:
     other = nn.Linear(3, 1)
     networks = {"net": nn.Linear(3, 1)}
@@ -439,6 +482,7 @@ def test_a_copy_of_a_compiled_agent_learns_on_its_own() -> None:
 
 
 @pytest.mark.inductor
+@pytest.mark.slow
 @pytest.mark.on_cpu
 def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(0)
@@ -468,6 +512,7 @@ def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.inductor
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:precision 'bf16' is slower")
 def test_bf16_rounds_large_products_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, small = Quadratic(), Quadratic(precision="bf16")

@@ -43,6 +43,7 @@ OF_METHODS = {
 OF_ONE = {
     "swd": {"shape": "linear"}, "knife": {"outgoing": "keep", "window": "5"}, "plasticity_injection": {"at": "30"},
     "pfo": {"layers": "all"}, "spectral_normalization": {"layers": "q.2"},
+    "critic_disagreement": {"networks": "critic_*"},
 }  # fmt: skip
 """Method -> values for fields of which the other methods' values, or the other choice, do not go with the rest."""
 WHEN = ("every", "at", "when", "stalled")

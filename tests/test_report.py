@@ -19,7 +19,7 @@ from plasticity.cli import main
 from plasticity.reports.document import Report
 from plasticity.reports.figures import COLOURS, LINES, MARKERS, draw_curves, draw_maps, shading
 from plasticity.reports.pdf import text_table
-from plasticity.reports.pictures import Pictures
+from plasticity.reports.pictures import Pictures, in_one_order
 from plasticity.reports.runs import RecordedRun, load_runs
 from plasticity.reports.series import Series, windowed
 from plasticity.reports.statistics import Interval, bootstrap, iqm
@@ -507,3 +507,8 @@ def test_one_table_in_four_languages() -> None:
     assert r"\caption{Title 5 \%. A note.}" in latex(table)
     assert "a|b &amp; &lt;c&gt;" in as_html(table)
     Page(as_html(table))
+
+
+def test_layers_of_several_configurations_are_in_one_order() -> None:
+    mixed = ["trunk.0", "trunk.3", "head.0", "trunk.2", "trunk.10", "head.mean"]
+    assert in_one_order(mixed) == ["trunk.0", "trunk.2", "trunk.3", "trunk.10", "head.mean", "head.0"]

@@ -99,7 +99,7 @@ class Pictures:
         rows: list[list[Map | None]] = []
         for block in blocks:
             for network, own in layers.items():
-                row = [self._map(name, runs, network, metric, own) for _, name, runs in block]
+                row = [self._map(name, runs, network, metric, in_one_order(own)) for _, name, runs in block]
                 rows.append(row + [None] * (width - len(row)))
         rows = [row for row in rows if any(one is not None for one in row)]
         if not rows:
@@ -240,3 +240,14 @@ def _event_steps(runs: Sequence[RecordedRun], network: str | None, event: str | 
         if (event is None or row["event"] == event) and (network is None or row.get("network") in (None, network))
     )
     return np.unique(np.fromiter(chosen, dtype=np.float64))
+
+
+def in_one_order(layers: Sequence[str]) -> list[str]:
+    """Return layers of several configurations in one order: containers as they come, what is in each by its number."""
+    containers = list(dict.fromkeys(name.rpartition(".")[0] for name in layers))
+
+    def place(name: str) -> tuple[int, int]:
+        container, _, last = name.rpartition(".")
+        return containers.index(container), int(last) if last.isdecimal() else -1
+
+    return sorted(layers, key=place)

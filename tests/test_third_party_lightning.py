@@ -17,7 +17,7 @@ pl = pytest.importorskip("lightning.pytorch")
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import plasticity  # noqa: E402
-from plasticity.interventions import L2Init, ReDo, ReGraMa, Reset, ShrinkPerturb, SpectralNormalization  # noqa: E402
+from plasticity.interventions import L2Init, ReDo, Reset, SpectralNormalization  # noqa: E402
 from plasticity.lightning import PlasticityCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "ignore:.*:UserWarning", "ignore::FutureWarning")
@@ -171,47 +171,6 @@ def test_no_bit_of_fitting_changes(make: Any, tmp_path: Path) -> None:
         make_trainer(tmp_path, callbacks).fit(module, batches())
         finals.append(dict(module.state_dict()))
     torch.testing.assert_close(*finals, rtol=0, atol=0)
-
-
-METHODS: dict[str, Any] = {
-    "redo": lambda: ReDo(every=3, threshold=0.3),
-    "regrama": lambda: ReGraMa(every=3, threshold=0.3),
-    "reset": lambda: Reset(every=3, layers=1),
-    "shrink_perturb": lambda: ShrinkPerturb(every=3),
-    "l2_init": lambda: L2Init(coef=0.1),
-}
-
-
-def by_own_loop(intervention: Any, steps: int) -> dict[str, Tensor]:
-    """Return the weights after a loop without a Trainer."""
-    from plasticity.callback import Context, end, fire, start
-
-    module = Inner()
-    optimizer = module.configure_optimizers()
-    ctx = Context({"net": module.net}, {"adam": optimizer})
-    start([intervention], ctx)
-    every = [batch for _ in range(2) for batch in batches()]
-    for step, batch in enumerate(every[:steps]):
-        ctx.step = step + 1
-        fire([intervention], "on_update_start", ctx)
-        optimizer.zero_grad()
-        module.training_step(batch, 0).backward()
-        optimizer.step()
-        fire([intervention], "on_update_end", ctx, {})
-        fire([intervention], "on_step_end", ctx)
-    end([intervention], ctx)
-    return dict(module.state_dict())
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_does_what_it_does_in_a_loop_of_ones_own(method: str, tmp_path: Path) -> None:
-    module, mine = Inner(), METHODS[method]()
-    trainer = make_trainer(tmp_path, [PlasticityCallback("net", [], interventions=[mine])])
-    trainer.fit(module, batches())
-    torch.testing.assert_close(dict(module.state_dict()), by_own_loop(METHODS[method](), 8), rtol=0, atol=0)
-    without = Inner()
-    make_trainer(tmp_path, []).fit(without, batches())
-    assert not torch.equal(without.net[0].weight, module.net[0].weight), "it acts"
 
 
 def test_a_run_that_goes_on_is_the_run_without_a_break(tmp_path: Path) -> None:

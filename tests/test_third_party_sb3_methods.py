@@ -65,7 +65,7 @@ def agent_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
-@pytest.mark.parametrize("kind", ["SAC", pytest.param("DQN", marks=pytest.mark.slow), "PPO"])
+@pytest.mark.parametrize("kind", ["SAC", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("DQN", "PPO"))])
 @pytest.mark.some(8)
 def test_every_method_acts_and_the_agent_is_saved_loaded_and_trained_on(kind: str, name: str, tmp_path: Any) -> None:
     agent = agent_of(kind)

@@ -61,7 +61,10 @@ def test_every_network_is_read_and_the_logger_gets_the_numbers(name: str) -> Non
         assert reading.values["grama"]["all"] >= 0
 
 
-@pytest.mark.parametrize("name", BASE)
+EVERY = [*BASE, *(pytest.param(name, marks=pytest.mark.slow) for name in CONTRIBUTED)]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_the_numbers_are_those_of_own_hooks(name: str) -> None:
     agent, number = make(name), 0
     hands = {n: ByHand(network) for n, network in context_of(agent).networks.items()}
@@ -85,7 +88,7 @@ def test_the_numbers_are_those_of_own_hooks(name: str) -> None:
     assert number >= 2
 
 
-@pytest.mark.parametrize("name", BASE)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_bit_of_learning_changes(name: str) -> None:
     finals = []
     for callback in (None, PlasticityCallback(["dormancy", "grama"], every=1)):

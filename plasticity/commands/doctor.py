@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from .arguments import read_arguments
 from .tested import TESTED, Tested
@@ -152,8 +152,10 @@ def rendering() -> Checkup:
 def folder(path: Path) -> Checkup:
     """Check that runs can be written, and how much space there is."""
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        return Checkup("wrong", "run folder", f"{there} cannot be written; pass another --out")
+    try:
+        TemporaryFile(dir=there).close()
+    except OSError as error:
+        return Checkup("wrong", "run folder", f"{there} cannot be written; pass another --out ({error})")
     free = shutil.disk_usage(there).free / 2**30
     return Checkup("ok" if free > 1 else "note", "run folder", f"{path}: {free:.0f} GiB free")
 

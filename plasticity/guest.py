@@ -51,6 +51,7 @@ class Guest:
         self.is_running = self._is_updating = False
         self._told: set[str] = set()
         self._log: OpenLog | None = None
+        self._skips = Skips()
 
     @property
     def last(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Guest:
         goes_on = ctx is self.ctx
         if not goes_on:
             self.close()
-            self._log = OpenLog([*([] if host is None else [host]), *self._log_to])
+            self._log = OpenLog([self._skips, *([] if host is None else [host]), *self._log_to])
             ctx.writer = self._log.writer
         saved = None if goes_on or states is None else [states.get(name) for name in self.named()]
         try:
@@ -177,9 +178,23 @@ class Guest:
         return []
 
     def _idle(self) -> list[str]:
-        """Return which methods with a schedule never came to act, and why."""
-        idle = {name: one.idle() for name, one in self.named().items() if isinstance(one, Intervention)}
+        """Return which methods never came to act, by their schedule or on any layer, and why."""
+        methods = {name: one for name, one in self.named().items() if isinstance(one, Intervention) and not one.counts}
+        idle = {name: one.idle() or self._skips.reasons.get(one.NAME) for name, one in methods.items()}
         return [f"{name} never acted: {why}" for name, why in idle.items() if why]
+
+
+class Skips(Writer):
+    """Keep why methods have left layers alone, the first reason of each: the events ``<method>_skipped``."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """Keep the reason of a skip."""
+        method, _, skipped = name.rpartition("_")
+        if skipped == "skipped":
+            self.reasons.setdefault(method, str(details.get("reason", details)))
 
 
 def require_arguments(probes: Any, every: Any, interventions: Any, diagnose_every: Any = None) -> None:

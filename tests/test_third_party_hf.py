@@ -396,6 +396,16 @@ def test_what_never_came_about_is_said_at_the_end(tmp_path: Path) -> None:
         make_trainer(tmp_path, [PlasticityCallback(interventions=[ReDo()])]).train()
 
 
+def test_a_method_that_finds_no_layer_to_edit_says_why(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(make_model(), peft.LoraConfig(r=4, target_modules=["gate_proj", "up_proj"]))
+    redo = ReDo(every=2, threshold=0.6)
+    with pytest.warns(
+        RuntimeWarning, match=r"redo never acted: .*gate_proj has an adapter, whose weights add to its own"
+    ):
+        make_trainer(tmp_path, [PlasticityCallback([], interventions=[redo])], model).train()
+
+
 def test_a_trainer_that_evaluates_only_says_that_nothing_is_measured(tmp_path: Path) -> None:
     args = arguments(tmp_path)
     trainer = transformers.Trainer(make_model(), args, eval_dataset=make_rows(8), callbacks=[PlasticityCallback()])

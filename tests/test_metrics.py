@@ -382,6 +382,8 @@ def test_ranks_stand_beside_their_samples() -> None:
     assert (details["samples"], details["features"], details["dtype"]) == (64, 12, "float32")
     assert "pca_rank" in details["centred"]
     assert "numerical_rank" not in details["centred"]
+    plain = measure(net(nn.ReLU()), torch.randn(64, 5), probes=["rank"]).details["rank"]["0"]
+    assert plain == {"samples": 64, "features": 12, "dtype": "float32", "centred": False}
     assert "spectrum: samples 64, features 12, dtype float32" in str(reading)
 
 

@@ -185,3 +185,7 @@ class Rank(Features):
             warn_of_few_samples()
         sigma = singular_values(features)
         return {metric: RANKS[metric](sigma, samples) for metric in self.metrics}
+
+    def details(self) -> dict[str, Any]:
+        """Return samples, features, precision, and that features are not centred."""
+        return {**super().details(), "centred": False}

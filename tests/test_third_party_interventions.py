@@ -30,6 +30,7 @@ SOON: dict[str, dict[str, Any]] = {
     "regrama": {"threshold": 0.5},
     "ne": {"end": 4},
     "plasticity_injection": {"every": None, "at": (2,)},
+    "knife": {"window": 1, "threshold": 1.0},
     "cbp": {"rate": 0.1, "maturity": 1},
     "snr": {"limit_max": 2, "factor": 1.01},
     "swr": {"share": 0.1},
@@ -478,9 +479,9 @@ STACKS: dict[str, Stack] = {
 }
 LOSS = ("feature_norm", "chain", "dr3", "infer", "sam", "pfo")
 """Terms of a loss on a batch, which the stacks compute by themselves."""
-DATA = ("swd", "ere", "least", "random_shift", "replay_ratio")
-"""Methods of replay and of episodes."""
-MODULES = ("plasticity_injection", "spectral_normalization", "infer")
+DATA = ("swd", "ere", "least", "random_shift", "replay_ratio", "horizon")
+"""Methods of replay, returns and episodes."""
+MODULES = ("plasticity_injection", "spectral_normalization", "infer", "knife")
 """Methods that replace modules."""
 ELSEWHERE = {"drm", *DATA}
 """Methods of replay and past transitions in Stable-Baselines3: tests/test_third_party_sb3_data.py and _methods.py."""

@@ -51,7 +51,8 @@ def method_of(name: str) -> Intervention:
     """Return a method that acts soon."""
     kind = INTERVENTIONS[name]
     fields = {field.name for field in dataclasses.fields(kind)}
-    return kind(**({"at": (6,)} if name == "plasticity_injection" else {"every": 4} if "every" in fields else {}))
+    soon = {"plasticity_injection": {"at": (6,)}, "knife": {"every": 4, "window": 2}}
+    return kind(**soon.get(name, {"every": 4} if "every" in fields else {}))
 
 
 def agent_of(name: str) -> Any:

@@ -28,6 +28,7 @@ NOT_FOR = {
     ("ere", "ppo"): "it has no replay buffer",
     ("replay_ratio", "ppo"): "it has no replay buffer",
     **{("horizon", agent): "it has no n-step returns" for agent in ("td3", "ppo")},
+    ("horizon", "dqn"): "its quick run has no n-step returns; test_horizon.py has the contract with them",
     ("snr", "ppo"): "its activation is tanh, of which h > 0 says nothing",
     ("reborn", "ppo"): "its activation is tanh, for which no split is exact",
     ("least", "ppo"): "it has no value of (observation, action)",

@@ -40,7 +40,7 @@ INPUTS, AFTER, STEPS = 16, 5, 300
 STREAMS = [("stream", net, lr, task) for net in NETWORKS for lr in (1e-3, 1e-2) for task in (2, 10, 30)]
 AGENTS = {
     "sac": ("Pendulum-v1", ("--hidden", "64", "64", "--batch-size", "64", "--learning-starts", "500")),
-    "dqn": ("CartPole-v1", ("--hidden", "64", "64")),
+    "dqn": ("CartPole-v1", ("--preset", "zoo", "--hidden", "64", "64")),
     "ppo": ("CartPole-v1", ()),
 }
 """Agent -> environment, options. Small networks: every score is five runs from nothing."""
@@ -232,7 +232,8 @@ def main() -> None:
     found = summary(points, results, seeds)
     for name, value in found.items():
         print(show(name, value) if isinstance(value, dict) else f"{name}: {value}")
-    save("predicts", {"summary": found}, started, options.quick)
+    rows = [{"point": point, "seed": seed, "result": results[point, seed]} for point, seed in keys]
+    save("predicts", {"summary": found, "cases": rows}, started, options.quick)
 
 
 if __name__ == "__main__":

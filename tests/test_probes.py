@@ -32,7 +32,7 @@ from plasticity.probes import (
     srank,
     stable_rank,
 )
-from plasticity.probes.rank import warn_of_few_samples
+from plasticity.probes.rank import _warn
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -132,15 +132,20 @@ def test_rank_keeps_the_first_samples_and_copies_them() -> None:
     assert float(probe.compute()["effective_rank"]) == pytest.approx(ranks_of(expected)["effective_rank"])
 
 
-def test_fewer_samples_than_features_warns_once() -> None:
+@pytest.mark.parametrize("probes", ["rank", "spectrum"])
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [(5, ["fewer samples than features"]), (9, ["fewer than 2 samples a feature"]), (18, [])],
+)
+def test_fewer_than_two_samples_a_feature_warn_once(probes: str, samples: int, said: list[str]) -> None:
     model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 1))
-    warn_of_few_samples.cache_clear()
+    _warn.cache_clear()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(3):
-            measure(model, torch.randn(5, 4), probes=["rank"])
-    assert len(seen) == 1
-    assert "fewer samples than features" in str(seen[0].message)
+            measure(model, torch.randn(samples, 4), probes=[probes])
+    assert len(seen) == len(said)
+    assert all(part in str(one.message) for part, one in zip(said, seen, strict=True))
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------

@@ -113,11 +113,21 @@ RANKS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+ENOUGH = 2
+"""Samples for each feature below which ranks are said to be those of the batch."""
+
+
+def warn_of_few_samples(samples: int, features: int) -> None:
+    """Say once that ranks are limited by the number of samples, or that there are fewer than two for each feature."""
+    if samples < features:
+        _warn("fewer samples than features; no rank can exceed their number: compare values of the same number only")
+    elif samples < ENOUGH * features:
+        _warn(f"fewer than {ENOUGH} samples a feature; such ranks are as much of the batch as of the network")
+
+
 @cache  # once in a run, not once per layer and reading
-def warn_of_few_samples() -> None:
-    """Say that ranks are limited by the number of samples."""
-    message = "no rank can exceed the number of samples, so compare only values taken with the same number"
-    warnings.warn(f"Rank: fewer samples than features; {message}", RuntimeWarning, stacklevel=3)
+def _warn(message: str) -> None:
+    warnings.warn(f"Rank: {message}", RuntimeWarning, stacklevel=4)
 
 
 class Features(Probe):
@@ -171,7 +181,7 @@ class Rank(Features):
     2021 (arXiv 2010.14498); feature_rank, Lyle et al. 2022 (arXiv 2204.09560).
 
     ``metrics``: which of effective_rank, srank, stable_rank and feature_rank. At most ``max_samples`` rows are kept,
-    the first ones seen. Warns once when there are fewer samples than features, because no rank exceeds the samples.
+    the first ones seen. Warns once below two samples a feature, and once below one: no rank exceeds the samples.
     """
 
     SOURCE = "Roy & Vetterli 2007; Kumar et al. 2021; Lyle et al. 2022"
@@ -181,8 +191,7 @@ class Rank(Features):
         """Return each rank by name, 0-D, float64."""
         features = self.features()
         samples, neurons = features.shape
-        if samples < neurons:
-            warn_of_few_samples()
+        warn_of_few_samples(samples, neurons)
         sigma = singular_values(features)
         return {metric: RANKS[metric](sigma, samples) for metric in self.metrics}
 

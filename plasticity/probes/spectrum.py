@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .rank import Features, effective_rank, numerical_rank, pca_rank, singular_values, srank, stable_rank
+from .rank import (
+    Features,
+    effective_rank,
+    numerical_rank,
+    pca_rank,
+    singular_values,
+    srank,
+    stable_rank,
+    warn_of_few_samples,
+)
 
 DEFINITIONS: dict[str, tuple[bool, Callable[[Tensor], Tensor] | None]] = {
     "pca_rank": (True, pca_rank),
@@ -24,18 +31,6 @@ DEFINITIONS: dict[str, tuple[bool, Callable[[Tensor], Tensor] | None]] = {
     "stable_rank_centred": (True, stable_rank),
 }
 """Name -> whether features are centred, and the rank of singular values; None: it also depends on shape and dtype."""
-ENOUGH = 2
-"""Samples for each feature below which ranks are said to be those of the batch."""
-
-
-@cache  # once in a run
-def warn_of_samples() -> None:
-    """Say that there are too few samples."""
-    warnings.warn(
-        f"ranks of fewer than {ENOUGH} samples a feature are as much of the batch as of the network: take a larger one",
-        RuntimeWarning,
-        stacklevel=3,
-    )
 
 
 class Spectrum(Features):
@@ -53,8 +48,7 @@ class Spectrum(Features):
     def compute(self) -> dict[str, Tensor]:
         """Return each rank by name, 0-D, float64."""
         features = self.features()
-        if features.shape[0] < ENOUGH * features.shape[1]:
-            warn_of_samples()
+        warn_of_few_samples(*features.shape)
         wanted = {DEFINITIONS[metric][0] for metric in self.metrics}
         sigma = {centred: singular_values(centre(features) if centred else features) for centred in wanted}
         epsilon = torch.finfo(features.dtype).eps

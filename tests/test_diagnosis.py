@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 from dataclasses import replace
@@ -34,6 +35,7 @@ from plasticity.diagnosis.comparison import Size, compare
 from plasticity.diagnosis.examine import Tried, examine
 from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_ratio, t_quantile
 from plasticity.diagnosis.surroundings import in_fresh_surroundings
+from plasticity.diagnosis.tables import STUDY
 from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
 from plasticity.diagnosis.trainee import Patient, Surroundings, Trainee, first_output
 from plasticity.diagnosis.trials import Budget, Trials
@@ -433,3 +435,11 @@ def test_the_least_invasive_part_explains_a_gap() -> None:
     assert explaining([half, most, everything]) is most
     assert explaining([half, everything]) is everything
     assert explaining([half]) is None
+
+
+def test_the_study_that_is_quoted_is_the_one_that_ran() -> None:
+    file = Path(__file__).parents[1] / "benchmarks" / "evidence" / "results" / "predicts.json"
+    summary = json.loads(file.read_text())["summary"]
+    found = summary["rank correlation"]
+    assert f"over {summary['points']} points" in STUDY
+    assert "rank correlation {mean:.2f} [{low:.2f}, {high:.2f}]".format(**found) in STUDY

@@ -42,7 +42,7 @@ OF_METHODS = {
 """Field of a method or meter -> a value for it."""
 OF_ONE = {
     "swd": {"shape": "linear"}, "knife": {"outgoing": "keep", "window": "5"}, "plasticity_injection": {"at": "30"},
-    "pfo": {"layers": "all"}, "spectral_normalization": {"layers": "q.2"},
+    "pfo": {"layers": "all", "networks": "critic"}, "spectral_normalization": {"layers": "q.2"},
     "critic_disagreement": {"networks": "critic_*"},
 }  # fmt: skip
 """Method -> values for fields of which the other methods' values, or the other choice, do not go with the rest."""
@@ -50,6 +50,7 @@ WHEN = ("every", "at", "when", "stalled")
 """Fields of which one is given."""
 REFUSED = {
     ("plasticity_injection", "every"): "is applied once: pass at=(N,), when or stalled, not every or several steps",
+    **{("horizon", when): "needs n-step returns and a discount that can be set" for when in WHEN},
     ("random_shift", ""): "needs a buffer of images (channels, height, width); sac has observations of shape (3,)",
 }
 """Method and field of when it acts -> why it is refused here."""
@@ -193,4 +194,4 @@ def test_every_flag_of_bench(tmp_path: Path) -> None:
     words += ["--jobs", "2", "--retries", "0", "--task-steps", "200", "--num-tasks", "2", "--quiet"]
     words += ["--out", str(tmp_path)]
     assert {option.flag for option in of_others()["bench"]} == {word for word in words if word.startswith("--")}
-    command("bench", "cgym-short", *words, "--", "--num-steps", "50", "--probes")
+    command("bench", "cgym-short", *words, "--", "--num-steps", "40", "--probes")

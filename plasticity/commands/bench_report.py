@@ -47,7 +47,10 @@ class BenchReport:
         self.bench, self.suite, self.folder = bench, bench.suite, bench.folder
 
     def write(self) -> None:
-        """Print the tables of all streams of which runs are finished; write them, and a picture of each."""
+        """Print and write the tables of all streams with finished runs, and pictures; say why other runs failed."""
+        for seed in self.bench.seeds:
+            if seed.state == "failed":
+                print(f"{seed.folder}: failed, {seed.error}; see {seed.console}", file=sys.stderr)
         text = "\n".join(one for env in self.bench.envs for one in self._of(env) if one)
         if not text:
             print("nothing is finished; the same command goes on")
@@ -114,7 +117,8 @@ class BenchReport:
                 found.fresh.setdefault(cell.seed, {})[cell.task] = curves[0]
                 continue
             found.curves.setdefault(cell.method, {})[cell.seed] = curves
-            found.speeds.setdefault(cell.method, []).append(float(np.nanmean(series[SPEED].values)))
+            if SPEED in series:  # else the run was too short for one
+                found.speeds.setdefault(cell.method, []).append(float(np.nanmean(series[SPEED].values)))
             mine = found.metrics.setdefault(cell.method, {})
             for metric, values in measured(series, num, plan.steps or 0).items():
                 mine.setdefault(metric, []).append(values)

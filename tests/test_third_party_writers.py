@@ -319,6 +319,7 @@ def test_a_run_that_was_given_stays_open_and_watch_writes_to_several(service: st
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_closed_writer_opens_nothing_again(service: str, tmp_path: Path) -> None:
     writer = opened(service, tmp_path / "run")
+    writer.settings(SETTINGS)
     writer.log(1, {"a": 1.0})
     writer.close()
     for method, arguments in CALLS.items():

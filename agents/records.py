@@ -26,6 +26,7 @@ class Episodes(Callback):
         self._device: EpisodesOnDevice | None = None
         self._returns: list[float] = []  # numbers of Python: a few in every step, which torch takes longer for
         self._lengths: list[int] = []
+        self._ended: tuple[list[float], int] = ([0.0, 0.0, 0.0], 0)  # on a device, before a resume: sums, steps
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Add the rewards; log the episodes that ended, their mean if several did at once."""
@@ -52,10 +53,23 @@ class Episodes(Callback):
             self._restart(done.tolist())
 
     def _count_there(self, ctx: Context, transition: Any) -> None:
-        counts = self._device = self._device or EpisodesOnDevice(self._returns, self._lengths, transition.reward)
-        if number := counts.add(transition):
-            self.finished += number
-            ctx.log({"charts/episodic_return": counts.mean_return, "charts/episodic_length": counts.mean_length})
+        if self._device is None:
+            self._device = EpisodesOnDevice(self._returns, self._lengths, transition.reward, *self._ended)
+        self._device.add(transition)
+        if self._device.steps % LOOK_EVERY == 0:
+            self._look(ctx)
+
+    def _look(self, ctx: Context) -> None:
+        assert self._device is not None
+        returns, lengths, number = self._device.taken()
+        if number:
+            self.finished += int(number)
+            ctx.log({"charts/episodic_return": returns / number, "charts/episodic_length": lengths / number})
+
+    def on_train_end(self, ctx: Context) -> None:
+        """Log the episodes that ended on a device since the last look."""
+        if self._device is not None:
+            self._look(ctx)
 
     def _restart(self, which: list[bool]) -> None:
         self._returns = [0.0 if over else value for value, over in zip(self._returns, which, strict=True)]
@@ -63,13 +77,13 @@ class Episodes(Callback):
 
     def forget(self, lost: Tensor) -> None:
         """Begin anew with the episodes that will not go on."""
-        self._settle()
         if self._returns:
             self._restart(lost.tolist())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of finished episodes, and what the running ones have so far."""
-        self._settle()
+        if self._device is not None:
+            return {"finished": self.finished, **self._device.state_dict()}
         if not self._returns:
             return {"finished": self.finished}
         running = torch.tensor([self._returns, self._lengths], dtype=torch.float64, device="cpu")
@@ -80,13 +94,8 @@ class Episodes(Callback):
         self.finished, self._device = state["finished"], None
         if "returns" in state:
             self._returns, self._lengths = state["returns"].tolist(), state["lengths"].long().tolist()
-
-    def _settle(self) -> None:
-        """Take over what was counted on a device; episodes that ended since the last row are counted, not logged."""
-        if self._device is not None:
-            self._returns, self._lengths, number = self._device.settled()
-            self.finished += number
-            self._device = None
+        if "ended" in state:
+            self._ended = state["ended"].tolist(), state["steps"]
 
 
 LOOK_EVERY = 100  # steps on a device between two looks at the episodes that have ended, each of which waits for it
@@ -95,32 +104,31 @@ LOOK_EVERY = 100  # steps on a device between two looks at the episodes that hav
 class EpisodesOnDevice:
     """Returns and lengths of the running episodes, (N,), and the sums of those that have ended, on one device."""
 
-    def __init__(self, returns: list[float], lengths: list[int], like: Tensor) -> None:
+    def __init__(self, returns: list[float], lengths: list[int], like: Tensor, ended: list[float], steps: int) -> None:
         running = [returns or [0.0] * len(like), lengths or [0] * len(like)]
         self._running = torch.tensor(running, dtype=torch.float64, device="cpu").to(like.device)
-        self._ended = torch.zeros(3, dtype=torch.float64, device=like.device)
-        self._steps = 0
+        self._ended = torch.tensor(ended, dtype=torch.float64, device="cpu").to(like.device)
+        self.steps = steps
 
-    def add(self, transition: Any) -> int:
-        """Add a step; now and then return the number of episodes that have ended since, with their means set."""
+    def add(self, transition: Any) -> None:
+        """Add a step."""
         done = transition.terminated | transition.truncated
         self._running = self._running + torch.stack([transition.reward, torch.ones_like(transition.reward)])
         self._ended = self._ended + torch.cat([(self._running * done).sum(1), done.sum().double()[None]])
         self._running = self._running * ~done
-        self._steps += 1
-        return self._look() if self._steps % LOOK_EVERY == 0 else 0
+        self.steps += 1
 
-    def _look(self) -> int:
-        returns, lengths, number = self._ended.tolist()
+    def taken(self) -> list[float]:
+        """Return the sums of returns and lengths of the episodes that have ended since the last time, and how many."""
+        found: list[float] = self._ended.tolist()
         self._ended = torch.zeros_like(self._ended)
-        if number:
-            self.mean_return, self.mean_length = returns / number, lengths / number
-        return int(number)
+        return found
 
-    def settled(self) -> tuple[list[float], list[int], int]:
-        """Return what the running episodes have so far, and how many have ended since the last look."""
-        returns, lengths = self._running.tolist()
-        return returns, [*map(int, lengths)], self._look()
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the running episodes have so far, and what has ended and was not taken, on the CPU."""
+        returns, lengths = self._running.to("cpu", copy=True)
+        ended = self._ended.to("cpu", copy=True)
+        return {"returns": returns.clone(), "lengths": lengths.clone(), "ended": ended, "steps": self.steps}
 
 
 class Losses(Callback):

@@ -338,7 +338,7 @@ def test_surgery_reads_off_how_each_layer_was_initialised() -> None:
     ("network", "shape", "message"),
     [
         ("nature_cnn", (5,), r"'nature_cnn' does not take .* shape \(5,\): .*vectors are mlp, .*simba, bronet"),
-        ("mlp", (3, 64, 64), r"'mlp' does not take .*images .* are nature_cnn, impala_cnn, minatar_cnn"),
+        ("mlp", (3, 64, 64), r"'mlp' does not take .*images .* are nature_cnn, impala_cnn, softmoe_cnn, minatar_cnn"),
         ("simba", (3, 64, 64), "'simba' does not take"),
         ("mlp", (4, 4), r"shape \(4, 4\): reshape or flatten"),
         ("nature_cnn", (3, 35, 64), "nature_cnn needs images of at least 36 x 36, got .* minatar_cnn takes small"),

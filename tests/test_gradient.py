@@ -451,6 +451,7 @@ def test_what_changes_between_two_steps_of_adam_is_noticed(name: str) -> None:
     assert_close(one, other)
 
 
+@pytest.mark.on_cpu  # a trace that meets a real tensor: the stand-in for a device does not mix with fake ones
 def test_a_network_that_was_not_given_is_named() -> None:
     other = nn.Linear(3, 1)
     networks = {"net": nn.Linear(3, 1)}

@@ -177,7 +177,8 @@ def test_a_callback_can_end_an_episode_and_the_environment_starts_anew() -> None
             transition.truncated |= torch.tensor([ctx.step % 10 == 0])
 
     _, rows = run([Cut(), Episodes()], steps=35)
-    assert rows.of("charts/episodic_length") == [(10, 10.0), (20, 10.0), (30, 10.0)]
+    ended = [(10, 10.0), (20, 10.0), (30, 10.0)]
+    assert rows.of("charts/episodic_length") == (ended if models.place() == "cpu" else [(35, 10.0)])
 
 
 class Counting:

@@ -153,6 +153,9 @@ def test_golden_quadrants() -> None:
     found = fed("quadrants", on_forward=activity, on_backward=gradient.flip(1)).compute()
     assert isinstance(found, dict)
     assert [float(v) for v in found.values()] == [0, 0.25, 0.25, 0.5]
+    found = fed("quadrants", on_forward=torch.zeros(1, 4), on_backward=torch.zeros(1, 4)).compute()
+    assert isinstance(found, dict)
+    assert [float(v) for v in found.values()] == [0, 0, 0, 1], "no neuron of a dead layer is busy"
 
 
 def test_golden_silence() -> None:
@@ -294,7 +297,7 @@ def test_running_versions_remember() -> None:
         never.on_forward(torch.tensor(rows))
         memory = never.remember()
     assert float(never.compute()) == pytest.approx(1 / 3)  # type: ignore[arg-type]
-    assert never.details() == {"readings": 2}
+    assert never.details() == {"samples": 1, "readings": 2}
 
 
 def test_still_dormant() -> None:

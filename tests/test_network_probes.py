@@ -74,11 +74,25 @@ def test_golden_kernel() -> None:
 
 def test_golden_entropy() -> None:
     weights = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0], [0.5, 0.5, 0, 0]]).double()
-    found = relative_entropy(weights).tolist()
+    found = relative_entropy(weights, weights > 0).tolist()
     assert found[0] == pytest.approx(1)
     assert math.isnan(found[1]), "one key is no choice"
     assert found[2] == pytest.approx(1), "masked keys do not count"
-    assert float(relative_entropy(torch.tensor([0.7, 0.1, 0.1, 0.1]).double())) == pytest.approx(0.678390, abs=1e-5)
+    weights = torch.tensor([0.7, 0.1, 0.1, 0.1]).double()
+    assert float(relative_entropy(weights, weights > 0)) == pytest.approx(0.678390, abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["module", "function", "by hand"])
+def test_heads_whose_weights_underflow_are_collapsed_and_not_masked(how: str) -> None:
+    model, x = Attends(how), torch.randn(4, 5, 8)
+    entropy = measure(model, 1e3 * x, probes=["attention"]).values["attention_low"]["all"]
+    assert entropy == pytest.approx(0, abs=0.01)
+    with torch.no_grad():
+        _, weights = model.mha(*3 * [20 * x], average_attn_weights=False)
+    assert (weights == 0).any()
+    expected = torch.special.entr(weights.double()).sum(-1).mean((0, 2)).min() / math.log(5)
+    found = measure(model, 20 * x, probes=["attention"]).values["attention_low"]["all"]
+    assert found == pytest.approx(float(expected), rel=1e-3)
 
 
 # -- against exact ones ------------------------------------------------------------------------------------------------
@@ -233,6 +247,37 @@ def test_what_torch_cannot_differentiate_has_a_reason() -> None:
         probes=["ntk", *names],
     )
     assert {e.probe for e in reading.unmeasured if e.layer == "all"} == {"ntk", *names}
+
+
+class Tied(nn.Module):
+    """A layer beside two whose gradient is not that of their calls: one weight, in two layers or used by a function."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.own = how, nn.Linear(4, 4)
+        self.first, self.second = (nn.Linear(4, 4, bias=False) for _ in range(2))
+        if how == "tied":
+            self.second.weight = self.first.weight
+        if how == "computed":
+            self.first, self.second = (nn.utils.spectral_norm(m).eval() for m in (self.first, self.second))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(self.own(x).tanh()).tanh()
+        return F.linear(h, self.first.weight.T) if self.how == "function" else self.second(h)
+
+
+@pytest.mark.parametrize("how", ["alone", "tied", "function", "computed"])
+def test_parameters_that_the_calls_of_a_layer_do_not_explain_are_left_out_of_the_kernel(how: str) -> None:
+    model, x = Tied(how), torch.randn(6, 4)
+    probe = TangentKernel()
+    kernel = probe.kernel(Again(model, (x,)))
+    explained = [*model.own.parameters()] + ([model.first.weight, model.second.weight] if how == "alone" else [])
+    rows = [torch.autograd.grad(model(one[None]).sum(), explained) for one in x]
+    jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]).double()
+    torch.testing.assert_close(kernel, jacobian @ jacobian.T, rtol=1e-5, atol=1e-6)
+    left_out = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in explained)
+    assert probe.details() == {"samples": 6, "parameters_left_out": left_out}
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------

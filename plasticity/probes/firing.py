@@ -68,6 +68,10 @@ class Firing(Probe):
         """Return the share of samples on which each neuron fires, (neurons,), in [0, 1]."""
         return self.total(FORWARD)[FIRES.get(self.activation or "relu", 0)] / self.num_samples(FORWARD)
 
+    def details(self) -> dict[str, int]:
+        """Return the number of samples, which decides how many neurons look dead."""
+        return {"samples": self.num_samples(FORWARD)}
+
 
 class ActiveEntries(Firing):
     """Fraction of (sample, neuron) entries that fire: FAU by entries.
@@ -201,8 +205,8 @@ class NeverFired(Firing):
         return {"score": self.scores(), "readings": 1 + (past["readings"] if past else 0)}
 
     def details(self) -> dict[str, int]:
-        """Return the number of readings so far."""
-        return {"readings": int(self.remember()["readings"])}  # type: ignore[call-overload]
+        """Return the number of samples of this reading, and of readings so far."""
+        return {**super().details(), "readings": int(self.remember()["readings"])}  # type: ignore[call-overload]
 
     def _past(self) -> dict | None:
         fits = self.memory is not None and len(self.memory["score"]) == self.total(FORWARD).shape[-1]

@@ -73,9 +73,9 @@ class Silent(ActivityAndGradient):
 class Quadrants(ActivityAndGradient):
     """Fractions of neurons in the quadrants of activity and gradient.
 
-    Each is high in the top ``share`` of its layer. ``busy`` high in both, ``loud`` in activity alone, ``learning`` in
-    gradient alone, ``idle`` in neither. They add up to 1; without any relation ``busy`` is share^2. Source: Liu et al.
-    2025 (arXiv 2505.24061), figure 3.
+    High is the top ``share`` of a layer, and not 0. ``busy`` is high in both, ``loud`` in activity alone, ``learning``
+    in gradient alone, ``idle`` in neither. They add up to 1; without any relation ``busy`` is share^2. Source: Liu et
+    al. 2025 (arXiv 2505.24061), figure 3.
     """
 
     WORSE = "loud high: activity says nothing of learning"
@@ -95,11 +95,11 @@ class Quadrants(ActivityAndGradient):
         return {name: share_of(mask, scores) for name, mask in zip(self.metrics, marked, strict=True)}
 
     def _high(self, scores: Tensor) -> Tensor:
-        """Return which neurons are in the top share; of equal ones the first."""
+        """Return which neurons are in the top share and above 0; of equal ones the first."""
         most = max(1, round(self.share * len(scores)))
         mask = torch.zeros_like(scores, dtype=torch.bool)
         mask[scores.argsort(descending=True, stable=True)[:most]] = True
-        return mask
+        return mask & (scores > 0)
 
 
 class Overlap(Dormancy):

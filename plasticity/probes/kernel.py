@@ -3,6 +3,7 @@
 No Jacobian is made. One backward pass gives the gradient d at the output of every layer, hooks give its input a; the
 product of two samples' gradients of a weight and a bias is (a . a' + 1) (d . d'). Of all Linear and convolution layers
 and layer norms of the network, the output layer included; other parameters are left out, and ``details`` counts them.
+So are those that the calls of their layer do not explain: shared between layers, computed from others, used elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from .rank import effective_rank
 
 Calls = list[tuple[nn.Module, Tensor, Tensor]]
 """The calls of layers: module, input, output."""
+ROUNDING = 1e-3
+"""Relative error of a gradient, beside the product of its factors' norms, that is no other gradient."""
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 
 
@@ -81,12 +84,58 @@ def _padded(module: nn.Conv2d, a: Tensor) -> Tensor:
     return F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
 
 
+def own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Return the weight and the bias of a layer by name, those that are parameters of its own and train."""
+    there = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    return {name: there[name] for name in ("weight", "bias") if name in there and there[name].requires_grad}
+
+
+def explained_layers(calls: Calls, of: Tensor) -> dict[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Return layer -> inputs and gradients of its calls, of layers whose gradients of ``of`` are those of these calls.
+
+    Layers that share a parameter, or compute something else with it, are not among them: their gradient is another.
+    """
+    own = {module: own_parameters(module) for module, *_ in calls}
+    outputs, parameters = [output for *_, output in calls], [p for named in own.values() for p in named.values()]
+    if not parameters or not of.requires_grad:
+        return {}
+    gradients = torch.autograd.grad(of, [*outputs, *parameters], allow_unused=True)
+    layers: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+    for (module, a, _), d in zip(calls, gradients, strict=False):
+        if d is not None and own[module]:
+            layers.setdefault(module, []).append((a, d))
+    real = dict(zip(map(id, parameters), gradients[len(outputs) :], strict=True))
+    errors = [_error(module, seen, [real[id(p)] for p in own[module].values()]) for module, seen in layers.items()]
+    wrong = torch.stack(errors).gt(1).tolist() if errors else []  # of NaN not: the value will be NaN
+    return {module: seen for (module, seen), is_wrong in zip(layers.items(), wrong, strict=True) if not is_wrong}
+
+
+def _error(module: nn.Module, calls: list[tuple[Tensor, Tensor]], real: list[Tensor | None]) -> Tensor:
+    """Return how far the real gradients are from those of a plain layer at these calls, over what rounding does."""
+    kind: Any = next(kind for kind in KINDS if isinstance(module, kind))
+    plain = kind.__new__(kind)
+    values = {name: getattr(module, name).detach() for name in ("weight", "bias") if getattr(module, name) is not None}
+    found: list[Any] = [0.0 for _ in real]
+    scale: Any = 0.0
+    for a, d in calls:
+        leaves = {name: value.to(d.dtype).clone() for name, value in values.items()}
+        own = [leaves[name].requires_grad_() for name in own_parameters(module)]
+        vars(plain).update({**vars(module), "_parameters": {"weight": None, "bias": None, **leaves}})
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(kind.forward(plain, a.to(d.dtype)), own, d)
+        found = [total + g.double() for total, g in zip(found, gradients, strict=True)]
+        scale = scale + d.double().norm() * (a.double().square().sum() + a.numel() / a.shape[-1]).sqrt()
+    differences = [f if r is None else f - r.double() for f, r in zip(found, real, strict=True)]
+    error = torch.stack([difference.norm() for difference in differences]).norm()
+    return error / (scale * (ROUNDING + 4 * torch.finfo(calls[0][1].dtype).eps))
+
+
 def gram_of_layer(module: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the products of all pairs of samples' gradients of one layer's parameters, (samples, samples), float64."""
     parts = [factors(module, a, d) for a, d in calls]
     a, d = (torch.cat([part[i] for part in parts], 1).double() for i in (0, 1))
-    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
-    trains = weight is not None and weight.requires_grad
+    own = own_parameters(module)
+    trains = "weight" in own
     gram = torch.zeros(len(a), len(a), dtype=torch.float64, device=a.device)
     if isinstance(module, nn.LayerNorm):
         gains = (F.layer_norm(a, a.shape[-1:], eps=module.eps) * d).sum(1)
@@ -96,7 +145,7 @@ def gram_of_layer(module: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Tens
     elif trains:
         gradients = torch.einsum("spn,spm->snm", d, a).flatten(1)
         gram = gram + gradients @ gradients.T
-    if bias is not None and bias.requires_grad:
+    if "bias" in own:
         gram = gram + d.sum(1) @ d.sum(1).T
     return gram
 
@@ -114,17 +163,14 @@ class OfSamples(NetworkProbe):
 
     def gram(self, again: Again, calls: Calls, of: Tensor) -> Tensor:
         """Return the sum over layers of :func:`gram_of_layer`, of the gradients of ``of``, 0-D, at their ``calls``."""
-        by_module: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
-        outputs = [output for *_, output in calls]
-        gradients = torch.autograd.grad(of, outputs, allow_unused=True) if outputs and of.requires_grad else ()
-        for (module, a, _), gradient in zip(calls, gradients, strict=False):
-            if gradient is not None:
-                by_module.setdefault(module, []).append((a[: self.samples], gradient[: self.samples]))
-        if not by_module:
-            raise NotMeasurable("no gradient reaches a Linear, convolution or layer norm of it")
-        known = {id(p) for module in by_module for p in module.parameters(recurse=False)}
-        left_out = sum(p.numel() for p in again.parameters() if id(p) not in known)
-        grams = [gram_of_layer(module, of_module) for module, of_module in by_module.items()]
+        parameters = again.parameters()
+        layers = explained_layers(calls, of)
+        if not layers:
+            raise NotMeasurable("no gradient reaches a Linear, convolution or layer norm with parameters of its own")
+        known = {id(p) for module in layers for p in own_parameters(module).values()}
+        left_out = sum(p.numel() for p in parameters if id(p) not in known)
+        first = {m: [(a[: self.samples], d[: self.samples]) for a, d in seen] for m, seen in layers.items()}
+        grams = [gram_of_layer(module, seen) for module, seen in first.items()]
         if len({gram.shape for gram in grams}) > 1:
             raise NotMeasurable("its layers see different numbers of samples")
         self._details = {"samples": len(grams[0]), "parameters_left_out": left_out}

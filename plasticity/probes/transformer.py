@@ -7,6 +7,7 @@ wrote the model.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from plasticity.isolation import named_modules
 from .network import Again, NetworkProbe, NotMeasurable, tensors_within
 
 SOFTMAX_FUNCTIONS = (torch.softmax, F.softmax, Tensor.softmax)
+MASKED = -5e3
+"""Scores below are masked ones: models that do not use -inf add -1e4, -1e9 or the smallest number."""
 Look = Callable[[str, Any, tuple, Mapping[str, Any], Any], None]
 """Takes the module that calls, the function, its arguments, named ones, and the result."""
 
@@ -84,14 +87,14 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
     return scores.softmax(-1)
 
 
-def relative_entropy(weights: Tensor) -> Tensor:
+def relative_entropy(weights: Tensor, allowed: Tensor) -> Tensor:
     """Return the entropy of distributions along the last axis over its maximum, in [0, 1].
 
-    The maximum is the log of the number of entries that are not 0, so that masked ones do not count; NaN where only one
-    entry is left, which is no choice.
+    The maximum is the log of the number of ``allowed`` entries, also of those whose weight is too small for a float;
+    NaN where there is no more than one, which is no choice.
     """
-    entropy = -torch.special.xlogy(weights, weights).sum(-1)
-    return entropy / (weights > 0).sum(-1).double().log().where((weights > 0).sum(-1) > 1, torch.nan)
+    entropy, count = -torch.special.xlogy(weights, weights).sum(-1), (allowed | (weights > 0)).sum(-1)
+    return entropy / count.double().log().where(count > 1, torch.nan)
 
 
 class OfTransformers(NetworkProbe):
@@ -123,9 +126,10 @@ class Attention(OfTransformers):
         found: dict[str, Tensor] = {}
 
         def look(module: str, func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
-            weights = _weights(func, args, kwargs, result)
-            if weights is not None:
-                entropy, bad = relative_entropy(weights.detach().double()), weights.isnan().any(-1)
+            seen = _attention(func, args, kwargs, result)
+            if seen is not None:
+                weights, allowed = seen
+                entropy, bad = relative_entropy(weights.detach().double(), allowed), weights.isnan().any(-1)
                 mean, bad = (t.movedim(-2, 0).flatten(1) for t in (entropy, bad))
                 found[module or "(model)"] = torch.where(bad.any(1), torch.nan, mean.nanmean(1))
 
@@ -135,13 +139,15 @@ class Attention(OfTransformers):
         return {"attention_entropy": found, "attention_low": {name: heads.min() for name, heads in found.items()}}
 
 
-def _weights(func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> Tensor | None:
-    """Return the weights of an attention, (batch, heads, queries, keys); None for another function.
+def _attention(func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> tuple[Tensor, Tensor] | None:
+    """Return weights, and whether a query may see a key, (batch, heads, queries, keys); None for another function.
 
-    Those of a query that may see no key are 0.
+    The weights of a query that may see no key are 0. Queries of zeros see all that a mask leaves alike.
     """
     if func is F.multi_head_attention_forward:
-        return _without_masked(result if result.dim() == 4 else result[None], *args[:2])
+        alike = _of_zeros(args, kwargs)
+        weights, alike = (t if t.dim() == 4 else t[None] for t in (result, alike))
+        return _without_masked(weights, *args[:2]), alike > 0
     if func is F.scaled_dot_product_attention:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -149,11 +155,22 @@ def _weights(func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any) -> 
         if key.shape[-3] != query.shape[-3]:  # grouped queries
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
-        return _without_masked(attention_weights(query, key, mask, causal, scale), query, key)
+        alike = attention_weights(torch.zeros_like(query), torch.zeros_like(key), mask, causal, scale)
+        return _without_masked(attention_weights(query, key, mask, causal, scale), query, key), alike > 0
     if func in SOFTMAX_FUNCTIONS and result.dim() == 4:
         scores, dim = (kwargs.get(name, args[i] if len(args) > i else None) for i, name in enumerate(("input", "dim")))
-        return _without_masked(result, scores) if dim in (-1, 3) else None
+        return (_without_masked(result, scores), scores > MASKED) if dim in (-1, 3) else None
     return None
+
+
+def _of_zeros(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the weights of a multi-head attention for queries of zeros."""
+    given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs).arguments
+    zeros = {name: torch.zeros_like(given[name]) for name in ("query", "key")}
+    asked = {**given, **zeros, "in_proj_bias": None, "need_weights": True, "average_attn_weights": False}
+    weights = F.multi_head_attention_forward(**asked)[1]
+    assert weights is not None
+    return weights
 
 
 def _without_masked(weights: Tensor, *sources: Tensor) -> Tensor:

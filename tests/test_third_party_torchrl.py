@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -310,7 +311,8 @@ def test_every_method_acts_or_says_why_not(method: str) -> None:
         return
     plain = loss_of("SAC")
     train(plain, torch.optim.Adam(plain.parameters(), 1e-3), 6)
-    with PlasticityHook(loss, optimizer, [], interventions=[made]) as hook:
+    idle = pytest.warns(RuntimeWarning, match="its activation is tanh") if method == "snr" else nullcontext()
+    with idle, PlasticityHook(loss, optimizer, [], interventions=[made]) as hook:
         train(loss, optimizer, 6, hook=hook)
     assert all(bool(p.isfinite().all()) for p in loss.parameters())
     if method not in ("ne", "cbp", "ccbp", "snr", "resin", "reborn"):  # nothing is silent for so long

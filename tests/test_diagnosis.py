@@ -33,7 +33,9 @@ from plasticity.diagnosis import FitCurve, fit
 from plasticity.diagnosis.adaptation import rehearse
 from plasticity.diagnosis.comparison import Size, compare
 from plasticity.diagnosis.examine import Tried, examine
+from plasticity.diagnosis.fresh import from_defaults
 from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_ratio, t_quantile
+from plasticity.diagnosis.remedies import remedies_of
 from plasticity.diagnosis.surroundings import in_fresh_surroundings
 from plasticity.diagnosis.tables import STUDY
 from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
@@ -371,7 +373,57 @@ def test_a_diagnosis_goes_on_from_its_file(tmp_path) -> None:
     again = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, **how)
     assert made > 0
     assert len(told) == made  # no trial is made twice
-    assert again.examination.residual == first.examination.residual
+    assert str(again) == str(first)  # with what the methods changed and cost
+    for group in p.optimizer.param_groups:
+        group["lr"] *= 2
+    plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, **how)
+    assert len(told) > made  # what was learned at another rate is no answer
+
+
+@pytest.mark.parametrize("content", ["{broken", "[]", '{"what": 1}'])
+def test_a_broken_file_is_begun_anew(tmp_path: Path, content: str) -> None:
+    store = tmp_path / "net.json"
+    store.write_text(content)
+    trials = Trials(patient(), 2, Budget(), store)
+    trials.curve("residual", "aged", 0)
+    assert "curves" in json.loads(store.read_text())
+
+
+def test_a_model_without_layers_that_probes_know_is_examined() -> None:
+    torch.manual_seed(0)
+    model = nn.GRU(3, 8, batch_first=True)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    found = plasticity.diagnose(model, optimizer, [torch.randn(8, 4, 3)] * 2, steps=3, teachers=2, remedies=False)
+    assert "no probe of dormancy and ranks" in str(found)
+
+
+def test_a_fresh_last_layer_that_suffices_clears_the_neurons_before_it() -> None:
+    p = plant(killed_neurons, "mlp", 0)
+    found = plasticity.diagnose(p.model, p.optimizer, p.batches, fresh=mlp, steps=3, teachers=2, remedies=False)
+    symptoms = found.examination.symptoms
+    assert symptoms is not None
+    del symptoms.aged["effective_rank"]  # dead neurons have less of that, too
+    for part, suffices, cause in [
+        ("layer", True, "dead neurons"),
+        ("last layer", True, "last layer"),
+        ("last layer", False, "dead neurons"),
+    ]:
+        found.examination.parts = [tried("a part", 0.9, 0.8, 1, suffices, part)]
+        assert judge(found.examination).cause == cause
+
+
+def test_at_a_rate_of_zero_another_rate_says_how_the_network_learns() -> None:
+    p = plant(rate_of_zero, "mlp", 0)
+    found = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, fresh=mlp, steps=5, teachers=2)
+    assert [finding.cause for finding in found.findings] == ["rate", "at another rate"]
+    assert found.findings[1].sentence.startswith("At 0.001 model learns")
+
+
+def test_every_method_that_recycles_is_tried() -> None:
+    p = trained("mlp", 0)
+    maker = from_defaults(p.model)
+    tried_, refused = remedies_of(Patient("net", p.model, p.optimizer, p.batches, first_output, maker, loss=p.loss))
+    assert {"redo", "knife", "regrama"} <= {remedy.name for remedy in tried_}, refused
 
 
 def test_bad_input() -> None:
@@ -384,6 +436,12 @@ def test_bad_input() -> None:
         plasticity.diagnose(p.model, p.optimizer, p.batches, teachers=1)
     with pytest.raises(ValueError, match="differ in"):
         plasticity.diagnose(p.model, p.optimizer, p.batches, fresh=lambda: nn.Linear(6, 3))
+    with pytest.raises(ValueError, match="came out the same"):
+        plasticity.diagnose(p.model, p.optimizer, p.batches, fresh=lambda: copy.deepcopy(p.model))
+    with pytest.raises(ValueError, match="NoneType holds none of the parameters of Sequential"):
+        plasticity.diagnose(p.model, None, p.batches)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Adam holds none of the parameters of Sequential"):
+        plasticity.diagnose(p.model, torch.optim.Adam(mlp().parameters()), p.batches)
     with pytest.raises(ValueError, match="must be one number"):
         plasticity.diagnose(p.model, p.optimizer, p.batches, lambda m, b: m(b[0]), fresh=mlp)
 

@@ -9,10 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.isolation import unwrap
+from plasticity.isolation import named_parameters, unwrap
+from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.origin import Origin
 
 from .comparison import Comparison, Size, changed, compare
@@ -24,7 +26,7 @@ from .remedies import Remedy, remedies_of
 from .surroundings import in_fresh_surroundings
 from .symptoms import Symptoms, symptoms_of
 from .targets import POLICIES
-from .trainee import Forward, Patient, first_output, rate_of
+from .trainee import Forward, Patient, aside, first_output, rate_of
 from .trials import BANDIT, OWN, RESIDUAL, Budget, OutOfTime, Trials
 from .verdict import Diagnosis, judge
 
@@ -102,10 +104,12 @@ def diagnose(
     :class:`~plasticity.surgery.origin.Origin` of its weights; left out, every module's own ``reset_parameters``.
     ``policy``: a key of :data:`~plasticity.diagnosis.targets.POLICIES` where outputs are a policy. ``budget``: seconds.
     ``steps``: updates of a fit; ``teachers``: random teachers. ``remedies``: whether to try methods. ``store``: a file
-    to go on from. ``tell(what)`` is called after each trial. ``print`` the result.
+    to go on from, as long as weights, optimizer, batches and options are the same; the loss has to be, too.
+    ``tell(what)`` is called after each trial. ``print`` the result.
 
     Model, optimizer, gradients and random states stay as they were. Raises ValueError for no batches, for outputs
-    without a floating-point tensor and for a ``fresh`` of another structure; errors of model and loss pass through.
+    without a floating-point tensor, for an optimizer of another model, and for a ``fresh`` of another structure or one
+    that draws the same weights every time; errors of model and loss pass through.
     """
     found = list(islice(batches, MAX_BATCHES))
     if not found:
@@ -114,10 +118,31 @@ def diagnose(
         raise ValueError(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
     if teachers < 2 or steps < 2:
         raise ValueError(f"diagnose needs at least 2 teachers and 2 steps; got {teachers} and {steps}")
+    _require_trained_by(model, optimizer)
     maker, remarks = _maker(model, fresh)
+    _require_draws(model, maker)
     patient = Patient(name, unwrap(model), optimizer, found, forward or first_output, maker, loss=loss, policy=policy)
     trials = Trials(patient, steps, Budget(budget, tell), None if store is None else Path(store), seed)
     return judge(examine(trials, Size(teachers=teachers), remarks, remedies))
+
+
+def _require_trained_by(model: nn.Module, optimizer: Optimizer) -> None:
+    held = {id(p) for p in all_parameters(optimizer)} if isinstance(optimizer, Optimizer) else set()
+    if not any(id(p) in held for p in model.parameters()):
+        raise ValueError(
+            f"diagnose needs the optimizer that trains the model; {type(optimizer).__name__} holds none of the "
+            f"parameters of {type(model).__name__}"
+        )
+
+
+def _require_draws(model: nn.Module, maker: Fresh) -> None:
+    with aside(model, 0):
+        first, second = (named_parameters(maker(torch.Generator().manual_seed(seed))) for seed in range(2))
+    if all(torch.equal(first[name], second[name]) for name in first):
+        raise ValueError(
+            "two fresh networks came out the same, and their spread is what the network is judged by; pass fresh=, a "
+            "function that builds the model with newly drawn weights, without a seed of its own"
+        )
 
 
 def _maker(model: nn.Module, fresh: Callable[[], nn.Module] | Origin | None) -> tuple[Fresh, list[str]]:
@@ -147,7 +172,7 @@ def examine(
             found.own = compare(trials, OWN, size)
         if trials.patient.policy is not None:
             found.bandit = compare(trials, BANDIT, size)
-        found.symptoms = symptoms_of(trials, size.fresh)
+        _look_at_symptoms(trials, size.fresh, found)
         if found.main is not None and found.residual.fresh_learns:
             _try_parts(trials, found.main, found.parts)
             _try_surroundings(trials, found.main, found)
@@ -159,6 +184,14 @@ def examine(
     except OutOfTime:
         found.remarks.append(f"the budget of {trials.budget.seconds:g} s ended before all trials were made; give more")
     return found
+
+
+def _look_at_symptoms(trials: Trials, num_fresh: int, found: Examination) -> None:
+    """Measure symptoms; the trials do not need them, and go on where the probes find no layer in the model."""
+    try:
+        found.symptoms = symptoms_of(trials, num_fresh)
+    except (RuntimeError, ValueError) as error:
+        found.remarks.append(f"no probe of dormancy and ranks: {error}")
 
 
 def _compare_rates(trials: Trials, found: Examination) -> None:
@@ -205,6 +238,7 @@ def _try_surroundings(trials: Trials, comparison: Comparison, found: Examination
 def _try_remedies(trials: Trials, comparison: Comparison, found: Examination) -> None:
     remedies, found.refused = remedies_of(trials.patient)
     for remedy in remedies:
+        remedy.disturbances, remedy.seconds = trials.kept(remedy.name, "change"), trials.kept(remedy.name, "seconds")
         try:
             curves: tuple[FitCurve, ...] = changed(trials, comparison, f"remedy {remedy.name}", remedy.apply)
         except OutOfTime:

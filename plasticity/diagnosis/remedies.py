@@ -76,6 +76,7 @@ class Remedy:
         if not self.has_schedule:
             return {}
         due: dict[str, Any] = {"at": (1,)} if "at" in self._fields else {"every": 1}
+        due |= {"window": 1} if "window" in self._fields else {}
         return due | ({"clock": "gradient_steps"} if "clock" in self._fields else {})
 
     def _update(self, trainee: Trainee, attached: Attached) -> None:

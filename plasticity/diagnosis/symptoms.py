@@ -46,8 +46,8 @@ def symptoms_of(trials: Trials, num_fresh: int) -> Symptoms:
 
 
 def _values(patient: Patient, model: nn.Module) -> dict[str, dict[str, float]]:
-    with Monitor(model, SYMPTOM_PROBES) as monitor, in_evaluation(model):
-        patient.forward(model, patient.batches[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few samples: aged and fresh have the same
+        warnings.simplefilter("ignore")  # of few samples: aged and fresh have the same; of no layer: read() says so
+        with Monitor(model, SYMPTOM_PROBES) as monitor, in_evaluation(model):
+            patient.forward(model, patient.batches[0])
         return monitor.read().values

@@ -10,7 +10,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from plasticity.structure.labels import tensors_in
 
 from .fit import FitCurve, fit, one_number
 from .parts import renew_all
@@ -19,6 +21,8 @@ from .trainee import Patient, Trainee, aside, seed_everything
 
 AGED, FRESH = "aged", "fresh"
 RESIDUAL, BANDIT, OWN = "residual", "bandit", "own"
+FORMAT = 2
+"""Version of the stores; another one is not gone on from."""
 Change = Callable[[Trainee, nn.Module], Any]
 """``change(trainee, twin)`` does something to a copy before it learns; ``twin`` is a fresh network."""
 
@@ -49,22 +53,20 @@ class Trials:
     """The fits of one patient, each made once: ``curve(lesson, who, teacher)``.
 
     ``steps``: updates of a fit. ``store``: a file that keeps the curves, from which a later examination of the same
-    weights with the same steps goes on.
+    weights, optimizer and data with the same steps goes on.
     """
 
     def __init__(self, patient: Patient, steps: int, budget: Budget, store: Path | None = None, seed: int = 0) -> None:
         self.patient, self.steps, self.budget, self.store, self.seed = patient, steps, budget, store, seed
         self._curves: dict[str, list[float]] = {}
-        self.notes: dict[str, float] = {}
-        """Other numbers of a trial by key, such as the seconds that a fit took."""
+        self.notes: dict[str, list[float]] = {}
+        """Other numbers of trials by key, such as by how much a method changed the outputs; kept with the curves."""
         self._signals: dict[int, Any] = {}
         self._weights: dict[str, float] = {}
         self._twins: dict[int, nn.Module] = {}
         self._what = _fingerprint(patient, steps, seed)
-        if store is not None and store.is_file():
-            saved = json.loads(store.read_text(encoding="utf-8"))
-            if saved.get("what") == self._what:
-                self._curves, self.notes = saved["curves"], saved["notes"]
+        if store is not None and (saved := _read(store)).get("what") == self._what:
+            self._curves, self.notes = saved["curves"], saved["notes"]
 
     def curve(
         self, lesson: str, who: str, teacher: int, change: Change | None = None, rate: float | None = None
@@ -110,16 +112,17 @@ class Trials:
             return bandit_lesson(patient.policy, patient.forward, patient.batches, self._signals[teacher])
         return residual_lesson(model, patient.forward, patient.batches, self._signals[teacher])
 
+    def kept(self, *key: str) -> list[float]:
+        """Return a list of further numbers, empty at first: what is appended to it is kept with the next curve."""
+        return self.notes.setdefault("|".join(key), [])
+
     def _fit(self, lesson: str, who: str, teacher: int, change: Change | None, rate: float | None) -> FitCurve:
         with aside(self.patient.model, self._number("fit", teacher)):
             trainee = self.trainee(who, teacher, change)
             trainee.set_rate_(rate)
             made, weight = self.lesson(lesson, trainee.model, teacher), self._weight(lesson)
-            began, optimizer = perf_counter(), trainee.optimizer
             seed_everything(self._number("fit", teacher))
-            curve = fit(trainee.model, optimizer, made.items, made.loss, self.steps, weight, trainee.attached)
-        self.notes[f"{self.patient.name}|seconds|{who}"] = perf_counter() - began
-        return curve
+            return fit(trainee.model, trainee.optimizer, made.items, made.loss, self.steps, weight, trainee.attached)
 
     def _weight(self, lesson: str) -> float:
         """Return the factor that brings the gradient of a lesson, for a fresh network, to the size of that of training.
@@ -153,10 +156,26 @@ class Trials:
             partial.replace(self.store)
 
 
+def _read(store: Path) -> dict[str, Any]:
+    """Return what a store holds; nothing where it is missing, or is no store: its trials are made anew."""
+    try:
+        saved = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return saved if isinstance(saved, dict) and saved.keys() >= {"what", "curves", "notes"} else {}
+
+
 def _fingerprint(patient: Patient, steps: int, seed: int) -> list[Any]:
-    """Return numbers that two examinations share if they ask the same of the same weights."""
-    sizes = [float(p.detach().double().norm()) for p in patient.model.parameters()]
-    return [steps, seed, len(patient.batches), *sizes]
+    """Return numbers that two examinations share if they ask the same of the same weights, optimizer and data."""
+    optimizer = patient.optimizer
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    held = [list(patient.model.parameters()), list(optimizer.state.values()), *patient.batches]
+    sizes = [[_size(tensor) for tensor in tensors_in(one)] for one in held]
+    return [FORMAT, steps, seed, type(optimizer).__name__, repr(options), repr(sizes)]
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.detach().double().norm())
 
 
 def _gradient_size(model: nn.Module, lesson: Lesson) -> float:

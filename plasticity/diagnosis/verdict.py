@@ -128,6 +128,12 @@ def _teaches_nothing(found: Examination, residual: Comparison) -> Iterator[Findi
             f"The learning rate is {own:g}: with it fresh networks learn nothing either, with {rate:g} they do",
             {"learned at the own rate, fresh": residual.null, f"at {rate:g}": best.null},
         )
+        does = _slower(best) if best.is_slower else "learns a random teacher as a fresh network would"
+        yield Finding(
+            "at another rate",
+            f"At {rate:g} {found.patient.name} {does}",
+            {"learned": best.learned, "fresh networks": best.null},
+        )
     else:
         yield Finding(
             UNKNOWN,
@@ -201,13 +207,18 @@ def _best_of_rates(found: Examination, residual: Comparison) -> dict[str, Estima
 
 
 def _cause(found: Examination, part: Tried) -> tuple[str, str]:
-    """Return the cause that a part stands for, and the words for it; symptoms say what is wrong with a layer."""
+    """Return the cause that a part stands for, and the words for it; symptoms say what is wrong with a layer.
+
+    Dead neurons stay dead under a fresh last layer, so where that suffices, they are not the cause.
+    """
     if part.cause not in ("last layer", "layer", "weights") or found.symptoms is None:
         return part.cause, TITLES[part.cause]
     for cause, metric, layers, form in (
         ("dead neurons", "dormancy", found.symptoms.higher("dormancy"), ".0%"),
         ("collapsed features", "effective_rank", found.symptoms.lower("effective_rank"), ".1f"),
     ):
+        if cause == "dead neurons" and part.cause == "last layer" and part.suffices:
+            continue
         for layer in (layer for layer in layers if layer != "all"):
             value, usual = found.symptoms.aged[metric][layer], found.symptoms.fresh[metric][layer]
             words = (

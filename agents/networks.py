@@ -191,6 +191,8 @@ HEADS: dict[str, Callable[[Body, int, int, Callable[[], Body]], nn.Module]] = {
 class GaussianPolicy(nn.Module):
     """Policy whose spread does not depend on the observation: forward(obs) gives a Gaussian, std 1 before training."""
 
+    squashed = False  # actions do not go through tanh
+
     def __init__(self, body: Body, action_dim: int) -> None:
         super().__init__()
         self.encoder, self.pi = body.encoder, with_output(body, action_dim)

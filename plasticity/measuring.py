@@ -171,12 +171,11 @@ class Measure(Callback):
     """Run probes on every network of a run, on its own training passes, every ``every`` optimizer steps.
 
     Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons
-    as histograms, and, once, hidden layers that could not be measured as the event ``unmeasured``. ``networks``:
-    which ones, by name; default all. ``window``: over how many steps a reading is taken, ending with the one at which
-    it is due (see :class:`~plasticity.watching.Watcher`); with ``window=every``, every step is measured. ``masks``:
-    network -> mask of its samples, in place of those of the context; ``layers``: as in :class:`~plasticity.Monitor`.
-    Costs nothing between windows, and never changes
-    what is learned.
+    as histograms, and hidden layers that could not be measured as the event ``unmeasured``, every reason once.
+    ``networks``: which ones, by name; default all. ``window``: over how many steps a reading is taken, ending with the
+    one at which it is due (see :class:`~plasticity.watching.Watcher`); with ``window=every``, every step is measured.
+    ``masks``: network -> mask of its samples, in place of those of the context; ``layers``: as in
+    :class:`~plasticity.Monitor`. Costs nothing between windows, and never changes what is learned.
 
     Logs ``charts/updates``, the optimizer steps so far, and ``plasticity/overhead``: the share of wall-clock time since
     the last reading that was spent in hooks, on taking in what they or compiled graphs saw, and on reading and logging.
@@ -197,7 +196,8 @@ class Measure(Callback):
         self.probes, self.every, self.networks, self.strict, self.window = probes, every, networks, strict, window
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
-        self._told: set[str] = set()
+        self._told: dict[str, set[str]] = {}
+        """Network -> the layers, probes and reasons that were told."""
         self.watcher: Watcher | None = None
 
     def on_train_start(self, ctx: Context) -> None:
@@ -208,18 +208,14 @@ class Measure(Callback):
         chosen = {n: net for n, net in ctx.networks.items() if self.networks is None or n in self.networks}
 
         def take(network: str, reading: Reading, step: int) -> None:
-            first = network not in self._told
             reading = self.revised(network, reading)
-            self._told.add(network)
             self.last[network] = reading
             overhead = {OVERHEAD: clock.share(), UPDATES: step} if network == next(iter(chosen)) else {}
             ctx.log({**reading.flat(network_prefix(network)), **overhead})
             for probe, by_layer in reading.scores.items():
                 for layer, scores in by_layer.items():
                     ctx.histogram(score_tag(network, probe, layer), scores)
-            gaps = [entry for entry in reading.unmeasured if entry.reason != OUTPUT_LAYER]
-            if first and gaps:
-                reasons = {f"{entry.layer} ({entry.probe})": entry.reason for entry in gaps}
+            if reasons := self._new_reasons(network, reading):
                 ctx.event(UNMEASURED, {"network": network, **reasons})
 
         self.watcher = watcher = Watcher(
@@ -241,17 +237,28 @@ class Measure(Callback):
         """Return a reading as it is logged; subclasses change it."""
         return reading
 
+    def _new_reasons(self, network: str, reading: Reading) -> dict[str, str]:
+        """Return layer and probe -> why there is no value, for all that was not told before."""
+        told = self._told.setdefault(network, set())
+        gaps = {f"{e.layer} ({e.probe})": e.reason for e in reading.unmeasured if e.reason != OUTPUT_LAYER}
+        new = {what: reason for what, reason in gaps.items() if f"{what}: {reason}" not in told}
+        told |= {f"{what}: {reason}" for what, reason in new.items()}
+        return new
+
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off."""
         if self.watcher is not None:
             self.watcher.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clocks of the measurements, and the networks whose unmeasured layers have been reported."""
-        return {} if self.watcher is None else {**self.watcher.state_dict(), "told": sorted(self._told)}
+        """Return the clocks of the measurements, and the reasons of missing values that have been told."""
+        if self.watcher is None:
+            return {}
+        return {**self.watcher.state_dict(), "told": {network: sorted(told) for network, told in self._told.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         if self.watcher is not None and state:
             self.watcher.load_state_dict(state)
-        self._told = set(state.get("told", ()))
+        told = state.get("told", {})  # of earlier versions, the names of networks alone
+        self._told = {network: set(told[network] if isinstance(told, Mapping) else ()) for network in told}

@@ -54,6 +54,20 @@ def test_masked_actions_are_no_loss_of_numbers_and_lost_numbers_are_no_action() 
     assert policy_churn(torch.zeros(2, 3), lost).isnan()
 
 
+@pytest.mark.parametrize("squashed", [True, False])
+def test_actions_go_through_tanh_only_where_the_policy_squashes(squashed: bool) -> None:
+    actor = nn.Linear(1, 2)
+    actor.squashed = squashed  # type: ignore[assignment]
+    with torch.no_grad():
+        actor.weight.copy_(torch.tensor([[2.0], [0]]))
+        actor.bias.zero_()
+    states = torch.tensor([[1.0], [-1]])
+    batch = SimpleNamespace(obs=states, action=torch.zeros(2, 1))
+    ctx = Context({"actor": actor}, forward={"actor": lambda net, b: net(b.obs)}, peek=lambda n, generator: batch)
+    found = Policy().measure(ctx)["actor"]["action_diversity"].detach()
+    assert float(found) == pytest.approx(math.tanh(2) if squashed else 2, rel=1e-6)
+
+
 def test_golden_features() -> None:
     phi, following = torch.tensor([[1.0, 0], [1, 1]]), torch.tensor([[1.0, 1], [-1, 0]])
     dot, cosine = feature_dots(phi, following)

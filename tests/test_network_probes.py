@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import plasticity
 from plasticity.interventions.trigger import Trigger
-from plasticity.measuring import measure
+from plasticity.measuring import Measure, measure
 from plasticity.probes import Again, NetworkProbe, NotMeasurable
 from plasticity.probes.curvature import Hessian, Sharpness, lanczos
 from plasticity.probes.kernel import SampleGradients, TangentKernel
@@ -247,6 +247,25 @@ def test_what_torch_cannot_differentiate_has_a_reason() -> None:
         probes=["ntk", *names],
     )
     assert {e.probe for e in reading.unmeasured if e.layer == "all"} == {"ntk", *names}
+
+
+def test_a_run_tells_every_reason_of_a_missing_value_once() -> None:
+    torch.manual_seed(0)
+    model, events = mlp(), []
+    ctx = plasticity.Context({"net": model}, {"net": torch.optim.SGD(model.parameters(), lr=0.1)})
+    ctx.event = lambda name, details: events.append((name, details))  # type: ignore[method-assign]
+    measuring = Measure(["still_dormant", "dead"], every=1)
+    measuring.on_train_start(ctx)
+    for _ in range(4):
+        model(torch.randn(8, 3)).square().mean().backward()
+        ctx.optimizers["net"].step()
+    measuring.on_train_end(ctx)
+    reasons = [details["0 (still_dormant)"] for _, details in events]
+    assert reasons == [
+        "there is no earlier reading to compare with",
+        "no neuron was dormant then, or values are not finite",
+    ]
+    assert ["0 (dead)" in details for _, details in events] == [True, False]
 
 
 class Tied(nn.Module):

@@ -15,7 +15,7 @@ from plasticity.callback import Context
 
 from .churn import has_discrete_actions
 from .meter import Measured, Meter
-from .policy import ACTOR, gaussian_parts
+from .policy import ACTOR, gaussian_parts, squashes
 
 
 def feature_dots(features: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class FeatureDot(Meter):
     num_states: int = 256
     """Pairs to look at."""
     squash: bool = True
-    """Mean actions of Gaussians go through tanh, as in SAC."""
+    """Mean actions of Gaussians go through tanh, as in SAC; not those of PPO."""
 
     def measure(self, ctx: Context) -> Measured:
         """Return both of every network that could be run and ends in a Linear layer."""
@@ -62,7 +62,8 @@ class FeatureDot(Meter):
         object.__setattr__(following, "obs", batch.next_obs)
         if ACTOR in ctx.forward and not has_discrete_actions(batch):
             mean, log_std = gaussian_parts(ctx.forward[ACTOR](ctx.networks[ACTOR], following), batch)
-            object.__setattr__(following, "action", mean.tanh() if self.squash and log_std is not None else mean)
+            squash = self.squash and log_std is not None and squashes(ctx.networks[ACTOR])
+            object.__setattr__(following, "action", mean.tanh() if squash else mean)
         return following
 
 

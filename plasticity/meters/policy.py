@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plasticity.callback import Context
+from plasticity.isolation import unwrap
 
 from .churn import has_discrete_actions
 from .meter import Measured, Meter
@@ -45,6 +46,11 @@ def gaussian_parts(outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
     return outputs[:, :size], outputs[:, size : 2 * size] if outputs.shape[1] == 2 * size else None
 
 
+def squashes(network: nn.Module) -> bool:
+    """Return whether a policy's actions go through tanh: unless the network has ``squashed = False``."""
+    return bool(getattr(unwrap(network), "squashed", True))
+
+
 @dataclass
 class Policy(Meter):
     """Entropy of the policy, and diversity of its greedy actions over states.
@@ -62,7 +68,7 @@ class Policy(Meter):
     num_states: int = 256
     """States to look at."""
     squash: bool = True
-    """Mean actions of Gaussians go through tanh, as in SAC."""
+    """Mean actions of Gaussians go through tanh, as in SAC; not those of PPO."""
 
     def measure(self, ctx: Context) -> Measured:
         """Return both, of the actor, or of every network with an output per action."""
@@ -79,7 +85,8 @@ class Policy(Meter):
                     found[name]["policy_entropy"] = categorical_entropy(outputs)
             elif not has_discrete_actions(batch):
                 mean, log_std = gaussian_parts(outputs, batch)
-                mean = mean.tanh() if self.squash and log_std is not None else mean
+                squash = self.squash and log_std is not None and squashes(network)
+                mean = mean.tanh() if squash else mean
                 found[name] = {"action_diversity": mean.double().std(0, correction=0).mean()}
                 if log_std is not None:
                     found[name]["policy_entropy"] = gaussian_entropy(log_std)

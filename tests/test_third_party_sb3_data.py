@@ -12,7 +12,7 @@ import torch
 
 sb3 = pytest.importorskip("stable_baselines3")
 
-from stable_baselines3.common.callbacks import CallbackList, EvalCallback  # noqa: E402
+from stable_baselines3.common.callbacks import CallbackList, EvalCallback, EveryNTimesteps  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize  # noqa: E402
 from test_third_party_sb3 import BASE, make, steps  # noqa: E402
@@ -212,11 +212,19 @@ def two() -> list[PlasticityCallback]:
     return [PlasticityCallback()] * 2
 
 
+def best(callback: PlasticityCallback) -> EvalCallback:
+    """Return an evaluation that calls a callback at every new best."""
+    return EvalCallback(make_vec_env("Pendulum-v1"), callback_on_new_best=callback)
+
+
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
         (lambda: two(), "two PlasticityCallbacks"),
         (lambda: [PlasticityCallback(), CallbackList([PlasticityCallback()])], "two PlasticityCallbacks"),
+        (lambda: EveryNTimesteps(5, PlasticityCallback()), "inside EveryNTimesteps.*give it beside"),
+        (lambda: EveryNTimesteps(5, CallbackList([PlasticityCallback()])), "inside EveryNTimesteps"),
+        (lambda: best(PlasticityCallback()), "inside EvalCallback"),
         (lambda: PlasticityCallback([], interventions=[LearnToStop()]), "StopEpisodes"),
         (lambda: PlasticityCallback([], interventions=[SampleWeightDecay()]), "WeightedReplayBuffer"),
         (lambda: PlasticityCallback([], interventions=[RecentExperience()]), "WeightedReplayBuffer"),
@@ -245,6 +253,11 @@ def test_wrong_use_is_refused_before_the_first_step(callbacks: Any, message: str
 def test_wrong_arguments_are_refused_at_once(arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         PlasticityCallback(**arguments)
+
+
+def test_the_class_instead_of_a_callback_is_refused() -> None:
+    with pytest.raises(TypeError, match="got the class PlasticityCallback: make one"):
+        make("SAC").learn(50, callback=PlasticityCallback)  # type: ignore[arg-type]
 
 
 def test_compiled_networks_wrapped_environments_and_training_without_steps() -> None:

@@ -365,6 +365,10 @@ def test_wrong_use_is_refused() -> None:
     loss.qvalue_network.compile(backend="eager")
     with pytest.raises(ValueError, match="qvalue_network of SACLoss is compiled"):
         PlasticityHook(loss, optimizer).start()
+    whole = loss_of("SAC")
+    whole.compile(backend="eager")
+    with pytest.raises(ValueError, match="loss module of SACLoss is compiled"):
+        PlasticityHook(whole, torch.optim.Adam(whole.parameters())).start()
 
 
 @pytest.mark.parametrize("rows", [30, 50, 77])

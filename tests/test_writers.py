@@ -576,6 +576,8 @@ def test_a_destination_that_is_there_twice_is_refused(tmp_path, monkeypatch):
         require_destinations([writer, writer])
     with pytest.raises(ValueError, match="is there twice"):
         Writers({"one": writer, "two": writer})
+    with pytest.raises(ValueError, match="the destination CsvWriter is there twice"):
+        require_destinations([writer, CsvWriter(tmp_path / "table")])
     with pytest.raises(ValueError, match=r"the destination .*same is there twice"):
         require_destinations(["same", tmp_path / "same"])
     require_destinations([writer, CsvWriter("other"), "table"])

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from plasticity.callback import Callback, Context, fire, listeners
 from plasticity.guest import Guest, Live, Log, require_arguments, restructures
@@ -51,6 +51,8 @@ class PlasticityCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
+        if isinstance(probes, Mapping) and isinstance(every, Mapping):  # locals and globals of learn(), which called it
+            raise TypeError("learn() got the class PlasticityCallback: make one, callback=PlasticityCallback(...)")
         require_arguments(probes, every, interventions, diagnose_every)
         measure = Measure(probes, every=every) if probes else None
         self._guest = Guest(measure, interventions, log, diagnose_every, restructures=True)
@@ -62,7 +64,21 @@ class PlasticityCallback(BaseCallback):
         """The latest reading of every network."""
         return self._guest.last
 
+    def _init_callback(self) -> None:
+        self._require_outside()
+
+    def _require_outside(self) -> None:
+        """Raise ValueError inside a callback of events, which tells of some steps alone, and of no rollout or end."""
+        if isinstance(outer := self.parent, EventCallback):
+            self.parent = None
+            kind = type(outer).__name__
+            raise ValueError(
+                f"PlasticityCallback is inside {kind}, which hides most steps and the end from it: give it beside, "
+                f"learn(callback=[PlasticityCallback(...), {kind}(...)])"
+            )
+
     def _on_training_start(self) -> None:
+        self._require_outside()  # a list in between says so only now
         self._require_alone()
         if (leftover := _IN_USE.get(self.model)) is not None:  # learn() was left by an exception
             leftover._finish()
@@ -155,6 +171,3 @@ def _own_kind(callback: Any) -> Iterator[PlasticityCallback]:
         yield callback
     for inner in getattr(callback, "callbacks", ()):
         yield from _own_kind(inner)
-    for attribute in ("callback", "callback_on_new_best"):
-        if isinstance(inner := getattr(callback, attribute, None), BaseCallback):
-            yield from _own_kind(inner)

@@ -97,7 +97,9 @@ class PlasticityHook:
                 f"interventions, or close() the other"
             )
         stacks = stacks_of(self._loss)
-        require_eager({stack.name: stack.source for stack in stacks}, type(self._loss).__name__)
+        require_eager(
+            {stack.name: stack.source for stack in stacks} | {"loss module": self._loss}, type(self._loss).__name__
+        )
         passes = Passes(stacks)
         sliced = {
             name: Sliced(

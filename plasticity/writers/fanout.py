@@ -10,6 +10,8 @@ from typing import Any
 
 from plasticity.callback import Writer
 
+from .files import FileWriter
+
 RUNS = {
     "wandb": "WandbWriter(run)",
     "mlflow": "MLflowWriter(run)",
@@ -100,14 +102,22 @@ def require_writer(name: str, writer: Any) -> None:
 
 
 def require_single(destinations: Iterable[Any]) -> None:
-    """Raise ValueError for a folder or a writer that is there twice: every number would be written to it twice."""
-    seen: list[Any] = []
+    """Raise ValueError for a folder, a writer or its files that are there twice: numbers would be written twice."""
+    seen: set[Any] = set()
     for one in destinations:
-        key = Path(one).absolute() if isinstance(one, (str, Path)) else one
-        if any(key is other or (isinstance(key, Path) and key == other) for other in seen):
+        key = _place(one)
+        if key in seen:
             name = one if isinstance(one, (str, Path)) else type(one).__name__
             raise ValueError(f"the destination {name} is there twice: give it once")
-        seen.append(key)
+        seen.add(key)
+
+
+def _place(destination: Any) -> Any:
+    """Return where a destination writes: a folder, the files of one kind in a folder, or the writer itself."""
+    if isinstance(destination, (str, Path)):
+        return Path(destination).absolute()
+    is_in_folder = isinstance(destination, FileWriter)
+    return (type(destination), destination.folder.absolute()) if is_in_folder else id(destination)
 
 
 def named_writers(writers: Iterable[Writer]) -> dict[str, Writer]:

@@ -38,8 +38,8 @@ class Fault:
 FAULTS = [
     Fault(
         "SAC's entropy has the wrong sign",
-        "return (alpha * log_prob - q.amin(0)).mean()",
-        "return (-alpha * log_prob - q.amin(0)).mean()",
+        "return (alpha * log_prob - pooled(q, pessimism)).mean()",
+        "return (-alpha * log_prob - pooled(q, pessimism)).mean()",
         "test_sac.py",
         "not elsewhere and equal_stable_baselines3",
     ),
@@ -94,7 +94,7 @@ FAULTS = [
     ),
     Fault(
         "compiled gradients are not clipped",
-        "return gradients * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm",
+        "return gradients * once((max_norm / (norm + 1e-6)).clamp(max=1.0)), norm",
         "return gradients, norm",
         "test_gradient.py",
         "not elsewhere and not equal_the_eager",

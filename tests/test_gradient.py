@@ -513,7 +513,6 @@ def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.inductor
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:precision 'bf16' is slower")
 def test_bf16_rounds_large_products_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, small = Quadratic(), Quadratic(precision="bf16")

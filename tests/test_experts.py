@@ -53,6 +53,7 @@ def test_every_position_of_an_image_is_a_token() -> None:
         make_body(Architecture(network="softmoe"), (4,), ())
 
 
+@pytest.mark.slow_off_the_cpu
 def test_its_experts_are_trained_and_recycled() -> None:
     method = ReDo(every=3, threshold=0.4, cap=0.2)
     agent, ctx, writer = run_sac([method], steps=40, network="softmoe", hidden=(6, 6))

@@ -149,6 +149,7 @@ def test_a_neuron_becomes_composite_once() -> None:
     assert len(writer.named("knife")) == 1
 
 
+@pytest.mark.slow_off_the_cpu
 def test_targets_follow_with_rows_of_their_own() -> None:
     method = KNIFE(**FREQUENT["knife"])
     agent, ctx, writer = run_sac([method])
@@ -161,6 +162,7 @@ def test_targets_follow_with_rows_of_their_own() -> None:
     assert writer.named("knife")
 
 
+@pytest.mark.slow_off_the_cpu
 def test_a_reset_and_recycling_end_what_was_kept() -> None:
     method = KNIFE(**FREQUENT["knife"], stop=20)
     _, ctx, _ = run_sac([method, Reset(at=(40,), clock="updates")])

@@ -151,6 +151,7 @@ def test_layers_of_an_injection_after_a_resume_are_known(method: str, tmp_path: 
 
 
 @pytest.mark.parametrize(("at", "before"), [("80", True), pytest.param("90", False, marks=pytest.mark.slow)])
+@pytest.mark.some(1)
 def test_what_was_known_of_modules_that_an_injection_replaced_goes_with_them(
     at: str, before: bool, tmp_path: Path
 ) -> None:

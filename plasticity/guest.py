@@ -13,6 +13,7 @@ from torch import nn
 
 from .callback import Callback, Context, Writer, end, fire, name_of, start
 from .interventions import Intervention
+from .interventions.intervention import never_acted
 from .isolation import is_compiled
 from .measuring import Measure
 from .meters.fit_probe import FitProbe
@@ -180,7 +181,8 @@ class Guest:
     def _idle(self) -> list[str]:
         """Return which methods never came to act, by their schedule or on any layer, and why."""
         methods = {name: one for name, one in self.named().items() if isinstance(one, Intervention) and not one.counts}
-        idle = {name: one.idle() or self._skips.reasons.get(one.NAME) for name, one in methods.items()}
+        skipped = {name: self._skips.reasons.get(one.NAME) for name, one in methods.items()}
+        idle = {**skipped, **never_acted(methods)}
         return [f"{name} never acted: {why}" for name, why in idle.items() if why]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from plasticity.callback import Context
+from plasticity.commands.training import warn_of_idle
 from plasticity.interventions.scheduled import Scheduled
 from plasticity.interventions.trigger import Trigger, parse_stalled, parse_when
 
@@ -307,3 +308,23 @@ def test_a_schedule_that_never_came_to_act_says_so():
     trigger.due(8)
     assert trigger.missed("ticks", ahead=1) == ""
     assert Trigger(when="a > 1").missed("ticks") == ""
+
+
+@pytest.mark.parametrize("asked", [{"when": "lossess/q > 1"}, {"stalled": "lossess/q < 1 over 9"}])
+def test_a_tag_that_was_never_logged_is_said_at_the_end(asked):
+    trigger, latest = Trigger(**asked), {"charts/SPS": 1.0, "losses/q": 0.0}
+    assert trigger.missed("ticks", latest={}) == "nothing was logged under 'lossess/q'; nor under any other tag"
+    assert "'lossess/q'; the nearest tags are losses/q" in trigger.missed("ticks", latest=latest)
+    assert trigger.missed("ticks", latest={**latest, "lossess/q": 0.0}) == ""  # it decides, and has not crossed
+    assert Trigger(every=1, **asked).due(1)
+
+
+def test_the_end_of_a_run_warns_of_a_method_whose_tag_never_came():
+    note, ctx = Note(when="x > 0.1"), context()
+    note.on_train_start(ctx)
+    ctx.log({"losses/q": 1.0})
+    step(ctx)
+    with pytest.warns(RuntimeWarning, match="note never acted: nothing was logged under 'x'; the nearest .* losses/q"):
+        warn_of_idle({"note": note})
+    ctx.log({"x": 0.0})
+    warn_of_idle({"note": note})  # says nothing: warnings are errors here

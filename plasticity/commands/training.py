@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from plasticity.callback import Callback, noting, rebuild
 from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import LiveView
 from plasticity.envs import TaskPlan, make_env
+from plasticity.interventions.intervention import never_acted
 from plasticity.measuring import Measure
 from plasticity.metrics import DEFAULT_PROBES
 from plasticity.storage.files import LOCK, RunLock, file_name
@@ -53,6 +55,12 @@ def require_empty(folder: Path) -> None:
     """Raise ValueError for a folder that holds anything but a lock."""
     if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty; pass another --name, go on with --resume, or remove it")
+
+
+def warn_of_idle(callbacks: Mapping[str, Callback]) -> None:
+    """Warn of methods that never acted, because of their schedule or of a tag under which nothing was logged."""
+    for name, why in never_acted(callbacks).items():
+        warnings.warn(f"{name} never acted: {why}", RuntimeWarning, stacklevel=3)
 
 
 class TrainingRun:
@@ -156,6 +164,7 @@ class TrainingRun:
                     callbacks = [*self.callbacks.values(), present, save]
                     train(self.env, self.agent, self.config.steps, callbacks, ctx, lambda: save.stopped, **begin)
                     if not stopper.stop():
+                        warn_of_idle(self.callbacks)
                         self.evaluate.run(ctx)
                 present.check()
                 save_model(folder, self.agent, ctx.step, self.callbacks)

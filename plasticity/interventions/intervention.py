@@ -162,6 +162,12 @@ class Intervention(Callback):
         return dataclasses.asdict(self)
 
 
+def never_acted(methods: Mapping[str, Callback]) -> dict[str, str]:
+    """Return name -> why, of the methods that have not acted by their schedule or logged values."""
+    mute = {name: one for name, one in methods.items() if isinstance(one, Intervention) and not one.counts}
+    return {name: why for name, one in mute.items() if (why := one.idle())}
+
+
 def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Return the shapes of tensors by name."""
     return {name: tensor.shape for name, tensor in weights.items()}

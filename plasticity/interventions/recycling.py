@@ -99,8 +99,9 @@ class Recycling(UnitRecycling):
         return Trigger(every=every, when=self.when, start=self.start, stop=self.stop, cooldown=self.every or 0)
 
     def idle(self) -> str:
-        """Return why no network was looked at, where the schedule says."""
-        return min((trigger.missed("gradient steps", ahead=1) for trigger in self._triggers.values()), default="")
+        """Return why no network was looked at, where the schedule says, or a tag that was never logged."""
+        triggers, latest = self._triggers.values(), self._ctx.latest
+        return min((one.missed("gradient steps", ahead=1, latest=latest) for one in triggers), default="")
 
     def _due(self, network: str, step: int) -> bool:
         return self._triggers[network].due(step, self._ctx.latest, self._ctx.logged)

@@ -189,8 +189,8 @@ class Scheduled(Intervention):
         return {str(self.clock): self._now(), "because": self.trigger.reason}
 
     def idle(self) -> str:
-        """Return why it was never applied, where its schedule says."""
-        return self.trigger.missed(str(self.clock).replace("_", " "))
+        """Return why it was never applied, where its schedule says, or a tag that was never logged."""
+        return self.trigger.missed(str(self.clock).replace("_", " "), latest=self._ctx.latest)
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, generator, clocks, the trigger's memory, and the inputs on which changes are measured."""

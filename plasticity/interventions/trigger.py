@@ -123,17 +123,28 @@ class Trigger:
             self._history = [] if ready and measured[1] else self._history
         return bool(found)
 
-    def missed(self, unit: str, ahead: int = 0) -> str:
-        """Return why a schedule never came to act, empty where it did or logged values decide.
+    def missed(self, unit: str, ahead: int = 0, latest: Mapping[str, float] | None = None) -> str:
+        """Return why a schedule never came to act; empty where it did, or where values that were logged decide.
 
-        ``unit``: of ticks. ``ahead``: ticks by which :meth:`due` was asked before they came.
+        ``unit``: of ticks. ``ahead``: ticks by which :meth:`due` was asked before they came. ``latest``: the last value
+        logged under each tag; without it, tags that were never logged are not told.
         """
         now = self._clock - ahead
         first = min([*self.at, *([self.every] if self.every else [])], default=None)
         acted = self._acted is not None and self._acted <= now
+        if not acted and latest is not None and (unknown := [tag for tag in self._tags if tag not in latest]):
+            nearest = difflib.get_close_matches(unknown[0], latest, 3, 0)
+            there = f"the nearest tags are {', '.join(nearest)}" if nearest else "nor under any other tag"
+            return f"nothing was logged under {unknown[0]!r}; {there}"
         if acted or self.when or self.stalled or first is None or first <= now:
             return ""
         return f"its first time would have been after {first} {unit}, beyond the end of training; let it act earlier"
+
+    @property
+    def _tags(self) -> list[str]:
+        """The tags of the logged values that decide."""
+        of_condition = [] if self._condition is None else [self._condition.signal]
+        return [*of_condition, *(parsed[0] for parsed in (self._when, self._stalled) if parsed is not None)]
 
     def _scheduled(self, before: int, now: int) -> str:
         stop = math.inf if self.stop is None else self.stop

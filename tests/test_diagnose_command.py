@@ -56,7 +56,8 @@ def test_a_report_shows_the_verdicts_and_names_what_it_cannot_read(
     assert all(one["findings"][0] in printed for one in saved["networks"].values())
     bad = run / "diagnosis" / "step-3" / VERDICT
     bad.parent.mkdir()
-    for text in ("[]", "{", '{"step": 1, "networks": {"actor": null}}', '{"step": null, "networks": {}}'):
+    network = '{"step": 1, "networks": {"q": %s}}'
+    for text in ("[]", "{", network % "null", network % '{"findings": "abc", "advice": null}', '{"step": null}'):
         bad.write_text(text)
         table, notes = verdicts(load_runs([run])[0])
         assert table is not None

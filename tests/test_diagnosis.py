@@ -477,6 +477,13 @@ def test_a_policy_without_entropy_is_moved_again_with_a_fresh_head() -> None:
     assert one.model[-1].bias[0] == 50
 
 
+def test_at_a_rate_of_0_the_probe_says_that_no_policy_moves() -> None:
+    one = patient()
+    one.policy, one.optimizer.param_groups[0]["lr"] = "softmax", 0.0
+    (line,) = rehearse(one, lambda: Follower(one), updates=2, draws=2).lines()
+    assert "move no policy, not even a fresh one: is the rate 0?" in line
+
+
 def tried(name: str, value: float, low: float, high: float, suffices: bool, cause: str = "layer") -> Tried:
     """Return a part with these numbers."""
     return Tried(name, cause, Estimate(value, low, high), suffices)

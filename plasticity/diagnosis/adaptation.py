@@ -55,7 +55,10 @@ class Adaptation:
         return of_mean(self.moved[AS_IT_IS]).value < of_next(self.moved[FRESH_POLICY]).low
 
     def lines(self) -> Iterator[str]:
-        """Yield the table."""
+        """Yield the table, or that there is none: at a rate of 0 no policy moves."""
+        if not any(any(values) for values in self.moved.values()):
+            yield f"{self.updates} of the agent's own updates move no policy, not even a fresh one: is the rate 0?"
+            return
         yield f"moved by {self.updates} of the agent's own updates (mean change of actions, or of their probabilities)"
         rows = [[name, of_mean(values).text(".3f")] for name, values in self.moved.items()]
         yield from in_columns([["policy", "moved"], *rows])

@@ -116,6 +116,8 @@ def diagnose(
         raise ValueError("diagnose needs at least one batch; got none")
     if policy is not None and policy not in POLICIES:
         raise ValueError(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
+    if math.isnan(budget):
+        raise ValueError("budget is a number of seconds; got nan")
     if teachers < 2 or steps < 2:
         raise ValueError(f"diagnose needs at least 2 teachers and 2 steps; got {teachers} and {steps}")
     _require_trained_by(model, optimizer)

@@ -37,5 +37,7 @@ def _step(file: Path) -> tuple[int, str]:
 def _rows(folder: Path, found: Any) -> Iterator[list[Any]]:
     step = int(found["step"])
     for network, verdict in found["networks"].items():
+        if not isinstance(verdict["findings"], list):
+            raise TypeError("findings is no list")
         sentences = ". ".join(str(sentence).rstrip(".") for sentence in verdict["findings"])
         yield [str(folder), step, str(network), sentences, str(verdict["advice"] or "")]

@@ -89,17 +89,19 @@ def test_replay_and_target_networks_can_be_made_fresh(run: Path) -> None:
     twin = with_fresh_targets(agent)
     for name, target in twin.targets.items():
         require_same(target.state_dict(), agent.networks[name].state_dict(), name)
-        different = [
-            not torch.equal(*pair) for pair in zip(target.parameters(), agent.targets[name].parameters(), strict=True)
-        ]
-        assert any(different)
-    losses = [one.loss(one.model, one.batches[0]) for one in (patient, patient.surroundings["target network"].made())]
-    assert losses[0] != losses[1]
+    if record["agent"] != "dqn":  # whose targets may just have been copied
+        lagging = agent.targets[patient.name].parameters()
+        pairs = zip(twin.targets[patient.name].parameters(), lagging, strict=True)
+        assert any(not torch.equal(new, old) for new, old in pairs)
+        made = patient.surroundings["target network"].made()
+        assert patient.loss(patient.model, patient.batches[0]) != made.loss(patient.model, patient.batches[0])
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Rank. fewer samples")
 def test_an_agent_of_images_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--steps", "300", "--learning-starts", "100", "--batch-size", "8", "--quiet", "--eval-episodes", "1"]
+    few = ["--steps", "300", "--learning-starts", "100", "--batch-size", "8", "--eval-episodes", "1"]
+    options = ["--network", "minatar_cnn", *few, "--probes", "dormancy", "--quiet"]
     assert main(["train", "dqn", "--env", "minatar/breakout", *options, "--out", str(tmp_path), "--name", "run"]) == 0
     assert main(["diagnose", str(tmp_path / "run"), "--budget", "5m", "--steps", "3", "--teachers", "2"]) == 0
     assert "aged beside fresh networks, 3 updates" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from .probes import DEFAULT_PROBES, Probe
 from .probes.network import LossAgain, total_of
 from .structure.labels import tensors_in
 from .tags import OVERHEAD, UNMEASURED, UPDATES, network_prefix, score_tag
+from .told import Told
 from .watching import Watcher
 
 
@@ -196,8 +197,7 @@ class Measure(Callback):
         self.probes, self.every, self.networks, self.strict, self.window = probes, every, networks, strict, window
         self.last: dict[str, Reading] = {}
         """Network -> its latest reading."""
-        self._told: dict[str, set[str]] = {}
-        """Network -> the layers, probes and reasons that were told."""
+        self._told = Told()
         self.watcher: Watcher | None = None
 
     def on_train_start(self, ctx: Context) -> None:
@@ -215,7 +215,8 @@ class Measure(Callback):
             for probe, by_layer in reading.scores.items():
                 for layer, scores in by_layer.items():
                     ctx.histogram(score_tag(network, probe, layer), scores)
-            if reasons := self._new_reasons(network, reading):
+            gaps = {f"{e.layer} ({e.probe})": e.reason for e in reading.unmeasured if e.reason != OUTPUT_LAYER}
+            if reasons := self._told.new(network, gaps):
                 ctx.event(UNMEASURED, {"network": network, **reasons})
 
         self.watcher = watcher = Watcher(
@@ -237,14 +238,6 @@ class Measure(Callback):
         """Return a reading as it is logged; subclasses change it."""
         return reading
 
-    def _new_reasons(self, network: str, reading: Reading) -> dict[str, str]:
-        """Return layer and probe -> why there is no value, for all that was not told before."""
-        told = self._told.setdefault(network, set())
-        gaps = {f"{e.layer} ({e.probe})": e.reason for e in reading.unmeasured if e.reason != OUTPUT_LAYER}
-        new = {what: reason for what, reason in gaps.items() if f"{what}: {reason}" not in told}
-        told |= {f"{what}: {reason}" for what, reason in new.items()}
-        return new
-
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off."""
         if self.watcher is not None:
@@ -254,11 +247,10 @@ class Measure(Callback):
         """Return the clocks of the measurements, and the reasons of missing values that have been told."""
         if self.watcher is None:
             return {}
-        return {**self.watcher.state_dict(), "told": {network: sorted(told) for network, told in self._told.items()}}
+        return {**self.watcher.state_dict(), "told": self._told.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         if self.watcher is not None and state:
             self.watcher.load_state_dict(state)
-        told = state.get("told", {})  # of earlier versions, the names of networks alone
-        self._told = {network: set(told[network] if isinstance(told, Mapping) else ()) for network in told}
+        self._told.load_state_dict(state.get("told", {}))

@@ -53,6 +53,7 @@ class Loop:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-2)
         self.states = torch.randn(64, 3)
         self.written: list[tuple[int, dict[str, float]]] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
         self.peeked: list[Any] = []
         whole = {"targets": {"q": self.target}, "forward": {"q": lambda m, b: m(b.obs)}, "peek": self.peek, "buffer": 1}
         self.ctx = Context({"q": self.net}, {"q": self.optimizer}, **{**whole, **lent})
@@ -65,6 +66,9 @@ class Loop:
 
     def log(self, step: int, values: Any) -> None:
         self.written.append((step, dict(values)))
+
+    def event(self, step: int, name: str, details: Any) -> None:
+        self.told.append((name, dict(details)))
 
     def run(self, meters: list[Meter], updates: int = 7, saved: Any = None) -> Loop:
         start(meters, self.ctx, saved)
@@ -273,3 +277,37 @@ def test_measuring_may_change_when_a_run_goes_on(tmp_path: Any) -> None:
     tags = {tag for row in rows(resumed) if row["step"] > 120 for tag in row}
     assert {"plasticity/critic_1/grama/all", "plasticity/critic_1/target_distance/all"} <= tags
     assert "plasticity/critic_1/dormancy/all" not in tags
+
+
+# -- reasons of missing values -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sometimes(Meter):
+    """Has one value, one that is NaN, and one that it says nothing about at first."""
+
+    NAME: ClassVar[str] = "sometimes"
+
+    def measure(self, ctx: Context) -> Any:
+        late = "not yet" if self.updates < 4 else torch.tensor(2.0)
+        return {"q": {"whole": torch.tensor(1.0), "broken": torch.tensor(math.nan), "late": late}}
+
+
+def test_a_meter_tells_every_reason_of_a_missing_value_once() -> None:
+    loop, meter = Loop(), Sometimes(every=1)
+    loop.run([meter], 3)
+    loop.run([meter], 3)  # it goes on: what was told stays told
+    reasons = {"network": "q", "all (broken)": "non-finite values", "all (late)": "not yet"}
+    assert loop.told == [("unmeasured", reasons)]
+    late = [row["plasticity/q/late/all"] for _, row in loop.written]
+    assert [math.isnan(value) for value in late] == [True] * 2 + [False] * 3
+    again = Sometimes(every=1)
+    again.load_state_dict(meter.state_dict())
+    assert again.state_dict()["told"] == meter.state_dict()["told"] != {}
+
+
+def test_a_meter_that_fails_tells_it_as_the_reason() -> None:
+    loop = Loop()
+    with pytest.warns(RuntimeWarning, match="off from now on"):
+        loop.run([Bad(every=1)])
+    assert loop.told == [("unmeasured", {"network": "q", "all (bad)": "the meter failed: ZeroDivisionError: oh"})]

@@ -102,7 +102,7 @@ def allowed_names(folder):
 # -- the parts of the package ------------------------------------------------------------------------------------------
 
 LAYERS = [
-    {"clone", "course", "isolation", "metrics", "palette", "source", "tags"},
+    {"clone", "course", "isolation", "metrics", "palette", "source", "tags", "told"},
     {"meanings"},
     {"probes", "storage", "structure"},
     {"callback", "surgery"},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plasticity.callback import Context
 
-from .meter import Measured, Meter
+from .meter import NO_FORWARD, Measured, Meter
 
 
 def output_churn(before: Tensor, after: Tensor) -> Tensor:
@@ -100,7 +100,9 @@ class Churn(Meter):
         """Return the churn of every network that could be run."""
         if not self._outputs:
             raise RuntimeError("it has not seen the networks before the update; fire on_update_start in every update")
-        values: dict[str, dict[str, Tensor]] = {}
+        values: dict[str, dict[str, Tensor | str]] = {
+            name: {"churn": NO_FORWARD} for name in self.chosen(ctx) if name not in ctx.forward
+        }
         for name, after in self._run(ctx).items():
             before = self._outputs[name]
             values[name] = {"churn": output_churn(before, after)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from plasticity.callback import Context
 
 from .churn import has_discrete_actions
-from .meter import Measured, Meter
+from .meter import NO_FORWARD, Measured, Meter
 from .policy import ACTOR, gaussian_parts, squashes
 
 
@@ -48,9 +48,11 @@ class FeatureDot(Meter):
         assert ctx.peek is not None
         batch = ctx.peek(self.num_states, self.generator)
         following = self._following(ctx, batch)
-        found = {}
+        found: dict[str, dict[str, Tensor | str]] = {}
         for name, network in self.chosen(ctx).items():
-            if name in ctx.forward and name != ACTOR:
+            if name not in ctx.forward:
+                found[name] = dict.fromkeys(("feature_dot", "feature_cosine"), NO_FORWARD)
+            elif name != ACTOR:
                 run = partial(ctx.forward[name], network)
                 dot, cosine = feature_dots(*(last_features(network, partial(run, b)) for b in (batch, following)))
                 found[name] = {"feature_dot": dot, "feature_cosine": cosine}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 
 from plasticity.callback import Callback, Context, note
 from plasticity.isolation import undisturbed
-from plasticity.tags import plasticity_tag
+from plasticity.tags import ALL, UNMEASURED, plasticity_tag
+from plasticity.told import Told
 
 T = TypeVar("T")
-Measured = Mapping[str, Mapping[str, Tensor]]
-"""Network -> metric -> value, 0-D."""
+Measured = Mapping[str, Mapping[str, Tensor | str]]
+"""Network -> metric -> value, 0-D, or the reason why there is none, as text."""
+
+MeterKey = tuple[str, str]
+"""A network and a metric."""
+NO_FORWARD = "the run does not say how to run it: Context.forward has no entry of this name"
 
 FIRST = 2
 """The first update that is measured: before it there is one in which states can be held out."""
@@ -32,7 +38,8 @@ PERIOD, LONG_PERIOD = 1000, 10
 class Meter(Callback):
     """Measure networks every so many updates and log ``plasticity/<network>/<metric>/all``; fields are flags.
 
-    Subclasses write :meth:`measure` and, to compare the networks before and after one update, :meth:`before`. Both run
+    A value that is missing or NaN is logged as NaN, and its reason once as the event ``unmeasured``. Subclasses write
+    :meth:`measure` and, to compare the networks before and after one update, :meth:`before`. Both run
     in evaluation mode, without gradients, with buffers and global random states restored afterwards; they draw random
     numbers from ``self.generator`` alone, and never write to a network. An error becomes one warning, and the meter is
     off from then on.
@@ -45,6 +52,8 @@ class Meter(Callback):
 
     span: ClassVar[int] = 1
     """Updates from the look before to the measurement."""
+    nan_reason: ClassVar[str] = "non-finite values"
+    """The meaning of a NaN."""
 
     every: int | None = None
     """Updates between two measurements; None: 1,000, or 10 without a replay buffer, where one update is long."""
@@ -59,6 +68,7 @@ class Meter(Callback):
         if self.every is not None and self.every < 1:
             raise ValueError(f"{type(self).__name__} needs every >= 1 updates, got {self.every}")
         self.updates = 0
+        self._told = Told()
         self.failure = ""
         """The error that switched the meter off; empty while it works."""
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{self.NAME}/{self.seed}".encode()))
@@ -72,7 +82,7 @@ class Meter(Callback):
         """Look at the networks right before the update that is measured."""
 
     def measure(self, ctx: Context) -> Measured:
-        """Return network -> metric -> value, 0-D; right after the update that is measured."""
+        """Return network -> metric -> value, 0-D, or text, why there is none; right after the measured update."""
         raise NotImplementedError(f"{type(self).__name__} has no measure()")
 
     # -- events --------------------------------------------------------------------------------------------------------
@@ -94,8 +104,8 @@ class Meter(Callback):
     def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
         """Measure and log, if it is due."""
         self.updates += 1
-        if self._is_due(ctx, self.updates) and (values := self._guarded(ctx, self._measured)):
-            ctx.log({plasticity_tag(network, metric): value for (network, metric), value in values.items()})
+        if self._is_due(ctx, self.updates):
+            self._log(ctx, self.measure)
 
     def chosen(self, ctx: Context) -> dict[str, nn.Module]:
         """Return the networks to measure by name; ValueError if ``networks`` matches none."""
@@ -108,13 +118,15 @@ class Meter(Callback):
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clock, the generator's state, and the error that switched the meter off."""
-        return {"updates": self.updates, "generator": self.generator.get_state(), "failure": self.failure}
+        """Return the clock, the generator's state, the error that switched it off, and the reasons that were told."""
+        state = {"updates": self.updates, "generator": self.generator.get_state(), "failure": self.failure}
+        return {**state, "told": self._told.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.updates, self.failure = state["updates"], state["failure"]
         self.generator.set_state(state["generator"])
+        self._told.load_state_dict(state.get("told", {}))
 
     def settings(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -129,17 +141,33 @@ class Meter(Callback):
     def _matches(self, name: str) -> bool:
         return any(fnmatchcase(name, glob) for glob in self.networks)
 
-    def _measured(self, ctx: Context) -> dict[tuple[str, str], float]:
-        """Return the values on the host, brought there at once."""
-        values = self.measure(ctx)
+    def _log(self, ctx: Context, measure: Callable[[Context], Measured]) -> None:
+        """Measure and log the values; tell why there is none, once."""
+        numbers, reasons = self._guarded(ctx, lambda ctx: self._split(measure(ctx))) or ({}, {})
+        if numbers:
+            ctx.log({plasticity_tag(network, metric): value for (network, metric), value in numbers.items()})
+        for network in dict.fromkeys(network for network, _ in reasons):
+            gaps = {f"{ALL} ({metric})": reason for (one, metric), reason in reasons.items() if one == network}
+            if new := self._told.new(network, gaps):
+                ctx.event(UNMEASURED, {"network": network, **new})
+
+    def _split(self, values: Measured) -> tuple[dict[MeterKey, float], dict[MeterKey, str]]:
+        """Return the values on the host, brought there at once, and the reasons of those that are NaN."""
         if not isinstance(values, Mapping) or not all(isinstance(one, Mapping) for one in values.values()):
             raise TypeError(f"{type(self).__name__}.measure() must return network -> metric -> value, got {values!r}")
         found = {(n, m): v for n, by_metric in values.items() for m, v in by_metric.items()}
-        for (_, metric), value in found.items():
+        reasons = {place: value for place, value in found.items() if isinstance(value, str)}
+        there = {place: value for place, value in found.items() if not isinstance(value, str)}
+        for (_, metric), value in there.items():
             if not isinstance(value, Tensor) or value.dim():
-                raise TypeError(f"{type(self).__name__}.measure() must return 0-D tensors, {metric} is {value!r}")
-        numbers = torch.stack([v.double() for v in found.values()]).tolist() if found else []
-        return dict(zip(found, numbers, strict=True))
+                raise TypeError(
+                    f"{type(self).__name__}.measure() must return 0-D tensors, or text, why there is no value; "
+                    f"{metric} is {value!r}"
+                )
+        numbers = torch.stack([v.double() for v in there.values()]).tolist() if there else []
+        measured = dict(zip(there, numbers, strict=True))
+        reasons |= {place: self.nan_reason for place, value in measured.items() if math.isnan(value)}
+        return {place: measured.get(place, math.nan) for place in found}, reasons
 
     def _guarded(self, ctx: Context, act: Callable[[Context], T]) -> T | None:
         """Return what ``act`` returns, without a trace in the networks; None where it fails or has failed before."""
@@ -154,7 +182,9 @@ class Meter(Callback):
                 raise
             self.failure = f"{type(error).__name__}: {error}"
             message = f"meter {self.NAME or type(self).__name__!r} failed and is off from now on: {self.failure}"
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            for name in [name for name in ctx.networks if not self.networks or self._matches(name)]:
+                ctx.event(UNMEASURED, {"network": name, f"{ALL} ({self.NAME})": f"the meter failed: {self.failure}"})
             return None
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from plasticity.callback import Context
-from plasticity.tags import plasticity_tag
 
 from .meter import Measured, Meter
 
@@ -19,6 +18,9 @@ STEPS_AT_ONCE = 256
 """Steps of an evaluation whose values are computed at once."""
 SHARE_BEYOND = 0.01
 """Share of the discount that may lie beyond the end of an episode that was cut."""
+NONE_ENDED = "no episode has ended yet"
+CUT = "all its episodes were cut too early: of no step is the return known to 1 % of the discount"
+"""The reasons of values that are missing."""
 Pair = tuple[Tensor, Tensor]
 """Values of some steps, and the returns that followed, float64."""
 
@@ -42,10 +44,11 @@ def known_returns(rewards: Tensor, terminated: bool, gamma: float) -> Pair:
     return returns, torch.ones_like(returns, dtype=torch.bool) if terminated else gamma**left < SHARE_BEYOND
 
 
-def excess(pairs: Sequence[Pair], name: str) -> dict[str, Tensor]:
-    """Return the mean of values less returns as ``name``, and over the mean |return|; empty without any step."""
+def excess(pairs: Sequence[Pair], name: str) -> dict[str, Tensor | str]:
+    """Return the mean of values less returns as ``name``, and over the mean |return|; why not, without any step."""
     if not sum(len(returns) for _, returns in pairs):
-        return {}
+        reason = CUT if pairs else NONE_ENDED
+        return {name: reason, f"{name}_share": reason}
     values, returns = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
     rise, scale = (values - returns).mean(), returns.abs().mean()
     return {name: rise, f"{name}_share": rise / torch.where(scale == 0, 1, scale)}
@@ -112,9 +115,8 @@ class Overestimation(Meter):
             self._steps.clear()
 
     def measure(self, ctx: Context) -> Measured:
-        """Return both of training episodes; nothing before one has ended."""
-        found = excess([self._of(ctx, episode) for episode in self._done], "overestimation")
-        return {_network(ctx): found} if found else {}
+        """Return both of training episodes; before one has ended, that none has."""
+        return {_network(ctx): excess([self._of(ctx, episode) for episode in self._done], "overestimation")}
 
     def _of(self, ctx: Context, episode: dict[str, Any]) -> Pair:
         """Return the values and returns of an episode's steps, as far as its return was not cut."""
@@ -135,10 +137,8 @@ class Overestimation(Meter):
 
     def on_evaluation_end(self, ctx: Context) -> None:
         """Log both of the episodes that were played."""
-        found = self._guarded(ctx, self._of_evaluation)
+        self._log(ctx, lambda ctx: {_network(ctx): self._of_evaluation(ctx)})
         self._played, self._judged = [], []
-        if found:
-            ctx.log({plasticity_tag(_network(ctx), metric): float(value) for metric, value in found.items()})
 
     def _judge(self, ctx: Context) -> None:
         """Put the values of the steps in the place of their observations."""
@@ -147,11 +147,11 @@ class Overestimation(Meter):
         value = self._values(ctx, obs.flatten(0, 1), action.flatten(0, 1))
         self._judged.append((value.view(rest[0].shape), *rest))
 
-    def _of_evaluation(self, ctx: Context) -> dict[str, Tensor]:
+    def _of_evaluation(self, ctx: Context) -> dict[str, Tensor | str]:
         if self._played:
             self._judge(ctx)
         if not self._judged:
-            return {}
+            return excess([], "overestimation_eval")
         value, reward, terminated, truncated = (torch.cat(parts) for parts in zip(*self._judged, strict=True))
         ends = [(terminated[:, i] | truncated[:, i]).nonzero().flatten().tolist() for i in range(value.shape[1])]
         share = min(map(len, ends))  # every environment plays as many episodes, the slowest no more

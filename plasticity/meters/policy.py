@@ -18,6 +18,8 @@ from .meter import Measured, Meter
 ACTOR = "actor"
 """The network whose outputs are those of a policy, in agents that have one."""
 
+DETERMINISTIC = "the policy is deterministic, its outputs are one action"
+
 
 def gaussian_entropy(log_std: Tensor) -> Tensor:
     """Return the mean over states of the entropy of a diagonal Gaussian, (states, dimensions), per dimension."""
@@ -74,7 +76,7 @@ class Policy(Meter):
         """Return both, of the actor, or of every network with an output per action."""
         assert ctx.peek is not None
         batch = ctx.peek(self.num_states, self.generator)
-        found = {}
+        found: dict[str, dict[str, Tensor | str]] = {}
         for name, network in self.chosen(ctx).items():
             if name not in ctx.forward or (ACTOR in ctx.forward and name != ACTOR):
                 continue
@@ -88,6 +90,5 @@ class Policy(Meter):
                 squash = self.squash and log_std is not None and squashes(network)
                 mean = mean.tanh() if squash else mean
                 found[name] = {"action_diversity": mean.double().std(0, correction=0).mean()}
-                if log_std is not None:
-                    found[name]["policy_entropy"] = gaussian_entropy(log_std)
+                found[name]["policy_entropy"] = DETERMINISTIC if log_std is None else gaussian_entropy(log_std)
         return found

@@ -14,6 +14,9 @@ from plasticity.callback import Context
 from .churn import batch_tensors
 from .meter import Measured, Meter
 
+NO_AGES = "the transitions that the run lends have no ages"
+NO_ERRORS = "the run lends no TD errors, Context.td_error"
+
 
 def effective_share(weights: Tensor) -> Tensor:
     """Return the effective sample size over the number of weights, (samples,): (sum w)^2 / (n sum w^2), in (0, 1]."""
@@ -42,9 +45,10 @@ class Replayed(Meter):
         """Return what the run lends."""
         assert ctx.peek is not None
         batch = ctx.peek(self.num_states, self.generator)
-        found: dict[str, Tensor] = {}
-        if (age := getattr(batch, "age", None)) is not None:
-            found["replay_age"] = age.double().mean()
+        age = getattr(batch, "age", None)
+        found: dict[str, Tensor | str] = {"replay_age": NO_AGES if age is None else age.double().mean()}
+        if ctx.td_error is None:
+            found |= dict.fromkeys(("td_error", "td_error_high", "td_error_effective"), NO_ERRORS)
         if ctx.td_error is not None:
             step = SimpleNamespace(**batch_tensors(batch), truncated=torch.zeros_like(batch.terminated))
             errors = ctx.td_error(step).double().abs()

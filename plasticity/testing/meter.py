@@ -10,7 +10,7 @@ from typing import Any
 
 from plasticity.meters import METERS, Meter
 from plasticity.storage.folder import Checkpoints
-from plasticity.tags import ALL, parse_tag
+from plasticity.tags import ALL, UNMEASURED, parse_tag
 
 from .method import flags
 from .runs import QUICK_RUNS, SHORT, check_run, command, registered, require_same, rows
@@ -47,12 +47,12 @@ def _require_same_run(name: str, with_it: Path, without: Path) -> None:
         require_same(states[0][part], states[1][part], f"{part} of a run with {name}, beside one without")
     one, other = (state["callbacks"]["random"] for state in states)
     require_same(one, other, f"global random streams of a run with {name}, beside one without")
-    known = {tag for row in rows(without) for tag in row}
-    new = {tag for row in rows(with_it) for tag in row} - known
+    told, plain = ([row for row in rows(folder) if row.get("event") != UNMEASURED] for folder in (with_it, without))
+    new = {tag for row in told for tag in row} - {tag for row in plain for tag in row}
     assert new, f"{name} has logged nothing in a run of 240 steps"
     for tag in new:
         parts = parse_tag(tag)
         assert parts is not None, f"{name} logs {tag}, not plasticity/<network>/<metric>/all"
         assert parts.layer == ALL, f"{name} logs {tag}, not plasticity/<network>/<metric>/all"
-    rest = [{tag: v for tag, v in row.items() if tag not in new} for row in rows(with_it)]
-    require_same([row for row in rest if row.keys() != {"step"}], rows(without), f"other rows of a run with {name}")
+    rest = [{tag: v for tag, v in row.items() if tag not in new} for row in told]
+    require_same([row for row in rest if row.keys() != {"step"}], plain, f"other rows of a run with {name}")

@@ -18,7 +18,7 @@ from .observing.reading import OUTPUT_LAYER, Reading
 from .probes import DEFAULT_PROBES, Probe
 from .probes.network import LossAgain, total_of
 from .structure.labels import tensors_in
-from .tags import OVERHEAD, UNMEASURED, UPDATES, network_prefix, score_tag
+from .tags import MEASURED, OVERHEAD, UNMEASURED, UPDATES, network_prefix, score_tag
 from .told import Told
 from .watching import Watcher
 
@@ -172,7 +172,8 @@ class Measure(Callback):
     """Run probes on every network of a run, on its own training passes, every ``every`` optimizer steps.
 
     Logs ``plasticity/<network>/<metric>/<layer>`` (the layer ``all`` is the whole network), the scores of the neurons
-    as histograms, and hidden layers that could not be measured as the event ``unmeasured``, every reason once.
+    as histograms, and hidden layers that could not be measured as the event ``unmeasured``, every reason once. The
+    event ``measured`` says of ranks their samples, features, dtype and centring, once, and where they become others.
     ``networks``: which ones, by name; default all. ``window``: over how many steps a reading is taken, ending with the
     one at which it is due (see :class:`~plasticity.watching.Watcher`); with ``window=every``, every step is measured.
     ``masks``: network -> mask of its samples, in place of those of the context; ``layers``: as in
@@ -218,6 +219,8 @@ class Measure(Callback):
             gaps = {f"{e.layer} ({e.probe})": e.reason for e in reading.unmeasured if e.reason != OUTPUT_LAYER}
             if reasons := self._told.new(network, gaps):
                 ctx.event(UNMEASURED, {"network": network, **reasons})
+            if conditions := self._told.new(network, reading.conditions()):
+                ctx.event(MEASURED, {"network": network, **conditions})
 
         self.watcher = watcher = Watcher(
             chosen,

@@ -18,9 +18,9 @@ OVERHEAD = "plasticity/overhead"
 TIMED = (SPEED, OVERHEAD)
 """Tags whose values depend on the speed of the machine; no checkpoint holds them."""
 
-UNMEASURED, TASK = "unmeasured", "task"
-PLAIN_EVENTS = (UNMEASURED, TASK)
-"""Events in which nothing was changed: layers that have no value, the start of a task."""
+UNMEASURED, MEASURED, TASK = "unmeasured", "measured", "task"
+PLAIN_EVENTS = (UNMEASURED, MEASURED, TASK)
+"""Events in which nothing was changed: what has no value, on what ranks are taken, the start of a task."""
 
 
 class Tag(NamedTuple):

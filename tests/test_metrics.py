@@ -387,7 +387,31 @@ def test_ranks_stand_beside_their_samples() -> None:
     assert "numerical_rank" not in details["centred"]
     plain = measure(net(nn.ReLU()), torch.randn(64, 5), probes=["rank"]).details["rank"]["0"]
     assert plain == {"samples": 64, "features": 12, "dtype": "float32", "centred": False}
-    assert "spectrum: samples 64, features 12, dtype float32" in str(reading)
+    assert "spectrum: 64 samples, 12 features, float32, centred: pca_rank, " in str(reading)
+
+
+def test_few_metrics_say_the_samples_of_ranks_in_one_line_too() -> None:
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))
+    reading = measure(model, torch.randn(64, 5))
+    assert str(reading).count("rank: ") == 1
+    assert str(reading).endswith("\nrank: 64 samples, 12 features, float32, not centred")
+    model[2], model[4] = nn.Linear(12, 9), nn.Linear(9, 2)
+    lines = str(measure(model, torch.randn(64, 5))).splitlines()[-2:]
+    assert lines == [f"rank: 64 samples, {n} features, float32, not centred ({la})" for n, la in ((12, "0"), (9, "2"))]
+
+
+def test_features_in_bfloat16_say_so_and_have_its_epsilon() -> None:
+    model, x = net(nn.ReLU()).bfloat16(), torch.randn(64, 5).bfloat16()
+    reading = measure(model, x, probes=["rank", "spectrum"])
+    assert {reading.details[probe]["0"]["dtype"] for probe in ("rank", "spectrum")} == {"bfloat16"}
+    sigma = np.linalg.svd(model[1](model[0](x)).double().detach().numpy(), compute_uv=False)
+    expected = (sigma > sigma[0] * 64 * 2.0**-7).sum()
+    assert reading.values["numerical_rank"]["0"] == expected < (sigma > sigma[0] * 64 * 2.0**-23).sum()
+    many = measure(model, torch.randn(128, 5).bfloat16(), probes=["spectrum"])
+    assert math.isnan(many.values["numerical_rank"]["0"])  # rounding alone could make every direction
+    assert "numerical rank in this dtype" in next(e.reason for e in many.unmeasured if e.layer == "0")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert measure(net(nn.ReLU()), x.float(), probes=["rank"]).details["rank"]["0"]["dtype"] == "bfloat16"
 
 
 # -- sets --------------------------------------------------------------------------------------------------------------

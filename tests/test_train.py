@@ -94,7 +94,10 @@ def test_measure_logs_every_network_layer_and_metric_on_schedule() -> None:
                 steps = [step for step, _ in rows.of(f"plasticity/{network}/{metric}/{layer}")]
                 assert steps == [101, 151, 201], (network, metric, layer)
     assert {tag for _, tag, _ in rows.histograms} >= {"scores/critic_1/grama/q.0", "scores/actor/dormancy/trunk.2"}
-    assert rows.events == []  # only output layers have no value, and that is as it should be
+    told = {(step, name, details["network"]) for step, name, details in rows.events}
+    # Only output layers have no value, and that is as it should be.
+    assert told == {(101, "measured", network) for network in ("actor", "critic_1", "critic_2")}
+    assert rows.events[0][2]["q.0 (rank)"] == "32 samples, 32 features, float32, not centred"
     assert all(not monitor.attached for monitor in measure.watcher.monitors.values())  # type: ignore[union-attr]
 
 

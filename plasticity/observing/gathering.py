@@ -27,7 +27,7 @@ from plasticity.probes.probe import (
     Summand,
     num_samples_in,
 )
-from plasticity.structure.layers import NORM_MODULES, Layer, current_weight, precise, weight_parameter
+from plasticity.structure.layers import NORM_MODULES, WIDE, Layer, current_weight, precise, weight_parameter
 from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 
@@ -60,13 +60,15 @@ class Computed(NamedTuple):
 
 
 @contextmanager
-def _informed(probe: Probe, activation: str | None, memory: Any, recycled: Sequence[int]) -> Iterator[None]:
+def _informed(
+    probe: Probe, activation: str | None, dtype: torch.dtype | None, memory: Any, recycled: Sequence[int]
+) -> Iterator[None]:
     """Within, let a probe know of its layer what no signal says; it keeps none of it."""
-    probe.activation, probe.memory, probe.recycled = activation, memory, recycled
+    probe.activation, probe.activation_dtype, probe.memory, probe.recycled = activation, dtype, memory, recycled
     try:
         yield
     finally:
-        del probe.activation, probe.memory, probe.recycled
+        del probe.activation, probe.activation_dtype, probe.memory, probe.recycled
 
 
 class Gathering:
@@ -88,6 +90,8 @@ class Gathering:
         self._failed: dict[str, str] = {}
         self.memory: dict[Key, Any] = {}
         """(probe, layer) -> its memory of earlier readings."""
+        self.dtypes: dict[str, torch.dtype] = {}
+        """Layer -> the dtype of its activations in the last pass, before they were widened."""
         self._remembered: dict[Key, Any] = {}
         """The same of the last reading, until it is over."""
         self.reset()
@@ -257,6 +261,8 @@ class Gathering:
             "probes": [[*key, probe.state_dict()] for key, probe in self._copies.items()],
             "arrived": [[*key, sorted(signals)] for key, signals in self._arrived.items()],
         }
+        if narrow := {la: str(d).removeprefix("torch.") for la, d in self.dtypes.items() if d not in WIDE}:
+            state["dtypes"] = narrow
         if self._before:
             state |= {"before": self._before, "steps": self._steps}
         if self._recycled:
@@ -269,6 +275,7 @@ class Gathering:
         state = map_tensors(state, lambda tensor: tensor.to(device, copy=True))
         self.num_passes = state["num_passes"]
         self._before, self._steps = dict(state.get("before", {})), state.get("steps", 0)
+        self.dtypes |= {layer: getattr(torch, name) for layer, name in state.get("dtypes", {}).items()}
         self._recycled = state.get("recycled") or ({} if self.num_passes else None)
         for part in state["sums"]:
             self._sums[tuple(Recipient(*entry) for entry in part["plan"])].load_state_dict(part)
@@ -361,8 +368,9 @@ class Gathering:
             if name in self._failed:
                 continue
             try:
-                known = activations.get(layer), self.memory.get((name, layer)), (self._recycled or {}).get(layer, ())
-                with torch.no_grad(), _informed(probe, *known):
+                of_layer = activations.get(layer), self.dtypes.get(layer)
+                of_past = self.memory.get((name, layer)), (self._recycled or {}).get(layer, ())
+                with torch.no_grad(), _informed(probe, *of_layer, *of_past):
                     if (memory := probe.remember()) is not None:
                         self._remembered[name, layer] = map_tensors(memory, torch.clone)
                     if reason := probe.why_not():

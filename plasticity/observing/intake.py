@@ -149,6 +149,8 @@ class Intake:
         shown, signal = SHOWN[kind]
         if shown in self.gathering.signals and not again:
             self._note_mask(owner, site.of(value), site.axis)
+            if shown == FORWARD:
+                self.gathering.dtypes[layer.name] = value.dtype
             tensor = precise(value.detach())
             if site.replay:
                 with torch.no_grad():

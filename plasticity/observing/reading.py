@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -104,12 +105,27 @@ class Reading:
             f"not measured: {layer or 'the model itself'} ({', '.join(probes)}): {reason}"
             for (layer, reason), probes in reasons.items()
         ]
-        said: dict[str, list[str]] = {}
-        for probe, by_layer in self.details.items() if len(self.values) > WIDEST else ():
+        for probe, by_layer in self.details.items() if len(self.values) > WIDEST else self._of_features().items():
+            said: dict[str, list[str]] = {}
             for layer, details in by_layer.items():
-                words = ", ".join(f"{name} {value}" for name, value in details.items())
-                said.setdefault(f"{probe}: {words}", []).append(layer)
-        return notes + [f"{text} ({', '.join(layers)})" for text, layers in said.items()]
+                said.setdefault(details_in_words(details), []).append(layer)
+            for words, layers in said.items():
+                notes.append(f"{probe}: {words}" + (f" ({', '.join(layers)})" if len(said) > 1 else ""))
+        return notes
+
+    def conditions(self) -> dict[str, str]:
+        """Return layer and probe -> samples, features, dtype and centring in words, for probes of feature matrices."""
+        found = self._of_features()
+        return {
+            f"{layer} ({probe})": details_in_words(d)
+            for probe, by_layer in found.items()
+            for layer, d in by_layer.items()
+        }
+
+    def _of_features(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the details of the probes that look at feature matrices: those that say a dtype."""
+        found = {p: {la: d for la, d in by_layer.items() if "dtype" in d} for p, by_layer in self.details.items()}
+        return {probe: by_layer for probe, by_layer in found.items() if by_layer}
 
 
 class Readings(dict[str, Reading]):
@@ -137,6 +153,19 @@ class Readings(dict[str, Reading]):
         """Return the tables for a notebook, with sparklines of all readings."""
         tables = [f"<h4>{escape(n)}</h4>{reading.html(self.courses.get(n, {}))}" for n, reading in self.items()]
         return "".join(tables) or f"<p>{self}</p>"
+
+
+def details_in_words(details: Mapping[str, Any]) -> str:
+    """Return what belongs beside a value as words: ``256 samples, 84 features, float32, not centred``."""
+    words = []
+    for name, value in details.items():
+        if isinstance(value, (list, tuple)):
+            words.append(f"{name}: {', '.join(map(str, value))}" if value else f"not {name}")
+        elif isinstance(value, bool):
+            words.append(name if value else f"not {name}")
+        else:
+            words.append(str(value) if name == "dtype" else f"{value} {name.replace('_', ' ')}")
+    return ", ".join(words)
 
 
 def _cell(value: float) -> str:

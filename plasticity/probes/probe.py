@@ -59,6 +59,9 @@ class Probe:
     activation: str | None = None
     """The activation function of the layer, as torch names the operation ("relu", "tanh"), "gated" for factors of gated
     units, None without one; known while results are made."""
+    activation_dtype: torch.dtype | None = None
+    """The dtype of the layer's activations before they were widened to float32; None where nothing says it. Known with
+    results."""
     memory: Any = None
     """The result of :meth:`remember` at the last reading of this layer; None at the first. Known with results."""
     recycled: Sequence[int] = ()

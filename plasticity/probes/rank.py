@@ -99,10 +99,11 @@ def pca_rank(sigma: Tensor, share: float = 0.99) -> Tensor:
 def numerical_rank(sigma: Tensor, shape: Sequence[int], precision: float = 2.0**-23) -> Tensor:
     """Return how many singular values exceed max(``shape``) * ``precision`` * the largest, as numpy's matrix_rank.
 
-    ``precision``: the machine epsilon of the features, that of float32 by default.
+    ``precision``: the machine epsilon of the features, that of float32 by default. NaN where the bound is not below the
+    largest value, as that of bfloat16 from 128 samples on: then rounding alone could make every direction.
     """
     count = (sigma > sigma[0] * max(shape) * precision).sum().to(sigma.dtype)
-    return torch.where(sigma.isnan().any(), torch.nan, count)
+    return torch.where(sigma.isnan().any() | (max(shape) * precision >= 1), torch.nan, count)
 
 
 RANKS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -168,10 +169,16 @@ class Features(Probe):
             raise RuntimeError(f"{type(self).__name__} has seen no data")
         return torch.cat(self._rows)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the layer computed the features."""
+        dtype = self.activation_dtype
+        return self._rows[0].dtype if dtype is None or not dtype.is_floating_point else dtype
+
     def details(self) -> dict[str, Any]:
         """Return the numbers of samples and features, and the precision of the features."""
         samples, neurons = self._num_samples, self._rows[0].shape[1]
-        return {"samples": samples, "features": neurons, "dtype": str(self._rows[0].dtype).removeprefix("torch.")}
+        return {"samples": samples, "features": neurons, "dtype": str(self.dtype).removeprefix("torch.")}
 
 
 class Rank(Features):

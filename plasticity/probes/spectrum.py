@@ -44,6 +44,7 @@ class Spectrum(Features):
 
     SOURCE = "Yang et al. 2020; Roy & Vetterli 2007"
     KNOWN = tuple(DEFINITIONS)
+    nan_reason = "non-finite features, or too many samples or features for a numerical rank in this dtype"
 
     def compute(self) -> dict[str, Tensor]:
         """Return each rank by name, 0-D, float64."""
@@ -51,7 +52,7 @@ class Spectrum(Features):
         warn_of_few_samples(*features.shape)
         wanted = {DEFINITIONS[metric][0] for metric in self.metrics}
         sigma = {centred: singular_values(centre(features) if centred else features) for centred in wanted}
-        epsilon = torch.finfo(features.dtype).eps
+        epsilon = torch.finfo(self.dtype).eps
         ranks = {}
         for metric in self.metrics:
             centred, rank = DEFINITIONS[metric]

@@ -23,6 +23,8 @@ CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
+WIDE = (torch.float32, torch.float64)
+"""The dtypes in which values are taken as they are."""
 NORM_MODULES = (
     nn.LayerNorm,
     nn.RMSNorm,
@@ -136,7 +138,7 @@ def precise(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 or better: half-precision sums overflow and round; of complex ones the magnitude."""
     if tensor.is_complex():
         tensor = tensor.abs()
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return tensor if tensor.dtype in WIDE else tensor.float()
 
 
 @dataclass(frozen=True)

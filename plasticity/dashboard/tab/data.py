@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from plasticity.dashboard.tab.story import Curves, collapses, effects, tell
-from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, UPDATES, is_chart, parse_tag
+from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, MEASURED, UPDATES, is_chart, parse_tag
 
 from .aftermath import aftermath
 from .clock import Times, clock
@@ -27,7 +27,8 @@ def payload(series: Curves, folder: RunFolder | None, curve: str, times: Times |
     """
     probes = {tag: points for tag, points in series.items() if parse_tag(tag) is not None}
     widths = folder.widths() if folder else {}
-    rows = folder.events() if folder else []
+    # How ranks are taken is nothing that happened.
+    rows = [row for row in folder.events() if row.get("event") != MEASURED] if folder else []
     events = [tell(row) for row in rows[-MAX_EVENTS:]]
     for event in events:
         event["effects"] = [] if event["note"] else effects(event, probes)

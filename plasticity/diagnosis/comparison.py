@@ -81,15 +81,23 @@ class Comparison:
     def slowdown(self) -> Estimate:
         """The steps of the aged network over those of the fresh ones to the same loss, with its interval over teachers.
 
-        The loss is the higher of the two final ones, so that both reach it; the mean is the geometric one.
+        The mean is the geometric one.
         """
-        logs = []
+        logs = [math.log(aged / fresh) for aged, fresh in self.steps]
+        return Estimate(*(math.exp(min(x, 700)) for x in of_mean(logs)))
+
+    @property
+    def steps(self) -> list[tuple[float, float]]:
+        """By teacher, the steps of the aged network and of the mean fresh one to the same loss.
+
+        The loss is the higher of the two final ones, so that both reach it.
+        """
+        found = []
         for teacher, aged in enumerate(self.aged):
             fresh = _mean_curve([curves[teacher] for curves in self.fresh])
             level = max(aged.final, fresh.final)
-            pair = [_reached(curve, level) for curve in (aged, fresh)]
-            logs.append(math.log(pair[0] / pair[1]))
-        return Estimate(*(math.exp(min(x, 700)) for x in of_mean(logs)))
+            found.append((_reached(aged, level), _reached(fresh, level)))
+        return found
 
     def closes(self, curves: Sequence[FitCurve]) -> Estimate:
         """Return the share of the gap that closes for an aged network that was changed, by its curves."""

@@ -34,7 +34,20 @@ def _tables(found: Examination) -> Iterator[str]:
         if comparison is not None:
             rows.append(_lesson(comparison, own))
     if rows:
-        head = ["lesson", "rate", "learned", "fresh", "first", "fresh", "final", "fresh", "area", "fresh"]
+        head = [
+            "lesson",
+            "rate",
+            "learned",
+            "fresh",
+            "first",
+            "fresh",
+            "final",
+            "fresh",
+            "area",
+            "fresh",
+            "steps to the higher final",
+            "fresh",
+        ]
         yield ""
         yield f"aged beside fresh networks, {found.steps} updates (intervals: over teachers; of another fresh network)"
         yield from in_columns([head, *rows])
@@ -58,6 +71,7 @@ def _lesson(comparison: Comparison, own: str) -> list[str]:
     for name in ("first", "final", "area"):
         for curves in (comparison.aged, fresh):
             numbers.append(f"{sum(getattr(curve, name) for curve in curves) / len(curves):.3g}")
+    numbers += [f"{sum(steps) / len(steps):.0f}" for steps in zip(*comparison.steps, strict=True)]
     return [comparison.lesson, own if comparison.rate is None else f"{comparison.rate:g}", *learned, *numbers]
 
 

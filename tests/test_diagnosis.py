@@ -31,7 +31,7 @@ import plasticity
 from plasticity.callback import Context, start
 from plasticity.diagnosis import FitCurve, fit
 from plasticity.diagnosis.adaptation import rehearse
-from plasticity.diagnosis.comparison import Size, compare
+from plasticity.diagnosis.comparison import Comparison, Size, compare
 from plasticity.diagnosis.examine import Tried, examine
 from plasticity.diagnosis.fresh import from_defaults
 from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_ratio, t_quantile
@@ -57,6 +57,14 @@ def test_golden_curve() -> None:
     assert curve.learned == pytest.approx(1 - 0.5625)
     assert FitCurve((1.0, 3.0, 0.0)).learned == pytest.approx(0.25)  # 3 counts as 1: areas 1 and 1/2, of 2
     assert FitCurve((1.0, math.inf, math.inf)).learned == 0
+
+
+def test_steps_are_those_to_the_higher_of_the_final_losses() -> None:
+    aged, fresh = FitCurve((1.0, 0.9, 0.8, 0.7, 0.6, 0.5)), FitCurve((1.0, 0.6, 0.3, 0.2, 0.1, 0.0))
+    found = Comparison("residual", None, (aged,), ((fresh,), (fresh,)))
+    assert max(aged.final, fresh.final) == pytest.approx(0.7)
+    assert found.steps == [(3.0, 1.0)]
+    assert found.slowdown.value == pytest.approx(3.0)
 
 
 def test_intervals_are_those_of_scipy() -> None:

@@ -34,20 +34,8 @@ def _tables(found: Examination) -> Iterator[str]:
         if comparison is not None:
             rows.append(_lesson(comparison, own))
     if rows:
-        head = [
-            "lesson",
-            "rate",
-            "learned",
-            "fresh",
-            "first",
-            "fresh",
-            "final",
-            "fresh",
-            "area",
-            "fresh",
-            "steps to the higher final",
-            "fresh",
-        ]
+        pairs = ("learned", "first", "final", "area", "steps to the higher final")
+        head = ["lesson", "rate", *(word for name in pairs for word in (name, "fresh"))]
         yield ""
         yield f"aged beside fresh networks, {found.steps} updates (intervals: over teachers; of another fresh network)"
         yield from in_columns([head, *rows])

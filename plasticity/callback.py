@@ -142,6 +142,17 @@ class Context:
     held: dict[str, tuple[Optimizer, list[str]]] = field(default_factory=dict, repr=False)
     """Optimizer name -> the optimizer when training started, and the callbacks that put hooks on it then."""
 
+    def __post_init__(self) -> None:
+        self._require_writer()
+
+    def _require_writer(self) -> None:
+        """Raise TypeError for what is no writer, before the first value, at which one that fails only warns."""
+        if isinstance(self.writer, type) or not (self.writer is None or callable(getattr(self.writer, "log", None))):
+            raise TypeError(
+                f"writer= takes one writer, for several plasticity.writers.Writers([...]), for a folder "
+                f"plasticity.writers.open_writers(folder); got {self.writer!r:.80}"
+            )
+
     def log(self, values: Mapping[str, float]) -> None:
         """Log scalars by tag at the present step."""
         self.latest.update(values)
@@ -297,6 +308,7 @@ def start(
     replaces an optimizer, or adds or removes weights of a network, in ``on_train_start``.
     """
     callbacks = list(callbacks)
+    ctx._require_writer()
     before = [any(callback is one for one in ctx.started) for callback in callbacks]
     states: list[Mapping[str, Any] | None]
     if saved is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 from torch import nn
@@ -22,7 +23,7 @@ except ImportError as error:
     raise ImportError('plasticity.lightning needs lightning: pip install "plasticity-toolkit[lightning]"') from error
 
 STATE = "plasticity"
-"""The key of the callback's state in a checkpoint."""
+"""The key of the callback's state in older checkpoints; now it is among the states of all callbacks."""
 SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 """Parts of the names of strategies that spread the weights of a module over processes."""
 
@@ -169,13 +170,19 @@ class PlasticityCallback(pl.Callback):
         self._guest.end()
         self._guest.close()
 
-    # Not state_dict: Lightning refuses two callbacks that have it before setup() can say what to do instead.
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the measurement and of every intervention to a checkpoint."""
-        checkpoint[STATE] = self._guest.state_dict() if self._saved is None else self._saved
+    # Lightning refuses two callbacks of one state_key that override state_dict, in words that do not say what to do.
+    # It leaves them to setup() where the method has the __wrapped__ of its base, and keeps their state all the same.
+    @wraps(pl.Callback.state_dict, assigned=())
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the measurement and of every intervention, by name."""
+        return self._guest.state_dict() if self._saved is None else self._saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state until fitting goes on with it."""
+        self._saved = state_dict
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of a checkpoint until fitting goes on; one without it begins anew."""
+        """Begin anew, unless :meth:`load_state_dict` follows; older checkpoints have the state elsewhere."""
         self._saved = checkpoint.get(STATE)
 
 

@@ -293,5 +293,8 @@ class Monitor:
                 "let a method of it call them, and pass calls= with its name"
             )
         if self.passes == "training":
-            return "no forward pass with gradients enabled was followed by a backward pass while attached"
+            return (
+                "no forward pass with gradients enabled was followed by a backward pass while attached; a function "
+                "that was compiled and run before calls the model without hooks: call it without torch.compile"
+            )
         return f"{type(self.model).__name__} was not called while attached; monitor the module whose forward is called"

@@ -365,8 +365,10 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
         make_trainer(tmp_path, [PlasticityCallback(interventions=[PlasticityInjection(at=(2,))])]).train()
     with pytest.raises(ValueError, match="layers is 'mlp', a list of globs"):
         PlasticityCallback(layers="attention")
-    with pytest.warns(RuntimeWarning, match="not called with 'attention_masks'; it is with input_ids, attention_mask"):
-        make_trainer(tmp_path, [PlasticityCallback(mask="attention_masks")], max_steps=1).train()
+    model = make_model()
+    with pytest.raises(ValueError, match="not called with 'attention_masks'; it is with input_ids, attention_mask"):
+        make_trainer(tmp_path, [PlasticityCallback(mask="attention_masks")], model, max_steps=1).train()
+    make_trainer(tmp_path, [PlasticityCallback()], model, max_steps=1).train()
     with pytest.raises(TypeError, match=r"log= takes a folder"):
         PlasticityCallback(log=3)
     callback = PlasticityCallback()

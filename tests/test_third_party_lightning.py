@@ -190,6 +190,50 @@ def test_a_run_that_goes_on_is_the_run_without_a_break(tmp_path: Path) -> None:
     assert again._guest.callbacks[1].counts == made._guest.callbacks[1].counts
 
 
+def test_the_state_is_among_those_of_all_callbacks_and_an_older_place_is_still_read(tmp_path: Path) -> None:
+    def trainer(epochs: int) -> tuple[Any, L2Init, ReDo]:
+        methods = L2Init(coef=0.1), ReDo(every=3, threshold=0.3)
+        return make_trainer(
+            tmp_path, [PlasticityCallback("net", every=3, interventions=methods)], max_epochs=epochs
+        ), *methods
+
+    first, _, redo = trainer(1)
+    first.fit(Inner(), batches())
+    first.save_checkpoint(tmp_path / "new.ckpt")
+    saved = torch.load(tmp_path / "new.ckpt", weights_only=False)
+    state = saved["callbacks"]["PlasticityCallback"]
+    assert {*state} == {"Measure", "l2_init", "redo"}
+    saved["plasticity"] = saved["callbacks"].pop("PlasticityCallback")
+    torch.save(saved, tmp_path / "old.ckpt")
+    finals = []
+    for place in ("new", "old"):
+        module, (again, _, restored) = Inner(), trainer(3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*callbacks used to create the checkpoint need to be provided")
+            again.fit(module, batches(), ckpt_path=tmp_path / f"{place}.ckpt")
+        assert restored.counts["events"] > redo.counts["events"] == 1
+        finals.append(dict(module.state_dict()))
+    torch.testing.assert_close(*finals, rtol=0, atol=0)
+
+
+class ByHandCompiled(Inner):
+    """The forward of the network is compiled; it has run already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.forward = torch.compile(self.net.forward, backend="aot_eager")
+        self.net(torch.ones(32, 6)).sum().backward()
+        self.zero_grad()
+
+
+def test_a_forward_compiled_by_hand_is_read(tmp_path: Path) -> None:
+    module, callback = ByHandCompiled(), PlasticityCallback("net", PROBES, every=1)
+    eager, reference = Inner(), PlasticityCallback("net", PROBES, every=1)
+    for one, looks in ((module, callback), (eager, reference)):
+        make_trainer(tmp_path, [looks], max_steps=3).fit(one, batches())
+    torch.testing.assert_close(callback.last["net"].scores, reference.last["net"].scores)
+
+
 def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
     def fit(module: Any, *callbacks: Any, **more: Any) -> None:
         make_trainer(tmp_path, list(callbacks), max_steps=1, **more).fit(module, batches())

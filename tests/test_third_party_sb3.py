@@ -6,10 +6,12 @@ import copy
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 sb3 = pytest.importorskip("stable_baselines3")
+gym = pytest.importorskip("gymnasium")
 
 from test_third_party_rl import ByHand, expected_entries  # noqa: E402
 
@@ -59,6 +61,25 @@ def test_every_network_is_read_and_the_logger_gets_the_numbers(name: str) -> Non
         assert reading.num_neurons
         assert recorded[f"plasticity/{network}/grama/all"] == reading.values["grama"]["all"]
         assert reading.values["grama"]["all"] >= 0
+
+
+@pytest.mark.parametrize("name", ["TRPO", "ARS"])
+def test_agents_that_no_optimizer_moves_are_refused(name: str) -> None:
+    agent = getattr(pytest.importorskip("sb3_contrib"), name)("MlpPolicy", "Pendulum-v1", device="cpu")
+    with pytest.raises(ValueError, match=r"by a line search.*use PPO|has no optimizer"):
+        agent.learn(8, callback=PlasticityCallback())
+
+
+def test_masked_actions_are_read_and_methods_act() -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    wrappers = pytest.importorskip("sb3_contrib.common.wrappers")
+    env = wrappers.ActionMasker(gym.make("CartPole-v1"), lambda _: np.array([True, True]))
+    agent = contrib.MaskablePPO("MlpPolicy", env, batch_size=64, n_epochs=2, **copy.deepcopy(ROLLOUT))
+    redo = ReDo(every=2, threshold=0.5)
+    callback = PlasticityCallback(["dormancy"], every=1, interventions=[redo], diagnose_every=1)
+    agent.learn(256, callback=callback)
+    assert callback.last["policy"].num_neurons == 128
+    assert redo.counts["recycled"] > 0
 
 
 EVERY = [*BASE, *(pytest.param(name, marks=pytest.mark.slow) for name in CONTRIBUTED)]

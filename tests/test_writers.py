@@ -23,7 +23,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 
-from plasticity.callback import Context, Writer
+from plasticity.callback import Context, Writer, start
 from plasticity.dashboard.eventfile import EventFile, masked_crc32c
 from plasticity.dashboard.tab.folders import Neurons
 from plasticity.storage.appendfile import AppendFile
@@ -538,6 +538,16 @@ def test_a_writer_that_fails_in_a_context_is_left_behind(tmp_path):
     ctx.log({"a": 2.0})
     assert broken.count == 1
     assert ctx.latest == {"a": 2.0}
+
+
+@pytest.mark.parametrize("writer", [[Breaks("log")], "runs/mine", Breaks], ids=["list", "folder", "class"])
+def test_a_context_takes_one_writer_and_says_so(writer) -> None:
+    with pytest.raises(TypeError, match=r"takes one writer, for several plasticity\.writers\.Writers\(\[\.\.\.\]\)"):
+        Context(writer=writer)
+    ctx = Context()
+    ctx.writer = writer
+    with pytest.raises(TypeError, match="takes one writer"):
+        start([], ctx)
 
 
 def test_the_class_of_a_writer_is_no_writer() -> None:

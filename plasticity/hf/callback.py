@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from plasticity.callback import Callback, Context, Writer
@@ -18,7 +19,7 @@ from plasticity.probes import DEFAULT_PROBES, Probe
 from plasticity.structure.optimizers import innermost
 
 from .logs import STATE, HistoryWriter
-from .masks import mask_of
+from .masks import TokenMask, mask_of
 from .measuring import TokenMeasure
 
 MLP = "mlp"
@@ -46,7 +47,7 @@ class PlasticityCallback(TrainerCallback):
     Its state is saved in ``trainer_state.json`` and goes on with ``train(resume_from_checkpoint=...)``.
 
     Raises TypeError or ValueError for wrong arguments, and when training begins for two of these callbacks, a compiled
-    or sharded model, and methods that replace modules.
+    or sharded model, methods that replace modules, and a mask with which the model is not called.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class PlasticityCallback(TrainerCallback):
         self._guest = Guest(measure, interventions, log)
         self._state: TrainerState | None = None
         self._history: HistoryWriter | None = None
+        self._check: RemovableHandle | None = None
 
     @property
     def last(self) -> dict[str, Any]:
@@ -89,6 +91,8 @@ class PlasticityCallback(TrainerCallback):
         saved = state.stateful_callbacks.get(STATE) if state.global_step else None
         self._history = HistoryWriter(state)
         self._guest.begin(ctx, self._history, None if saved is None else from_text(saved))
+        if isinstance(self.mask, TokenMask):
+            self._check = self.mask.require_in(model)
         if not state.is_world_process_zero:
             ctx.writer = Writer()
         state.stateful_callbacks[STATE] = Live(lambda: as_text(self._guest.state_dict()))
@@ -145,6 +149,8 @@ class PlasticityCallback(TrainerCallback):
 
     def _finish(self, model: nn.Module, no_step: str | None = None) -> None:
         _IN_USE.pop(model, None)
+        if self._check is not None:
+            self._check.remove()
         self._guest.end(no_step)
         self._guest.close()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 PADDING = "attention_mask"
 """The tokens that are no padding."""
@@ -35,6 +37,17 @@ class TokenMask:
             )
         found = kwargs.get(self.name)
         return found if isinstance(found, Tensor) and found.dim() == 2 else None
+
+    def require_in(self, model: nn.Module) -> RemovableHandle:
+        """Let the first pass in training, and no later one, raise the ValueError of a mask that is not there."""
+
+        def check(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if torch.is_grad_enabled() and module.training:
+                handle.remove()
+                self(*args, **kwargs)
+
+        handle = model.register_forward_pre_hook(check, with_kwargs=True, prepend=True)
+        return handle
 
     def _labelled(self, labels: Any) -> Tensor:
         if not isinstance(labels, Tensor):

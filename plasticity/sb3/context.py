@@ -49,6 +49,7 @@ def structure_of(policy: nn.Module) -> Context:
 
 def context_of(model: BaseAlgorithm) -> Context:
     """Return what an agent lends to callbacks: networks, targets, optimizers, replay, values, past transitions."""
+    require_gradient_steps(model)
     ctx = structure_of(model.policy)
     if (temperature := getattr(model, "ent_coef_optimizer", None)) is not None:
         ctx.optimizers["ent_coef"] = temperature
@@ -60,6 +61,15 @@ def context_of(model: BaseAlgorithm) -> Context:
     ctx.set_noise = _noise_of(model)
     ctx.name = type(model).__name__
     return ctx
+
+
+def require_gradient_steps(model: BaseAlgorithm) -> None:
+    """Raise ValueError for TRPO, which moves its policy without its optimizer."""
+    if any(kind.__name__ == "TRPO" for kind in type(model).__mro__):
+        raise ValueError(
+            f"{type(model).__name__} moves its policy by a line search, not by steps of an optimizer, by which readings "
+            f"and methods go: use PPO, or plasticity.measure(agent.policy, observations) for a reading by hand"
+        )
 
 
 def write_back(ctx: Context, model: BaseAlgorithm) -> None:

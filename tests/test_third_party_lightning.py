@@ -211,7 +211,7 @@ def test_the_state_is_among_those_of_all_callbacks_and_an_older_place_is_still_r
         with warnings.catch_warnings():
             warnings.filterwarnings("error", ".*callbacks used to create the checkpoint need to be provided")
             again.fit(module, batches(), ckpt_path=tmp_path / f"{place}.ckpt")
-        assert restored.counts["events"] > redo.counts["events"] == 1
+        assert restored.counts["recycled"] > redo.counts["recycled"] > 0
         finals.append(dict(module.state_dict()))
     torch.testing.assert_close(*finals, rtol=0, atol=0)
 

@@ -67,8 +67,8 @@ def require_gradient_steps(model: BaseAlgorithm) -> None:
     """Raise ValueError for TRPO, which moves its policy without its optimizer."""
     if any(kind.__name__ == "TRPO" for kind in type(model).__mro__):
         raise ValueError(
-            f"{type(model).__name__} moves its policy by a line search, not by steps of an optimizer, by which readings "
-            f"and methods go: use PPO, or plasticity.measure(agent.policy, observations) for a reading by hand"
+            f"{type(model).__name__} moves its policy by a line search, not by steps of an optimizer, by which "
+            f"readings and methods go: use PPO, or plasticity.measure(agent.policy, observations) for a reading by hand"
         )
 
 

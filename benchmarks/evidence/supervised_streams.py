@@ -24,6 +24,10 @@ from supervised_tasks import LOWER_IS_BETTER, STREAMS, Learner, network
 TUNED_ON = (100, 101)
 FILE = RESULTS / "supervised_streams.jsonl"
 TASKS = {"clock": "tasks", "every": 1}
+RATES = {"bitflip": 0.05, "permuted-digits": 3e-3, "warm-start": 1e-3}
+"""Adam's rate where an entry has none. On bitflip: 0.01 of Dohare et al. for one example at a time, times the root of
+the 20 that are a batch here. There and on the digits the plain network loses; with a tenth of these rates it does not.
+"""
 
 
 def grid(name: str, key: str, values: tuple[Any, ...], **more: Any) -> list[dict[str, Any]]:
@@ -33,7 +37,7 @@ def grid(name: str, key: str, values: tuple[Any, ...], **more: Any) -> list[dict
 
 ENTRIES: dict[str, list[dict[str, Any]]] = {
     "none": [{}],
-    **{n: [{"optimizer": n, "lr": lr} for lr in (3e-4, 1e-3, 3e-3)] for n in ("adam", "adaptive_upgd", "muon")},
+    **{n: [{"optimizer": n, "lr": lr} for lr in (1e-3, 3e-3, 1e-2)] for n in ("adam", "adaptive_upgd", "muon")},
     "sgd": [{"optimizer": "sgd", "lr": lr} for lr in (3e-3, 1e-2, 3e-2)],
     "upgd": [{"optimizer": "upgd", "lr": lr} for lr in (1e-2, 3e-2, 1e-1)],
     "trac": [{"optimizer": "trac", "lr": lr} for lr in (1e-3, 1e-2)],
@@ -85,7 +89,7 @@ def outcome(stream: str, entry: str, variant: int, seed: int, scale: float = 1.0
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     what, started = dict(ENTRIES[entry][variant]), time.perf_counter()
-    lr, activation, norm = what.pop("lr", 1e-3), what.pop("activation", "relu"), what.pop("norm", "none")
+    lr, activation, norm = what.pop("lr", RATES[stream]), what.pop("activation", "relu"), what.pop("norm", "none")
     name, settings = what.pop("method", None), what.pop("settings", {})
 
     def make(num_inputs: int, hidden: list[int], outputs: int, loss: Any) -> Learner:

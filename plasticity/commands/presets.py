@@ -26,8 +26,8 @@ STREAMS = (
     Preset(
         "supervised",
         "--hidden 5 --batch-size 20 --lr 0.05",
-        "Dohare et al. 2024, slowly changing regression: Adam at 0.01 for one example at a time, here times the root of "
-        "the batch",
+        "Dohare et al. 2024, slowly changing regression: Adam at 0.01 for one example at a time, here times the root "
+        "of the batch",
         "bitflip",
     ),
     Preset(

@@ -186,6 +186,11 @@ class DQN(OffPolicy):
         self.epsilon_end = float(scale)
 
     @property
+    def discount(self) -> float:
+        """The discount of the values that are learned, per step, at present: `set_horizon` moves it."""
+        return self.buffer.gamma
+
+    @property
     def set_horizon(self) -> Callable[[int | None, float | None], None] | None:
         """Sets the rewards summed and the discount of replayed returns; None without n-step returns."""
         return self._set_horizon if self.config.n_step > 1 else None
@@ -288,7 +293,7 @@ class DQN(OffPolicy):
         """Return |Q(s, a) - y|, (N,), for steps just taken; y is the target of one step; C51: both are means."""
         batch = as_batch(transition, self.device, self.obs_dtype)
         following, best = self._following(batch.next_obs)
-        y = batch.reward + self.config.gamma * ~batch.terminated * take(self.values.q(following), best)
+        y = batch.reward + self.discount * ~batch.terminated * take(self.values.q(following), best)
         return (self.value(batch.obs, batch.action) - y).abs()
 
 

@@ -92,7 +92,7 @@ class Context:
     state_value: Callable[[Tensor], Tensor] | None = None
     """V(observation), (batch,), without gradients; of agents that learn one."""
     discount: float | None = None
-    """Discount of the values, per environment step."""
+    """Discount of the values, per environment step, at present: methods that anneal it set it anew."""
     reward_factor: Callable[[], float] | None = None
     """Factor by which the agent scales rewards before it learns their values, now; None where it does not."""
     td_error: Callable[[Transition], Tensor] | None = None

@@ -11,8 +11,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from plasticity import Callback, Context
 from plasticity.agents.dqn import DQN, DQNConfig
+from plasticity.agents.train import context
+from plasticity.callback import end, fire, start
 from plasticity.interventions import Horizon
+from plasticity.meters.overestimation import Overestimation
 from plasticity.testing import check_method
 from plasticity.testing.runs import QUICK_RUNS, check_run
 
@@ -65,6 +69,28 @@ def test_what_is_replayed_are_sums_of_so_many_rewards(n_step: int, gamma: float)
         assert float(batch.discount[i]) == pytest.approx(gamma**n_step, rel=1e-6)
     dqn.set_horizon(None, None)
     assert (dqn.buffer.n_step, dqn.buffer.gamma) == (5, 0.9)
+
+
+def test_what_looks_at_the_discount_follows_it() -> None:
+    """The meter of overestimation, the error that LEAST weighs, and a context that is made in the middle."""
+    dqn, gammas = filled(), list[float]()
+
+    class Look(Callback):
+        def on_update_end(self, ctx: Context, metrics: object) -> None:
+            gammas.append(Overestimation()._gamma(ctx))
+            assert gammas[-1] == dqn.discount == context(dqn).discount
+            step = SimpleNamespace(obs=torch.zeros(1, 2), next_obs=torch.ones(1, 2), action=torch.zeros(1).long(),
+                                   reward=torch.ones(1), terminated=torch.zeros(1, dtype=torch.bool))  # fmt: skip
+            y = 1 + gammas[-1] * dqn.targets["q"](step.next_obs).max()
+            assert float(dqn.td_error(step)) == pytest.approx(float((dqn.q(step.obs)[0, 0] - y).abs()), rel=1e-5)
+
+    ctx, method = context(dqn), Horizon(steps=4, n_first=5, n_last=2)
+    start([method, Look()], ctx)
+    for _ in range(6):
+        fire([method, Look()], "on_update_end", ctx, {})
+    assert gammas == [pytest.approx(published(0.97, 0.997, 4, k, True)) for k in (1, 2, 3, 4, 4, 4)]
+    end([method], ctx)
+    assert ctx.discount == dqn.discount == 0.9
 
 
 def test_what_cannot_be_set_is_refused() -> None:

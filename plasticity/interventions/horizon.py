@@ -67,7 +67,7 @@ class Horizon(Scheduled):
     def prepare(self, ctx: Context) -> None:
         """Begin with short sight; ValueError for an agent whose returns cannot be set."""
         ctx.require("set_horizon", type(self).__name__)
-        self.since = 0
+        self.since, self._own = 0, ctx.discount
         self._set()
 
     def now(self) -> tuple[int, float]:
@@ -78,7 +78,9 @@ class Horizon(Scheduled):
 
     def _set(self) -> None:
         assert self._ctx.set_horizon is not None
-        self._ctx.set_horizon(*self.now())
+        n_step, gamma = self.now()
+        self._ctx.set_horizon(n_step, gamma)
+        self._ctx.discount = gamma
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Any]) -> None:
         """Move on by an update."""
@@ -97,6 +99,7 @@ class Horizon(Scheduled):
         super().on_train_end(ctx)
         if ctx.set_horizon is not None:
             ctx.set_horizon(None, None)
+            ctx.discount = self._own
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far it has come, too."""

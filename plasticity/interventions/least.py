@@ -104,8 +104,9 @@ class LearnToStop(Intervention):
     """Upper bound of omega; at most 1 means that an episode above the median is never stopped (ours)."""
     proxy: Literal["loss", "error"] = "loss"
     """G of a transition: its squared TD error, the paper's proxy, or the absolute one, which is |dL/dQ|."""
-    gamma: float = 0.99
-    """Discount factor of the TD error, used only where the agent lends none (see ``td_error`` in the docs page)."""
+    gamma: float | None = None
+    """Discount factor of the TD error, used only where the agent lends none (see ``td_error`` in the docs page); None:
+    that of the run's values, 0.99 where it does not say."""
     warmup: int = 100_000
     """Environment steps before the first stop: 10 to 20 % of training in MuJoCo, 5 to 15 % in DMC."""
     min_length: int = 20
@@ -149,7 +150,7 @@ class LearnToStop(Intervention):
             self.omega_min = self.omega_max = self.coef
         coef, low, high = self.bounds()
         counts = ("min_length", "min_episodes", "rate_episodes", "noise_episodes", "report_every", "window_min")
-        shares = ("max_stop_rate", "exempt", "noise_early", "gamma")
+        shares = ("max_stop_rate", "exempt", "noise_early")
         amounts = ("warmup", "window_step", "window_every", "entropy_margin", "noise")
         checks = {
             "coef > 0": coef > 0,
@@ -157,6 +158,7 @@ class LearnToStop(Intervention):
             "proxy 'loss' or 'error'": self.proxy in ("loss", "error"),
             "window_min <= window <= window_max": self.window_min <= self.window <= self.window_max,
             "noise <= noise_max": self.noise <= self.noise_max,
+            "gamma in [0, 1]": self.gamma is None or 0 <= self.gamma <= 1,
             **{f"{name} >= 1": getattr(self, name) >= 1 for name in counts},
             **{f"{name} in [0, 1]": 0 <= getattr(self, name) <= 1 for name in shares},
             **{f"{name} >= 0": getattr(self, name) >= 0 for name in amounts},
@@ -236,7 +238,8 @@ class LearnToStop(Intervention):
         if td_error is not None:
             error = td_error(transition).detach().float().cpu()
         else:
-            error = torch.where(running.steps > 0, running.last_reward + self.gamma * q - running.last_q, math.nan)
+            gamma = next(g for g in (self.gamma, ctx.discount, 0.99) if g is not None)
+            error = torch.where(running.steps > 0, running.last_reward + gamma * q - running.last_q, math.nan)
         return error.square() if self.proxy == "loss" else error.abs()
 
     def _wanted(self, step: int, q: Tensor, g: Tensor, running: Running) -> Tensor:

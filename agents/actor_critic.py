@@ -136,20 +136,23 @@ class ActorCritic(OffPolicy):
     def _make_networks(self, seed: int) -> dict[str, nn.Module]:
         config, shape = self.config, self.obs_shape
         with drawn_on_the_cpu(seed):
-            actor = self.make_actor(partial(make_body, config, shape, widths(config, "policy")))
+            actors = self.make_actors(partial(make_body, config, shape, widths(config, "policy")))
             hidden = widths(config, "value") if config.critic_hidden is None else config.critic_hidden
             bodies = (make_body(config, shape, hidden, extra_dim=self.action_dim) for _ in CRITICS)
             head, values = config.critic_head, self.returns
             critics = {key: Critic(body, head, values) for key, body in zip(CRITICS, bodies, strict=True)}
             value = {"value": StateValue(make_body(config, shape, hidden))} if config.value_expectile else {}
-        return {"actor": actor, **critics, **value}
+        return {**actors, **critics, **value}
 
     def exploration(self) -> tuple[Callable[..., Tensor], tuple[int, ...]]:
         """Return how the numbers that disturb one action are drawn, and their shape."""
         return normal, (self.action_dim,)
 
-    def make_actor(self, make_body: Callable[[int], Body]) -> nn.Module:
-        """Return a new actor on `make_body(extra_dim)`: so many features join the observation's behind its encoder."""
+    def make_actors(self, make_body: Callable[[int], Body]) -> dict[str, nn.Module]:
+        """Return the new actor, and what stands beside it, on `make_body(extra_dim)`.
+
+        So many features join the observation's behind its encoder.
+        """
         raise NotImplementedError
 
     def distributed_loss(

@@ -38,17 +38,31 @@ from .bodies import Body
 from .choices import OneOf
 from .compiled import Precision
 from .gradient import Compile
+from .hl_gauss import Quantiles
 from .inputs import Chosen
+from .optimism import (
+    BETAS,
+    RATE,
+    OptimismConfig,
+    Optimist,
+    divergence_of,
+    optimistic_loss,
+    raw_gradient,
+    raw_weights,
+    shifted_action,
+    weights_of,
+)
 from .optimizers import OPTIMIZERS
 from .policies import ACTORS, ActorKind, AmortizedConfig
 from .replay import Batch
+from .rows import as_tensor
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
     from gymnasium import spaces
 
 
 @dataclass(frozen=True)
-class SACConfig(AmortizedConfig, ActorCriticConfig):
+class SACConfig(OptimismConfig, AmortizedConfig, ActorCriticConfig):
     actor: Annotated[str, OneOf(ACTORS)] = "gaussian"
     """Kind of policy: a squashed Gaussian, or a network of observation and noise that has no density."""
     actor_lr: float = 3e-4
@@ -71,7 +85,9 @@ class SACConfig(AmortizedConfig, ActorCriticConfig):
     def rules(self) -> dict[str, bool]:
         counts = {f"{name} >= 1": getattr(self, name) >= 1 for name in ("latent_dim", "num_pairs", "policy_every")}
         positive = {f"{name} > 0": getattr(self, name) > 0 for name in ("init_alpha", "diversity_target")}
-        return {**super().rules(), **counts, **positive}
+        plain = self.actor == "gaussian" and self.network != "crossq"
+        alone = {"optimism=0 unless the actor is gaussian, and with crossq": not self.optimism or plain}
+        return {**super().rules(), **counts, **positive, **self.optimism_rules(), **alone}
 
 
 class SAC(ActorCritic):
@@ -99,6 +115,11 @@ class SAC(ActorCritic):
         self.log_alpha = torch.tensor(math.log(config.init_alpha), device=self.device, requires_grad=config.learn_alpha)
         if config.learn_alpha:
             self.optimizers["alpha"] = OPTIMIZERS["adam"]([self.log_alpha], lr=config.alpha_lr)
+        if config.optimism:
+            self.forward = {**self.forward, "optimist": self.shift_of}
+            self.add_step("optimist", self.optimist_loss, ["optimist"], config.actor_lr)
+            self.raw_weights = raw_weights(config.optimism).to(self.device).requires_grad_(True)
+            self.optimizers["optimism"] = OPTIMIZERS["adam"]([self.raw_weights], lr=RATE, betas=BETAS)
 
     @cached_property
     def policy(self) -> ActorKind:
@@ -108,21 +129,31 @@ class SAC(ActorCritic):
     def exploration(self) -> tuple[Callable[..., Tensor], tuple[int, ...]]:
         return self.policy.draw, (self.policy.noise_dim,)
 
-    def make_actor(self, make_body: Callable[[int], Body]) -> nn.Module:
-        return self.policy.make(make_body(self.policy.latent_dim))
+    def make_actors(self, make_body: Callable[[int], Body]) -> dict[str, nn.Module]:
+        actors = {"actor": self.policy.make(make_body(self.policy.latent_dim))}
+        if self.config.optimism:
+            actors["optimist"] = Optimist(make_body(self.action_dim), self.action_dim)
+        return actors
 
     def respond(self, obs: Any, noise: Any | None) -> Any:
-        return self.policy.act(self.actor, obs, noise)
+        if noise is None or not self.config.optimism:
+            return self.policy.act(self.actor, obs, noise)
+        mean, log_std = map(as_tensor, self.actor(obs))
+        with torch.no_grad():
+            shift = self.networks["optimist"](as_tensor(obs), mean)
+        return shifted_action(mean, log_std, shift, as_tensor(noise), self.config.explore_std)
 
     def learn(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Take the update itself: critics, actor, temperature, targets."""
-        noise, next_noise = self.policy.noises(2, len(batch.index), self.generators["update"])
+        num = 3 if self.config.optimism else 2
+        noise, next_noise, *more = self.policy.noises(num, len(batch.index), self.generators["update"])
         alpha = self.log_alpha.detach().exp()
 
         metrics = self.learn_value(batch)
         metrics |= self.move_batch_norms(self.steps["critic"](batch, alpha, next_noise, updates=self.updates), *CRITICS)
         if (self.updates + 1) % self.config.policy_every == 0:
             metrics |= self.move_batch_norms(self.steps["actor"](batch, alpha, noise, updates=self.updates), "actor")
+            metrics |= self.learn_optimism(batch, *more) if more else {}
         if self.policy.measure in metrics and self.config.learn_alpha:
             entropy = metrics[self.policy.measure]
             self.log_alpha.grad = entropy - self.target_entropy  # of alpha_loss, which is linear
@@ -162,6 +193,38 @@ class SAC(ActorCritic):
         bonus = alpha * metrics[self.policy.measure]
         return {"value": loss + bonus, "entropy": -bonus}
 
+    def learn_optimism(self, batch: Batch | Chosen, noise: Tensor) -> dict[str, Tensor]:
+        """Take the step of the optimistic policy and of its two weights, and return metrics."""
+        raw = self.raw_weights.detach()
+        weights = weights_of(raw)
+        metrics = self.steps["optimist"](batch, weights, noise, updates=self.updates)
+        raw_kl = metrics["optimist_kl"] / self.action_dim
+        self.raw_weights.grad = raw_gradient(raw, raw_kl, self.config.kl_target)
+        adam.step(self.optimizers["optimism"], [self.raw_weights])
+        return {**metrics, "optimism": weights[0], "kl_weight": weights[1]}
+
+    def optimist_loss(self, batch: Batch, weights: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the optimistic policy on a batch, and metrics; `weights` (2,), see `optimism.py`."""
+        mean, log_std = self._gaussian(batch.obs)
+        shift = self.networks["optimist"](batch.obs, mean)
+        action = shifted_action(mean, log_std, shift, noise, self.config.explore_std)
+        by_quantile = isinstance(self.returns, Quantiles)
+        q = torch.stack([self.networks[name](batch.obs, action, by_quantile) for name in CRITICS])
+        divergence = divergence_of(shift, log_std)
+        loss = optimistic_loss(q, divergence, weights)
+        return loss, {"optimist_loss": loss, "optimist_kl": divergence}
+
+    def shift_of(self, module: nn.Module, batch: Any) -> Tensor:
+        """Return the output of the optimist, or of a copy of it, at the observations of a batch."""
+        shift: Tensor = module(batch.obs, self._gaussian(batch.obs)[0])
+        return shift
+
+    @torch.no_grad()
+    def _gaussian(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actor's mean and log_std, both (batch, action_dim)."""
+        mean, log_std = self.networks["actor"](obs)
+        return mean, log_std
+
     @torch.no_grad()
     def target_value(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
         """Return y (batch,), the target of both critics; `noise` draws the next action."""
@@ -180,19 +243,22 @@ class SAC(ActorCritic):
         return self.policy.sample(self.networks["actor"], obs, noise)
 
     def own_state(self) -> dict[str, Any]:
-        return {**super().own_state(), "log_alpha": self.log_alpha.detach()}
+        optimism = {"optimism": self.raw_weights.detach()} if self.config.optimism else {}
+        return {**super().own_state(), "log_alpha": self.log_alpha.detach(), **optimism}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`; ValueError for a saved agent with another learn_alpha."""
-        if state["optimizers"].keys() != self.optimizers.keys():
-            saved, here = "alpha" in state["optimizers"], "alpha" in self.optimizers
-            raise ValueError(f"{self.name}: saved with learn_alpha={saved}, this agent has learn_alpha={here}")
+        """Go on from `state_dict()`; ValueError for a saved agent with other parts."""
+        for name, option in (("alpha", "learn_alpha"), ("optimism", "optimism > 0"), ("value", "value_expectile > 0")):
+            if (saved := name in state["optimizers"]) != (here := name in self.optimizers):
+                raise ValueError(f"{self.name}: saved with {option}={saved}, this agent has {option}={here}")
         super().load_state_dict(state)
 
     @torch.no_grad()
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         super().load_own_state(state)
         self.log_alpha.copy_(state["log_alpha"])
+        if self.config.optimism:
+            self.raw_weights.copy_(state["optimism"])
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:

@@ -89,9 +89,9 @@ class TD3(ActorCritic):
         super().__init__(observation_space, action_space, config, name=name, seed=seed, device=device, **how)
         self.noise = config.exploration_noise
 
-    def make_actor(self, make_body: Callable[[int], Body]) -> nn.Module:
+    def make_actors(self, make_body: Callable[[int], Body]) -> dict[str, nn.Module]:
         """Return a deterministic actor."""
-        return DeterministicActor(make_body(0), self.action_dim)
+        return {"actor": DeterministicActor(make_body(0), self.action_dim)}
 
     def respond(self, obs: Any, noise: Any | None) -> Any:
         """Return pi(s), with noise of the present scale."""

@@ -30,7 +30,7 @@ _PPO = {
 _OFF_POLICY = {**_ACTOR_CRITIC, "critic_returns": "mean", "num_atoms": 101, "v_min": -100.0, "v_max": 100.0,
                "value_expectile": 0.0, "pessimism": 1.0}  # fmt: skip
 _SAC = {**_OFF_POLICY, "actor": "gaussian", "latent_dim": 16, "num_pairs": 8, "diversity_target": 0.2,
-        "policy_every": 1}  # fmt: skip
+        "policy_every": 1, "optimism": 0.0, "kl_target": 0.05, "explore_std": 0.75}  # fmt: skip
 ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _SAC, "td3": _OFF_POLICY}
 """Agent -> setting that 0.1.0 did not have -> the value that says what it did."""
 METHODS_ADDED: dict[str, dict[str, Any]] = {

@@ -54,7 +54,8 @@ CROSSQ = Preset(
 BRO = Preset(
     "sac",
     "--network bronet --critic-returns quantiles --num-atoms 100 --pessimism 0 --optimism 1 --optimizer adamw "
-    "--weight-decay 1e-4 --learning-starts 2500 --actor-lr 3e-4 --critic-lr 3e-4 --alpha-lr 3e-4 --batch-size 128 --updates-per-step 10",
+    "--weight-decay 1e-4 --learning-starts 2500 --actor-lr 3e-4 "
+    "--critic-lr 3e-4 --alpha-lr 3e-4 --batch-size 128 --updates-per-step 10",
     "Nauman et al. 2024, arXiv 2405.16158, released code naumix/BiggerRegularizedOptimistic",
     left_out="the entropy's target of half the action dimensions (--target-entropy), and the first beta of 0.5 of the "
     "temperature's Adam; its resets are --reset --reset.at 15001 50001 250001 500001 750001",

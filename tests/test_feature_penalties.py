@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from plasticity.agents.distributions import Categorical, Gaussian
 from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.ppo import PPO, PPOConfig
-from plasticity.agents.train import context
+from plasticity.agents.train import context, train
 from plasticity.callback import Context, start
+from plasticity.envs import TaskPlan, make_env
 from plasticity.interventions import DR3, Chain, FeatureNormPenalty, InFeR, Intervention, ProximalFeatures
 from plasticity.interventions.chain import coefficient, output_change
 from plasticity.interventions.dr3 import co_adaptation
@@ -180,6 +182,35 @@ def test_the_coefficient_of_chain_follows_the_losses() -> None:
 def small_ppo(**changes: Any) -> PPO:
     config = PPOConfig(hidden=(12, 10), num_steps=16, num_minibatches=4, num_epochs=2, **changes)
     return PPO(spaces.Box(-9, 9, (3,)), spaces.Box(-1, 1, (2,)), config, num_envs=2, device=torch.get_default_device())
+
+
+@pytest.mark.on_cpu
+def test_chain_of_classic_control_follows_means_over_iterations_and_begins_anew_in_every_task() -> None:
+    """The released code, computed again by numpy: losses with their entropy, averaged over an iteration, then |.|."""
+    method = Chain(preset="control", relative=1e3, window=12, warmup=8, iteration=4, batch_size=5)
+    losses: list[tuple[float, float]] = []
+    coefs, adapted = [1.0], []
+
+    class Look(Intervention):
+        def on_task_start(self, ctx: Context, task: Tensor) -> None:
+            losses.clear()
+            coefs.append(1.0)
+            assert method.coefs["actor"].item() == 1.0
+
+        def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
+            loss = float(metrics["policy_loss"]) - 0.01 * float(metrics["entropy"])
+            losses.append((loss, float(metrics["chain_actor"]) / coefs[-1]))
+            if len(losses) % 4 == 0 and len(losses) >= 8:
+                loss, churn = np.abs(np.mean(np.reshape(losses, (-1, 4, 2)), 1)[-3:]).mean(0)
+                coefs.append(max(1e3 * loss / (churn + 1e-8), 1.0))
+                adapted.append(coefs[-1])
+            assert method.coefs["actor"].item() == pytest.approx(coefs[-1], rel=1e-3)
+
+    env = make_env("cgym/cartpole", seed=1, tasks=TaskPlan(steps=64, num=3))
+    config = PPOConfig(hidden=(8,), num_steps=16, num_minibatches=4, num_epochs=2)
+    train(env, PPO(env.observation_space, env.action_space, config), 192, [method, Look()])
+    assert len(adapted) == 3 * 7
+    assert max(adapted) > 1
 
 
 def test_pfo_compares_with_the_policy_of_the_rollout() -> None:

@@ -44,28 +44,33 @@ class Chain(FeaturePenalty):
     updates on. Logged per network: ``churn`` and ``coef``.
 
     ``control``, ``dmc``, ``dqn``: C-CHAIN's settings for PPO on classic control, PPO on dm_control, and double DQN on
-    MinAtar; the code counts iterations, here they are updates (125 and 320 per iteration). ``chain``: a fixed
-    coefficient of 1, to be tuned. Differences: the code takes entry -2 of a list whose last entry is the present
-    network, hence lag 1; it copies whole agents in every update, here weights are copied; its means are over
-    iterations' last or mean losses, here over updates; dmc also anneals the coefficient with the learning rate.
+    MinAtar; the code counts iterations, here they are updates (125 and 320 per iteration). The first two begin anew in
+    every task, so they know the boundaries. ``chain``: a fixed coefficient of 1, to be tuned. Differences: the code
+    takes entry -2 of a list whose last entry is the present network, hence lag 1; it copies whole agents in every
+    update, here weights are copied; dmc's means are over the last update of each iteration there, over all here.
     Source: Tang et al. 2025, arXiv 2506.00592, equations 6 and 7.
     """
 
     NAME: ClassVar[str] = "chain"
     NEEDS: ClassVar[tuple[str, ...]] = (*FeaturePenalty.NEEDS, "peek")
     PRESETS: ClassVar = {
-        "control": {"networks": ("actor",), "coef": 1.0, "relative": 1e4, "floor": 1.0, "window": 6250, "warmup": 1250},
-        "dmc": {
-            "networks": ("actor",),
-            "coef": 1.0,
-            "relative": 0.05,
-            "floor": 0.0,
-            "window": 32_000,
-            "warmup": 16_000,
+        "control": {
+            "networks": ("actor",), "coef": 1.0, "batch_size": 32, "relative": 1e4, "floor": 1.0, "window": 6250,
+            "warmup": 1375, "iteration": 125, "entropy": 0.01, "restart": True,
         },
-        "dqn": {"networks": ("q",), "coef": 50.0, "relative": 0.01, "floor": 0.0, "window": 50_000, "warmup": 10_000},
-        "chain": {"networks": (), "coef": 1.0, "relative": 0.0, "floor": 0.0, "window": 1, "warmup": 0},
-    }
+        "dmc": {
+            "networks": ("actor",), "coef": 100.0, "batch_size": 64, "relative": 0.05, "floor": 0.0, "window": 32_000,
+            "warmup": 16_000, "iteration": 1, "entropy": 0.0, "restart": True,
+        },
+        "dqn": {
+            "networks": ("q",), "coef": 50.0, "batch_size": 32, "relative": 0.01, "floor": 0.0, "window": 50_000,
+            "warmup": 10_000, "iteration": 1, "entropy": 0.0, "restart": False,
+        },
+        "chain": {
+            "networks": (), "coef": 1.0, "batch_size": 64, "relative": 0.0, "floor": 0.0, "window": 1,
+            "warmup": 0, "iteration": 1, "entropy": 0.0, "restart": False,
+        },
+    }  # fmt: skip
 
     preset: Literal["control", "dmc", "dqn", "chain"] = "chain"
     """Defaults of the options that are None."""
@@ -75,8 +80,8 @@ class Chain(FeaturePenalty):
     """Weight of the penalty, at the start where it adapts; 0 switches it off. None: as the preset says."""
     lag: int = 1
     """Steps of the optimizer by which the past weights are older."""
-    batch_size: int = 64
-    """Size of the second batch."""
+    batch_size: int | None = None
+    """Size of the second batch. None: as the preset says."""
     relative: float | None = None
     """Share of the loss that the term is steered to; 0 keeps coef. None: as the preset says."""
     floor: float | None = None
@@ -85,6 +90,12 @@ class Chain(FeaturePenalty):
     """Updates over which loss and churn are averaged. None: as the preset says."""
     warmup: int | None = None
     """Updates before the coefficient adapts. None: as the preset says."""
+    iteration: int | None = None
+    """Updates whose losses count as one, by their mean with its sign. None: as the preset says."""
+    entropy: float | None = None
+    """Weight of the metric entropy in the loss that is followed. None: as the preset says."""
+    restart: bool | None = None
+    """Begin with coef and empty means in every task, which the method then knows. None: as the preset says."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,12 +104,18 @@ class Chain(FeaturePenalty):
         self.past: dict[str, nn.Module] = {}
         self.coefs: dict[str, Tensor] = {}
         self.history: dict[str, Tensor] = {}
+        """Network -> (2, iterations): mean loss and mean churn of each, a ring."""
+        self.sums: dict[str, Tensor] = {}
+        """Network -> (2,): loss and churn of the updates of the running iteration."""
+        self.followed = 0
+        """Updates since the coefficient began."""
         self._followed: set[str] = set()
 
     def rules(self) -> dict[str, bool]:
         """Return the rules of the settings."""
-        at_least = {"lag": 1, "batch_size": 1, "window": 1, "warmup": 0, "relative": 0, "floor": 0, "coef": 0}
-        return {f"{name} >= {least}": getattr(self, name) >= least for name, least in at_least.items()}
+        at_least = {"lag": 1, "batch_size": 1, "iteration": 1, "warmup": 0, "relative": 0, "floor": 0, "coef": 0}
+        rules = {f"{name} >= {least}": getattr(self, name) >= least for name, least in at_least.items()}
+        return {**rules, "window >= iteration": (self.window or 0) >= (self.iteration or 1)}
 
     def begin(self, ctx: Context, name: str, network: nn.Module) -> None:
         """Keep the weights, and follow them step by step."""
@@ -108,7 +125,8 @@ class Chain(FeaturePenalty):
         if name not in self._followed:
             self._followed.add(name)
             self.coefs[name] = torch.tensor(self.coef or 0.0, device=device)
-            self.history[name] = torch.zeros(2, (self.window or 1) if self.relative else 0, device=device)
+            self.history[name] = torch.zeros(2, self._iterations() if self.relative else 0, device=device)
+            self.sums[name] = torch.zeros(2, device=device)
             if self.coef:
                 self.hook(ctx.optimizer_of(name).register_step_post_hook(self.named(partial(self._push, name))))
 
@@ -124,7 +142,7 @@ class Chain(FeaturePenalty):
     def draw(self, ctx: Context, name: str) -> Callable[[], Any]:
         """Return what draws the second batch."""
         peek = ctx.require("peek", type(self).__name__)
-        return lambda: peek(self.batch_size, self.generator)
+        return lambda: peek(self.batch_size or 1, self.generator)
 
     def weight(self, name: str) -> Tensor:
         """Return the coefficient, which may adapt."""
@@ -148,22 +166,43 @@ class Chain(FeaturePenalty):
             torch._foreach_copy_(oldest, present)
         self.ring[name].append(oldest)
 
+    def _iterations(self) -> int:
+        return (self.window or 1) // (self.iteration or 1)
+
+    @torch.no_grad()
+    def on_task_start(self, ctx: Context, task: Tensor) -> None:
+        """Begin anew with the coefficients."""
+        if self.restart:
+            self.followed = 0
+            for name, coef in self.coefs.items():
+                coef.fill_(self.coef or 0.0)
+                self.sums[name].zero_()
+
     @torch.no_grad()
     def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
         """Adapt the coefficients to the losses of this update."""
         super().on_update_end(ctx, metrics)
+        self.followed += 1
         for name in self.chosen if self.relative else ():
             if (term := metrics.get(self.label(name))) is not None:
-                loss = metrics[loss_of(name, metrics)].abs()
+                loss = metrics[loss_of(name, metrics)]
+                if self.entropy and "entropy" in metrics:  # elsewhere the loss has it in it already
+                    loss = loss - self.entropy * metrics["entropy"]
                 self._adapt(name, loss, term / self.coefs[name])
 
     def _adapt(self, name: str, loss: Tensor, penalty: Tensor) -> None:
-        history, window = self.history[name], self.history[name].shape[1]
-        place = (self.updates - 1) % window
-        history[0, place], history[1, place] = loss, penalty
-        if self.updates >= (self.warmup or 0):
-            means = history[:, : min(self.updates, window)].mean(1)
-            self.coefs[name].copy_(coefficient(means[0], means[1], self.relative or 0.0, self.floor or 0.0))
+        """Add an update to the running iteration; at the end of one, take the coefficient from the last ones."""
+        self.sums[name] += torch.stack([loss, penalty])
+        done, rest = divmod(self.followed, self.iteration or 1)
+        if rest:
+            return
+        history, size = self.history[name], self._iterations()
+        history[:, (done - 1) % size] = self.sums[name] / (self.iteration or 1)
+        self.sums[name].zero_()
+        if self.followed >= (self.warmup or 0):
+            known = history[:, : min(done, size)]
+            found = coefficient(known[0].abs().mean(), known[1].mean(), self.relative or 0.0, self.floor or 0.0)
+            self.coefs[name].copy_(found)
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Return the churn of the last update and the coefficient of every network."""
@@ -176,7 +215,8 @@ class Chain(FeaturePenalty):
 
     def state_dict(self) -> dict[str, Any]:
         """Return past weights, coefficients and the losses that they follow, too."""
-        return {**super().state_dict(), "ring": self.ring, "coefs": self.coefs, "history": self.history}
+        follows = {"coefs": self.coefs, "history": self.history, "sums": self.sums, "followed": self.followed}
+        return {**super().state_dict(), "ring": self.ring, **follows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
@@ -185,8 +225,10 @@ class Chain(FeaturePenalty):
         for name in self.ring.keys() & state["kept"].keys():
             for kept, saved in zip(self.ring[name], state["ring"][name], strict=True):
                 torch._foreach_copy_(kept, [tensor.to(kept[0].device) for tensor in saved])
+        self.followed = state["followed"]
         copy_into_(self.coefs, state["coefs"])
         copy_into_(self.history, state["history"])
+        copy_into_(self.sums, state["sums"])
 
 
 def coefficient(loss: Tensor, penalty: Tensor, relative: float, floor: float = 0.0) -> Tensor:

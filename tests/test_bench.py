@@ -11,12 +11,14 @@ import pytest
 
 from plasticity.cli import main
 from plasticity.commands.bench import Bench, BenchConfig
+from plasticity.commands.bench_cells import method_of, place_of
+from plasticity.commands.bench_page import verdict
 from plasticity.commands.method_names import method_arguments, split_methods
 from plasticity.commands.parsing import parse
 from plasticity.commands.settings import settings
 from plasticity.commands.suites import SUITES
 from plasticity.reports.series import Series
-from plasticity.reports.tasks import BINS, forward_transfer, gaps, in_order, slope, task_curves
+from plasticity.reports.tasks import BINS, Protocol, forward_transfer, gaps, in_order, slope, task_curves
 from plasticity.storage.record import write_record
 
 
@@ -118,8 +120,43 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
     assert float(cells[6].split()[0]) == pytest.approx(gap, abs=0.005)
     assert cells[-1] == "0.5"
     assert (tmp_path / "cgym-short" / "bench.md").read_text() in text
+    page = tmp_path / "page"
+    assert main(["bench", "cgym", "--out", str(tmp_path), "--page", str(page)]) != 0
+    assert "holds no finished run of cgym" in capsys.readouterr().err
+    assert main(["bench", "cgym-short", "--out", str(tmp_path), "--page", str(page)]) == 0
+    said = (page / "cgym-short.md").read_text()
+    assert (
+        "2 tasks of 400 steps. **Plasticity is lost.** Without a method the return goes from 102 in the first" in said
+    )
+    assert "to 21.5 in the last, where a fresh agent has 112;" in said
+    assert "## Not there\n\ncgym-short/acrobot; cgym-short/lunarlander." in said
+    assert (page / "cgym-short-cgym-short-cartpole.svg").is_file()
     assert main([*arguments, "--", "--lr", "0.1"]) != 0
     assert "other settings: agent.lr" in capsys.readouterr().err
+
+
+def test_a_page_pairs_seeds_and_says_what_it_cannot_judge() -> None:
+    ones = np.ones((2, 4, 3))
+    levels = np.array([1.0, 0.8, 0.2, 0.2])[None, :, None]
+    fresh = ones[:1] * 2
+    both = {"none": ones * levels * [[[1.0]], [[2.0]]]}
+    protocol = Protocol("e", both, fresh, np.zeros(4), {}, {}, {}, {"oracle": [7], "none": [6, 7]})
+    assert protocol.gaps_of("none") == pytest.approx(np.array([[0.0, 0.2, 0.8, 0.8]]))  # of seed 7 alone
+    assert "**Plasticity is lost.**" in verdict(protocol)
+    assert "it misses 0.8 of" in verdict(protocol)
+    kept = Protocol("e", {"none": ones * 2}, ones * 2, np.zeros(4), {}, {}, {})
+    assert "**No loss of plasticity is shown.**" in verdict(kept)
+    assert "no fresh agent" in verdict(Protocol("e", both, None, None, {}, {}, {}))
+    assert "no fresh agent" in verdict(
+        Protocol("e", both, fresh, np.zeros(4), {}, {}, {}, {"oracle": [1], "none": [6, 7]})
+    )
+    assert "nothing was trained without" in verdict(Protocol("e", {"redo": ones}, None, None, {}, {}, {}))
+
+
+@pytest.mark.parametrize("method", ["none", "l2-init:coef=0.1", "l2_init:coef=0.1", "redo+norm=layer", "optimizer=trac",
+                                    "l2-init:coef=0.1+cbp:rate=0.01", "shrink-perturb"])  # fmt: skip
+def test_a_method_is_read_from_the_name_of_its_folder(method: str) -> None:
+    assert method_of(place_of(method)) == method
 
 
 @pytest.mark.slow

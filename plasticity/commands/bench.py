@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from plasticity.storage.files import file_name
 from plasticity.tags import EPISODIC_RETURN
 
 from .arguments import read_arguments
+from .bench_cells import Cell, place_of
+from .bench_page import write_page
 from .bench_report import BenchReport
 from .contents import nearest
 from .fleet import Fleet
@@ -61,6 +63,8 @@ class BenchConfig:
     """Folder of the runs and of the tables."""
     quiet: bool = False
     """Show nothing while training."""
+    page: Path | None = None
+    """Train nothing: write the page of the suite, of all runs that there are, with its pictures to this folder."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,9 +73,14 @@ def main(arguments: Sequence[str]) -> int:
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     config = read_arguments(BenchConfig, "bench", own)
+    if config.page is not None:
+        return write_page(config.suite, find_suite(config.suite), config.out / config.suite, config.page)
     bench = Bench(config, find_suite(config.suite), more)
     code = bench.run()
-    BenchReport(bench).write()
+    for seed in bench.seeds:
+        if seed.state == "failed":
+            print(f"{seed.folder}: failed, {seed.error}; see {seed.console}", file=sys.stderr)
+    BenchReport(bench.suite, bench.folder, bench.plans, bench.finished()).write()
     return code
 
 
@@ -80,17 +89,6 @@ def find_suite(name: str) -> Suite:
     if name not in SUITES:
         raise ValueError(f"no suite {name!r}; {nearest(name, SUITES)}there are {', '.join(SUITES)}")
     return SUITES[name]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A run of the benchmark."""
-
-    env: str
-    method: str
-    seed: int
-    task: int | None
-    """Of an oracle's run: the only task; None: all of them."""
 
 
 class Bench(Fleet):
@@ -124,8 +122,12 @@ class Bench(Fleet):
                     tasks = range(self.plans[env].num or 0) if method == ORACLE else [None]
                     yield from (Cell(env, method, seed, task) for task in tasks)
 
+    def finished(self) -> dict[Path, Cell]:
+        """Return the runs that are finished."""
+        return {s.folder: self.cells[s.folder] for s in self.seeds if s.state in ("finished", "skipped")}
+
     def _folder(self, cell: Cell) -> Path:
-        place = self.folder / file_name(cell.env) / re.sub(r"[^\w.=+-]+", "_", cell.method)
+        place = self.folder / file_name(cell.env) / place_of(cell.method)
         return place / f"seed_{cell.seed}" if cell.task is None else place / f"seed_{cell.seed}_task_{cell.task}"
 
     def _run_seed(self, cell: Cell) -> int:

@@ -19,6 +19,12 @@ class Suite:
     order: tuple[str, ...] = ()
     """Methods in the published order, the best first."""
     source: str = ""
+    bin_steps: int | None = None
+    """Environment steps over which episodes are averaged, those of an iteration in the paper; None: 40 bins a task."""
+    tuned: Mapping[str, str] = field(default_factory=dict)
+    """Published method -> the form of it, tuned on other seeds, that stands beside the published number."""
+    about: str = ""
+    """Text of the suite's page: settings, what was tried."""
 
 
 C_CHAIN = "Tang et al. 2025, arXiv 2506.00592, Table 1"
@@ -40,9 +46,10 @@ SUITES: dict[str, Suite] = {
         },
         ("oracle", "l2_init", "trac", "chain", "weight_clipping", "none"),
         C_CHAIN,
+        bin_steps=800,
     ),
     "cgym-short": Suite(
-        tuple(f"cgym-short/{game}" for game in CONTROL_STREAMS), "ppo", "--preset c-chain"
+        tuple(f"cgym-short/{game}" for game in CONTROL_STREAMS), "ppo", "--preset c-chain", bin_steps=800
     ),
     "slippery": Suite(
         ("slippery-halfcheetah", "slippery-hopper", "slippery-ant"), "ppo", ""

@@ -72,7 +72,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; ``why``: what is said where it has no curve, ``limits``: of the vertical axis."""
+    """One pair of axes.
+
+    ``why``: what is said where it has no curve; ``limits``: of the vertical axis; ``shades``: first and last step of
+    what is shaded.
+    """
 
     title: str
     ylabel: str
@@ -80,6 +84,7 @@ class Panel:
     strips: Sequence[Strip] = ()
     why: str = "not measured"
     limits: tuple[float, float] | None = None
+    shades: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,8 @@ def _curves(place: Axes, panel: Panel, first: bool) -> None:
             place.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
             for edge in (low, high):  # the band alone is pale in print
                 place.plot(steps, edge, linestyle=line, color=colour, linewidth=0.5, alpha=0.6)
+    for start, end in panel.shades:
+        place.axvspan(start, end, color="#000000", alpha=0.05, linewidth=0)
     place.set_title(panel.title, loc="left")
     if first:
         place.set_ylabel(panel.ylabel)

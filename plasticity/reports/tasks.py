@@ -15,7 +15,7 @@ The oracle is that of Tang et al. 2025 (arXiv 2506.00592), the form of forward t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -29,26 +29,26 @@ from .statistics import Interval, bootstrap, mean
 from .tables import Table
 
 BINS = 40
-"""Parts of a task in which episodes are averaged."""
+"""Parts of a task in which episodes are averaged, where a suite has no steps of its own for that."""
 
 
-def task_curves(series: Series, num_tasks: int, task_steps: int) -> NDArray[Any]:
-    """Return the mean of a series in every bin of every task, (num_tasks, BINS).
+def task_curves(series: Series, num_tasks: int, task_steps: int, bins: int = BINS) -> NDArray[Any]:
+    """Return the mean of a series in every one of ``bins`` parts of every task, (num_tasks, bins).
 
     A bin in which nothing ended repeats the one before it; one before the first value takes the first. NaN where the
     series has no finite value.
     """
     finite = series.finite()
     if not len(finite.steps):
-        return np.full((num_tasks, BINS), np.nan)
-    place = np.ceil(finite.steps * BINS / task_steps).astype(int) - 1  # step s ends bin s: the last one is its own
-    place = place.clip(0, num_tasks * BINS - 1)
-    sums = np.bincount(place, finite.values, num_tasks * BINS)
-    counts = np.bincount(place, minlength=num_tasks * BINS)
+        return np.full((num_tasks, bins), np.nan)
+    place = np.ceil(finite.steps * bins / task_steps).astype(int) - 1  # step s ends bin s: the last one is its own
+    place = place.clip(0, num_tasks * bins - 1)
+    sums = np.bincount(place, finite.values, num_tasks * bins)
+    counts = np.bincount(place, minlength=num_tasks * bins)
     filled = np.flatnonzero(counts)
-    last = np.searchsorted(filled, np.arange(num_tasks * BINS), side="right") - 1
-    bins = filled[last.clip(0)]
-    return (sums[bins] / counts[bins]).reshape(num_tasks, BINS)
+    last = np.searchsorted(filled, np.arange(num_tasks * bins), side="right") - 1
+    known = filled[last.clip(0)]
+    return (sums[known] / counts[known]).reshape(num_tasks, bins)
 
 
 def last_of_tasks(series: Series, num_tasks: int, task_steps: int) -> NDArray[Any]:
@@ -62,7 +62,7 @@ def last_of_tasks(series: Series, num_tasks: int, task_steps: int) -> NDArray[An
 def gaps(curves: NDArray[Any], oracle: NDArray[Any], random: NDArray[Any]) -> NDArray[Any]:
     """Return the plasticity gap of every task; NaN where the oracle learns nothing.
 
-    ``curves`` and ``oracle``: (tasks, BINS); ``random``: (tasks,).
+    ``curves`` and ``oracle``: (tasks, bins); ``random``: (tasks,).
     """
     best, room = oracle.mean(-1), oracle.mean(-1) - random
     return np.divide(best - curves.mean(-1), room, out=np.full(len(room), np.nan), where=room > 0)
@@ -85,7 +85,7 @@ def forward_transfer(curves: NDArray[Any], oracle: NDArray[Any], highest: float)
 
 @dataclass(frozen=True)
 class Protocol:
-    """All runs of one environment, by method; arrays are (seeds, tasks, BINS)."""
+    """All runs of one environment, by method; arrays are (seeds, tasks, bins)."""
 
     env: str
     curves: Mapping[str, NDArray[Any]]
@@ -99,6 +99,8 @@ class Protocol:
     """Method -> the area in the paper."""
     metrics: Mapping[str, Mapping[str, NDArray[Any]]]
     """Method -> metric -> (tasks,): its last value in every task, averaged over networks and seeds."""
+    seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Method, the oracle too -> the seeds of its curves; empty: the same ones, in the same order."""
 
     def areas(self) -> Table:
         """Return the table of areas, first and last tasks, gaps and forward transfer, the best method first."""
@@ -128,9 +130,9 @@ class Protocol:
         if self.oracle is None or self.random is None:
             return None
         rows = []
-        for name, curves in self.curves.items():
-            pairs = [gaps(ours, fresh, self.random) for ours, fresh in zip(curves, self.oracle, strict=False)]
-            rows.append([name, *map(float, np.mean(pairs, 0))])
+        for name in self.curves:
+            found = self.gaps_of(name)
+            rows.append([name, *map(float, found.mean(0) if len(found) else np.full(len(self.random), np.nan))])
         note = "Mean over seeds; 0 is as plastic as a fresh agent. A dash: the fresh agent is no better than random."
         tasks = map(str, range(len(self.random)))
         return Table(f"{self.env}: plasticity gap by task", ["method", *tasks], rows, note)
@@ -143,6 +145,22 @@ class Protocol:
             return None
         tasks = map(str, range(len(rows[0]) - 2))
         return Table(f"{self.env}: metrics at the end of tasks", ["method", "metric", *tasks], rows)
+
+    def gaps_of(self, name: str) -> NDArray[Any]:
+        """Return the gap of a method in every task, (seeds, tasks), for the seeds that the fresh agent has too."""
+        if self.oracle is None or self.random is None:
+            return np.empty((0, 0))
+        pairs = [gaps(ours, fresh, self.random) for ours, fresh in self._pairs(name)]
+        return np.stack(pairs) if pairs else np.empty((0, len(self.random)))
+
+    def _pairs(self, name: str) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+        """Return the curves of a method and of the fresh agent, (tasks, bins) each, of the seeds that both have."""
+        assert self.oracle is not None
+        if not self.seeds:
+            return list(zip(self.curves[name], self.oracle, strict=False))
+        fresh = dict(zip(self.seeds["oracle"], self.oracle, strict=True))
+        ours = zip(self.seeds[name], self.curves[name], strict=True)
+        return [(curves, fresh[seed]) for seed, curves in ours if seed in fresh]
 
     def _last(self, name: str, metric: str) -> float | None:
         values = self.metrics.get(name, {}).get(metric, np.array([]))
@@ -165,9 +183,9 @@ class Protocol:
         time = base / self.speed[name] if base and self.speed.get(name) else None
         if self.oracle is None or self.random is None or name == "oracle":
             return [None, None, None, time]
-        pairs = list(zip(self.curves[name], self.oracle, strict=False))  # the seeds that both have
+        pairs = self._pairs(name)
         highest = max(float(curves.max()) for curves in self.everyone().values())
-        every = [gaps(ours, fresh, self.random) for ours, fresh in pairs]
+        every = self.gaps_of(name)
         gap = [float(np.nanmean(one)) if np.isfinite(one).any() else float("nan") for one in every]
         slopes = [slope(one) for one in every]
         transfer = [forward_transfer(ours, fresh, highest) for ours, fresh in pairs]
@@ -181,7 +199,12 @@ def over_seeds(values: NDArray[Any]) -> Any:
     return bootstrap(mean, [values]) if len(values) > 1 else float(values[0])
 
 
+def disorder(areas: Mapping[str, float], expected: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of neighbours, of those methods that there are, whose areas fall in the other order."""
+    found = [name for name in expected if name in areas]
+    return [(a, b) for a, b in pairwise(found) if areas[a] <= areas[b]]
+
+
 def in_order(areas: Mapping[str, float], expected: Sequence[str]) -> bool:
     """Return True if the areas fall in the expected order, for those methods that there are."""
-    found = [areas[name] for name in expected if name in areas]
-    return all(a > b for a, b in pairwise(found))
+    return not disorder(areas, expected)

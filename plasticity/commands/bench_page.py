@@ -1,0 +1,108 @@
+"""The page of a suite: a verdict, the picture and the table of every stream, from the runs that there are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plasticity.reports.statistics import Interval
+from plasticity.reports.tables import Table, cell, markdown
+from plasticity.reports.tasks import Protocol, over_seeds
+from plasticity.storage.files import file_name, write_atomically
+
+from .bench_cells import Cell, find_cells
+from .bench_picture import draw, drawn_methods
+from .bench_report import BenchReport
+from .method_names import NONE, ORACLE
+from .suites import Suite
+
+LOST = 0.1
+"""Gap from which on plasticity counts as lost."""
+COLUMNS = 10
+"""Columns of the table of areas; those of metrics follow."""
+
+
+def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
+    """Write NAME.md and a picture per stream to a folder, from the runs of the suite; return the exit status."""
+    found = find_cells(runs)
+    if not found.finished:
+        raise ValueError(f"{runs} holds no finished run of {name}: train some first, plasticity bench {name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    report = BenchReport(suite, runs, found.plans, found.finished)
+    command = f"plasticity bench {name} --out {runs.parent.name} --page {folder.name}"
+    parts = [f"# {name}\n", f"<!-- Written by `{command}`: train more, and run it again. -->\n", suite.about]
+    for env in sorted(found.plans, key=lambda env: suite.envs.index(env) if env in suite.envs else len(suite.envs)):
+        if (protocol := report.protocol(env)) is not None:
+            file = folder / f"{name}-{file_name(env)}.svg"
+            parts += _stream(report, env, protocol, draw(protocol, report.plans[env].steps or 0, file))
+    parts += _missing(suite, report, found.unfinished)
+    write_atomically(folder / f"{name}.md", "\n".join(part for part in parts if part).encode())
+    print(folder / f"{name}.md", file=sys.stderr)
+    return 0
+
+
+def _stream(report: BenchReport, env: str, protocol: Protocol, picture: Path | None) -> Iterator[str]:
+    """Yield the parts of a page on one stream."""
+    plan = report.plans[env]
+    yield f"## {env}\n\n{plan.num} tasks of {plan.steps:,} steps. {verdict(protocol)}\n"
+    if picture is not None:
+        names = ", ".join(drawn_methods(protocol))
+        yield f"![{env}: returns over tasks, and the gap to a fresh agent, of {names}]({picture.name})\n"
+    table = protocol.areas()
+    yield markdown(Table("Areas", table.columns[:COLUMNS], [row[:COLUMNS] for row in table.rows], table.note), 3)
+    yield report.order(env, protocol)
+    if len(table.columns) > COLUMNS:
+        rows = [[row[0], *row[COLUMNS:]] for row in table.rows if any(value is not None for value in row[COLUMNS:])]
+        yield markdown(Table("Metrics of the last measurement", ["method", *table.columns[COLUMNS:]], rows), 3)
+    if (lost := protocol.gaps_by_task()) is not None:
+        yield markdown(Table("Gap by task", lost.columns, lost.rows, lost.note), 3)
+
+
+def verdict(protocol: Protocol) -> str:
+    """Return what the runs say of lost plasticity: of agents without a method, then of the method that keeps most."""
+    if NONE not in protocol.curves:
+        return "No verdict: nothing was trained without a method."
+    by_task = protocol.curves[NONE].mean((0, 2))
+    said = f"Without a method the return goes from {cell(float(by_task[0]))} in the first task to " \
+           f"{cell(float(by_task[-1]))} in the last"  # fmt: skip
+    gap = late_gap(protocol.gaps_of(NONE)) if protocol.oracle is not None else float("nan")
+    if np.isnan(_value(gap)):
+        return f"{said}. No verdict: there is no fresh agent that learns, of the same seed, to compare with."
+    assert protocol.oracle is not None
+    fresh = cell(float(protocol.oracle[:, -1].mean()))
+    said += f", where a fresh agent has {fresh}; in the second half of the tasks it misses {cell(gap)} of what " \
+            "a fresh agent gains over random actions"  # fmt: skip
+    low = gap.low if isinstance(gap, Interval) else gap
+    word = "Plasticity is lost" if low > LOST else "No loss of plasticity is shown"
+    others = {name: late_gap(protocol.gaps_of(name)) for name in protocol.curves if name != NONE}
+    known = {name: value for name, value in others.items() if not np.isnan(_value(value))}
+    best = min(known, key=lambda name: _value(known[name]), default=None)
+    keeps = "" if best is None else f" The least is lost with `{best}`: {cell(known[best])}."
+    return f"**{word}.** {said}.{keeps}"
+
+
+def late_gap(gaps: NDArray[Any]) -> Any:
+    """Return the mean gap in the second half of the tasks over seeds, with its interval; NaN without one."""
+    half = gaps[:, gaps.shape[1] // 2 :] if gaps.size else np.empty((0, 0))
+    half = half[np.isfinite(half).any(1)] if half.size else half
+    return over_seeds(np.nanmean(half, 1)) if half.size else float("nan")
+
+
+def _value(number: Any) -> float:
+    return number.value if isinstance(number, Interval) else float(number)
+
+
+def _missing(suite: Suite, report: BenchReport, unfinished: list[Cell]) -> Iterator[str]:
+    """Yield what the page lacks."""
+    there = {(one.env, one.method.partition(":")[0].removeprefix("optimizer=").replace("-", "_"))
+             for one in report.cells.values()}  # fmt: skip
+    lacks = [f"{env}: {name}" for env, areas in suite.published.items() for name in areas if (env, name) not in there]
+    lacks += [env for env in suite.envs if env not in report.plans]
+    lacks += [f"{one.env}: {one.method}, seed {one.seed}" for one in unfinished if one.method != ORACLE]
+    if lacks:
+        yield f"## Not there\n\n{'; '.join(lacks)}.\n"

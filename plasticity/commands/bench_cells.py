@@ -36,7 +36,7 @@ class Cell:
 
 
 @dataclass
-class Found:
+class FoundCells:
     """The runs that a folder of a suite holds."""
 
     finished: dict[Path, Cell] = field(default_factory=dict)
@@ -45,9 +45,9 @@ class Found:
     """Stream -> length and number of its tasks, as its runs have them."""
 
 
-def find_cells(folder: Path) -> Found:
+def find_cells(folder: Path) -> FoundCells:
     """Return the runs of a suite; ValueError where two runs of a stream have tasks of other lengths."""
-    found = Found()
+    found = FoundCells()
     for place, (seed, task) in _runs(folder):
         record = read_record(place)
         config, method = record["config"], method_of(place.parent.name)

@@ -23,7 +23,7 @@ from .suites import Suite
 
 LOST = 0.1
 """Gap from which on plasticity counts as lost."""
-COLUMNS = 10
+AREA_COLUMNS = 10
 """Columns of the table of areas; those of metrics follow."""
 
 
@@ -54,11 +54,17 @@ def _stream(report: BenchReport, env: str, protocol: Protocol, picture: Path | N
         names = ", ".join(drawn_methods(protocol))
         yield f"![{env}: returns over tasks, and the gap to a fresh agent, of {names}]({picture.name})\n"
     table = protocol.areas()
-    yield markdown(Table("Areas", table.columns[:COLUMNS], [row[:COLUMNS] for row in table.rows], table.note), 3)
+    yield markdown(
+        Table("Areas", table.columns[:AREA_COLUMNS], [row[:AREA_COLUMNS] for row in table.rows], table.note), 3
+    )
     yield report.order(env, protocol)
-    if len(table.columns) > COLUMNS:
-        rows = [[row[0], *row[COLUMNS:]] for row in table.rows if any(value is not None for value in row[COLUMNS:])]
-        yield markdown(Table("Metrics of the last measurement", ["method", *table.columns[COLUMNS:]], rows), 3)
+    if len(table.columns) > AREA_COLUMNS:
+        rows = [
+            [row[0], *row[AREA_COLUMNS:]]
+            for row in table.rows
+            if any(value is not None for value in row[AREA_COLUMNS:])
+        ]
+        yield markdown(Table("Metrics of the last measurement", ["method", *table.columns[AREA_COLUMNS:]], rows), 3)
     if (lost := protocol.gaps_by_task()) is not None:
         yield markdown(Table("Gap by task", lost.columns, lost.rows, lost.note), 3)
 

@@ -1,7 +1,7 @@
 """Continuous continual backprop: move every neuron towards a fresh one, the useless ones faster.
 
 CCBP, submission UJqXhFFzKu to ICLR 2026 (openreview.net/forum?id=UJqXhFFzKu; neither arXiv number nor doi); code of a
-third party: ccbp-pytorch 0.0.3, which was read and not run.
+third party: ccbp-pytorch 0.0.3.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from plasticity.callback import Context
+from plasticity.isolation import unwrap
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.structure.layers import Layer, weight_rows
 from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import by_group, spread
-from plasticity.surgery.initialisers import bias_of, weight_of
+from plasticity.surgery.initialisers import bias_of, weight_layers, weight_of
 from plasticity.surgery.optimizer_state import entry_state
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.unit_weights import scale_columns_
@@ -29,33 +31,40 @@ from .units import UnitMethod
 
 
 def reset_shares(utility: Tensor, rate: float, steepness: float) -> Tensor:
-    """Return how far each neuron moves towards a fresh one: rate * sigmoid(-steepness (u / mean u - 1)), (neurons,)."""
-    relative = utility / utility.mean().clamp_min(1e-12)
-    return rate * torch.sigmoid(-steepness * (relative - 1))
+    """Return how far each neuron moves towards a fresh one: rate * sigmoid(-steepness (u - 1)), (neurons,).
+
+    ``utility``: relative to the layer's mean, (neurons,).
+    """
+    return rate * torch.sigmoid(-steepness * (utility - 1))
 
 
 @dataclass
 class ContinuousBackprop(UnitMethod):
     """Mix fresh neurons into all, by how little each is used.
 
-    alpha = rate * sigmoid(-steepness (u / mean u - 1)), u a running average of the utility. Incoming weights move by
-    alpha towards a fresh draw, the bias towards its initial distribution, outgoing weights shrink by 1 - alpha. There
-    are no events, and neurons need not be mature.
+    alpha = rate * sigmoid(-steepness (u - 1)), u a running average of the utility over its mean in the layer, 1 at
+    first. Incoming weights move by alpha towards a fresh draw, the bias towards its first value, outgoing weights
+    shrink by 1 - alpha, u moves towards 1. Neurons need not be mature, and the optimizer's state stays.
 
-    ``paper``: the utility is mean |h|, the optimizer's state stays. ``official`` (ccbp-pytorch): it is the mean
-    |gradient| of the incoming weights and bias, and averages of the optimizer shrink by 1 - alpha on both sides. The
-    package also has a mode with whole replacements: that is ``cbp``.
+    ``paper``: the utility is mean |h|, neurons move after every step. ``official`` (ccbp-pytorch): it is the mean
+    |gradient| of the incoming weights plus that of the bias, and neurons move after every 1000th step. The package also
+    has a mode with whole replacements: that is ``cbp``.
 
-    An event is logged at the first step, and ``mean_share`` every ``log_every`` steps. Updates stay compiled.
+    Compared with the package, ten steps of Adam with a move after each, and with one after every third, the same
+    draws: all weights, biases and utilities are the same in float64. Differences: the package finds consumers by the
+    order of layers, and moves output layers unless their name is head or classifier; here they stay.
+
+    An event is logged at the first move, and ``mean_share`` every ``log_every`` steps. Updates stay compiled.
     """
 
     NAME: ClassVar[str] = "ccbp"
     KIND: ClassVar[str] = "reset"
     PRESETS: ClassVar = {
-        "paper": {"utility": "activity", "moments": False, "init": "he_normal"},
-        "official": {"utility": "gradient", "moments": True, "init": "he_normal"},
+        "paper": {"utility": "activity", "every": 1, "moments": False, "init": "he_normal"},
+        "official": {"utility": "gradient", "every": 1000, "moments": False, "init": "he_normal"},
     }
 
+    KEPT: ClassVar[frozenset[str]] = frozenset({"bias"})
     FRESH: ClassVar = {"utility": 1.0}
 
     rate: float = 0.015
@@ -66,8 +75,10 @@ class ContinuousBackprop(UnitMethod):
     """Decay of the running average of the utility, in [0, 1)."""
     utility: Literal["activity", "gradient"] | None = None
     """The measure of use: mean |h|, or mean |gradient| of the incoming weights."""
+    every: int | None = None
+    """Steps between two moves."""
     moments: bool | None = None
-    """Shrink the optimizer's averages of the moved weights with them."""
+    """Shrink the optimizer's averages of the incoming weights and bias by 1 - alpha."""
     log_every: int = 1000
     """Steps between two logs of the mean share; 0 for never."""
 
@@ -77,6 +88,7 @@ class ContinuousBackprop(UnitMethod):
             "0 <= rate <= 1": 0 <= self.rate <= 1,
             "steepness > 0": self.steepness > 0,
             "0 <= decay < 1": 0 <= self.decay < 1,
+            "every >= 1": (self.every or 0) >= 1,
             "log_every >= 0": self.log_every >= 0,
         }
         require("ContinuousBackprop", rules, self)
@@ -84,6 +96,15 @@ class ContinuousBackprop(UnitMethod):
     def probes(self) -> dict[str, Probe]:
         """Look at means of activations."""
         return {"moments": MomentsProbe()}
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Start to watch, and keep the first biases."""
+        super().on_train_start(ctx)
+        for network, module in self._networks.items():
+            for layer, part in weight_layers(unwrap(module)):
+                bias = None if isinstance(part, Slice) else bias_of(part)
+                if bias is not None:
+                    self.units[network][layer] = {"bias": bias.detach().double().cpu().clone()}
 
     @torch.no_grad()
     def take(self, network: str, reading: Reading, step: int) -> None:
@@ -96,8 +117,10 @@ class ContinuousBackprop(UnitMethod):
             now = unit_moments(scores).magnitude if self.utility == "activity" else gradient_magnitude(layer)
             if now is None:
                 continue
-            known = self.units[network].setdefault(name, {"utility": now / now.mean().clamp_min(1e-12)})
-            known["utility"].lerp_(now / now.mean().clamp_min(1e-12), 1 - self.decay)
+            known = self.units[network].setdefault(name, {})
+            known.setdefault("utility", torch.ones_like(now)).lerp_(now / now.mean().clamp_min(1e-8), 1 - self.decay)
+            if step % (self.every or 1):
+                continue
             alpha = reset_shares(known["utility"], self.rate, self.steepness)
             self._move(network, wired, layer, alpha)
             known["utility"].lerp_(torch.ones_like(alpha), alpha)
@@ -118,9 +141,9 @@ class ContinuousBackprop(UnitMethod):
         rows = by_group(layer.module, weight)
         shares = spread(rows, alpha.to(weight.dtype), 1)
         rows.lerp_(by_group(layer.module, fresh.weight(self.generator)), shares)
-        first = None if bias is None else fresh.bias(self.generator)
-        if bias is not None and first is not None:
-            bias.lerp_(first, alpha.to(bias.device, bias.dtype))
+        first = self.units[network][layer.name].get("bias")
+        if bias is not None and first is not None and first.shape == bias.shape:
+            bias.lerp_(first.to(bias), alpha.to(bias))
         scale_columns_(wired, layer, 1 - alpha)
         for optimizer in self._optimizers if self.moments else ():
             for parameter in (weight, bias) if bias is not None else (weight,):

@@ -17,7 +17,7 @@ def published(module: nn.Module, init: str) -> Initialiser:
     (torressliu/grad-based-plasticity-metrics, timoklein/redo). ``xavier_uniform``: U(+-sqrt(6 / (fan_in + fan_out))),
     bias 0 (google/dopamine, labs/redo). ``lecun_normal``: truncated normal of standard deviation 1 / sqrt(fan_in),
     bias 0 (the second choice of the two torch codes). ``he_normal``: normal of standard deviation sqrt(2 / fan_in),
-    bias 0 (ccbp-pytorch).
+    bias 0 (weights of ccbp-pytorch).
     """
     fan_in, fan_out = layer_fans(module)
     default = 1 / math.sqrt(fan_in)

@@ -65,7 +65,8 @@ class ShrinkPerturb(WholeNetwork):
     0.999999 after every gradient step, a weight decay towards fresh noise. ``bbf``: 0.5 every 40 000 gradient steps up
     to 100 000 (as remembered), and the last two layers redrawn whole; BBF also anneals n-step returns and the
     discount after each: ``--horizon``. Drawing anew is the point: pulling towards one saved copy is L2 regularisation
-    to the initial weights, and perturbs nothing.
+    to the initial weights, and perturbs nothing. Compared with the S&P in the code of L2 Init (skumar9876/L2_Init),
+    ten soft steps of Adam with the same draws: weights agree to 2e-16; its ``shrink`` is 1 - shrink.
     """
 
     NAME: ClassVar[str] = "shrink_perturb"

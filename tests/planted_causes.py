@@ -123,6 +123,13 @@ def healthy(planted: Planted) -> None:
     """Break nothing."""
 
 
+def young(planted: Planted) -> None:
+    """Begin anew, and train for five updates only."""
+    planted.model = planted.options["fresh"]()
+    planted.optimizer = torch.optim.Adam(planted.model.parameters(), RATE)
+    train(planted, 5)
+
+
 def killed_neurons(planted: Planted) -> None:
     """Let nine tenths of the hidden neurons never fire."""
     for module in planted.hidden():
@@ -163,6 +170,16 @@ def saturated_policy(planted: Planted) -> None:
     planted.optimizer = torch.optim.Adam(planted.model.parameters(), RATE)
 
 
+def saturated_bounded_policy(planted: Planted) -> None:
+    """Let the policy act at its bounds always; its weights are those of a healthy network."""
+    build, signs = planted.options["fresh"], torch.tensor([1.0, -1.0, 1.0])
+    planted.last().bias += 30 * signs
+    planted.model = nn.Sequential(planted.model, nn.Tanh())
+    planted.options |= {"policy": "bounded", "fresh": lambda: nn.Sequential(build(), nn.Tanh())}
+    planted.loss = lambda model, batch: -(model(batch[0]) * batch[1]).sum(-1).mean()
+    planted.optimizer = torch.optim.Adam(planted.model.parameters(), RATE)
+
+
 def frozen_layer(planted: Planted) -> None:
     """Freeze all layers but the last."""
     for module in planted.model.modules():
@@ -189,11 +206,13 @@ def rate_too_large(planted: Planted) -> None:
 
 CAUSES: dict[Callable[[Planted], None], str] = {
     healthy: "nothing is wrong",
+    young: "nothing is wrong",
     killed_neurons: "dead neurons",
     huge_weights: "scale",
     stale_moments: "optimizer state",
     collapsed_features: "collapsed features",
     saturated_policy: "policy",
+    saturated_bounded_policy: "policy",
     frozen_layer: "frozen",
     broken_loss: "loss",
     rate_of_zero: "rate",

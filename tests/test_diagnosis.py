@@ -20,10 +20,12 @@ from planted_causes import (
     mlp,
     plant,
     rate_of_zero,
+    saturated_bounded_policy,
     saturated_policy,
     squared_error,
     stale_moments,
     trained,
+    young,
 )
 from torch import nn
 
@@ -31,6 +33,7 @@ import plasticity
 from plasticity.callback import Context, start
 from plasticity.diagnosis import FitCurve, fit
 from plasticity.diagnosis.adaptation import rehearse
+from plasticity.diagnosis.bounds import before_the_bound
 from plasticity.diagnosis.comparison import Comparison, Size, compare
 from plasticity.diagnosis.examine import Tried, examine
 from plasticity.diagnosis.fresh import from_defaults
@@ -40,7 +43,7 @@ from plasticity.diagnosis.surroundings import in_fresh_surroundings
 from plasticity.diagnosis.tables import STUDY
 from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
 from plasticity.diagnosis.trainee import Patient, Surroundings, Trainee, first_output
-from plasticity.diagnosis.trials import Budget, Trials
+from plasticity.diagnosis.trials import Budget, Trials, settle_
 from plasticity.diagnosis.verdict import explaining, judge
 from plasticity.meters import FitProbe
 from plasticity.testing import check_meter
@@ -221,6 +224,69 @@ def test_copies_share_nothing_with_the_network() -> None:
     assert held == {id(p) for p in trainee.model.parameters()}
 
 
+# -- bounded outputs ---------------------------------------------------------------------------------------------------
+
+
+class Skip(nn.Module):
+    """A perceptron whose inputs are added to its outputs, at a bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 3)."""
+        return torch.tanh(self.net(x) + x)
+
+
+def ending_in(*last: nn.Module) -> Patient:
+    """Return a patient with these modules behind its last layer."""
+    torch.manual_seed(0)
+    model = Skip() if not last else nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3), *last)
+    batches = [torch.randn(5, 3) for _ in range(2)]
+    return Patient("net", model, torch.optim.Adam(model.parameters()), batches, first_output, from_defaults(model))
+
+
+@pytest.mark.parametrize(
+    ("last", "bounded"),
+    [
+        (nn.Tanh(), True),
+        (nn.Sigmoid(), True),
+        (nn.Hardtanh(-2, 2), True),
+        (nn.Softsign(), True),
+        (nn.Identity(), False),
+        (nn.ReLU(), False),
+        (nn.Softmax(-1), False),
+        (nn.LayerNorm(3), False),
+        (None, False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_lessons_are_put_before_a_last_function_that_bounds_the_outputs(last: nn.Module | None, bounded: bool) -> None:
+    one = ending_in(*([] if last is None else [last]))
+    forward = before_the_bound(one)
+    assert (forward is not one.forward) == bounded
+    if bounded:
+        with torch.no_grad():
+            assert torch.equal(forward(one.model, one.batches[0]), one.model[:3](one.batches[0]))
+        assert not one.model[2]._forward_hooks
+
+
+def test_settling_moves_the_optimizer_and_not_the_weights() -> None:
+    one = patient()
+    trainee = one.aged()
+    trainee.settling = 3
+    signals = teach(one, 0)
+    made = residual_lesson(trainee.model, one.forward, one.batches[:1], signals[:1])
+    settle_(trainee, made, 2.0)
+    require_same(dict(trainee.model.state_dict()), dict(one.model.state_dict()), "the weights of a settled copy")
+    assert trainee.optimizer.param_groups[0]["lr"] == 1e-2
+    weight = next(iter(one.model.parameters()))
+    (gradient,) = torch.autograd.grad(2 * made.loss(one.model, made.items[0]), weight)
+    kept = trainee.optimizer.state[next(iter(trainee.model.parameters()))]
+    assert torch.allclose(kept["exp_avg"], gradient * (1 - 0.9**3), atol=1e-7)
+
+
 def test_the_same_seed_gives_the_same_curves() -> None:
     curves = []
     for _ in range(2):
@@ -336,6 +402,8 @@ def named(cause: object, network: str, seed: int, **more: int) -> str:
 FEW = [
     (broken_loss, "residual", 10, 2),
     (saturated_policy, "mlp", 40, 4),
+    (saturated_bounded_policy, "mlp", 20, 2),
+    (young, "mlp", 20, 2),
     (rate_of_zero, "conv", 5, 2),
     (stale_moments, "mlp", 20, 2),
 ]

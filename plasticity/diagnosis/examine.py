@@ -26,13 +26,15 @@ from .remedies import Remedy, remedies_of
 from .surroundings import in_fresh_surroundings
 from .symptoms import Symptoms, symptoms_of
 from .targets import POLICIES
-from .trainee import Forward, Patient, aside, first_output, rate_of
+from .trainee import Forward, Patient, Trainee, aside, first_output, rate_of
 from .trials import BANDIT, OWN, RESIDUAL, Budget, OutOfTime, Trials
 from .verdict import Diagnosis, judge
 
 STEPS = 40
 """Updates of a fit."""
 MAX_BATCHES = 8
+SETTLING = 20
+"""Updates at rate 0 in which an optimizer gets to know a lesson; of a momentum of 0.9, an eighth is left after them."""
 AT_OTHER_RATES = Size(teachers=2, fresh=4)
 """The fits at each other rate."""
 
@@ -60,6 +62,8 @@ class Examination:
     """Rate -> the same at other rates."""
     own: Comparison | None = None
     bandit: Comparison | None = None
+    settled: list[str] = field(default_factory=list)
+    """Lessons in which the aged network is slower only until the optimizer's momentum has turned."""
     parts: list[Tried] = field(default_factory=list)
     remedies: list[Tried] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -75,7 +79,8 @@ class Examination:
         None where it is in none. A random teacher tells most of the weights, rewards most of the policy, and the own
         loss is the last: its fall also depends on what was learned before.
         """
-        return next((c for c in (self.residual, self.bandit, self.own) if c is not None and c.is_slower), None)
+        compared = [c for c in (self.residual, self.bandit, self.own) if c is not None]
+        return next((c for c in compared if c.is_slower and c.lesson not in self.settled), None)
 
 
 def diagnose(
@@ -175,6 +180,7 @@ def examine(
         if trials.patient.policy is not None:
             found.bandit = compare(trials, BANDIT, size)
         _look_at_symptoms(trials, size.fresh, found)
+        _let_settle(trials, found)
         if found.main is not None and found.residual.fresh_learns:
             _try_parts(trials, found.main, found.parts)
             _try_surroundings(trials, found.main, found)
@@ -194,6 +200,30 @@ def _look_at_symptoms(trials: Trials, num_fresh: int, found: Examination) -> Non
         found.symptoms = symptoms_of(trials, num_fresh)
     except (RuntimeError, ValueError) as error:
         found.remarks.append(f"no probe of dormancy and ranks: {error}")
+
+
+def _let_settle(trials: Trials, found: Examination) -> None:
+    """Note the lessons in which it is enough that the optimizer gets to know them.
+
+    Any change of lesson costs a few updates, in which momentum turns; that is no loss of plasticity. What stays, such
+    as second moments that are far too large, is.
+    """
+    if not trials.patient.optimizer.state:
+        return
+    for comparison in (found.residual, found.bandit):
+        if comparison is None or not comparison.fresh_learns or not comparison.is_slower:
+            continue
+        curves = changed(trials, comparison, "settled optimizer", _settle)
+        if comparison.suffices(curves):
+            found.settled.append(comparison.lesson)
+            found.remarks.append(
+                f"{comparison.lesson}: slower at first, until momentum has turned; as fast as a fresh network once its "
+                f"optimizer has seen {SETTLING} gradients of the lesson"
+            )
+
+
+def _settle(trainee: Trainee, _: nn.Module) -> None:
+    trainee.settling = SETTLING
 
 
 def _compare_rates(trials: Trials, found: Examination) -> None:
@@ -250,10 +280,10 @@ def _try_remedies(trials: Trials, comparison: Comparison, found: Examination) ->
             continue
         closes = comparison.closes(curves)
         found.remedies.append(Tried(remedy.name, "", closes, comparison.suffices(curves), remedy))
-        found.remedies.sort(key=_rank)
+        found.remedies.sort(key=rank)
 
 
-def _rank(tried: Tried) -> tuple[bool, float, float]:
+def rank(tried: Tried) -> tuple[bool, float, float]:
     """Return the place of a method: those that restore all that is lost by how little they disturb, then the rest."""
     assert tried.remedy is not None
     share = -tried.closes.value if math.isfinite(tried.closes.value) else math.inf

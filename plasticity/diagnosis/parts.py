@@ -146,8 +146,12 @@ def dead_neurons(patient: Patient) -> dict[str, Tensor]:
 def output_parameters(patient: Patient) -> list[str]:
     """Return the names of the parameters of the output layers."""
     model = patient.aged().model
-    last = _last(wiring_of(patient), [name for name, _ in weight_layers(model)])
-    return _of_modules(named_parameters(model), last)
+    return _of_modules(named_parameters(model), output_layers(patient, model))
+
+
+def output_layers(patient: Patient, model: nn.Module) -> list[str]:
+    """Return the names of the output layers of a copy of the patient."""
+    return _last(wiring_of(patient), [name for name, _ in weight_layers(model)])
 
 
 def _last(wired: Wiring | None, layers: list[str]) -> list[str]:

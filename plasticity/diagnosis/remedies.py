@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -100,10 +100,10 @@ class Remedy:
             return self.patient.forward(model, self.patient.batches[0]).detach().double().flatten()
 
 
-def remedies_of(patient: Patient) -> tuple[list[Remedy], dict[str, str]]:
-    """Return the installed methods that apply to the network, and why the others do not."""
+def remedies_of(patient: Patient, names: Iterable[str] | None = None) -> tuple[list[Remedy], dict[str, str]]:
+    """Return the methods that apply to the network, and why the others do not; ``names``: which, None for all."""
     remedies, refused = [], {}
-    for name, kind in INTERVENTIONS.items():
+    for name, kind in ((name, INTERVENTIONS[name]) for name in names or INTERVENTIONS):
         remedy, trainee = Remedy(name, kind, patient), patient.aged()
         try:
             with aside(patient.model, 0):

@@ -30,6 +30,8 @@ class Trainee:
     optimizer: Optimizer
     attached: Any = None
     """A method that stays on while the copy learns (``attached.py``)."""
+    settling: int = 0
+    """Updates by which the optimizer gets to know a lesson before the weights may move."""
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: Optimizer) -> Trainee:

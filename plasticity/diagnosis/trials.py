@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from plasticity.structure.labels import tensors_in
 
+from .bounds import before_the_bound
 from .fit import FitCurve, fit, one_number
 from .parts import renew_all
 from .targets import Lesson, bandit_lesson, residual_lesson, teach
@@ -21,7 +24,7 @@ from .trainee import Patient, Trainee, aside, seed_everything
 
 AGED, FRESH = "aged", "fresh"
 RESIDUAL, BANDIT, OWN = "residual", "bandit", "own"
-FORMAT = 2
+FORMAT = 3
 """Version of the stores; another one is not gone on from."""
 Change = Callable[[Trainee, nn.Module], Any]
 """``change(trainee, twin)`` does something to a copy before it learns; ``twin`` is a fresh network."""
@@ -98,6 +101,11 @@ class Trials:
             change(trainee, self.twin(self._number("change", teacher)))
         return trainee
 
+    @cached_property
+    def taught(self) -> Patient:
+        """The patient with its outputs before a last function that bounds them: those that teachers teach."""
+        return replace(self.patient, forward=before_the_bound(self.patient))
+
     def lesson(self, name: str, model: nn.Module, teacher: int) -> Lesson:
         """Return what ``model`` is to learn: residual, bandit or own."""
         patient = self.patient
@@ -106,11 +114,11 @@ class Trials:
             shift = teacher % len(patient.batches)  # another order
             return Lesson([*patient.batches[shift:], *patient.batches[:shift]], patient.loss)
         if teacher not in self._signals:
-            self._signals[teacher] = teach(patient, self._number("teacher", teacher))
+            self._signals[teacher] = teach(self.taught, self._number("teacher", teacher))
         if name == BANDIT:
             assert patient.policy is not None
             return bandit_lesson(patient.policy, patient.forward, patient.batches, self._signals[teacher])
-        return residual_lesson(model, patient.forward, patient.batches, self._signals[teacher])
+        return residual_lesson(model, self.taught.forward, patient.batches, self._signals[teacher])
 
     def kept(self, *key: str) -> list[float]:
         """Return a list of further numbers, empty at first: what is appended to it is kept with the next curve."""
@@ -120,11 +128,13 @@ class Trials:
         with aside(self.patient.model, self._number("fit", teacher)):
             trainee = self.trainee(who, teacher, change)
             trainee.set_rate_(rate)
-            made, weight = self.lesson(lesson, trainee.model, teacher), self._weight(lesson)
+            made, weight = self.lesson(lesson, trainee.model, teacher), self.weight(lesson)
             seed_everything(self._number("fit", teacher))
+            if trainee.settling:
+                settle_(trainee, made, weight)
             return fit(trainee.model, trainee.optimizer, made.items, made.loss, self.steps, weight, trainee.attached)
 
-    def _weight(self, lesson: str) -> float:
+    def weight(self, lesson: str) -> float:
         """Return the factor that brings the gradient of a lesson, for a fresh network, to the size of that of training.
 
         An optimizer that divides by past gradients, such as Adam, would otherwise make smaller or larger steps for that
@@ -154,6 +164,22 @@ class Trials:
             partial = self.store.with_suffix(".partial")
             partial.write_text(json.dumps({"what": self._what, "curves": plain, "notes": self.notes}), encoding="utf-8")
             partial.replace(self.store)
+
+
+def settle_(trainee: Trainee, lesson: Lesson, weight: float) -> None:
+    """Let the optimizer get to know the gradients of a lesson for ``trainee.settling`` updates at rate 0.
+
+    Some optimizers move the weights even so; they are put back.
+    """
+    before = {name: p.detach().clone() for name, p in trainee.model.named_parameters()}
+    rates = [group["lr"] for group in trainee.optimizer.param_groups]
+    trainee.set_rate_(0.0)
+    fit(trainee.model, trainee.optimizer, lesson.items, lesson.loss, trainee.settling, weight, trainee.attached)
+    for group, rate in zip(trainee.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    with torch.no_grad():
+        for name, parameter in trainee.model.named_parameters():
+            parameter.copy_(before[name])
 
 
 def _read(store: Path) -> dict[str, Any]:

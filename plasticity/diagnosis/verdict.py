@@ -35,6 +35,8 @@ TITLES = {
     UNKNOWN: UNKNOWN,
 }
 """Cause -> its name in a sentence."""
+SATURATED = "the actions are at their bounds, where no gradient moves them; the network has not lost its plasticity"
+"""The same of a policy whose actions are numbers."""
 
 
 @dataclass(frozen=True)
@@ -230,11 +232,12 @@ def _cause(found: Examination, part: Tried) -> tuple[str, str]:
 
 def _policy(found: Examination, bandit: Comparison) -> Iterator[Finding]:
     first = explaining(found.parts) if found.parts else None
+    lost = TITLES["policy"] if found.patient.policy == "softmax" else SATURATED
     returned = f"; {_percent(first.closes)} of that returns with fresh {first.name}" if first else ""
     yield Finding(
         "policy",
         f"{found.patient.name} no longer follows rewards, and learns a random teacher as a fresh network would: "
-        f"{TITLES['policy']}{returned}",
+        f"{lost}{returned}",
         {"learned from rewards": bandit.learned, "fresh networks": bandit.null},
     )
 
@@ -242,9 +245,10 @@ def _policy(found: Examination, bandit: Comparison) -> Iterator[Finding]:
 def _nothing(found: Examination) -> Finding:
     residual = found.residual
     assert residual is not None
+    settled = ", once the momentum of its optimizer has turned" if found.settled else ""
     return Finding(
         NOTHING,
-        f"Nothing is wrong with {found.patient.name}: it learns a random teacher as a fresh network would",
+        f"Nothing is wrong with {found.patient.name}: it learns a random teacher as a fresh network would{settled}",
         {"learned": residual.learned, "fresh networks": residual.null},
     )
 

@@ -18,7 +18,7 @@ from plasticity.isolation import named_modules
 from .parts import output_layers
 from .trainee import Forward, Patient, in_evaluation
 
-FAR = 1e4
+FAR_AWAY = 1e4
 """Distance from 0 at which a function that is bounded has stopped growing."""
 
 
@@ -66,7 +66,7 @@ def _is_bounded(patient: Patient, model: nn.Module, name: str) -> bool:
     low, high = given(-1, -1), given(1, 1)
     if len(shapes) != 1 or low.dim() < 2:
         return False
-    near, far, other = high - low, given(FAR, FAR) - given(-FAR, -FAR), given(1, -1) - low
+    near, far, other = high - low, given(FAR_AWAY, FAR_AWAY) - given(-FAR_AWAY, -FAR_AWAY), given(1, -1) - low
     alone = other[..., 1:].abs().amax() == 0 if other.shape[-1] > 1 else True
     same = all(bool((rows == rows[:1]).all()) for rows in (low.flatten(0, -2), high.flatten(0, -2)))
-    return bool(alone) and same and bool(((near.abs() > 0) & (far.abs() < FAR / 100 * near.abs())).all())
+    return bool(alone) and same and bool(((near.abs() > 0) & (far.abs() < FAR_AWAY / 100 * near.abs())).all())

@@ -35,7 +35,8 @@ def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     report = BenchReport(suite, runs, found.plans, found.finished)
     command = f"plasticity bench {name} --out {runs.parent.name} --page {folder.name}"
-    parts = [f"# {name}\n", f"<!-- Written by `{command}`: train more, and run it again. -->\n", suite.about]
+    parts = [f"# {name}\n", f"<!-- Written by `{command}`: train more, and run it again. -->\n"]
+    parts += [f"{suite.about}\n"] if suite.about else []
     for env in sorted(found.plans, key=lambda env: suite.envs.index(env) if env in suite.envs else len(suite.envs)):
         if (protocol := report.protocol(env)) is not None:
             file = folder / f"{name}-{file_name(env)}.svg"

@@ -52,10 +52,10 @@ SUITES: dict[str, Suite] = {
             "Continual Gym control as in the paper: PPO with `--preset c-chain`, an offset on every observation that "
             "changes with the task. An area is the mean over iterations of 800 steps, the number of the paper. The "
             "oracle begins with new networks and a new optimizer in every task, as in the released code. C-CHAIN is "
-            "`chain:preset=control`, which begins anew in every task and so knows the boundaries. The code of the "
-            "paper has none of the other methods and their strengths are not known here: TRAC has no setting but "
-            "Adam's rate, weight clipping has kappa 1, L2 Init the coefficient that did best of 0.01, 0.001 and 0.0001 "
-            "on seed 101 of `cgym-short/cartpole`, four tasks."
+            "`chain:preset=control`, which begins anew in every task and so knows the boundaries. The paper's code has "
+            "none of the other methods, and their strengths are not known here: TRAC has no setting but Adam's rate, "
+            "weight clipping has kappa 1, L2 Init the better coefficient of 0.001 and 0.0001 on seed 101 of "
+            "`cgym-short/cartpole`, four tasks (areas of 135 and 174); its default of 0.01 slows even the first task."
         ),
     ),
     "cgym-short": Suite(
@@ -80,8 +80,8 @@ SUITES: dict[str, Suite] = {
         "--lr 3e-4 --buffer-size 500000 --target-every 1000",
         source="agent and settings as in the code of Tang et al. 2025, with a tenth of their steps",
         about=(
-            "Double DQN on MinAtar's Space Invaders, Asterix and Seaquest, one after the other; the paper has 2,000,000 "
-            "steps of each."
+            "Double DQN on MinAtar's Space Invaders, Asterix and Seaquest, one after the other; the paper has "
+            "2,000,000 steps of each."
         ),
     ),
     "cdmc": Suite(

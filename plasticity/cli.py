@@ -10,6 +10,7 @@ from importlib import import_module
 
 from .commands.contents import nearest
 from .commands.imports import COMPLETION, IMPORT, import_modules, take_imports
+from .storage.files import printable
 
 COMMANDS = {
     "train": ("plasticity.commands.train", "train an agent, with probes and interventions"),
@@ -90,7 +91,7 @@ def _line(error: Exception) -> str:
     notes, text = getattr(error, "__notes__", []), str(error)
     if "\n" in text:  # a compiler's errors have pages: --debug shows them
         text = textwrap.shorten(text, LONGEST)
-    return f"{kind}{text}" + (f" ({', '.join(notes)})" if notes else "")
+    return printable(f"{kind}{text}" + (f" ({', '.join(notes)})" if notes else ""))
 
 
 def _usage() -> str:

@@ -164,17 +164,17 @@ def test_evaluating_asks_at_every_step() -> None:
         evaluate(Still(), make_env("endless/one"), 1, stop=lambda: True)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("what", ["moved", "replaced", "rows deleted"])
+@pytest.mark.parametrize("what", ["moved", "replaced", "rows deleted", "lock deleted"])
 def test_a_run_whose_folder_is_gone_stops_with_its_name(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
-    folder = tmp_path / "run"
+    folder, file = tmp_path / "run", "run.lock" if what == "lock deleted" else "metrics.jsonl"
 
     def act(env: Endless, step: int) -> None:
-        if step == 30 and what == "rows deleted":
-            (folder / "metrics.jsonl").unlink()
+        if step == 30 and what.endswith(" deleted"):
+            (folder / file).unlink()
         elif step == 30:
             folder.rename(tmp_path / "elsewhere")
             if what == "replaced":
@@ -183,7 +183,7 @@ def test_a_run_whose_folder_is_gone_stops_with_its_name(
     Endless.act = act
     code, _, errors = train(tmp_path, "--steps", "60", "--eval-every", "0", "--checkpoint.every", "40", "--quiet")
     assert code == 1
-    assert f"{folder / 'metrics.jsonl'} vanished, moved or was replaced" in errors
+    assert f"{folder / file} vanished, moved or was replaced" in errors
     assert folder.exists() == (what != "moved")
     assert not (folder / "checkpoints").exists()
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from plasticity.storage.files import is_locked
+from plasticity.storage.files import is_locked, printable
 from plasticity.storage.record import RECORD, read_record
 from plasticity.storage.rows import last_step
 
@@ -71,7 +71,7 @@ def listed(config: RunsConfig) -> Iterator[tuple[Path, tuple[str, ...]]]:
         try:
             record = read_record(folder)
         except ValueError as error:
-            print(f"note: left out {error}", file=sys.stderr)
+            print(f"note: left out {printable(str(error))}", file=sys.stderr)
             continue
         row, tags = described(folder, record), record["config"].get("tag", [])
         fits = all(fnmatchcase(row[HEAD.index(column)], glob) for column, glob in asked.items())
@@ -82,8 +82,9 @@ def listed(config: RunsConfig) -> Iterator[tuple[Path, tuple[str, ...]]]:
 
 def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows as columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    for row in rows:
+    table = [tuple(map(printable, row)) for row in rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
+    for row in table:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from plasticity.callback import Callback, Context, noting
+from plasticity.storage.files import LOCK
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import random_state, restore_random_state
 from plasticity.storage.rows import METRICS_FILE
@@ -68,14 +69,18 @@ class Randomness(Callback):
 
 
 class Present(Callback):
-    """Stop a run whose folder, or whose record of rows, vanished, moved or was replaced: its rows would be lost.
+    """Stop a run whose folder, record of rows or lock vanished, moved or was replaced.
 
-    Looks once a second; :class:`Save` looks before every checkpoint.
+    Its rows would be lost, or a second process could write among them. Looks once a second; :class:`Save` looks before
+    every checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / METRICS_FILE
-        self._place, self._looked = _place(self.path), time.monotonic()
+        self.folder = folder
+        self._places, self._looked = (
+            {folder / name: _place(folder / name) for name in (METRICS_FILE, LOCK)},
+            time.monotonic(),
+        )
 
     def on_step_end(self, ctx: Context) -> None:
         """Look whether it is time."""
@@ -85,11 +90,13 @@ class Present(Callback):
     def check(self) -> None:
         """Raise RuntimeError with the name of the folder if it is not what it was."""
         self._looked = time.monotonic()
-        if _place(self.path) != self._place:
-            raise RuntimeError(
-                f"{self.path} vanished, moved or was replaced while {self.folder} was training; the run stops, as "
-                "what it writes would be lost: put the folder back, and go on from its last checkpoint with --resume"
-            )
+        for path, place in self._places.items():
+            if _place(path) != place:
+                raise RuntimeError(
+                    f"{path} vanished, moved or was replaced while {self.folder} was training; the run stops, as what "
+                    "it writes would be lost, or mixed with what another process writes: put the folder back, and go "
+                    "on from its last checkpoint with --resume"
+                )
 
 
 def _place(path: Path) -> tuple[int, int] | None:

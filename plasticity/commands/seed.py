@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plasticity.dashboard.pace import Pace
-from plasticity.storage.files import require_free
+from plasticity.storage.files import open_plain, require_free
 from plasticity.storage.rows import METRICS_FILE, as_float, decode_row
 from plasticity.tags import ALL, parse_tag
 
@@ -42,7 +42,7 @@ class Seed:
     def look(self) -> None:
         """Read the rows that were written since the last call."""
         try:
-            with (self.folder / METRICS_FILE).open("rb") as file:
+            with open_plain(self.folder / METRICS_FILE) as file:
                 file.seek(self.offset)
                 new = file.read()
         except OSError:

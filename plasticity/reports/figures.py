@@ -37,6 +37,8 @@ MARKERS = ("o", "s", "^", "D", "v", "X", "P")
 # Twelve, five and seven: no combination comes twice before 420 configurations.
 FIGURE_WIDTH = 9.6
 """Inches; the page shows it at that size."""
+LINE_HEIGHT, ROOM = 0.2, 3
+"""Inches of a line of the legend, and the lines that every figure has room for."""
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -315,4 +317,8 @@ def _legend(figure: Figure, curves: Sequence[Curve]) -> None:
     if seen and curves:
         labels = [fill(label, 100) for label in seen]
         columns = max(1, 120 // (max(map(len, labels)) + 9))
+        lines = sum(label.count("\n") + 1 for label in labels) / columns
+        figure.set_figheight(
+            figure.get_figheight() + LINE_HEIGHT * max(0.0, lines - ROOM)
+        )  # so that panels keep theirs
         figure.legend(list(seen.values()), labels, loc="outside upper left", handlelength=3.4, ncols=columns)

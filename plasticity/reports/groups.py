@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plasticity.storage.files import printable
+
 from .runs import RecordedRun
 
 PLAIN = "no intervention"
@@ -62,7 +64,7 @@ def text(value: Any) -> str:
     """Return the value of a setting as on the command line."""
     if isinstance(value, list):
         return " ".join(map(text, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
 def _varying(runs: Sequence[RecordedRun]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from plasticity.storage.files import printable
 from plasticity.storage.record import NO_CONFIGURATION, RECORD, read_record
-from plasticity.storage.rows import METRICS_FILE, decode_row, is_stepless, read_metrics
+from plasticity.storage.rows import METRICS_FILE, decode_row, is_stepless, open_rows, read_metrics
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, PLAIN_EVENTS
 
 from .series import RETURN_WINDOW, Series, columns, windowed
@@ -32,7 +32,7 @@ class RecordedRun:
     @property
     def env(self) -> str:
         """Return the environment, an empty string if the run has none."""
-        return str(self.record.get("config", {}).get("env", ""))
+        return printable(str(self.record.get("config", {}).get("env", "")))
 
     @property
     def seed(self) -> Any:
@@ -92,7 +92,8 @@ def load_runs(paths: Sequence[Path | str]) -> tuple[list[RecordedRun], list[str]
             runs.append(run)
     if not runs:
         raise ValueError("; ".join(notes) or "no runs given; pass run folders, or the folder that holds them: runs")
-    return _without_copies(runs, notes), notes
+    kept = _without_copies(runs, notes)
+    return kept, [printable(note) for note in notes]
 
 
 def only_finished(runs: Sequence[RecordedRun], notes: Sequence[str]) -> tuple[list[RecordedRun], list[str]]:
@@ -147,7 +148,7 @@ def _load(folder: Path, notes: list[str]) -> RecordedRun | None:
 
 def _record(folder: Path, notes: list[str]) -> dict[str, Any]:
     """Return ``run.json``, empty where it cannot be read; ``notes`` then says why."""
-    if not (folder / RECORD).is_file():
+    if not os.path.lexists(folder / RECORD):
         reason = f"there is no {RECORD}"
     else:
         try:
@@ -160,7 +161,7 @@ def _record(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 def _left_out_lines(folder: Path) -> list[str]:
     """Return notes on lines that are no rows, the torn last line of a killed run included."""
-    with (folder / METRICS_FILE).open(encoding="utf-8", errors="replace") as lines:
+    with open_rows(folder) as lines:
         bad = [line for line in lines if line.strip() and decode_row(line) is None]
     stepless = sum(map(is_stepless, bad))
     counts = {
@@ -175,17 +176,23 @@ def _left_out_lines(folder: Path) -> list[str]:
 
 
 def _without_copies(runs: list[RecordedRun], notes: list[str]) -> list[RecordedRun]:
-    kept: dict[str, RecordedRun] = {}
+    kept: list[RecordedRun] = []
     for run in runs:
-        key = json.dumps([run.settings, run.seed], sort_keys=True, default=str)
-        other = kept.get(key)
-        if other is None:
-            kept[key] = run
+        place = next((i for i, other in enumerate(kept) if _is_copy(run, other)), None)
+        if place is None:
+            kept.append(run)
             continue
-        better, worse = sorted((other, run), key=lambda r: (r.status == "finished", r.last_step), reverse=True)
-        kept[key] = better
-        notes.append(f"left out {worse.folder}: same settings and seed as {better.folder}, so not an independent run")
-    return list(kept.values())
+        by_length = sorted((kept[place], run), key=lambda r: (r.status == "finished", r.last_step), reverse=True)
+        kept[place], worse = by_length
+        same = f"same settings and seed as {kept[place].folder}"
+        notes.append(f"left out {worse.folder}: {same}, so not an independent run")
+    return kept
+
+
+def _is_copy(run: RecordedRun, other: RecordedRun) -> bool:
+    """Return whether two runs have the same seed and settings; one that only one of them records tells nothing."""
+    shared = run.settings.keys() & other.settings.keys()
+    return run.seed == other.seed and bool(shared) and all(run.settings[k] == other.settings[k] for k in shared)
 
 
 def _typed(words: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plasticity.reports.statistics import Interval
+from plasticity.storage.files import printable
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {">": "$>$", "<": "$<$", "[": "{[}", "]": "{]}"}
@@ -47,7 +48,7 @@ def cell(value: Any) -> str:
         if math.isnan(value.low):
             return number(value.value) + " [-]" * (not math.isnan(value.value))
         return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
-    return number(value) if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else printable(str(value))
 
 
 def markdown(table: Table, level: int = 2) -> str:

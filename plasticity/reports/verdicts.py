@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from plasticity.storage.files import open_text
+
 from .runs import RecordedRun
 from .tables import Table
 
@@ -22,7 +24,8 @@ def verdicts(runs: Sequence[RecordedRun]) -> tuple[Table | None, list[str]]:
     for run in runs:
         for file in sorted(run.folder.glob(f"diagnosis/*/{VERDICT}"), key=_step):
             try:
-                rows += _rows(run.folder, json.loads(file.read_text(encoding="utf-8")))
+                with open_text(file) as opened:
+                    rows += _rows(run.folder, json.loads(opened.read()))
             except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 notes.append(f"{file} is left out: no verdict of plasticity diagnose ({type(error).__name__})")
     note = "By trials on copies: plasticity diagnose RUN. The file verdict.txt beside each has the numbers."

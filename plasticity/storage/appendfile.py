@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ class AppendFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its reader
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
         self._file = path.open("ab", buffering=0)
         self._end = self._file.seek(0, os.SEEK_END)
         self._torn = False

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import stat
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 try:
     import fcntl
@@ -66,15 +67,9 @@ class Input:
     """A file that is hashed as it is read; OSError unless it is a plain file, as opposed to a link, pipe or folder."""
 
     def __init__(self, path: Path) -> None:
-        flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # not blocking: opening a pipe would wait for its writer
-        self._fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(self._fd)
-            raise OSError("not a plain file")
-        self._file = open(self._fd, "rb", buffering=0)  # noqa: SIM115
+        self._file = open(_open_plain(path, "O_NOFOLLOW"), "rb", buffering=0)  # noqa: SIM115
         self._hash = hashlib.sha256()
-        self.size = status.st_size
+        self.size = os.fstat(self._file.fileno()).st_size
         """Bytes in the file when it was opened."""
 
     def read(self, size: int) -> bytes:
@@ -103,6 +98,28 @@ class Input:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file, or what a link to it leads to, for reading; OSError for a pipe, a device or a folder.
+
+    Such a pipe would wait for its writer for ever, and such a device may never end.
+    """
+    return open(_open_plain(path), "rb")
+
+
+def open_text(path: Path, errors: str = "strict") -> TextIO:
+    """Open a file of UTF-8 text, a mark of byte order before it or not; OSError as for :func:`open_plain`."""
+    return io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", errors=errors)
+
+
+def _open_plain(path: Path, *flags: str) -> int:
+    chosen = sum(getattr(os, flag, 0) for flag in (*flags, "O_NONBLOCK", "O_BINARY"))  # opening a pipe does not wait
+    fd = os.open(path, os.O_RDONLY | chosen)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return fd
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -153,6 +170,14 @@ def file_name(text: str) -> str:
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "-", text)
 
 
+def printable(text: str) -> str:
+    """Return a text for a terminal or a table: letters that a line may not hold are written as Python writes them.
+
+    These are line ends, escape sequences of terminals, letters that turn the direction of a text, lone surrogates.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def require_free(folder: Path) -> None:
     """Raise RuntimeError that names the process which holds the lock of a folder, if one does."""
     if (folder / LOCK).exists():
@@ -177,7 +202,7 @@ def _lock(fd: int) -> None:
 def is_locked(folder: Path) -> bool:
     """Return whether a process holds the lock of a folder; nothing is written to it."""
     try:
-        fd = os.open(folder / LOCK, os.O_RDONLY)
+        fd = _open_plain(folder / LOCK)
     except OSError:
         return False
     try:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomically
+from .files import open_text, write_atomically
 from .upgrade import upgraded
 
 RECORD = "run.json"
@@ -65,7 +65,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return the contents of ``run.json``; ValueError if there is none, if it is damaged, or of a newer format."""
     path = Path(folder) / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        with open_text(path) as file:
+            record = json.loads(file.read())
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a run: it has no {RECORD}") from None
     except (ValueError, RecursionError, OSError) as error:

@@ -8,7 +8,9 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from .files import open_plain, open_text
 
 METRICS_FILE = "metrics.jsonl"
 _TAIL = 2**18
@@ -23,6 +25,11 @@ def find_runs(root: Path | str) -> list[Path]:
     return sorted(Path(folder) for folder, _, files in os.walk(root) if METRICS_FILE in files)
 
 
+def open_rows(folder: Path | str) -> TextIO:
+    """Open the rows of a run, as lines of text; OSError where they are no plain file."""
+    return open_text(Path(folder) / METRICS_FILE, errors="replace")
+
+
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """Return the rows of a run in the order they were written; FileNotFoundError if it has none.
 
@@ -31,7 +38,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     unreadable = 0
-    with (Path(folder) / METRICS_FILE).open(encoding="utf-8", errors="replace") as lines:
+    with open_rows(folder) as lines:
         for line in lines:
             row = decode_row(line)
             if row is None:
@@ -48,7 +55,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
 def last_step(folder: Path | str) -> int:
     """Return the step of the last row of a run; 0 for none. Reads the end of its file only."""
     try:
-        with (Path(folder) / METRICS_FILE).open("rb") as file:
+        with open_plain(Path(folder) / METRICS_FILE) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             lines = file.read().splitlines()
     except OSError:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from plasticity.tags import parse_score_tag, score_tag
 
 from .appendfile import AppendFile
+from .files import open_plain
 from .rows import decode_row, encode_row
 
 SCORES_FILE = "scores.jsonl"
@@ -124,7 +125,8 @@ class ScoresFile:
     def _recall(self, purge_step: float = math.inf) -> bytes:
         """Count the measurements before ``purge_step`` that the file holds; return the bytes that end its torn line."""
         self._seen.clear()
-        content = self.path.read_bytes()
+        with open_plain(self.path) as file:
+            content = file.read()
         for line in content.splitlines():
             row = decode_scores(line)
             if row is not None and "nth" in row and row["step"] < purge_step:

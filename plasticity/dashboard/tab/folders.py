@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from plasticity.storage.files import open_plain
 from plasticity.storage.record import RECORD, read_record
 from plasticity.storage.rows import METRICS_FILE, decode_row, find_runs, is_stepless
 from plasticity.storage.scores import SCORES_FILE, decode_scores
@@ -113,7 +114,7 @@ class RunFolder:
         """Return ``network/layer`` -> number of neurons, for layers with scores."""
         size = min(_size(self.folder / SCORES_FILE), _HEAD)
         if size != self._head:
-            with (self.folder / SCORES_FILE).open("rb") as file:
+            with open_plain(self.folder / SCORES_FILE) as file:
                 rows = [row for line in file.read(size).splitlines() if (row := decode_scores(line)) is not None]
             self._widths = {f"{r['network']}/{r['layer']}": r["neurons"] for r in rows if "neurons" in r}
             self._head = size

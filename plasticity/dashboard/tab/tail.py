@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from plasticity.storage.files import open_plain
+
 
 class Tail:
     """The whole lines of ``path`` that were not read yet; a line that is still being written waits for its end."""
@@ -16,7 +18,7 @@ class Tail:
     def fresh(self) -> tuple[bool, list[bytes]]:
         """Return whether the file began anew since the last call, and its new lines; nothing where there is no file."""
         try:
-            with self.path.open("rb") as file:
+            with open_plain(self.path) as file:
                 status = self.path.stat()
                 again = status.st_size < self._offset or status.st_ino != self._inode
                 if again:

@@ -1,4 +1,4 @@
-"""What a folder of runs may hold besides files: pipes and devices, names with control characters, copies of runs."""
+"""Pipes and devices in a folder of runs, names with control characters, copies of runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def in_time() -> Iterator[None]:
 
 @pytest.fixture(params=["pipe", "device", "folder"])
 def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """What is no plain file, by the name of each file of a run."""
+    """A folder with something that is no plain file by the name of each file of a run."""
     if not hasattr(os, "mkfifo"):
         pytest.skip("a system without pipes by name")
     for name in (RECORD, METRICS_FILE, SCORES_FILE, "run.lock"):

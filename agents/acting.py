@@ -6,8 +6,8 @@ weight in place is seen. The results equal the module's up to the last bits of f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain, repeat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, pairwise, repeat
 from operator import contains
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from . import native
 from .distributions import Categorical, Gaussian, numpy_or_torch
 from .networks import (
     LOG_STD_MAX,
@@ -32,6 +33,7 @@ from .rows import as_tensor
 
 # Rows beyond which torch is the faster one: of networks with layers up to SMALL wide, and of others.
 MAX_ROWS, MAX_ROWS_WIDE, SMALL = 64, 4, 128
+NATIVE_ROWS = 8  # beyond which numpy is faster than C++
 ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 
 # Activation -> what computes it in place, of its module.
@@ -58,6 +60,11 @@ READABLE: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]]
 NumpyLayer = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
 
 
+def never() -> bool:
+    """Return False: single steps are left to numpy."""
+    return False
+
+
 class Acting:
     """Return `networks[name](obs)` without gradients: by numpy where that can be done, else by the module.
 
@@ -69,8 +76,8 @@ class Acting:
     ignores passes without gradients and is not even called.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], name: str) -> None:
-        self.networks, self.name = networks, name
+    def __init__(self, networks: Mapping[str, nn.Module], name: str, compiles: Callable[[], bool] = never) -> None:
+        self.networks, self.name, self.compiles = networks, name, compiles
         self._plan: NumpyPlan | None = None
 
     def __call__(self, obs: Any) -> Any:
@@ -80,8 +87,12 @@ class Acting:
         if plan is None or not plan.holds(network):
             plan = self._plan = NumpyPlan(network)
         if len(obs) <= plan.max_rows:
-            return self._watched(obs) if plan.hooked() else plan.run(obs)
+            return self._watched(obs) if plan.hooked() else self._run(plan, obs)
         return self._module(obs)
+
+    def _run(self, plan: NumpyPlan, obs: Any) -> Any:
+        found = plan.run_compiled(obs) if self.compiles() else None
+        return plan.run(obs) if found is None else found
 
     @torch.no_grad()
     def _module(self, obs: Any) -> Any:
@@ -94,7 +105,7 @@ class Acting:
         network, rows = self.networks[self.name], as_tensor(obs)
         seen, plan = network(rows), NumpyPlan(network)  # a hook may have replaced something
         if plan.max_rows and same_bits(seen, plan.without_hooks(rows)):
-            return plan.run(obs)
+            return self._run(plan, obs)
         return mapped(seen, Tensor.numpy) if isinstance(obs, np.ndarray) else seen
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,9 +119,9 @@ class NumpyPlan:
         self.network = network
         self.modules = [vars(m) for m in network.modules()]
         self.slots = [slots for m in network.modules() for slots in (m._modules, m._parameters)]
-        self.parts = list(self._parts())
+        self.parts = [*chain.from_iterable(map(dict.values, self.slots))]
         self.tensors = [part for part in self.parts if isinstance(part, Tensor)]
-        self.ids, self.memory = [*map(id, self.parts)], self._memory()
+        self.memory = self._memory()
         self.hooks: list[Mapping[int, Any]] = [
             torch_module._global_forward_pre_hooks,
             torch_module._global_forward_hooks,
@@ -139,20 +150,33 @@ class NumpyPlan:
         self.own = SimpleNamespace(num_atoms=getattr(network, "num_atoms", 1), **own)
         if not self.steps or len(self.tops) < len(tops):
             return 0
+        self.program = self._program([*layers, *tops])
+        ends = [*accumulate((bias.size for _, bias, _ in self.tops or self.steps[-1:]), initial=0)]
+        self.ends = [slice(*pair) for pair in pairwise(ends)]
         return MAX_ROWS if max(bias.size for _, bias, _ in self.steps) <= SMALL else MAX_ROWS_WIDE
+
+    def _program(self, layers: Sequence[Any]) -> bytes:
+        """Return layers as `native.forward` reads them; none where it does not know one."""
+        found: list[tuple] = []
+        for layer in layers:
+            if is_linear(layer) and layer.weight.is_contiguous():
+                addresses = layer.weight.data_ptr(), layer.bias.data_ptr()
+                found.append((*addresses, layer.in_features, layer.out_features, 0, 0.0))
+            elif type(layer) in native.ACTIVATIONS:
+                code = native.ACTIVATIONS.index(type(layer))
+                found[-1] = *found[-1][:4], code, getattr(layer, "negative_slope", 0.0)
+            else:
+                return b""
+        return np.array(found, "i8,i8,i8,i8,i8,f8").tobytes()
 
     def holds(self, network: nn.Module) -> bool:
         """Return whether nothing was replaced."""
         return (
             network is self.network
-            and [*map(id, self._parts())] == self.ids  # parts that are kept share no id with others
+            and native.same(self.slots, self.parts)
             and self._memory() == self.memory
             and self._is_patched() is self.patched
         )
-
-    def _parts(self) -> Iterator[Any]:
-        """Return all modules and parameters in the network, without a loop in Python."""
-        return chain.from_iterable(map(dict.values, self.slots))
 
     def _memory(self) -> list[Any]:
         """Return where the parameters are, and how they lie there."""
@@ -182,6 +206,15 @@ class NumpyPlan:
         if array:
             return self.finish(self.own, *outputs)
         return self.finish(self.network, *map(torch.from_numpy, outputs))
+
+    def run_compiled(self, obs: Any) -> Any:
+        """Return the same by compiled code; None where it cannot compute it."""
+        if not self.program or len(obs) > NATIVE_ROWS or not isinstance(obs, np.ndarray):
+            return None
+        found = np.empty((len(obs), self.ends[-1].stop), np.float32)
+        if not native.loaded.forward(self.program, len(self.ends), obs, found):
+            return None
+        return self.finish(self.own, *[found[:, end] for end in self.ends])
 
     def without_hooks(self, obs: Tensor) -> Any:
         """Return the same numbers as the network, bit for bit, where no hook changes them."""

@@ -123,7 +123,7 @@ class ActorCritic(OffPolicy):
         """True if critics judge present and next actions in one pass, without targets (CrossQ)."""
         self.add_networks(networks, () if self.joint else self.TARGETS)
         self.followers = Followers(self.networks, self.targets)
-        self.actor = Acting(self.networks, "actor")
+        self.actor = Acting(self.networks, "actor", self.compiles)
         self.forward = {"actor": of_obs, **dict.fromkeys(CRITICS, of_obs_and_action)}
         self.add_step("actor", self.actor_loss, ["actor"], config.actor_lr)
         self.add_step("critic", self.critic_loss, CRITICS, config.critic_lr, targets=True)

@@ -162,7 +162,7 @@ class DQN(OffPolicy):
             network = make_network(config, self.obs_shape, self.num_actions, self.values.num_atoms)
         self.add_networks({"q": network}, targets=["q"])
         self.followers = Followers(self.networks, self.targets)
-        self.output = Acting(self.networks, "q")
+        self.output = Acting(self.networks, "q", self.compiles)
         self.forward = {"q": of_obs}
         self.add_step("q", self.q_loss, ["q"], config.lr, targets=True, max_norm=config.max_grad_norm)
 
@@ -210,13 +210,15 @@ class DQN(OffPolicy):
         if not explore:
             return like(self._best(seen), obs)
         assert self.draws is not None
-        drawn = self.draws.row(len(seen))
-        explores, random = drawn[:, 0] < self.epsilon, drawn[:, 1:].argmax(-1)
-        answers = explores.tolist() if self.takes_arrays else (True, False)  # a device would have to be waited for
+        drawn, epsilon = self.draws.row(len(seen)), self.epsilon
+        # A device would have to be waited for.
+        answers = [x < epsilon for x in drawn[:, 0].tolist()] if self.takes_arrays else (True, False)
+        if True not in answers:
+            return like(self._best(seen), obs)
+        random = drawn[:, 1:].argmax(-1)
         if False not in answers:
             return like(random, obs)
-        best = self._best(seen)
-        return like(numpy_or_torch(best).where(explores, random, best) if True in answers else best, obs)
+        return like(numpy_or_torch(drawn).where(drawn[:, 0] < epsilon, random, self._best(seen)), obs)
 
     def _best(self, seen: Any) -> Any:
         """Return the actions (N,) int64 of the largest Q."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .flat import Flat
+from .native import same
 
 
 class Ride(Protocol):
@@ -44,15 +45,15 @@ class Held:
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         modules = [module for network in networks for module in network.modules()]
         self.slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
-        self._objects = [*networks, *self._within()]  # kept, and with them their ids
-        self._ids = [*map(id, self._objects)]
+        self._networks, self._objects = list(networks), [*chain.from_iterable(map(dict.values, self.slots))]
 
     def holds(self, networks: Sequence[nn.Module]) -> bool:
         """Return whether nothing was replaced."""
-        return [*map(id, networks), *map(id, self._within())] == self._ids
-
-    def _within(self) -> chain:
-        return chain.from_iterable([slots.values() for slots in self.slots])
+        return (
+            len(networks) == len(self._networks)
+            and all(map(is_, networks, self._networks))
+            and same(self.slots, self._objects)
+        )
 
 
 class Layout:
@@ -119,19 +120,24 @@ class Snapshot:
     def __init__(self, layout: Layout, dicts: Sequence[Mapping], more: Callable[[], Iterable[Any]]) -> None:
         self._modules, self._trained, self._hooks, self._more = layout.modules, layout.trained, layout.hooks, more
         self._dicts = [*layout.slots, *dicts]
-        self._objects = [*self._present()]
+        self._values = [*chain.from_iterable(map(dict.values, self._dicts + self._hooked()))]
+        self._others = [*self._present()]
 
     def holds(self) -> bool:
         """Return whether nothing was replaced, added or taken away."""
+        if not same(self._dicts + self._hooked(), self._values):
+            return False
         present = [*self._present()]
-        return len(present) == len(self._objects) and all(map(is_, present, self._objects))
+        return len(present) == len(self._others) and all(map(is_, present, self._others))
+
+    def _hooked(self) -> list[Any]:
+        """Return the dicts of all hooks that there are."""
+        hooks = [*self._hooks] if any(self._hooks) else []
+        return [*hooks, *filter(None, chain(map(BACKWARD_HOOKS, self._trained), map(AFTER_HOOKS, self._trained)))]
 
     def _present(self) -> Iterator[Any]:
-        """Return all objects, without a loop in Python."""
-        hooks = [*self._hooks] if any(self._hooks) else []
-        hooks += filter(None, chain(map(BACKWARD_HOOKS, self._trained), map(AFTER_HOOKS, self._trained)))
+        """Return the other objects, without a loop in Python."""
         return chain(
-            chain.from_iterable(map(dict.values, self._dicts + hooks)),
             map(dict.get, self._modules, repeat("training")),
             map(dict.get, self._modules, repeat("forward")),
             self._more(),

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import native
 from .batch_norm import batch_norms
 from .compiled import Precision
 from .draws import Draws
-from .gradient import Compile, GradientStep
+from .gradient import COMPILE_AFTER, Compile, GradientStep
 from .normalise import RunningNorm, running_norms
 from .optimizers import load_optimizer_, without_dynamo
 from .replay import Batch, restore_generator
@@ -54,6 +55,8 @@ class Learner:
         precision: Precision = "float32",
     ) -> None:
         self.config, self.name, self.num_envs, self.device = config, name, num_envs, torch.device(device)
+        self.takes_arrays = self.device.type == "cpu"
+        """True if `act` takes arrays too, of the agent's dtype, and returns one then."""
         self.obs_shape, self.obs_dtype = obs_shape(observation_space, name), obs_dtype(observation_space)
         self.env_steps = 0
         """Environment steps observed."""
@@ -86,10 +89,11 @@ class Learner:
         self.add_generator("act", seed)
         self.draws = Draws(draw, (self.num_envs, *shape), self.generators["act"])
 
-    @property
-    def takes_arrays(self) -> bool:
-        """Return whether `act` takes arrays too, of the agent's dtype, and returns one then: it does on the CPU."""
-        return self.device.type == "cpu"
+    def compiles(self) -> bool:
+        """Return whether single steps are computed by compiled code; counted, so that a resumed run decides alike."""
+        how = self._how["compile"]
+        pays = how == "on" or (how == "auto" and self.updates >= COMPILE_AFTER)
+        return pays and self.takes_arrays and native.available()
 
     def seen(self, obs: Any) -> Any:
         """Return observations in the agent's dtype: an array where the agent is on the CPU, else a tensor there."""

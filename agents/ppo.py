@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import native
 from .acting import Acting
 from .asymmetric import CriticsConfig, all_values, critic_names, own_mean, sigma_of, turns, without
 from .bodies import NETWORKS, make_body, widths
@@ -181,7 +182,7 @@ class PPO(Learner):
         self.add_draws(normal if self.continuous else gumbel, (action_dim,), act)
         self.add_generator("update", update)
         self.add_networks(self._make_networks(shape, action_dim, weights))
-        self.policy = Acting(self.networks, "actor")
+        self.policy = Acting(self.networks, "actor", self.compiles)
         self.forward = dict.fromkeys(("actor", *self.critics), of_obs)
         self.add_step(
             "ppo",
@@ -257,8 +258,7 @@ class PPO(Learner):
         if not explore:
             return like(self._bounded(distribution.mode()), obs)
         assert self.draws is not None
-        sample = distribution.sample(self.draws.row(len(seen)))
-        action = self._bounded(sample)
+        sample, action = self._sample(distribution, self.draws.row(len(seen)))
         self._sampled = seen, sample, action
         return like(action, obs)
 
@@ -437,6 +437,15 @@ class PPO(Learner):
         if normaliser is None:
             return obs
         return normaliser.of_rows(obs) if isinstance(obs, np.ndarray) else normaliser(obs)
+
+    def _sample(self, distribution: Any, noise: Any) -> tuple[Any, Any]:
+        """Return what is drawn by noise, and that within the bounds of actions."""
+        if self.continuous and isinstance(noise, np.ndarray) and self.compiles():
+            sample, action = np.empty_like(noise), np.empty_like(noise)
+            if native.loaded.sample(*distribution, noise, sample, action):
+                return sample, action
+        sample = distribution.sample(noise)
+        return sample, self._bounded(sample)
 
     def _bounded(self, action: Any) -> Any:
         if not self.continuous:

@@ -30,13 +30,16 @@ class Episodes(Callback):
 
     def on_step(self, ctx: Context, transition: Any) -> None:
         """Add the rewards; log the episodes that ended, their mean if several did at once."""
-        names, arrays = ("reward", "terminated", "truncated"), getattr(transition, "arrays", None)
+        arrays = getattr(transition, "arrays", None)
         if arrays is None and transition.reward.device.type != "cpu":
             self._count_there(ctx, transition)
             return
-        reward, terminated, truncated = (
-            (getattr(transition, name) if arrays is None else arrays[name]).tolist() for name in names
+        fields = (
+            [transition.reward, transition.terminated, transition.truncated]
+            if arrays is None
+            else [arrays["reward"], arrays["terminated"], arrays["truncated"]]
         )
+        reward, terminated, truncated = [values.tolist() for values in fields]
         if not self._returns:
             self._returns, self._lengths = [0.0] * len(reward), [0] * len(reward)
         self._returns = [*map(add, self._returns, reward)]

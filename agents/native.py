@@ -1,0 +1,243 @@
+"""A few rows in C++, where numpy takes a dozen calls for each of which it needs longer than for the numbers.
+
+Statistics are the same bits as numpy's. Products of a network differ in their last bits, as they sum in another order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from itertools import chain
+from operator import is_
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+SOURCE = r"""
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#include <Python.h>
+#include <numpy/arrayobject.h>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <vector>
+
+static void* (*data_of)(PyObject*);  // of a tensor
+
+// The memory of an argument: an array of `itemsize` in one piece; else there is none.
+struct Memory {
+    void* data = nullptr;
+    int64_t size = 0;
+    Memory(PyObject* object, int itemsize) {
+        if (Py_TYPE(object) != &PyArray_Type) return;
+        auto* array = reinterpret_cast<PyArrayObject*>(object);
+        if (!PyArray_IS_C_CONTIGUOUS(array) || PyArray_ITEMSIZE(array) != itemsize) return;
+        data = PyArray_DATA(array), size = 1;
+        for (int i = 0; i < PyArray_NDIM(array); ++i) size *= PyArray_DIM(array, i);
+    }
+    float* floats() { return static_cast<float*>(data); }
+    double* doubles() { return static_cast<double*>(data); }
+};
+
+static PyObject* answer(bool yes) { return PyBool_FromLong(yes); }
+
+// same(dicts, objects): whether these are the values of the dicts, one after another.
+static PyObject* same(PyObject*, PyObject* const* args, Py_ssize_t) {
+    PyObject *dicts = args[0], *objects = args[1], *value;
+    const Py_ssize_t count = PyList_GET_SIZE(objects);
+    PyObject** expected = PySequence_Fast_ITEMS(objects);
+    Py_ssize_t seen = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dicts); ++i) {
+        Py_ssize_t at = 0;
+        while (PyDict_Next(PyList_GET_ITEM(dicts, i), &at, nullptr, &value))
+            if (seen == count || expected[seen++] != value) return answer(false);
+    }
+    return answer(seen == count);
+}
+
+// tanh as a quotient of polynomials, good to some last bits: Eigen's, Eigen/src/Core/MathFunctionsImpl.h.
+static inline float tanh_of(float x) {
+    x = x > 7.90531110763549805f ? 7.90531110763549805f : x;
+    x = x < -7.90531110763549805f ? -7.90531110763549805f : x;
+    const float s = x * x;
+    const float p = ((((((-2.76076847742355e-16f * s + 2.00018790482477e-13f) * s - 8.60467152213735e-11f) * s
+        + 5.12229709037114e-08f) * s + 1.48572235717979e-05f) * s + 6.37261928875436e-04f) * s + 4.89352455891786e-03f);
+    const float q = ((1.19825839466702e-06f * s + 1.18534705686654e-04f) * s + 2.26843463243900e-03f) * s
+        + 4.89352518554385e-03f;
+    return x * p / q;
+}
+
+struct Layer { int64_t weight, bias, inputs, outputs, activation; double slope; };  // as in `program`
+
+static void activate(float* y, int64_t n, const Layer& layer) {
+    const float slope = layer.slope;
+    if (layer.activation == 1) {
+        #pragma omp simd
+        for (int64_t i = 0; i < n; ++i) y[i] = y[i] < 0 ? 0 : y[i];
+    } else if (layer.activation == 2) {
+        #pragma omp simd
+        for (int64_t i = 0; i < n; ++i) y[i] = y[i] < 0 ? y[i] * slope : y[i];
+    } else if (layer.activation == 3) {
+        #pragma omp simd
+        for (int64_t i = 0; i < n; ++i) y[i] = tanh_of(y[i]);
+    }
+}
+
+static void run(const Layer& layer, const float* x, float* y) {
+    const float *w = reinterpret_cast<float*>(layer.weight), *b = reinterpret_cast<float*>(layer.bias);
+    const int64_t inputs = layer.inputs;
+    for (int64_t o = 0; o < layer.outputs; ++o, w += inputs) {
+        float sum = 0;
+        #pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < inputs; ++i) sum += x[i] * w[i];
+        y[o] = sum + b[o];
+    }
+    activate(y, layer.outputs, layer);
+}
+
+// forward(program, heads, x, y): rows x (n, inputs) through the layers; of the last `heads`, which all take what is
+// before them, the outputs stand side by side in y.
+static PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t) {
+    const auto* layers = reinterpret_cast<const Layer*>(PyBytes_AS_STRING(args[0]));
+    const int64_t count = PyBytes_GET_SIZE(args[0]) / sizeof(Layer), trunk = count - PyLong_AsLong(args[1]);
+    Memory in(args[2], 4), out(args[3], 4);
+    if (!in.data || !out.data) return answer(false);
+    static thread_local std::vector<float> scratch[2];
+    float* y = out.floats();
+    for (const float* x = in.floats(); x < in.floats() + in.size; x += layers[0].inputs) {
+        const float* seen = x;
+        for (int64_t i = 0; i < trunk; ++i) {
+            auto& next = scratch[i % 2];
+            if (next.size() < size_t(layers[i].outputs)) next.resize(layers[i].outputs);
+            run(layers[i], seen, next.data());
+            seen = next.data();
+        }
+        for (int64_t i = trunk; i < count; y += layers[i++].outputs) run(layers[i], seen, y);
+    }
+    return answer(true);
+}
+
+// take_in(mean, var, count, x, width): Chan, Golub & LeVeque for rows x (n, width), as in normalise.py.
+static PyObject* take_in(PyObject*, PyObject* const* args, Py_ssize_t) {
+    Memory mean_(args[0], 8), var_(args[1], 8), count(args[2], 8), x(args[3], 4);
+    if (!mean_.data || !var_.data || !count.data || !x.data) return answer(false);
+    double *mean = mean_.doubles(), *var = var_.doubles();
+    const int64_t width = PyLong_AsLong(args[4]), rows = x.size / width;
+    const double total = *count.doubles() += rows, share = rows / total;
+    for (int64_t i = 0; i < width; ++i) {
+        if (rows == 1) {  // its mean is itself, and its variance 0
+            const double delta = x.floats()[i] - mean[i], moved = delta * share;
+            mean[i] += moved;
+            var[i] = (var[i] + moved * delta) * (1 - share);
+            continue;
+        }
+        double centre = 0, spread = 0;
+        for (int64_t row = 0; row < rows; ++row) centre += x.floats()[row * width + i];
+        centre /= rows;
+        for (int64_t row = 0; row < rows; ++row) {
+            const double off = x.floats()[row * width + i] - centre;
+            spread += off * off;
+        }
+        spread /= rows;
+        const double delta = centre - mean[i];
+        mean[i] += delta * share;
+        var[i] += share * (spread - var[i] + delta * delta * (1 - share));
+    }
+    return answer(true);
+}
+
+// standardise(mean, var, x, y, eps, bound, width): rows y of x, as in normalise.py.
+static PyObject* standardise(PyObject*, PyObject* const* args, Py_ssize_t) {
+    Memory mean(args[0], 8), var(args[1], 8), in(args[2], 4), out(args[3], 4);
+    if (!mean.data || !var.data || !in.data || !out.data) return answer(false);
+    const double eps = PyFloat_AsDouble(args[4]), bound = PyFloat_AsDouble(args[5]);
+    const int64_t width = PyLong_AsLong(args[6]);
+    for (int64_t i = 0; i < width; ++i) {
+        const double root = std::sqrt(var.doubles()[i] + eps);
+        for (int64_t at = i; at < in.size; at += width) {
+            double value = (in.floats()[at] - mean.doubles()[i]) / root;
+            value = value > bound ? bound : value;
+            out.floats()[at] = value < -bound ? -bound : value;
+        }
+    }
+    return answer(true);
+}
+
+// scale(returns, mean, var, count, reward, out, ended, gamma, eps, bound): the reward of one environment; rewards.py.
+static PyObject* scale(PyObject*, PyObject* const* args, Py_ssize_t) {
+    Memory returns(args[0], 8), mean(args[1], 8), var(args[2], 8), count(args[3], 8), in(args[4], 4), out(args[5], 4);
+    if (!returns.data || !mean.data || !in.data || !out.data) return answer(false);
+    const double gamma = PyFloat_AsDouble(args[7]), eps = PyFloat_AsDouble(args[8]), bound = PyFloat_AsDouble(args[9]);
+    const double given = *in.floats(), so_far = *returns.doubles() * gamma + given;
+    const double total = *count.doubles() += 1, share = 1 / total, delta = so_far - *mean.doubles();
+    *mean.doubles() += delta * share;
+    *var.doubles() = (*var.doubles() + delta * delta * share) * (1 - share);
+    *returns.doubles() = PyObject_IsTrue(args[6]) ? 0.0 : so_far;
+    const double scaled = given / std::sqrt(*var.doubles() + eps);
+    *out.floats() = scaled > bound ? bound : scaled < -bound ? -bound : scaled;
+    return answer(true);
+}
+
+// sample(mean, log_std, noise, sample, action): of Gaussians; actions are samples within [-1, 1].
+static PyObject* sample(PyObject*, PyObject* const* args, Py_ssize_t) {
+    Memory mean(args[0], 4), log_std(args[1], 4), noise(args[2], 4), sample(args[3], 4), action(args[4], 4);
+    if (!mean.data || !log_std.data || !noise.data) return answer(false);
+    for (int64_t i = 0; i < mean.size; ++i) {
+        const float value = mean.floats()[i] + std::exp(log_std.floats()[i % log_std.size]) * noise.floats()[i];
+        sample.floats()[i] = value;
+        action.floats()[i] = value > 1 ? 1 : value < -1 ? -1 : value;
+    }
+    return answer(true);
+}
+
+static PyMethodDef methods[] = {
+    {"scale", reinterpret_cast<PyCFunction>(scale), METH_FASTCALL, ""},
+    {"sample", reinterpret_cast<PyCFunction>(sample), METH_FASTCALL, ""},
+    {"same", reinterpret_cast<PyCFunction>(same), METH_FASTCALL, ""},
+    {"forward", reinterpret_cast<PyCFunction>(forward), METH_FASTCALL, ""},
+    {"take_in", reinterpret_cast<PyCFunction>(take_in), METH_FASTCALL, ""},
+    {"standardise", reinterpret_cast<PyCFunction>(standardise), METH_FASTCALL, ""},
+    {nullptr, nullptr, 0, nullptr}};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "rows", nullptr, -1, methods};
+
+PyMODINIT_FUNC PyInit_rows() {
+    const char* address = std::getenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR");
+    data_of = reinterpret_cast<decltype(data_of)>(std::strtoull(address ? address : "0", nullptr, 10));
+    import_array();
+    return PyModule_Create(&definition);
+}
+"""
+
+
+ACTIVATIONS = nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh
+"""Activations that `forward` knows, by their number."""
+
+loaded: Any = None
+"""The compiled functions, once they were asked for; None before, and where they cannot be compiled."""
+
+
+def same(dicts: list[dict], objects: list[Any]) -> bool:
+    """Return whether these objects are the values of the dicts, one after another."""
+    if loaded is not None:
+        return loaded.same(dicts, objects)
+    present = [*chain.from_iterable(map(dict.values, dicts))]
+    return len(present) == len(objects) and all(map(is_, present, objects))
+
+
+@cache
+def available() -> bool:
+    """Return whether there are compiled functions, and load them; the first time may take seconds."""
+    global loaded
+    try:
+        from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+        class Rows(CppPythonBindingsCodeCache):
+            cache: ClassVar[dict] = {}
+            entry_function = "rows"
+
+        loaded = Rows.load(SOURCE, extra_flags=(f"-I{np.get_include()}", "-ftree-loop-vectorize"))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"going on with numpy for single steps: {reason}", RuntimeWarning, stacklevel=2)
+    return loaded is not None

@@ -1,0 +1,130 @@
+"""Single steps in C++: the bits of numpy's statistics, and the numbers of the modules."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from test_acting import EDITS, HEADS, make
+
+from plasticity.agents import native
+from plasticity.agents.acting import NATIVE_ROWS, NumpyPlan
+from plasticity.agents.normalise import RunningNorm
+from plasticity.agents.ppo import PPO, PPOConfig
+from plasticity.agents.rewards import ReturnScaler
+from plasticity.agents.train import train
+from plasticity.envs import make_env
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    if not native.available():
+        pytest.skip("no C++ compiler")
+
+
+def by_numpy(monkeypatch: pytest.MonkeyPatch, function: Any) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "loaded", None)
+        return function()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_statistics_are_numpys_bits(rows: int, clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, twin = RunningNorm((5,), clip=clip), RunningNorm((5,), clip=clip)
+    for seed in range(40):
+        x = (7 * models.normal(rows, 5, seed=seed) + 3).numpy()
+        norm.update(x)
+        by_numpy(monkeypatch, lambda x=x: twin.update(x))
+        assert all(map(torch.equal, norm.buffers(), twin.buffers()))
+        assert norm.of_rows(x).tobytes() == by_numpy(monkeypatch, lambda x=x: twin.of_rows(x)).tobytes()
+
+
+def test_statistics_of_numbers_that_are_not_finite_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, twin = RunningNorm((2,), clip=10.0), RunningNorm((2,), clip=10.0)
+    for value in (1.0, np.inf, np.nan, -np.inf):
+        x = np.array([[value, 1.0]], np.float32)
+        with np.errstate(all="ignore"):
+            norm.update(x)
+            by_numpy(monkeypatch, lambda x=x: twin.update(x))
+            found, expected = norm.of_rows(x), by_numpy(monkeypatch, lambda x=x: twin.of_rows(x))
+        np.testing.assert_array_equal(found, expected)
+        for one, other in zip(norm.buffers(), twin.buffers(), strict=True):
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize("change", ["float32", "strided"])
+def test_what_is_not_in_one_piece_or_of_another_type_is_left_to_numpy(change: str) -> None:
+    norm, twin = RunningNorm((2,)), RunningNorm((2,))
+    norm = norm.float() if change == "float32" else norm
+    x = models.normal(3, 4).numpy()[:, ::2]
+    norm.update(x)
+    twin.update(np.ascontiguousarray(x))
+    torch.testing.assert_close(norm.mean.double(), twin.mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(norm.of_rows(x), twin.of_rows(np.ascontiguousarray(x)), rtol=1e-5, atol=1e-6)
+
+
+def test_rewards_are_the_bits_of_numbers_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaler, twin = ReturnScaler(1, 0.9, clip=1.2), ReturnScaler(1, 0.9, clip=1.2)
+    for reward, ending in 3 * models.normal(60, 2, 1).numpy():
+        done = ending < -2.5
+        found = scaler.update(reward, done)
+        assert found.tobytes() == by_numpy(monkeypatch, lambda r=reward, d=done: twin.update(r, d)).tobytes()
+    assert all(map(torch.equal, scaler.buffers(), twin.buffers()))
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "leaky_relu"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_numbers_are_the_modules(head: str, activation: str) -> None:
+    network, act = make(head, activation=activation)
+    act.compiles = lambda: True
+    for edit in (None, *EDITS):
+        if edit and head == "q":
+            EDITS[edit](network)
+        for rows in (1, 2, NATIVE_ROWS):
+            x = 4 * models.normal(rows, 5, seed=rows)
+            with torch.no_grad():
+                expected = network(x)
+            found = act(x.numpy())
+            for one, other in zip(*(y if isinstance(y, tuple) else (y,) for y in (found, expected)), strict=True):
+                torch.testing.assert_close(torch.as_tensor(one).expand_as(other), other, rtol=1e-5, atol=1e-6)
+    assert NumpyPlan(network).run_compiled(x.numpy()) is not None
+
+
+def test_tanh_is_tanh() -> None:
+    x = np.linspace(-12, 12, 100_001, dtype=np.float32)[:, None]
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    program = np.array([(layer.weight.data_ptr(), layer.bias.data_ptr(), 1, 1, 3, 0.0)], "i8,i8,i8,i8,i8,f8").tobytes()
+    found = np.empty_like(x)
+    assert native.loaded.forward(program, 1, x, found)
+    np.testing.assert_allclose(found, np.tanh(x.astype(np.float64)), rtol=1e-6, atol=1e-12)
+    x[:3, 0] = np.nan, np.inf, -np.inf
+    native.loaded.forward(program, 1, x, found)
+    np.testing.assert_array_equal(found[:3, 0], np.float32([np.nan, 1, -1]))
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+def test_a_run_goes_on_to_the_bit_in_the_middle_of_a_rollout(env: str) -> None:
+    def agent_and_env() -> tuple[Any, PPO]:
+        made = make_env(env, num_envs=1, seed=1)
+        config = PPOConfig(hidden=(16,), num_steps=32, num_minibatches=2, num_epochs=2)
+        return made, PPO(made.observation_space, made.action_space, config, seed=2, compile="on")
+
+    where, agent = agent_and_env()
+    train(where, agent, 75)
+    states = copy.deepcopy((where.state_dict(), agent.state_dict()))
+    train(where, agent, 75)
+    again, twin = agent_and_env()
+    again.reset()
+    again.load_state_dict(states[0])
+    twin.load_state_dict(states[1])
+    context = train(again, twin, 0)
+    context.step = 1  # the environment goes on
+    train(again, twin, 76, ctx=context)
+    for one, other in zip(agent.networks["actor"].parameters(), twin.networks["actor"].parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -162,8 +162,8 @@ class NumpyPlan:
             if is_linear(layer) and layer.weight.is_contiguous():
                 addresses = layer.weight.data_ptr(), layer.bias.data_ptr()
                 found.append((*addresses, layer.in_features, layer.out_features, 0, 0.0))
-            elif type(layer) in native.ACTIVATIONS:
-                code = native.ACTIVATIONS.index(type(layer))
+            elif type(layer) in native.COMPILED_ACTIVATIONS:
+                code = native.COMPILED_ACTIVATIONS.index(type(layer))
                 found[-1] = *found[-1][:4], code, getattr(layer, "negative_slope", 0.0)
             else:
                 return b""
@@ -173,7 +173,7 @@ class NumpyPlan:
         """Return whether nothing was replaced."""
         return (
             network is self.network
-            and native.same(self.slots, self.parts)
+            and native.values_are(self.slots, self.parts)
             and self._memory() == self.memory
             and self._is_patched() is self.patched
         )

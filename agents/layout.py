@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .flat import Flat
-from .native import same
+from .native import values_are
 
 
 class Ride(Protocol):
@@ -52,7 +52,7 @@ class Held:
         return (
             len(networks) == len(self._networks)
             and all(map(is_, networks, self._networks))
-            and same(self.slots, self._objects)
+            and values_are(self.slots, self._objects)
         )
 
 
@@ -125,7 +125,7 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Return whether nothing was replaced, added or taken away."""
-        if not same(self._dicts + self._hooked(), self._values):
+        if not values_are(self._dicts + self._hooked(), self._values):
             return False
         present = [*self._present()]
         return len(present) == len(self._others) and all(map(is_, present, self._others))

@@ -210,14 +210,14 @@ PyMODINIT_FUNC PyInit_rows() {
 """
 
 
-ACTIVATIONS = nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh
+COMPILED_ACTIVATIONS = nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh
 """Activations that `forward` knows, by their number."""
 
 loaded: Any = None
 """The compiled functions, once they were asked for; None before, and where they cannot be compiled."""
 
 
-def same(dicts: list[dict], objects: list[Any]) -> bool:
+def values_are(dicts: list[dict], objects: list[Any]) -> bool:
     """Return whether these objects are the values of the dicts, one after another."""
     if loaded is not None:
         return loaded.same(dicts, objects)

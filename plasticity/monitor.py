@@ -195,10 +195,8 @@ class Monitor:
 
     def leave_out(self, last_step_only: bool) -> None:
         """Leave out, or take in again, the probes that look at a window's last step only."""
-        attached = self.attached
-        self.detach()
-        self._observer.gathering.leave_out(last_step_only)
-        if attached:
+        if self._observer.gathering.leave_out(last_step_only) and self.attached:
+            self.detach()
             self.attach()
 
     def state_dict(self) -> dict[str, Any]:

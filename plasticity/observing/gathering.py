@@ -5,46 +5,29 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plasticity.callback import note
-from plasticity.isolation import is_scripted, map_tensors
+from plasticity.isolation import map_tensors
 from plasticity.probes import Probe
-from plasticity.probes.probe import (
-    FORWARD,
-    OF_WEIGHTS,
-    POST,
-    PRE,
-    PREACTIVATION,
-    WEIGHT,
-    WEIGHT_BEFORE,
-    Summand,
-    num_samples_in,
-)
-from plasticity.structure.layers import NORM_MODULES, WIDE, Layer, current_weight, precise, weight_parameter
-from plasticity.structure.slices import Slice
+from plasticity.probes.probe import WEIGHT, WEIGHT_BEFORE, Summand, num_samples_in
+from plasticity.structure.layers import WIDE, Layer, current_weight, precise
 from plasticity.structure.wirings import Wiring
 
-from ..tags import ALL
 from .distributed import Processes
 from .hooks import Recipient, Seen
-from .reading import OUTPUT_LAYER, Coverage, Reading
+from .reading import Reading
+from .readout import Key, Readout, State
 from .sums import Sums
-from .whole_units import WholeUnits
 
-Key = tuple[str, str]
-"""A probe or metric, and a layer."""
 Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
-LayerValues = dict[str, dict[str, float]]
-"""Metric -> layer -> value."""
-NO_STEP = "no optimizer step was watched: it takes watch(), or a run"
 
 Entries = tuple[Recipient, ...]
 """The meaning of each tensor that a pass shows."""
@@ -60,15 +43,15 @@ class Computed(NamedTuple):
 
 
 @contextmanager
-def _informed(
-    probe: Probe, activation: str | None, dtype: torch.dtype | None, memory: Any, recycled: Sequence[int]
-) -> Iterator[None]:
-    """Within, let a probe know of its layer what no signal says; it keeps none of it."""
-    probe.activation, probe.activation_dtype, probe.memory, probe.recycled = activation, dtype, memory, recycled
+def _informed(probe: Probe, **known: Any) -> Iterator[None]:
+    """Within, let a probe know of its layer what no signal says, and compute its scores once; it keeps none of it."""
+    known["scores"] = cache(probe.scores)
+    vars(probe).update(known)
     try:
         yield
     finally:
-        del probe.activation, probe.activation_dtype, probe.memory, probe.recycled
+        for name in known:
+            del vars(probe)[name]
 
 
 class Gathering:
@@ -86,14 +69,17 @@ class Gathering:
         recycled: Callable[[], Mapping[str, Sequence[int]]] = dict,
     ) -> None:
         self.probes, self.strict, self.deferred, self.recycled = dict(probes), strict, deferred, recycled
+        self._signals = {name: probe.signals for name, probe in self.probes.items()}
         self._spare = False
         self._failed: dict[str, str] = {}
+        self._readout: Readout | None = None
         self.memory: dict[Key, Any] = {}
         """(probe, layer) -> its memory of earlier readings."""
         self.dtypes: dict[str, torch.dtype] = {}
         """Layer -> the dtype of its activations in the last pass, before they were widened."""
         self._remembered: dict[Key, Any] = {}
         """The same of the last reading, until it is over."""
+        self._choose()
         self.reset()
 
     def reset(self) -> None:
@@ -112,13 +98,15 @@ class Gathering:
         self._sums: defaultdict[Entries, Sums] = defaultdict(Sums)
         self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
-        self._choose()
         self.drop()
 
-    def leave_out(self, spare: bool) -> None:
-        """Leave out, or take in again, the probes that look at a window's last step only."""
+    def leave_out(self, spare: bool) -> bool:
+        """Leave out, or take in again, the probes that look at a window's last step only; return if that is new."""
+        if spare == self._spare:
+            return False
         self._spare = spare
         self._choose()
+        return True
 
     def _choose(self) -> None:
         self.working = [
@@ -131,7 +119,7 @@ class Gathering:
         """Signal -> probes that use it, with the function of its rows that is summed; None: they take the rows."""
         for name in self.working:
             probe = self.probes[name]
-            for signal in probe.signals:
+            for signal in self._signals[name]:
                 self._wanting[signal].append((name, None if probe.takes_rows(signal) else probe.sums()[signal]))
         self.signals = frozenset(self._wanting) - {WEIGHT, WEIGHT_BEFORE}
         """The signals to observe in passes."""
@@ -282,7 +270,7 @@ class Gathering:
         for name, layer, saved in state["probes"]:
             self._copies[name, layer] = self._new(name)
             self._copies[name, layer].load_state_dict(saved)
-            self._arrived[name, layer] = {*self.probes[name].signals}  # all, in runs of 0.1.0
+            self._arrived[name, layer] = {*self._signals[name]}  # all, in runs of 0.1.0
         for name, layer, signals in state.get("arrived", ()):
             self._arrived[name, layer] = {*signals}
 
@@ -309,34 +297,35 @@ class Gathering:
 
     def reading(self, wiring: Wiring, layers: list[Layer], processes: Processes | None = None) -> Reading:
         """Return the results on ``layers``, of all ``processes``, each of which must call."""
-        fed, missing = self.fed(), self._missing(layers)
+        if self._readout is None or not self._readout.is_of(wiring, layers):
+            self._readout = Readout(wiring, layers, self.probes)
+        readout, fed, missing = self._readout, self.fed(), self._missing(layers)
         copies = fed if processes is None else processes.combined(fed)
         self._weigh(copies, missing, layers)
         complete = {key: probe for key, probe in copies.items() if not missing[key]}
-        found = self._compute(complete, {layer.name: "gated" if layer.gated else layer.activation for layer in layers})
-        units = WholeUnits(wiring, layers)
-        values = self._tabulate(_to_host(found.values), layers, complete.keys() - found.why_not.keys(), units)
-        projections = frozenset(layer.name for layer in layers if not layer.has_units)
+        found = self._compute(complete, readout.activations)
+        state = State(self._metrics, self._failed, missing, found.why_not)
+        values = readout.tabulate(_to_host(found.values), complete.keys() - found.why_not.keys(), state)
         return Reading(
             values=values,
             scores={name: by_layer for name, by_layer in found.scores.items() if name not in self._failed},
-            num_neurons={layer.name: layer.num_neurons for layer in layers},
-            coverage=self._coverage(wiring, {layer.name for layer in layers}, values, missing, found.why_not),
+            num_neurons={**readout.num_neurons},
+            coverage=readout.coverage(values, state),
             num_passes=self.num_passes,
-            projections=projections,
-            num_units=units.number([la.name for la in layers if la.has_units] or [la.name for la in layers]),
+            projections=readout.projections,
+            num_units=readout.num_units,
             details={name: by_layer for name, by_layer in found.details.items() if by_layer},
         )
 
     def _missing(self, layers: list[Layer]) -> dict[Key, set[str]]:
         """Return the signals that have not arrived, by probe and layer."""
-        missing = {(name, la.name): {*probe.signals} for name, probe in self.probes.items() for la in layers}
+        missing = {(name, la.name): {*signals} for name, signals in self._signals.items() for la in layers}
         for key, signals in self._arrived.items():
-            missing.setdefault(key, {*self.probes[key[0]].signals}).difference_update(signals)
+            missing.setdefault(key, {*self._signals[key[0]]}).difference_update(signals)
         for entries in self._sums:
             for entry in entries:
                 key = entry.probe, entry.layer
-                missing.setdefault(key, {*self.probes[entry.probe].signals}).discard(entry.signal)
+                missing.setdefault(key, {*self._signals[entry.probe]}).discard(entry.signal)
         return missing
 
     def _weigh(self, copies: dict[Key, Probe], missing: dict[Key, set[str]], layers: list[Layer]) -> None:
@@ -361,107 +350,44 @@ class Gathering:
         except Exception as error:
             self._disable(key[0], error)
 
+    @torch.no_grad()
     def _compute(self, copies: Mapping[Key, Probe], activations: Mapping[str, str | None]) -> Computed:
         """Return the results of the probes that have one, and what else they say."""
         found = Computed({}, {n: {} for n, p in self.probes.items() if p.per_neuron}, {n: {} for n in self.probes}, {})
+        recycled = self._recycled or {}
         for (name, layer), probe in copies.items():
             if name in self._failed:
                 continue
+            known = {
+                "activation": activations.get(layer),
+                "activation_dtype": self.dtypes.get(layer),
+                "memory": self.memory.get((name, layer)),
+                "recycled": recycled.get(layer, ()),
+            }
             try:
-                of_layer = activations.get(layer), self.dtypes.get(layer)
-                of_past = self.memory.get((name, layer)), (self._recycled or {}).get(layer, ())
-                with torch.no_grad(), _informed(probe, *of_layer, *of_past):
-                    if (memory := probe.remember()) is not None:
-                        self._remembered[name, layer] = map_tensors(memory, torch.clone)
-                    if reason := probe.why_not():
-                        found.why_not[name, layer] = reason
-                        continue
-                    value = probe.compute()
-                    parts = value if isinstance(value, dict) else {name: value}
-                    _require_numbers(parts)
-                    if probe.per_neuron:
-                        found.scores[name][layer] = probe.scores().cpu()
-                    if details := probe.details():
-                        found.details[name][layer] = details
-                self._metrics[name] = tuple(parts)
-                found.values.update({(metric, layer): part for metric, part in parts.items()})
+                with _informed(probe, **known):
+                    self._ask(probe, name, layer, found)
             except Exception as error:
                 self._disable(name, error)
         failed = {metric for name in self._failed for metric in self._metrics[name]}
         return found._replace(values={key: value for key, value in found.values.items() if key[0] not in failed})
 
-    def _tabulate(
-        self, results: Mapping[Key, float], layers: list[Layer], fed: Collection[Key], units: WholeUnits
-    ) -> LayerValues:
-        """Arrange values by metric and layer, NaN where there is none, and add the value of the network.
-
-        The network's value is of its hidden units; projections (layers without an activation) only have their own,
-        unless all layers are projections. Layers that write the same units count as one, but for what is of weights.
-        """
-        values: LayerValues = {}
-        for probe, prototype in self.probes.items():
-            measured = [layer for layer in layers if (probe, layer.name) in fed and probe not in self._failed]
-            measured = [layer for layer in measured if layer.has_units] or measured
-            neurons = {layer.name: layer.num_neurons for layer in measured}
-            for metric in self._metrics[probe]:
-                found = {layer.name: results.get((metric, layer.name), torch.nan) for layer in layers}
-                by_layer = {name: found[name] for name in neurons}
-                of_units = [*by_layer.values()], [*neurons.values()]
-                if not {*prototype.signals} & OF_WEIGHTS:
-                    of_units = units.together(by_layer)
-                whole = prototype.of_network(*of_units)
-                values[metric] = {**found, ALL: whole if neurons else torch.nan}
-        return values
-
-    def _coverage(
-        self,
-        wiring: Wiring,
-        selected: set[str],
-        values: LayerValues,
-        missing: Mapping[Key, set[str]],
-        why_not: Mapping[Key, str],
-    ) -> list[Coverage]:
-        entries = []
-        read = [
-            layer.parts if selected & {p.name for p in layer.parts} else [layer] for layer in wiring.layers.values()
-        ]
-        for layer in chain.from_iterable(read):
-            for name, probe in self.probes.items():
-                reason = self._why_not(
-                    wiring, layer, name, layer.name in selected, missing.get((name, layer.name), {FORWARD})
-                )
-                reason = reason or why_not.get((name, layer.name), "")
-                if not reason and any(v != v for v in (values[m][layer.name] for m in self._metrics[name])):
-                    reason = probe.nan_reason
-                entries.append(Coverage(layer.name, name, not reason, reason))
-        for module, reason in _other_weights(wiring):
-            entries.extend(Coverage(module, name, False, reason) for name in self.probes)
-        return entries
-
-    def _why_not(self, wiring: Wiring, layer: Layer, probe: str, selected: bool, missing: set[str]) -> str:
-        """Return why a probe has no value for a layer; empty if it has all its signals."""
-        if layer.num_calls == 0:
-            return wiring.why_not_called(layer.name)
-        if not selected:
-            return OUTPUT_LAYER if layer.is_output else "not selected"
-        if probe in self._failed:
-            return self._failed[probe]
-        if not missing:
-            return ""
-        if missing == {WEIGHT_BEFORE}:
-            return NO_STEP
-        shown = not wiring.ran_before_only(layer)
-        if shown and missing & {FORWARD, POST} and not layer.sites:
-            return "; ".join(layer.unresolved) or "its activations are out of every module's sight"
-        if shown and POST in missing and all(site.replay for site in layer.sites):
-            return "its activation is a tensor that no module sees"
-        weight = weight_parameter(layer.module)
-        if missing & OF_WEIGHTS and (weight is None or not weight.requires_grad):
-            return "its weight is frozen" if weight is not None else "its weight is computed, not a parameter"
-        if shown and PRE in missing and layer.num_calls and not layer.inputs:
-            return "no module sees the input of its activation, behind a norm"
-        in_forward = missing <= {FORWARD, PREACTIVATION}
-        return "it was not called in the measured passes" if in_forward else "no gradient reached it"
+    def _ask(self, probe: Probe, name: str, layer: str, found: Computed) -> None:
+        """Add what a probe says of a layer."""
+        if (memory := probe.remember()) is not None:
+            self._remembered[name, layer] = map_tensors(memory, torch.clone)
+        if reason := probe.why_not():
+            found.why_not[name, layer] = reason
+            return
+        value = probe.compute()
+        parts = value if isinstance(value, dict) else {name: value}
+        _require_numbers(parts)
+        if probe.per_neuron:
+            found.scores[name][layer] = probe.scores().cpu()
+        if details := probe.details():
+            found.details[name][layer] = details
+        self._metrics[name] = tuple(parts)
+        found.values.update({(metric, layer): part for metric, part in parts.items()})
 
 
 def _summed(function: Summand, rows: Tensor) -> Tensor:
@@ -478,30 +404,6 @@ def _require_numbers(results: Mapping[str, Any]) -> None:
         if not isinstance(value, Tensor) or value.dim():
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"compute() must return 0-D tensors, got {found} for {name}")
-
-
-def _other_weights(wiring: Wiring) -> Iterator[tuple[str, str]]:
-    """Yield (module, reason) for matrices outside Linear and convolution layers: recurrent cells, bare parameters."""
-    adapted = tuple(f"{name}." for name, layer in wiring.layers.items() if layer.adapter)
-    for name, module in wiring.modules.items():
-        if name in wiring.layers or isinstance(module, (*NORM_MODULES, nn.Embedding, nn.EmbeddingBag)):
-            continue
-        owner, computed, _ = name.rpartition(".parametrizations.")
-        if name.startswith(adapted) or (computed and owner in wiring.layers):
-            continue  # the weights of a layer that is measured: of its adapter, or those that its own is computed from
-        if is_scripted(module):
-            yield name or "(model)", f"{getattr(module, 'original_name', 'it')} is scripted, and runs without hooks"
-            continue
-        of_layers = (layer.module for layer in wiring.layers.values())
-        slices = [found for found in of_layers if isinstance(found, Slice) and found.host is module]
-        sliced = {key for found in slices for key in (found.key, *found.bias_keys)}
-        own = [key for key, p in module._parameters.items() if p is not None and p.dim() > 1 and key not in sliced]
-        if own:
-            kind = type(module).__name__
-            yield (
-                name or "(model)",
-                f"{kind}: {', '.join(own)} belong to no Linear or convolution, which alone are measured",
-            )
 
 
 def _to_host(results: Results) -> dict[tuple[str, str], float]:

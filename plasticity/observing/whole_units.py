@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from plasticity.structure.layers import Layer
 from plasticity.structure.partners import partners
@@ -13,7 +13,6 @@ class WholeUnits:
     """The layers of a wiring by the units that they write."""
 
     def __init__(self, wired: Wiring, layers: Iterable[Layer]) -> None:
-        self.made_of = wired
         self._first: dict[str, str] = {}
         """Layer -> the first of those that write the same units."""
         self._number: dict[str, int] = {}
@@ -24,14 +23,9 @@ class WholeUnits:
             self._first[layer.name] = first
             self._number[layer.name] = layer.num_neurons // (1 + (layer.name in found))
 
-    def together(self, values: Mapping[str, float]) -> tuple[list[float], list[int]]:
-        """Return a value for all layers that write the same units, their mean, and how many units these are."""
+    def groups(self, layers: Iterable[str]) -> list[tuple[list[str], int]]:
+        """Return the layers, together where they write the same units, and how many units these are."""
         found: dict[str, list[str]] = {}
-        for layer in values:
+        for layer in layers:
             found.setdefault(self._first[layer], []).append(layer)
-        means = [sum(values[layer] for layer in layers) / len(layers) for layers in found.values()]
-        return means, [max(self._number[layer] for layer in layers) for layers in found.values()]
-
-    def number(self, layers: Iterable[str]) -> int:
-        """Return the number of different units of layers."""
-        return sum(self.together(dict.fromkeys(layers, 0.0))[1])
+        return [(names, max(self._number[name] for name in names)) for names in found.values()]

@@ -27,14 +27,13 @@ def normalised_scores(magnitudes: Tensor) -> Tensor:
     non-finite magnitude makes every score NaN. Source: Sokar et al. 2023 (arXiv 2302.12902), equation 1.
     """
     mean = magnitudes.mean()
-    scores = torch.where(mean == 0, torch.zeros_like(magnitudes), magnitudes / mean)
-    return torch.where(mean.isfinite(), scores, torch.full_like(scores, torch.nan))
+    # The last term is NaN where the mean is not finite.
+    return magnitudes / torch.where(mean == 0, torch.inf, mean) + 0 * mean
 
 
 def inactive_fraction(scores: Tensor, threshold: float) -> Tensor:
-    """Return the fraction of neurons with a score of at most ``threshold``; NaN where any score is NaN."""
-    fraction = (scores <= threshold).to(scores.dtype).mean()
-    return torch.where(scores.isnan().any(), torch.full_like(fraction, torch.nan), fraction)
+    """Return the fraction of neurons with a score of at most ``threshold``; NaN where any score is not finite."""
+    return (scores <= threshold).to(scores.dtype).mean() + 0 * scores.sum()
 
 
 class Activity(Probe):

@@ -1,7 +1,7 @@
 """The number of directions that a layer's features span: four ranks, from one decomposition.
 
 ``sigma``: (values,) singular values in descending order of a feature matrix (samples, features), not centred. A zero
-matrix has rank 0 under every definition. No rank can exceed the number of samples: keep it fixed when comparing.
+matrix has rank 0 under every definition, and NaN has rank NaN: a sum that is not positive is returned. No rank can exceed the number of samples: keep it fixed when comparing.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ def singular_values(features: Tensor) -> Tensor:
     """
     if not features.numel():
         raise ValueError(f"no singular values of an empty feature matrix, shape {tuple(features.shape)}")
-    finite = features.isfinite().all()
-    x = torch.where(finite, features.double(), torch.zeros((), dtype=torch.float64, device=features.device))
     if features.dtype == torch.float64:
-        sigma = torch.linalg.svdvals(x)
-    else:
-        gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
-        squares = _eigenvalues(gram).flip(0).clamp_min(0)
-        noise = squares[0] * len(squares) * torch.finfo(torch.float64).eps
-        sigma = torch.where(squares > noise, squares, 0).sqrt()
-    return torch.where(finite, sigma, torch.nan)
+        return _of_finite(torch.linalg.svdvals, features, features.isfinite().all())
+    x = features.double()
+    gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+    squares = _of_finite(_eigenvalues, gram, gram.trace().isfinite())  # squares of float32 do not overflow
+    noise = squares[0] * len(squares) * torch.finfo(torch.float64).eps
+    return squares.masked_fill(squares <= noise, 0).sqrt()
+
+
+def _of_finite(decompose: Callable[[Tensor], Tensor], matrix: Tensor, finite: Tensor) -> Tensor:
+    """Return a decomposition of a matrix, NaN where it is not ``finite``: solvers refuse it."""
+    return torch.where(finite, decompose(matrix.masked_fill(~finite, 0)), torch.nan)
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:
-    """Return the eigenvalues, ascending; on the CPU where the device's solver does not converge."""
+    """Return the eigenvalues, descending, at least 0; on the CPU where the device's solver does not converge."""
     try:
-        return torch.linalg.eigvalsh(gram)
+        found = torch.linalg.eigvalsh(gram)
     except torch.linalg.LinAlgError:
-        return torch.linalg.eigvalsh(gram.cpu()).to(gram.device)
+        found = torch.linalg.eigvalsh(gram.cpu()).to(gram.device)
+    return found.flip(0).clamp_min(0)
 
 
 def effective_rank(sigma: Tensor) -> Tensor:
@@ -53,9 +56,8 @@ def effective_rank(sigma: Tensor) -> Tensor:
     their squares).
     """
     total = sigma.sum()
-    p = sigma / torch.where(total == 0, 1, total)
-    entropy = -torch.special.xlogy(p, p).sum()
-    return torch.where(total == 0, 0, entropy.exp())
+    entropy = torch.special.entr(sigma / total).sum()
+    return torch.where(total > 0, entropy.exp(), total)
 
 
 def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
@@ -64,16 +66,16 @@ def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
     Source: Kumar et al. 2021 (arXiv 2010.14498), equation 1. Other libraries log this under the name stable rank.
     """
     total = sigma.sum()
-    share = sigma.cumsum(0) / torch.where(total == 0, 1, total)
+    share = sigma.cumsum(0) / total
     # Rounding can leave the full sum below 1 - delta only when delta is 0: the last value then decides.
     count = 1 + (share[:-1] < 1 - delta).sum()
-    return torch.where(total.isnan(), torch.nan, torch.where(total == 0, 0, count.to(sigma.dtype)))
+    return torch.where(total > 0, count, total)
 
 
 def stable_rank(sigma: Tensor) -> Tensor:
     """Return the squared Frobenius norm over the squared spectral norm; in [1, values], 0 for a zero matrix."""
     top = sigma[0]
-    return torch.where(top == 0, 0, (sigma / torch.where(top == 0, 1, top)).square().sum())
+    return torch.where(top > 0, (sigma / top).square().sum(), top)
 
 
 def feature_rank(sigma: Tensor, num_samples: int, epsilon: float = 0.01) -> Tensor:
@@ -81,8 +83,7 @@ def feature_rank(sigma: Tensor, num_samples: int, epsilon: float = 0.01) -> Tens
 
     Source: Lyle et al. 2022 (arXiv 2204.09560), section 4.2.
     """
-    count = (sigma / num_samples**0.5 > epsilon).sum().to(sigma.dtype)
-    return torch.where(sigma.isnan().any(), torch.nan, count)
+    return (sigma / num_samples**0.5 > epsilon).sum() + 0 * sigma.sum()
 
 
 def pca_rank(sigma: Tensor, share: float = 0.99) -> Tensor:
@@ -92,8 +93,9 @@ def pca_rank(sigma: Tensor, share: float = 0.99) -> Tensor:
     SimBaV2's code.
     """
     squares = sigma.square()
-    count = 1 + (squares.cumsum(0)[:-1] < share * squares.sum()).sum()
-    return torch.where(sigma.isnan().any(), torch.nan, torch.where(squares.sum() == 0, 0, count.to(sigma.dtype)))
+    total = squares.sum()
+    count = 1 + (squares.cumsum(0)[:-1] < share * total).sum()
+    return torch.where(total > 0, count, total)
 
 
 def numerical_rank(sigma: Tensor, shape: Sequence[int], precision: float = 2.0**-23) -> Tensor:

@@ -82,8 +82,9 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     The parts of a scripted module are left out: they run without hooks.
     """
     found = {_plain(name): module for name, module in model.named_modules()}
-    scripted = tuple(f"{name}." for name, module in found.items() if is_scripted(module))
-    return {name: module for name, module in found.items() if not name.startswith(scripted)}
+    if scripted := tuple(f"{name}." for name, module in found.items() if is_scripted(module)):
+        return {name: module for name, module in found.items() if not name.startswith(scripted)}
+    return found
 
 
 def is_scripted(module: nn.Module) -> bool:
@@ -97,7 +98,7 @@ def named_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
 
 
 def call_of(model: nn.Module, method: str) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from plasticity.callback import note
 from plasticity.isolation import map_tensors
 from plasticity.probes import Probe
-from plasticity.probes.probe import WEIGHT, WEIGHT_BEFORE, Summand, num_samples_in
+from plasticity.probes.probe import WEIGHT, WEIGHT_BEFORE, Summand, num_samples_in, signals_with_rows
 from plasticity.structure.layers import WIDE, Layer, current_weight, precise
 from plasticity.structure.wirings import Wiring
 
@@ -218,9 +218,10 @@ class Gathering:
             self._disable(entry.probe, error)
 
     def _new(self, name: str) -> Probe:
-        probe = copy.deepcopy(self.probes[name])
-        probe.reset()
-        return probe
+        probe = self.probes[name]
+        twin = copy.deepcopy(probe) if signals_with_rows(type(probe)) else copy.copy(probe)
+        twin.reset()
+        return twin
 
     def fed(self) -> dict[Key, Probe]:
         """Return the probes with all they were given, by probe and layer."""

@@ -132,7 +132,7 @@ class Observer:
         self._prepared = (self._wirings, *self._measured, "probes", *self.gathering.working)
         if self._sights is None or not self._sights.are_of(wired, layers, self.gathering.signals):
             self._sights = Sights(wired, layers, self.gathering.signals)
-        modules = named_modules(self.model)
+        modules = wired.modules or named_modules(self.model)
         self._modules = modules_at(self._sights.hooked, modules)
         self.gathering.begin(layers)
         self._hooks.to_modules(self, self._modules)

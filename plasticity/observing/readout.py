@@ -67,17 +67,19 @@ class Readout:
         The network's value is of its hidden units; projections (layers without an activation) only have their own,
         unless all layers are projections. Layers that write the same units count as one, but for what is of weights.
         """
-        values: LayerValues = {}
+        values = {m: dict.fromkeys(self.num_neurons, math.nan) for name in self.probes for m in state.metrics[name]}
+        for (metric, layer), value in results.items():
+            if layer in self.num_neurons:
+                values[metric][layer] = value
         for name, probe in self.probes.items():
             layers = [la for la in self.num_neurons if (name, la) in measured and name not in state.failed]
             layers = [la for la in layers if la not in self.projections] or layers
             apart = [([la], self.num_neurons[la]) for la in layers]
             groups = apart if name in self._of_weights else self._units.groups(layers)
             neurons = [number for _, number in groups]
-            for metric in state.metrics[name]:
-                found = {la: results.get((metric, la), math.nan) for la in self.num_neurons}
-                means = [sum(found[la] for la in group) / len(group) for group, _ in groups]
-                values[metric] = {**found, ALL: probe.of_network(means, neurons) if groups else math.nan}
+            for found in [values[metric] for metric in state.metrics[name]]:
+                means = [sum([found[la] for la in group]) / len(group) for group, _ in groups]
+                found[ALL] = probe.of_network(means, neurons) if groups else math.nan
         return values
 
     def coverage(self, values: LayerValues, state: State) -> list[Coverage]:

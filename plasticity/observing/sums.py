@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Sums:
     def totals(self) -> list[Tensor]:
         """Return the sums."""
         if self._waiting:
-            sums = [torch.stack(parts).sum(0, dtype=torch.float64) for parts in zip(*self._waiting, strict=True)]
+            sums = [_sum(parts) for parts in zip(*self._waiting, strict=True)]
             self._totals = sums if self._totals is None else [a + b for a, b in zip(self._totals, sums, strict=True)]
             self._waiting = []
         assert self._totals is not None
@@ -54,3 +54,8 @@ class Sums:
         """Go on from :meth:`state_dict`."""
         self.times, self._totals, self._waiting = state["times"], state["totals"], list(state["waiting"])
         self._shapes = [tensor.shape for tensor in self._totals or self._waiting[0]]
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum in float64; of one tensor at a fraction of the cost."""
+    return parts[0].double() if len(parts) == 1 else torch.stack([*parts]).sum(0, dtype=torch.float64)

@@ -163,7 +163,7 @@ class Probe:
 
     def reset(self) -> None:
         """Forget everything gathered so far."""
-        self._sums.clear()
+        self._totals: dict[str, tuple[Tensor, int]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, to go on from in the middle of a window: here, all attributes."""

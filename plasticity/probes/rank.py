@@ -1,7 +1,8 @@
 """The number of directions that a layer's features span: four ranks, from one decomposition.
 
 ``sigma``: (values,) singular values in descending order of a feature matrix (samples, features), not centred. A zero
-matrix has rank 0 under every definition, and NaN has rank NaN: a sum that is not positive is returned. No rank can exceed the number of samples: keep it fixed when comparing.
+matrix has rank 0 under every definition, and NaN has rank NaN: a sum that is not positive is returned as it is. No rank
+can exceed the number of samples: keep it fixed when comparing.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class Features(Probe):
         """Return the feature matrix, (samples, neurons); RuntimeError without data."""
         if not self._rows:
             raise RuntimeError(f"{type(self).__name__} has seen no data")
-        return torch.cat(self._rows)
+        return self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows)
 
     @property
     def dtype(self) -> torch.dtype:

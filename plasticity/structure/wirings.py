@@ -83,6 +83,8 @@ class Wiring:
     """The passes that were traced, also by the run that this one resumes."""
     unfollowed: bool = False
     """True if the model also takes ways that were not traced, because it takes too many."""
+    _parts: list[tuple[dict, dict]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The parts of every module, as they are now and as they were when the wiring fitted: spares names and walks."""
 
     @classmethod
     def of(cls, ways: tuple[Way, ...], modules: dict[str, nn.Module], unfollowed: bool = False) -> Wiring:
@@ -163,8 +165,12 @@ class Wiring:
         """Return whether the model still consists of the modules that were traced: True if these are not known."""
         if not self.modules:
             return True
+        if self._parts and self._parts[0][0] is model._modules and all(now == then for now, then in self._parts):
+            return True
         found = named_modules(model)
-        return found.keys() == self.modules.keys() and all(found[n] is m for n, m in self.modules.items())
+        same = found.keys() == self.modules.keys() and all(found[n] is m for n, m in self.modules.items())
+        self._parts = [(m._modules, {**m._modules}) for m in model.modules()] if same else []
+        return same
 
     def producers(self, consumer: str) -> list[tuple[Layer, Consumer]]:
         """Return the layers that feed ``consumer``, with the columns they feed."""

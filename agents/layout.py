@@ -102,12 +102,13 @@ class Layout:
         return self._rides
 
     def _find(self, hooks: Sequence[Any]) -> Rides:
-        found = {id(ride): ride for hook in hooks if (ride := getattr(hook, "ride", None)) is not None}
+        rides = [getattr(hook, "ride", None) for hook in hooks]
+        found = {id(ride): ride for ride in rides if ride is not None}
         aboard, others = [], []
         for ride in found.values():
             parameters = () if ride.model is None else ride.model.parameters()
             (aboard if any(id(p) in self._owned for p in parameters) else others).append(ride)
-        return Rides(aboard, others, all(getattr(hook, "ride", None) is not None for hook in hooks))
+        return Rides(aboard, others, all(ride is not None for ride in rides))
 
 
 class Snapshot:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from plasticity.callback import note
 from plasticity.isolation import map_tensors
 from plasticity.probes import Probe
-from plasticity.probes.probe import WEIGHT, WEIGHT_BEFORE, Summand, num_samples_in, signals_with_rows
+from plasticity.probes.probe import WEIGHT, WEIGHT_BEFORE, Summand, num_samples_in
 from plasticity.structure.layers import WIDE, Layer, current_weight, precise
 from plasticity.structure.wirings import Wiring
 
@@ -40,18 +39,6 @@ class Computed(NamedTuple):
     scores: dict[str, dict[str, Tensor]]
     details: dict[str, dict[str, dict[str, Any]]]
     why_not: dict[Key, str]
-
-
-@contextmanager
-def _informed(probe: Probe, **known: Any) -> Iterator[None]:
-    """Within, let a probe know of its layer what no signal says, and compute its scores once; it keeps none of it."""
-    known["scores"] = cache(probe.scores)
-    vars(probe).update(known)
-    try:
-        yield
-    finally:
-        for name in known:
-            del vars(probe)[name]
 
 
 class Gathering:
@@ -219,7 +206,7 @@ class Gathering:
 
     def _new(self, name: str) -> Probe:
         probe = self.probes[name]
-        twin = copy.deepcopy(probe) if signals_with_rows(type(probe)) else copy.copy(probe)
+        twin = copy.deepcopy(probe) if any(map(probe.takes_rows, probe.signals)) else copy.copy(probe)
         twin.reset()
         return twin
 
@@ -364,12 +351,16 @@ class Gathering:
                 "activation_dtype": self.dtypes.get(layer),
                 "memory": self.memory.get((name, layer)),
                 "recycled": recycled.get(layer, ()),
+                "scores": cache(probe.scores),  # several methods ask for them
             }
+            vars(probe).update(known)
             try:
-                with _informed(probe, **known):
-                    self._ask(probe, name, layer, found)
+                self._ask(probe, name, layer, found)
             except Exception as error:
                 self._disable(name, error)
+            finally:
+                for attribute in known:
+                    del vars(probe)[attribute]
         failed = {metric for name in self._failed for metric in self._metrics[name]}
         return found._replace(values={key: value for key, value in found.values.items() if key[0] not in failed})
 

@@ -27,8 +27,8 @@ def normalised_scores(magnitudes: Tensor) -> Tensor:
     non-finite magnitude makes every score NaN. Source: Sokar et al. 2023 (arXiv 2302.12902), equation 1.
     """
     mean = magnitudes.mean()
-    # The last term is NaN where the mean is not finite.
-    return magnitudes / torch.where(mean == 0, torch.inf, mean) + 0 * mean
+    # 0 divided by the least number is 0; the last term is NaN where the mean is not finite.
+    return magnitudes / mean.clamp_min(torch.finfo(mean.dtype).tiny) + 0 * mean
 
 
 def inactive_fraction(scores: Tensor, threshold: float) -> Tensor:

@@ -75,8 +75,7 @@ def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
 
 def stable_rank(sigma: Tensor) -> Tensor:
     """Return the squared Frobenius norm over the squared spectral norm; in [1, values], 0 for a zero matrix."""
-    top = sigma[0]
-    return torch.where(top > 0, (sigma / top).square().sum(), top)
+    return (sigma / sigma[0].clamp_min(torch.finfo(sigma.dtype).tiny)).square().sum()
 
 
 def feature_rank(sigma: Tensor, num_samples: int, epsilon: float = 0.01) -> Tensor:

@@ -27,7 +27,11 @@ class HareTortoise(WholeNetwork):
     state stays. Unlike a reset it keeps what was learned slowly.
 
     The paper predicts with the slow network; here the agent acts with the fast one, as it does without the method.
-    Parameters that training added after the start have no average and stay. No released snapshot was run.
+    Parameters that training added after the start have no average and stay.
+
+    Compared with the authors' code (dojeon-ai/Hare-Tortoise), averages and the first reset agree to 2e-16. Then they
+    part: after a reset fast and slow share memory there, so that the next step moves the average as far as the weights;
+    here it moves by 1 - momentum of that, as in the paper. The code also averages buffers.
     """
 
     NAME: ClassVar[str] = "hare_tortoise"

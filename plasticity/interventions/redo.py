@@ -44,6 +44,11 @@ class ReDo(Recycling):
     is ``threshold=0.1, init="he_uniform", adam_step="zero"``. Adam's step counter stays in both presets.
     Scores come from the training batch of the very step, where dopamine draws 256 other transitions.
 
+    Compared with timoklein/redo on two convolutions and two linear layers, thresholds 0 and 0.1, the same draws, 78
+    neurons: the same neurons, weights and moments are the same in float64. Two differences: a weight between two
+    neurons recycled together is 0 here, and a fresh draw there; step counters restart where something is recycled,
+    there in every layer.
+
     Variants that others offer: ``score`` gradient, |h dL/dh| per sample (dopamine's tfagents); weight, |w_in| |w_out|;
     random, the control; ``centred``, |h - mean h| (dopamine's sub_mean_score; with ``score`` gradient the utility of
     GXD, arXiv 2605.06834, of which the abstract alone was read); ``window``, the samples of the last steps together;

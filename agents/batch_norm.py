@@ -23,7 +23,8 @@ class BatchRenorm(nn.BatchNorm1d):
     Forward passes change nothing, in training mode too, so that a loss stays a function of its inputs. After
     `PLAIN_UPDATES` updates the result is corrected towards the running statistics: times r, plus d, both without
     gradient, r = std / running std within [1/3, 3], d = (mean - running mean) / running std within [-5, 5]. The
-    variance is the biased one of the authors' flax; stable-baselines3-contrib takes the unbiased one.
+    variance is the biased one of the authors' flax; stable-baselines3-contrib takes the unbiased one. The authors' code
+    has eps in another place once it corrects: 0.004 in outputs of size 1, 3e-6 with an eps of 1e-8.
     """
 
     running_mean: Tensor
@@ -46,7 +47,7 @@ class BatchRenorm(nn.BatchNorm1d):
         return normed * self.weight + self.bias
 
     def _corrections(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        late, running = self.num_batches_tracked > PLAIN_UPDATES, (self.running_var + self.eps).sqrt()
+        late, running = self.num_batches_tracked >= PLAIN_UPDATES, (self.running_var + self.eps).sqrt()
         ratio = ((var + self.eps).sqrt() / running).clamp(1 / MAX_RATIO, MAX_RATIO)
         shift = ((mean - self.running_mean) / running).clamp(-MAX_SHIFT, MAX_SHIFT)
         return torch.where(late, ratio, 1.0), torch.where(late, shift, 0.0)

@@ -50,7 +50,7 @@ def test_a_pass_is_that_of_batch_norm_and_changes_nothing() -> None:
 def test_renormalisation_entry_by_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLAIN_UPDATES", 3)
     norm = shaken(BatchRenorm(3).double())
-    norm.num_batches_tracked.fill_(4)
+    norm.num_batches_tracked.fill_(3)
     x = torch.tensor([[1.0, 50.0, 0.2], [3.0, -50.0, 0.4]], dtype=torch.float64)
     with batch_statistics([norm]), torch.no_grad():
         found = norm(x)

@@ -25,8 +25,8 @@ EVERY = [name for family in ENVS.values() if family.stream is not None for name 
 EXAMPLES = ("bitflip", "permuted-digits", "random-labels", "warm-start")
 AGENTS = {"cminatar": "dqn", **dict.fromkeys(EXAMPLES, "supervised")}
 FEW = {
-    "ppo": "--num-steps 40 --num-minibatches 2 --num-epochs 1 --normaliser reset",
-    "dqn": "--learning-starts 40 --buffer-size 100 --batch-size 8",
+    "ppo": "--num-steps 40 --num-minibatches 2 --num-epochs 1 --anneal-steps 0 --normaliser reset",
+    "dqn": "--network minatar_cnn --learning-starts 40 --buffer-size 100 --batch-size 8",
     "supervised": "--batch-size 8",
 }
 
@@ -55,12 +55,14 @@ def test_a_stopped_run_of_every_stream_goes_on_to_the_bit(tmp_path: Path, name: 
     whole, part = (flat(load_state(tmp_path / one)["agent"]) for one in ("whole", "part"))
     assert whole.keys() == part.keys()
     assert all(same(value, part[key]) for key, value in whole.items())
-    returns = [
-        [row["charts/episodic_return"] for row in map(json.loads, (tmp_path / one / "metrics.jsonl").open())
-         if "charts/episodic_return" in row]
-        for one in ("whole", "part")
-    ]  # fmt: skip
-    assert returns[0] == returns[1] != []
+    whole_returns, part_returns = (returns_of(tmp_path / one) for one in ("whole", "part"))
+    assert whole_returns == part_returns != []
+
+
+def returns_of(run: Path) -> list[float]:
+    """Return the returns of the training episodes of a run."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row["charts/episodic_return"] for row in rows if "charts/episodic_return" in row]
 
 
 def fingerprint(name: str, seed: int) -> str:

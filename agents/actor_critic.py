@@ -291,6 +291,11 @@ class ActorCritic(OffPolicy):
         """Return the values of both critics, (2, batch)."""
         return torch.stack([self.networks[key](obs, action) for key in CRITICS])
 
+    def settle(self) -> None:
+        super().settle()
+        if self.targets:
+            self.followers.settle()
+
     def move_targets(self) -> None:
         """Move every target towards its network by the share `target_tau`."""
         if self.targets:

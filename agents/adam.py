@@ -7,7 +7,7 @@ numbers at the end of a parameter may differ by their last bit, as the processor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -98,6 +98,16 @@ class Move:
         average.lerp_(found, 1 - self.beta1)
         square.mul_(self.beta2).addcmul_(found, found, value=1 - self.beta2)
         weights.sub_(size * average / (square.sqrt() * scale + self.eps))
+
+
+def bare_step(kind: type[Optimizer]) -> Callable[[Any], Any]:
+    """Return the step of a class without the hooks that torch wraps around it, for optimizers that are made of others.
+
+    Called as it is, a step within a step would call all hooks twice.
+    """
+    step: Any = kind.step
+    found: Callable[[Any], Any] = step.__wrapped__ if getattr(step, "hooked", False) else step
+    return found
 
 
 def begun(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:

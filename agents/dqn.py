@@ -233,6 +233,10 @@ class DQN(OffPolicy):
         """Return whether an update is owed."""
         return self.updates_owed >= 1 - 1e-9
 
+    def settle(self) -> None:
+        super().settle()
+        self.followers.settle()
+
     def update(self) -> dict[str, Tensor]:
         """Take one update on a replayed batch, and move the target. Metrics are tensors on the agent's device."""
         metrics = super().update()

@@ -159,6 +159,10 @@ class GradientStep:
             self._project()
         return metrics
 
+    def settle(self) -> None:
+        """Put the trained weights where the next step will have them."""
+        self._look({})
+
     def evaluate(self, batch: Any, *more: Any) -> Tensor:
         """Return the loss without terms, 0-D and differentiable, eagerly: for what looks at it before the step."""
         return self.loss(*map(gathered, (batch, *more)))[0]

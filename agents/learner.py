@@ -184,6 +184,15 @@ class Learner:
         for name, attribute in self.COUNTERS.items():
             setattr(self, attribute, state["counters"][name])
         self.load_own_state(state)
+        self.settle()
+
+    def settle(self) -> None:
+        """Put weights where updates put them: kernels may round by where a weight lies in memory.
+
+        Without it, what a resumed run does before its first update, and its first one, could differ in the last bits.
+        """
+        for step in self.steps.values():
+            step.settle()
 
     def own_state(self) -> dict[str, Any]:
         """Return what a subclass adds to the state; it need not be a copy."""

@@ -7,11 +7,17 @@ step size as in Liu et al. 2025, *Muon is Scalable for LLM Training*, arXiv 2502
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
+
+from .adam import bare_step
+
+SHARED = ("lr", "weight_decay", "momentum")
+"""Settings of Muon that stand in the groups; its others are PyTorch's defaults."""
 
 
 class MuonAdamW(Optimizer):
@@ -30,22 +36,20 @@ class MuonAdamW(Optimizer):
         eps: float = 1e-8,
         momentum: float = 0.95,
     ) -> None:
-        params = list(params)
-        matrices, others = [p for p in params if p.dim() == 2], [p for p in params if p.dim() != 2]
-        self.parts: list[Optimizer] = []
-        if matrices:
-            numbers = {"weight_decay": weight_decay, "momentum": momentum}
-            self.parts.append(Muon(matrices, lr, **numbers, adjust_lr_fn="match_rms_adamw"))  # type: ignore[arg-type]
-        if others:
-            self.parts.append(AdamW(others, lr, betas, eps, weight_decay))
-        super().__init__([group for part in self.parts for group in part.param_groups], {"lr": lr})
+        numbers: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        nothing = [torch.zeros(1, 1)]  # what they step is given in every step
+        muon = Muon(nothing, momentum=momentum, adjust_lr_fn="match_rms_adamw", **numbers)  # type: ignore[arg-type]
+        self.parts: tuple[Optimizer, Optimizer] = muon, AdamW(nothing, betas=betas, eps=eps, **numbers)
+        super().__init__(params, {**self.parts[1].defaults, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step of both; groups and state are this optimizer's own."""
-        for part, group in zip(self.parts, self.param_groups, strict=False):
-            part.param_groups, part.state = [group], self.state
-            part.step()
+        """Take a step of both, also with parameters that joined a group later; groups and state are this one's own."""
+        for group, part in product(self.param_groups, self.parts):
+            own = [p for p in group["params"] if (p.dim() == 2) == (part is self.parts[0])]
+            settings = group if part is self.parts[1] else {**part.defaults, **{name: group[name] for name in SHARED}}
+            part.param_groups, part.state = [{**settings, "params": own}], self.state
+            bare_step(type(part))(part)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "parts": self.parts}

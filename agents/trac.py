@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from .adam import bare_step
+
 BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 """Discount factors of the tuners."""
 START = 1e-8
@@ -82,7 +84,7 @@ class TRAC(Adam):
             self._follow(p)
         agreement = [(p.grad * self.state[p]["delta"]).sum().double() for p in known]
         before = [p.clone() for p in moved]
-        super().step()
+        bare_step(Adam)(self)
         scale = self._tune(torch.stack(agreement).sum() if agreement else None)
         for p, old in zip(moved, before, strict=True):
             state = self.state[p]

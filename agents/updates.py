@@ -80,10 +80,14 @@ class Followers:
     @torch.no_grad()
     def move(self, tau: float) -> None:
         """target += tau * (network - target), every parameter, in place."""
+        self.settle()
+        torch._foreach_lerp_(self._to, self._from, tau)
+
+    def settle(self) -> None:
+        """Make vectors of the targets, where that is not done or one of them was given other memory."""
         modules = [*self.targets.values(), *(self.networks[name] for name in self.targets)]
         if self._held is None or not self._held.holds(modules) or addresses(self._parameters) != self._addresses:
             self._find(modules)
-        torch._foreach_lerp_(self._to, self._from, tau)
 
     def _find(self, modules: list[nn.Module]) -> None:
         self._held, half = Held(modules), len(self.targets)

@@ -60,7 +60,7 @@ FREQUENT: dict[str, dict[str, Any]] = {
     "drm": {"every": 8, "clock": "updates", "measure_every": 3, "target": 0.9, "batch_size": 8},
     "ere": {"eta": 0.9, "smallest": 4, "round_length": 5},
     "resin": {"every": 4, "threshold": 0.6, "cap": 0.2},
-    "reborn": {"every": 5, "threshold": 0.5, "active": 1.2},
+    "reborn": {"every": 3, "threshold": 0.9, "active": 1.02},
     "replay_ratio": {"check_every": 3, "eta": 1.0, "low": 0.5, "high": 1.0, "batch_size": 8},
     "horizon": {"every": 9, "clock": "updates", "steps": 5, "n_first": 5, "n_last": 2},
 }

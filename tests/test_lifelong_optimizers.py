@@ -15,6 +15,7 @@ import scipy.special
 import torch
 from test_interventions import run_sac, small_sac
 from torch import Tensor, nn, optim
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from plasticity.agents.dqn import DQNConfig
 from plasticity.agents.optimizers import OPTIMIZERS, AgentConfig, load_optimizer_
@@ -177,7 +178,7 @@ def test_muon_steps_matrices_and_adamw_the_rest() -> None:
     for a, b in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
     assert len(ours.state) == 4
-    ours.param_groups[0]["lr"] = ours.param_groups[1]["lr"] = 0.0  # as an annealing agent does
+    ours.param_groups[0]["lr"] = 0.0  # as an annealing agent does
     before = [p.detach().clone() for p in net.parameters()]
     ours.step()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
@@ -260,3 +261,41 @@ def test_weight_decay_of_sgd_by_hand() -> None:
     theta.grad = torch.zeros(1)
     AgentConfig(optimizer="sgd", weight_decay=0.01).make_optimizer([theta], 0.1).step()
     assert theta.item() == pytest.approx(0.999)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_what_joins_later_is_stepped_as_if_it_had_been_there(name: str) -> None:
+    """A matrix and a vector that are put into a group, as the heads of InFeR are, before the first step."""
+    parts = [torch.randn(3, 4), torch.randn(4), torch.randn(2, 4), torch.randn(3)]
+    whole, late = ([nn.Parameter(p.clone()) for p in parts] for _ in range(2))
+    one, other = OPTIMIZERS[name](whole, lr=0.1), OPTIMIZERS[name](late[:1], lr=0.1)
+    other.param_groups[0]["params"] += late[1:]
+    for seed in range(3):
+        for parameters, optimizer in ((whole, one), (late, other)):
+            torch.manual_seed(seed)
+            for k, parameter in enumerate(parameters):
+                parameter.grad = models.normal(*parameter.shape, seed=10 * seed + k)
+            optimizer.step()
+    for parameter, twin, first in zip(whole, late, parts, strict=True):
+        assert torch.equal(parameter, twin)
+        assert name == "trac" or not torch.equal(parameter, first)  # whose first steps are 1e-8 of its base's
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_hooks_around_a_step_are_called_once(name: str) -> None:
+    """Whether or not there was an Adam before, whose class torch then wraps."""
+    optim.Adam([weight(1.0)]), optim.AdamW([weight(1.0)])
+    matrix, called = nn.Parameter(torch.ones(2, 2)), list[str]()
+    optimizer = OPTIMIZERS[name]([matrix, weight(1.0, 2.0)], lr=0.1)
+    hooks = [
+        optimizer.register_step_pre_hook(lambda *_: called.append("before")),
+        optimizer.register_step_post_hook(lambda *_: called.append("after")),
+        register_optimizer_step_post_hook(lambda *_: called.append("after any")),
+    ]
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for hook in hooks:
+        hook.remove()
+    assert sorted(called) == ["after", "after any", "before"]

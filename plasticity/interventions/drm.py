@@ -82,6 +82,7 @@ class DormantMinimization(WholeNetwork):
     NAME: ClassVar[str] = "drm"
     KIND: ClassVar[str] = "reset"
     NEEDS: ClassVar[tuple[str, ...]] = ("networks", "optimizers", "peek", "forward")
+    STATE: ClassVar[tuple[str, ...]] = ("ratio", "awake")
     PRESETS: ClassVar = {"paper": {"every": 100_000, "clock": "env_steps", "clear": True, "sync_targets": False}}
 
     preset: Literal["paper"] = "paper"
@@ -175,12 +176,7 @@ class DormantMinimization(WholeNetwork):
         shrink_perturb_(parameters, fresh, factor, 1 - factor)
         return {"factor": factor, "dormant_outputs": self.ratio}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return clocks, generator, and the last ratio."""
-        return {**super().state_dict(), "ratio": self.ratio, "awake": self.awake}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, with the same exploration."""
         super().load_state_dict(state)
-        self.ratio, self.awake = state["ratio"], state["awake"]
         self._balance(self._ctx)

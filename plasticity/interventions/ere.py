@@ -7,7 +7,7 @@ arXiv 1906.04009.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ class RecentExperience(Intervention):
     NAME: ClassVar[str] = "ere"
     KIND: ClassVar[str] = "data"
     NEEDS: ClassVar[tuple[str, ...]] = ("buffer",)
+    STATE: ClassVar[tuple[str, ...]] = ("updates",)
     PRESETS: ClassVar = {"paper": {}}
 
     preset: Literal["paper"] = "paper"
@@ -95,12 +96,3 @@ class RecentExperience(Intervention):
         """Take the weight off the buffer."""
         super().on_train_end(ctx)
         self._buffer.unweigh(self.NAME)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates, too."""
-        return {**super().state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
-        self.updates = state["updates"]

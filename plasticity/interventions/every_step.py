@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,6 +19,8 @@ from .rules import require
 @dataclass
 class EveryStep(Intervention):
     """A method that acts in every step; :meth:`attach` puts it on one network, :meth:`measured` says what to log."""
+
+    STATE: ClassVar[tuple[str, ...]] = ("updates",)
 
     networks: tuple[str, ...] = ()
     """Names or globs of the networks to act on; empty for all."""
@@ -65,15 +67,6 @@ class EveryStep(Intervention):
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Return what to log by name, given the metrics of an update."""
         return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates, too."""
-        return {**super().state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
-        self.updates = state["updates"]
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:

@@ -37,6 +37,7 @@ class Horizon(Scheduled):
     NAME: ClassVar[str] = "horizon"
     KIND: ClassVar[str] = "data"
     NEEDS: ClassVar[tuple[str, ...]] = ("networks", "optimizers", "set_horizon")
+    STATE: ClassVar[tuple[str, ...]] = ("since",)
     PRESETS: ClassVar = {"bbf": {"every": 40_000, "stop": 100_000, "clock": "gradient_steps"}}
 
     preset: Literal["bbf"] = "bbf"
@@ -101,12 +102,7 @@ class Horizon(Scheduled):
             ctx.set_horizon(None, None)
             ctx.discount = self._own
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return how far it has come, too."""
-        return {**super().state_dict(), "since": self.since}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, with the same returns."""
         super().load_state_dict(state)
-        self.since = state["since"]
         self._set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import zlib
@@ -47,6 +48,8 @@ class Intervention(Callback):
     """Parts of a run that the method cannot do without, for lists and pages."""
     EAGER: ClassVar[str] = ""
     """The part of a compiled update that is eager because of the method; empty for none, but for a first pass."""
+    STATE: ClassVar[tuple[str, ...]] = ()
+    """Attributes that change in training and are saved and loaded as they are: numbers, text, flat dicts of them."""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset -> values of the fields that are None."""
 
@@ -137,14 +140,18 @@ class Intervention(Callback):
         return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state, the counters and the modules that are kept; subclasses add theirs."""
+        """Return the generator's state, counters, ``STATE`` and the modules that are kept; subclasses add theirs."""
         kept = {name: dict(module.state_dict()) for name, module in self._kept.items()}
-        return {"generator": self.generator.get_state(), "counts": dict(self.counts)} | ({"kept": kept} if kept else {})
+        changing = {name: copy.copy(getattr(self, name)) for name in self.STATE}
+        common = {"generator": self.generator.get_state(), "counts": dict(self.counts), **changing}
+        return common | ({"kept": kept} if kept else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.generator.set_state(state["generator"])
         self.counts = dict(state["counts"])
+        for name in self.STATE:
+            setattr(self, name, copy.copy(state[name]))
         for name, weights in state.get("kept", {}).items():
             self._kept[name].load_state_dict(weights)
 

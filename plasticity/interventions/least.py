@@ -88,6 +88,7 @@ class LearnToStop(Intervention):
     NAME: ClassVar[str] = "least"
     KIND: ClassVar[str] = "data"
     NEEDS: ClassVar[tuple[str, ...]] = ("value",)
+    STATE: ClassVar[tuple[str, ...]] = ("k", "sigma", "entropy", "longest", "next_move", "episodes", "vetoes")
     PRESETS: ClassVar = {
         "paper": {"coef": 0.5, "omega_min": 0.0, "omega_max": 1.0},
         "clamped": {"coef": 1.0, "omega_min": 0.3, "omega_max": 0.6},
@@ -323,10 +324,8 @@ class LearnToStop(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, the unfinished episodes and all that adapts."""
-        plain = {name: getattr(self, name) for name in ADAPTED}
         return {
             **super().state_dict(),
-            **plain,
             "outcomes": [list(outcome) for outcome in self.outcomes],
             "unreported": list(self.unreported),
             "history": {"table": self.history.table.clone(), "count": self.history.count},
@@ -339,8 +338,6 @@ class LearnToStop(Intervention):
         capacity = state["history"]["table"].shape[2]
         if capacity != self.window_max:
             raise ValueError(f"LearnToStop: saved with window_max {capacity}, this one has {self.window_max}")
-        for name in ADAPTED:
-            setattr(self, name, state[name])
         self.outcomes.clear()
         self.outcomes.extend((length, stopped) for length, stopped in state["outcomes"])
         self.unreported = list(state["unreported"])
@@ -350,7 +347,3 @@ class LearnToStop(Intervention):
             self._running = Running(len(state["running"]["steps"]))
             self._running.load_state_dict(state["running"])
         self._apply_noise()
-
-
-ADAPTED = ("k", "sigma", "entropy", "longest", "next_move", "episodes", "vetoes")
-"""Plain attributes that change during training."""

@@ -69,6 +69,11 @@ class RandomShift(Intervention):
             buffer.sample = lambda *args: self.shift(sample(*args))
             self._buffer = buffer
 
+    def on_update_end(self, ctx: Context, metrics: dict[str, Any]) -> None:
+        """Report the first update with shifted images."""
+        if self.pixels and not self.counts:
+            self.report(ctx, {"because": "every update from now on", "pixels": self.pixels}, applications=1)
+
     def shift(self, batch: Any) -> Any:
         """Return a batch with its images moved."""
         moved = {}

@@ -46,6 +46,7 @@ class AdaptiveReplayRatio(Intervention):
     NAME: ClassVar[str] = "replay_ratio"
     KIND: ClassVar[str] = "data"
     NEEDS: ClassVar[tuple[str, ...]] = ("networks", "forward", "peek", "set_replay_ratio")
+    STATE: ClassVar[tuple[str, ...]] = ("updates", "active", "settled")
     PRESETS: ClassVar = {"paper": {"low": 0.5, "high": 2.0, "eta": 1e-3}}
 
     preset: Literal["paper"] = "paper"
@@ -115,12 +116,7 @@ class AdaptiveReplayRatio(Intervention):
         if ctx.set_replay_ratio is not None:
             ctx.set_replay_ratio(None)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates and what the last check found, too."""
-        return {**super().state_dict(), "updates": self.updates, "active": self.active, "settled": self.settled}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, at the same ratio."""
         super().load_state_dict(state)
-        self.updates, self.active, self.settled = state["updates"], state["active"], state["settled"]
         self._set()

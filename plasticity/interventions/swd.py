@@ -244,6 +244,7 @@ class SampleWeightDecay(Intervention):
     NAME: ClassVar[str] = "swd"
     KIND: ClassVar[str] = "data"
     NEEDS: ClassVar[tuple[str, ...]] = ("buffer",)
+    STATE: ClassVar[tuple[str, ...]] = ("updates",)
     PRESETS: ClassVar = {"paper": {}, "official": {}}
 
     preset: Literal["paper", "official"] = "paper"
@@ -315,12 +316,3 @@ class SampleWeightDecay(Intervention):
         if self._buffer is not None:
             self._buffer.unweigh(self.NAME)
             self._buffer = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates, too; the weight itself is a function of the settings."""
-        return {**super().state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
-        self.updates = state["updates"]

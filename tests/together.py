@@ -1,0 +1,186 @@
+"""What can be chosen by name, put together on tiny agents: methods, and options of networks, heads and optimizers.
+
+An item is the name of a method (``redo``) or an option with its value (``network=simba``). Both come from the
+registries, so that what is registered tomorrow is among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from test_interventions import FREQUENT, Recorder, Walk
+from torch import Tensor
+
+from plasticity.agents import AGENTS
+from plasticity.agents.choices import _choices
+from plasticity.agents.train import context, train
+from plasticity.callback import Callback, Context, end, start
+from plasticity.interventions import INTERVENTIONS, Intervention
+
+SWITCHES = ("value_expectile=0.9", "pessimism=0.5", "policy_every=3", "optimism=1.0", "weight_decay=0.1", "n_step=3",
+            "num_critics=2", "double=True", "prioritised=True")  # fmt: skip
+"""Options beside those that are names, with a value that switches on what they are about."""
+
+
+class DiscreteWalk(Walk):
+    """The walk with three actions."""
+
+    def step(self, action: Tensor) -> SimpleNamespace:
+        transition = super().step(torch.stack([action - 1.0, 1.0 - action], -1))
+        return SimpleNamespace(**{**vars(transition), "action": action})
+
+
+class ImageWalk(Walk):
+    """The walk, seen as an image."""
+
+    size = 10
+
+    def image(self, obs: Tensor) -> Tensor:
+        shades = (obs * 40 + 128).clamp(0, 255).to(torch.uint8)
+        return shades.repeat_interleave(self.size**2, 1)[:, : 2 * self.size**2].unflatten(1, (2, self.size, self.size))
+
+    def reset(self, done: Tensor | None = None) -> Tensor:
+        return self.image(super().reset(done))
+
+    def step(self, action: Tensor) -> SimpleNamespace:
+        transition = vars(super().step(action))
+        seen = {name: self.image(transition[name]) for name in ("obs", "next_obs")}
+        return SimpleNamespace(**{**transition, **seen})
+
+
+class LargeImageWalk(ImageWalk):
+    """The walk, seen as an image that is large enough for Nature's convolutions."""
+
+    size = 36
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A tiny agent in its environment."""
+
+    agent: str
+    env: Callable[[], Walk] = Walk
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def make(self, options: Iterable[str]) -> tuple[Any, Walk]:
+        """Return agent and environment; ValueError for options that it does not have."""
+        kind, config = AGENTS[self.agent]
+        env, hints = self.env(), {field.name: field.default for field in dataclasses.fields(config)}
+        chosen = dict(self.settings)
+        for option in options:
+            name, _, text = option.partition("=")
+            if name not in hints:
+                raise ValueError(f"{self.agent} has no {name}")
+            chosen[name] = valued(text, hints[name])
+        images = isinstance(env, ImageWalk)
+        shape = (2, env.size, env.size) if images else (3,)
+        seen = spaces.Box(0, 255, shape, np.uint8) if images else spaces.Box(-9, 9, shape)
+        acts = spaces.Discrete(3) if isinstance(env, DiscreteWalk) else spaces.Box(-1, 1, (2,))
+        agent = kind(seen, acts, config(**chosen), num_envs=2, device=torch.get_default_device(), compile="off")
+        return agent, env
+
+
+def valued(text: str, default: Any) -> Any:
+    """Return an option's value in the type of its default."""
+    return text == "True" if isinstance(default, bool) else type(default)(text) if default is not None else text
+
+
+WIDTHS = ("hidden", (12, 12))
+REPLAY = (WIDTHS, ("batch_size", 8), ("learning_starts", 8), ("buffer_size", 200))
+IMAGES = (*REPLAY, ("network", "minatar_cnn"))
+HOSTS = {
+    "sac": Host("sac", Walk, REPLAY),
+    "dqn": Host("dqn", DiscreteWalk, (*REPLAY, ("train_every", 2), ("n_step", 5))),
+    "ppo": Host("ppo", Walk, (WIDTHS, ("num_steps", 8), ("num_minibatches", 2), ("num_epochs", 8))),
+    "pixels": Host("sac", ImageWalk, IMAGES),
+    "large pixels": Host("sac", LargeImageWalk, IMAGES),
+}
+"""Name -> host; a pair is put on the first one that takes each of both alone."""
+
+
+def options() -> list[str]:
+    """Return ``name=value`` of every option of the hosts that is a name of a registry, and is not the default."""
+    found = dict.fromkeys(SWITCHES)
+    for agent in dict.fromkeys(host.agent for host in HOSTS.values()):
+        config = AGENTS[agent][1]
+        hints = get_type_hints(config, include_extras=True)
+        for field in dataclasses.fields(config):
+            for choice in _choices(hints[field.name]):
+                found |= {f"{field.name}={name}": None for name in choice.registry if name != field.default}
+    return list(found)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Return settings with which a method acts soon: those of ``FREQUENT``, or short intervals for its own fields."""
+    fields = {field.name for field in dataclasses.fields(INTERVENTIONS[name])}
+    short = {"every": 5, "clock": "updates", "log_every": 3, "check_every": 3, "measure_every": 3, "batch_size": 8}
+    return FREQUENT.get(name, {key: value for key, value in short.items() if key in fields})
+
+
+def made(items: Iterable[str]) -> tuple[dict[str, Intervention], list[str]]:
+    """Return the methods by name, and the options among the items."""
+    items = list(items)
+    methods = {name: INTERVENTIONS[name](**settings_of(name)) for name in items if "=" not in name}
+    return methods, [item for item in items if "=" in item]
+
+
+@functools.cache
+def takes(host: str, item: str) -> bool:
+    """Return whether a host takes an item alone."""
+    methods, chosen = made([item])
+    try:
+        agent, _ = HOSTS[host].make(chosen)
+        ctx = context(agent)
+        start(list(methods.values()), ctx)
+    except ValueError:
+        return False
+    except ImportError as error:
+        pytest.skip(str(error))
+    end(list(methods.values()), ctx)
+    return True
+
+
+def host_of(items: Sequence[str]) -> str | None:
+    """Return the first host that takes each of the items alone; None where there is none.
+
+    Raises AssertionError for an item that no host takes.
+    """
+    for item in items:
+        assert any(takes(host, item) for host in HOSTS), f"no host takes {item}: add one to HOSTS"
+    return next((host for host in HOSTS if all(takes(host, item) for item in items)), None)
+
+
+def run(
+    host: str, methods: Sequence[Callback], chosen: Iterable[str], steps: int
+) -> tuple[Any, Context, Recorder, Callable[[], Any]]:
+    """Train on a host; return agent, context, what was logged, and a function that learns a little more."""
+    agent, env = HOSTS[host].make(chosen)
+    writer = Recorder()
+    ctx = train(env, agent, steps, methods, context(agent, writer=writer))
+
+    def more() -> None:
+        if ctx.buffer is None:
+            train(env, agent, 32, [], context(agent))
+        for _ in range(6 if ctx.buffer is not None else 0):  # with --policy-every 3 the actor learns twice
+            agent.update()
+
+    return agent, ctx, writer, more
+
+
+def combinations(items: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """Return all sets of so many items without two values of one option."""
+
+    def fits(chosen: tuple[str, ...]) -> bool:
+        names = [item.partition("=")[0] for item in chosen]
+        return len(set(names)) == len(names)
+
+    return [chosen for chosen in itertools.combinations(items, size) if fits(chosen)]

@@ -303,3 +303,29 @@ def test_what_a_method_remembers_survives_a_checkpoint(name: str) -> None:
         step(again, stepper, seed)
     for a, b in zip(net.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["nap", "weight_clipping", "hyperspherical"])
+def test_what_a_projection_makes_of_the_function_is_logged(name: str) -> None:
+    """What is logged for a step is the change of the outputs on the transitions that were looked at."""
+    expected: list[float] = []
+
+    class Twice(INTERVENTIONS[name]):  # type: ignore[misc]
+        def project(self, network: str, module: nn.Module) -> None:
+            state = self._ctx.buffer.generator.get_state()
+            twin = torch.Generator("cpu").set_state(self.before)
+            batch = self._ctx.peek(64, twin)
+            assert torch.equal(state, self._ctx.buffer.generator.get_state())
+            outputs = [self._ctx.forward[network](module, batch).detach().double()]
+            super().project(network, module)
+            outputs.append(self._ctx.forward[network](module, batch).detach().double())
+            self.before = self.generator.get_state()
+            expected.append(float((outputs[1] - outputs[0]).norm() / outputs[0].norm()))
+
+    method = Twice(log_every=1, networks=("actor",))
+    method.before = method.generator.get_state()
+    _, _, writer = run_sac([method], steps=20)
+    found = writer.scalars[f"interventions/{name}/actor/function_change"]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len(found) > 3
+    assert max(found) > 0

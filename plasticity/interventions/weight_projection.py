@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.callback import Context
+from plasticity.isolation import unwrap
+from plasticity.surgery.function_change import change_of
 
 from .every_step import EveryStep
 from .weight_penalty import trained
+
+SAMPLES = 64
+"""Past transitions on which the change of the function is measured."""
 
 
 @dataclass
@@ -21,10 +26,12 @@ class WeightProjection(EveryStep):
     """A projection of the weights of every network: :meth:`project` moves them in place after a step.
 
     It hangs on the optimizer, so it works in any loop and beside compiled updates. Weights that are exactly 0 stay so:
-    masks hold. Logged is ``<network>/moved``, how far the projection moved all parameters, relative to their norm.
+    masks hold. Logged is ``<network>/moved``, how far the projection moved all parameters, relative to their norm, and
+    where past transitions can be looked at ``<network>/function_change``, what that made of the outputs.
     """
 
     KIND: ClassVar[str] = "projection"
+    STATE: ClassVar[tuple[str, ...]] = (*EveryStep.STATE, "steps", "moved", "changed")
 
     every: int = 1
     """Steps of the optimizer between two projections."""
@@ -32,7 +39,8 @@ class WeightProjection(EveryStep):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.steps: dict[str, int] = {}
-        self._moved: dict[str, float] = {}
+        self.moved: dict[str, float] = {}
+        self.changed: dict[str, float] = {}
 
     def rules(self) -> dict[str, bool]:
         """Return the rule that every projection has."""
@@ -40,7 +48,7 @@ class WeightProjection(EveryStep):
 
     def attach(self, ctx: Context, name: str, network: nn.Module) -> None:
         """Hang the projection on the optimizer of the network."""
-        self.steps[name] = 0
+        self._ctx, self.steps[name] = ctx, 0
         self.begin(name, network)
         self.hook(ctx.optimizer_of(name).register_step_post_hook(self.named(partial(self._after_step, name))))
 
@@ -58,21 +66,25 @@ class WeightProjection(EveryStep):
             return
         network, logs = self.chosen[name], self.log_every and (self.updates + 1) % self.log_every == 0
         before = {key: p.detach().clone() for key, p in trained(network).items()} if logs else {}
-        self.project(name, network)
         if before:
+            self.changed |= self._project_measured(name, network)
             after, old = trained(network), torch._foreach_norm(list(before.values()))
             moved = torch._foreach_norm([after[key] - value for key, value in before.items()])
-            self._moved[name] = float(torch.stack(moved).norm() / torch.stack(old).norm().clamp_min(1e-12))
+            self.moved[name] = float(torch.stack(moved).norm() / torch.stack(old).norm().clamp_min(1e-12))
+        else:
+            self.project(name, network)
+
+    def _project_measured(self, name: str, network: nn.Module) -> dict[str, float]:
+        """Project, and return by how much that changed the function of the network, where it can be run."""
+        peek, run = self._ctx.peek, self._ctx.forward.get(name)
+        if peek is None or run is None:
+            self.project(name, network)
+            return {}
+        batch, model = peek(SAMPLES, self.generator), unwrap(network)
+        _, changed = change_of(model, lambda: run(model, batch), lambda: self.project(name, network))
+        return {name: changed}
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        """Return how far the last projection in an update that is logged moved every network."""
-        return {f"{name}/moved": moved for name, moved in self._moved.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the steps so far, too."""
-        return {**super().state_dict(), "steps": dict(self.steps), "moved": dict(self._moved)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        super().load_state_dict(state)
-        self.steps, self._moved = dict(state["steps"]), dict(state["moved"])
+        """Return how far the last projection in an update that is logged moved every network, and its outputs."""
+        moved = {f"{name}/moved": value for name, value in self.moved.items()}
+        return {**moved, **{f"{name}/function_change": value for name, value in self.changed.items()}}

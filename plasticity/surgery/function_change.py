@@ -27,17 +27,22 @@ def function_change(
     before and after; running the network leaves no trace. 0 without any change, inf where the output was 0 before, NaN
     where it is not finite. ``method``: the method by which the network is called.
     """
-    before = _outputs(network, args, kwargs, method)
+    model = unwrap(network)
+    return change_of(model, lambda: call_of(model, method)(*args, **kwargs), change)
+
+
+def change_of(model: nn.Module, run: Callable[[], Any], change: Callable[[], T]) -> tuple[T, float]:
+    """Return the same for a network that ``run()`` runs, any number of times."""
+    before = _outputs(model, run)
     result = change()
-    difference = float((_outputs(network, args, kwargs, method) - before).norm())
+    difference = float((_outputs(model, run) - before).norm())
     return result, difference / norm if (norm := float(before.norm())) else (float("inf") if difference else 0.0)
 
 
-def _outputs(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], method: str) -> Tensor:
-    model = unwrap(network)
+def _outputs(model: nn.Module, run: Callable[[], Any]) -> Tensor:
     # The edits themselves must lie outside: leaving the block restores the buffers that they reset.
     with undisturbed(model, owner=object()), torch.no_grad():
-        found = [t for t in tensors_in(call_of(model, method)(*args, **kwargs)) if t.is_floating_point()]
+        found = [t for t in tensors_in(run()) if t.is_floating_point()]
         if not found:
             raise ValueError(f"the output of {type(model).__name__} holds no floating-point tensor to compare")
         return torch.cat([t.detach().flatten().to("cpu", torch.float64) for t in found])

@@ -9,15 +9,29 @@ from fnmatch import fnmatchcase
 
 import pytest
 from test_interventions import Check, acted, assert_masked, assert_moves, assert_sound
-from together import combinations, host_of, made, options, run
+from together import HOSTS, combinations, host_of, made, options, run
 
-from plasticity.callback import Context
+from plasticity.agents.parts import ACTIVATIONS
+from plasticity.agents.train import context
+from plasticity.callback import Context, end, start
 from plasticity.interventions import INTERVENTIONS, NeuroplasticExpansion
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
+NO_PLACE = "KNIFE finds no layer in actor, critic_1, critic_2 whose elementwise activation"
+NOT_ELEMENTWISE = ("crelu", "prelu", "random_smooth_leaky", "aid", "rational", "fourier", "hadamard")
 REFUSED: list[tuple[str, str, str]] = [
     ("ne", "spectral_normalization", "NeuroplasticExpansion finds no layer of critic_1 between"),
+    *(("knife", one, NO_PLACE) for one in ("network=simba2", "network=bronet", "norm=*")),
+    *(("knife", f"activation={one}", NO_PLACE) for one in NOT_ELEMENTWISE),
+    ("network=simba2", "norm=*", "simba2 has unit features"),
+    *(("network=simba2", f"activation={one}", "simba2 has unit features") for one in ACTIVATIONS if one != "relu"),
+    ("network=crossq", "norm=*", "crossq has batch norms and takes no other norm"),
+    ("network=bronet", "norm=rms", "bronet has a LayerNorm before every activation and takes no other norm"),
+    *(("network=bronet", f"activation={one}", f"bronet takes no {one}") for one in ("crelu", "fourier", "hadamard")),
+    *(("value_expectile=0.9", one, "value_expectile=0 unless") for one in ("network=crossq", "critic_returns=*")),
+    *(("optimism=1.0", one, "optimism=0 unless the actor") for one in ("network=crossq", "actor=amortized")),
+    ("horizon", "n_step=3", "sums of 2 to --n-step 3 rewards can be replayed, not of 5"),
 ]
 """Two items, as patterns of names -> the reason with which they are refused before the first step."""
 ITEMS = [*INTERVENTIONS, *options()]
@@ -84,6 +98,30 @@ def quick_ones(pairs: list[tuple[str, ...]]) -> list[object]:
 @pytest.mark.some(20)
 def test_any_two_compose_or_are_refused(pair: tuple[str, ...]) -> None:
     check_or_refused(in_some_order(pair))
+
+
+@pytest.mark.on_cpu
+@pytest.mark.slow
+def test_the_table_of_what_is_refused_is_the_whole_one() -> None:
+    """All pairs are started, which takes a hundredth of a second each, and not trained."""
+    wrong = [pair for pair in PAIRS if starts(pair) == bool(reasons(pair))]
+    assert not wrong
+
+
+def starts(items: tuple[str, ...]) -> bool:
+    """Return whether they start together, or have no host in common."""
+    try:
+        host = host_of(items)
+        methods, chosen = made(in_some_order(items))
+        if host is not None:
+            ctx = context(HOSTS[host].make(chosen)[0])
+            start(list(methods.values()), ctx)
+            end(list(methods.values()), ctx)
+    except ValueError:
+        return False
+    except pytest.skip.Exception:
+        return True
+    return True
 
 
 @pytest.mark.on_real_devices

@@ -283,7 +283,7 @@ def test_what_joins_later_is_stepped_as_if_it_had_been_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_hooks_around_a_step_are_called_once(name: str) -> None:
-    """Whether or not there was an Adam before, whose class torch then wraps."""
+    """An Adam before makes torch wrap its class, whose step is called within."""
     optim.Adam([weight(1.0)]), optim.AdamW([weight(1.0)])
     matrix, called = nn.Parameter(torch.ones(2, 2)), list[str]()
     optimizer = OPTIMIZERS[name]([matrix, weight(1.0, 2.0)], lr=0.1)

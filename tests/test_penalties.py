@@ -307,7 +307,7 @@ def test_what_a_method_remembers_survives_a_checkpoint(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nap", "weight_clipping", "hyperspherical"])
 def test_what_a_projection_makes_of_the_function_is_logged(name: str) -> None:
-    """What is logged for a step is the change of the outputs on the transitions that were looked at."""
+    """The number logged for a step is the change of the outputs on the transitions that were looked at."""
     expected: list[float] = []
 
     class Twice(INTERVENTIONS[name]):  # type: ignore[misc]

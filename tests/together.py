@@ -1,4 +1,4 @@
-"""What can be chosen by name, put together on tiny agents: methods, and options of networks, heads and optimizers.
+"""All that can be chosen by name, put together on tiny agents: methods, and options of networks, heads and optimizers.
 
 An item is the name of a method (``redo``) or an option with its value (``network=simba``). Both come from the
 registries, so that what is registered tomorrow is among them.

@@ -82,6 +82,8 @@ class Observer:
         """Calls of the model within the pass now running."""
         self._latest: Pass | None = None
         self._sights: Sights | None = None
+        self._modules: dict[Event, nn.Module] = {}
+        self._with_parameters: list[nn.Module] = []
         self._functions: FunctionCalls | None = None
         self._places: frozenset[str] = frozenset()
         self._is_host = False
@@ -104,7 +106,6 @@ class Observer:
         """Put the hooks on the model; those on its layers follow when the wiring is known."""
         self._generation += 1
         self._measured: dict[str, Layer] = {}
-        self._modules: dict[Event, nn.Module] = {}
         self._prepared: Hashable | None = None
         self._handled: BaseException | None = None
         """The exception that the caller of a pass is handling."""
@@ -125,15 +126,16 @@ class Observer:
 
     def look_at(self, wired: Wiring, layers: list[Layer]) -> None:
         """Hook each module that shows the layers, and those that tell the ways through the model apart."""
-        self._with_parameters = [m for m in self.model.modules() if len(m._parameters)]
         self._wirings += any(a is not b for a, b in zip(layers, self._layers, strict=False))
         self._layers = layers
         self._measured = {layer.name: layer for layer in layers}
         self._prepared = (self._wirings, *self._measured, "probes", *self.gathering.working)
-        if self._sights is None or not self._sights.are_of(wired, layers, self.gathering.signals):
-            self._sights = Sights(wired, layers, self.gathering.signals)
         modules = wired.modules or named_modules(self.model)
-        self._modules = modules_at(self._sights.hooked, modules)
+        known = self._sights is not None and self._sights.are_of(wired, layers, self.gathering.signals)
+        if not known or not wired.modules:  # a wiring that names no modules may be of others now
+            self._sights = Sights(wired, layers, self.gathering.signals)
+            self._modules = modules_at(self._sights.hooked, modules)
+            self._with_parameters = [m for m in self.model.modules() if len(m._parameters)]
         self.gathering.begin(layers)
         self._hooks.to_modules(self, self._modules)
         self._places = wired.places

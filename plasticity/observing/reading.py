@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,8 +21,7 @@ OUTPUT_LAYER = "output layer"
 """The reason of a layer that is left out because its neurons are what the model returns."""
 
 
-@dataclass(frozen=True)
-class Coverage:
+class Coverage(NamedTuple):
     """Record of one probe on one layer: measured, or the reason why not."""
 
     layer: str

@@ -149,9 +149,10 @@ class Probe:
         return self.__dict__.setdefault("_totals", {})  # subclasses need not call __init__
 
     def _gathered(self, signal: str) -> tuple[Tensor, int]:
-        if signal not in self._sums:
+        found = self._sums.get(signal)
+        if found is None:
             raise RuntimeError(f"{type(self).__name__} has seen no data of {signal}")
-        return self._sums[signal]
+        return found
 
     def _sum(self, signal: str, rows: Tensor) -> None:
         if (function := self.sums().get(signal)) is not None:

@@ -28,17 +28,16 @@ def singular_values(features: Tensor) -> Tensor:
     if not features.numel():
         raise ValueError(f"no singular values of an empty feature matrix, shape {tuple(features.shape)}")
     if features.dtype == torch.float64:
-        return _of_finite(torch.linalg.svdvals, features, features.isfinite().all())
-    x = features.double()
-    gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
-    squares = _of_finite(_eigenvalues, gram, gram.trace().isfinite())  # squares of float32 do not overflow
-    noise = squares[0] * len(squares) * torch.finfo(torch.float64).eps
-    return squares.masked_fill(squares <= noise, 0).sqrt()
-
-
-def _of_finite(decompose: Callable[[Tensor], Tensor], matrix: Tensor, finite: Tensor) -> Tensor:
-    """Return a decomposition of a matrix, NaN where it is not ``finite``: solvers refuse it."""
-    return torch.where(finite, decompose(matrix.masked_fill(~finite, 0)), torch.nan)
+        finite = features.isfinite().all()
+        sigma = torch.linalg.svdvals(features.masked_fill(~finite, 0))  # which refuses others
+    else:
+        x = features.double()
+        gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+        finite = gram.trace().isfinite()  # squares of float32 do not overflow
+        squares = _eigenvalues(gram.masked_fill_(~finite, 0))
+        noise = squares[0] * len(squares) * torch.finfo(torch.float64).eps
+        sigma = squares.masked_fill(squares <= noise, 0).sqrt()
+    return sigma.masked_fill(~finite, torch.nan)
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:

@@ -213,9 +213,12 @@ def test_chain_of_classic_control_follows_means_over_iterations_and_begins_anew_
     assert max(adapted) > 1
 
 
-def test_pfo_compares_with_the_policy_of_the_rollout() -> None:
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_pfo_compares_with_the_policy_of_the_rollout(layers: Any) -> None:
     agent = small_ppo()
-    method, old, seen = ProximalFeatures(), copy.deepcopy(agent.networks["actor"]), []
+    method = ProximalFeatures(layers=layers)
+    ends = (3,) if layers == "last" else (1, 3)
+    old, seen = copy.deepcopy(agent.networks["actor"]), []
 
     class Look(Intervention):
         def on_update_start(self, ctx: Context) -> None:
@@ -229,7 +232,8 @@ def test_pfo_compares_with_the_policy_of_the_rollout() -> None:
             return torch.zeros(())
 
         def on_update_end(self, ctx: Context, metrics: dict[str, Tensor]) -> None:
-            z = [actor.pi[:3](actor.encoder(self.batch.obs)) for actor in (self.actor, old)]
+            x = self.batch.obs
+            z = [torch.cat([net.pi[:end](net.encoder(x)) for end in ends], 1) for net in (self.actor, old)]
             torch.testing.assert_close(metrics["pfo_actor"], ((z[0] - z[1]) ** 2).mean())
             seen.append(metrics["pfo_actor"].item())
 

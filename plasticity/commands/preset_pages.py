@@ -26,6 +26,7 @@ numbers are the sources' own: no runs of ours stand behind them.
 | `zoo` | tuned by environment: RL Baselines3 Zoo; MinAtar by its authors |
 | `cleanrl` | the defaults of CleanRL's scripts |
 | `c-chain` | PPO on continual Gym control ([streams](streams.md)) |
+| `streams` | [supervised](agents/supervised.md) on streams of examples |
 | `bro` | SAC with the networks, critics and settings of BRO |
 | `crossq` | SAC with the networks and settings of CrossQ |
 """

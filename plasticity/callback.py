@@ -144,6 +144,11 @@ class Context:
 
     def __post_init__(self) -> None:
         self._require_writer()
+        for name in ("networks", "optimizers", "targets"):
+            if not isinstance(given := getattr(self, name), Mapping):
+                raise TypeError(
+                    f"{name}= takes a mapping by name, such as {{'actor': ...}}; got {type(given).__name__}"
+                )
 
     def _require_writer(self) -> None:
         """Raise TypeError for what is no writer, before the first value, at which one that fails only warns."""

@@ -175,7 +175,11 @@ def wrapped(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of ``torch.compile`` and data-parallel training."""
+    """Return the module inside the wrappers of ``torch.compile`` and data-parallel training; TypeError for others."""
+    if not isinstance(model, nn.Module):
+        several = ": one at a time here; watch() takes a mapping of networks by name"
+        advice = several if isinstance(model, list | tuple | dict) else ""
+        raise TypeError(f"a network is needed, one torch.nn.Module; got {type(model).__name__}{advice}")
     return list(wrapped(model))[-1]
 
 

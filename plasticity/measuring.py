@@ -45,14 +45,13 @@ def measure(
     Raises ValueError for a batch that is no pair where a loss is given, and for a loss that is not one number; errors
     of the model itself pass through.
     """
-    targets = None
+    model, targets = unwrap(model), None
     if loss_fn is not None:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise ValueError(f"with a loss_fn, batch is the pair (inputs, targets); got {_describe(batch)}")
         batch, targets = batch
     if probes is None:
         probes = DEFAULT_PROBES if loss_fn is not None else [n for n in DEFAULT_PROBES if n != "grama"]
-    model = unwrap(model)
     owner = object()
     with undisturbed(model, owner), torch.set_grad_enabled(loss_fn is not None):
         calls = () if method == "forward" else (method,)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -286,8 +286,12 @@ class Session:
         """Log numbers of the loop, ``log(loss=loss)``, as ``losses/<name>``: means over ``every`` optimizer steps.
 
         ``values``: numbers or tensors of one element, which stay on their device until they are written. Does nothing
-        without a ``log`` to write to.
+        without a ``log`` to write to. Raises TypeError for anything else.
         """
+        for name, value in values.items():
+            if not (value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, SupportsFloat)):
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"session.log({name}=...) takes a number, or a tensor of one element; got {found}")
         if self._log is None or self.watcher is None or self._closed:
             return
         for name, value in values.items():
@@ -415,7 +419,7 @@ def _optimizers(given: Any) -> list[Optimizer]:
     """Return the optimizers among what was given; that of a wrapper is the one it holds as ``optimizer``."""
     if isinstance(given, Optimizer) or isinstance(getattr(given, "optimizer", None), Optimizer):
         return [innermost(given)]
-    if isinstance(given, Iterable):
+    if isinstance(given, Iterable) and not isinstance(given, Tensor | str):
         return [optimizer for one in given for optimizer in _optimizers(one)]
     raise TypeError(f"watch() needs an optimizer, or a sequence of them; got {type(given).__name__}")
 

@@ -135,7 +135,7 @@ def diagnose(
 
 def _require_trained_by(model: nn.Module, optimizer: Optimizer) -> None:
     held = {id(p) for p in all_parameters(optimizer)} if isinstance(optimizer, Optimizer) else set()
-    if not any(id(p) in held for p in model.parameters()):
+    if not any(id(p) in held for p in unwrap(model).parameters()):
         raise ValueError(
             f"diagnose needs the optimizer that trains the model; {type(optimizer).__name__} holds none of the "
             f"parameters of {type(model).__name__}"

@@ -63,7 +63,8 @@ class Guest:
         """Start everything; ``host`` writes to the loop's own log, ``states`` are those of a run that goes on, by name.
 
         In the context of the last time, everything goes on from its present state. Raises ValueError for compiled
-        networks, for methods that replace modules where the loop does not let them, and for what a method lacks.
+        networks, for methods that replace modules where the loop does not let them, for what a method lacks, and for
+        states of other networks.
         """
         require_eager({**ctx.networks, **{f"{name}_target": net for name, net in ctx.targets.items()}}, ctx.name)
         self.require_structure(ctx.name)
@@ -75,13 +76,25 @@ class Guest:
         saved = None if goes_on or states is None else [states.get(name) for name in self.named()]
         try:
             start(self.callbacks, ctx, saved)
-        except BaseException:
+        except BaseException as error:
             if not goes_on:
                 self.close()
+            if saved is not None and isinstance(error, KeyError):
+                raise self._unlike(error, ctx) from error
             raise
         self.ctx, self.is_running, self._is_updating = ctx, True, False
         if not goes_on and ctx.writer is not None:
             ctx.writer.settings(self.settings())
+
+    @staticmethod
+    def _unlike(error: KeyError, ctx: Context) -> ValueError:
+        """Return the error for states that do not fit the networks: one looks up what the other lacks."""
+        by = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        return ValueError(
+            f"{ctx.name} cannot go on from the saved state, which is of other networks or layers ({by}). "
+            f"The networks are {', '.join(ctx.networks)}: choose those of the run that was saved, "
+            f"or begin without its state"
+        )
 
     def require_structure(self, owner: str) -> None:
         """Raise ValueError for a method that replaces modules, where the loop would not see the new ones."""

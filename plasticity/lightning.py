@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .callback import Callback, Context, Writer
@@ -73,6 +73,12 @@ class PlasticityCallback(pl.Callback):
         require_arguments(probes, every, interventions)
         if not (modules is None or isinstance(modules, str) or all(isinstance(name, str) for name in modules)):
             raise TypeError(f"modules is a name of a network in the module, or a list of names; got {modules!r}")
+        for name, one in mask.items() if isinstance(mask, Mapping) else [("", mask)]:
+            if not (one is None or callable(one) or isinstance(one, Tensor)):
+                raise TypeError(
+                    f"mask{name and f' of {name}'} is a bool tensor, or a function of the arguments of the network's "
+                    f"forward, such as lambda ids, attention_mask: attention_mask; got {one!r:.80}"
+                )
         self.modules = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
         self.mask = mask
         self._guest = Guest(Measure(probes, every=every, layers=layers) if probes else None, interventions, log)

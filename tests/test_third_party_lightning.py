@@ -216,6 +216,24 @@ def test_the_state_is_among_those_of_all_callbacks_and_an_older_place_is_still_r
     torch.testing.assert_close(*finals, rtol=0, atol=0)
 
 
+def test_a_state_of_other_networks_is_refused_in_words_and_one_of_other_methods_is_fine(tmp_path: Path) -> None:
+    def trainer(modules: Any, *methods: Any) -> Any:
+        return make_trainer(tmp_path, [PlasticityCallback(modules, every=3, interventions=methods)], max_epochs=3)
+
+    before = ReDo(every=3, threshold=0.3)
+    first = make_trainer(tmp_path, [PlasticityCallback("actor", every=3, interventions=[before])], max_epochs=1)
+    first.fit(Two(), batches())
+    first.save_checkpoint(tmp_path / "actor.ckpt")
+    for modules in ("critic", ["actor", "critic"]):
+        with pytest.raises(
+            ValueError, match=r"other networks or layers \('critic'; raised by redo\).*choose those of the run"
+        ):
+            trainer(modules, ReDo(every=3)).fit(Two(), batches(), ckpt_path=tmp_path / "actor.ckpt")
+    redo = ReDo(every=3, threshold=0.3)
+    trainer("actor", L2Init(coef=0.1), redo).fit(Two(), batches(), ckpt_path=tmp_path / "actor.ckpt")
+    assert (before.counts["applications"], redo.counts["applications"]) == (1, 4), "it went on from the first"
+
+
 class ByHandCompiled(Inner):
     """The forward of the network is compiled; it has run already."""
 
@@ -254,6 +272,9 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
         fit(Fits(), PlasticityCallback(interventions=[SpectralNormalization()]))
     with pytest.raises(TypeError, match="modules is a name of a network"):
         PlasticityCallback(Fits().net)
+    for mask, where in (("attention_mask", "mask is"), ({"net": 5}, "mask of net is")):
+        with pytest.raises(TypeError, match=f"{where} a bool tensor, or a function of the arguments"):
+            PlasticityCallback("net", mask=mask)
     with pytest.raises(TypeError, match="made by calling their classes"):
         PlasticityCallback(interventions=[ReDo])
     with pytest.warns(RuntimeWarning, match=r"nothing is measured in trainer.validate\(\)"):

@@ -124,6 +124,18 @@ def axis_labels(page):
     )
 
 
+def test_a_single_measurement_is_a_dot(page):
+    show(page, "broken")
+    names = ["points", "stroke-linecap", "stroke-width"]
+    points, ends, width = page.run(
+        f"{names}.map((name) => document.querySelector('polyline.curve').getAttribute(name))"
+    )
+    first, second = points.split()
+    assert first == second
+    assert ends == "round"
+    assert float(width) >= 4
+
+
 def test_all_configurations_stand_in_one_chart_or_side_by_side(page):
     assert page.run("document.querySelectorAll('article.column').length") == 2
     press(page, "layout/over")

@@ -30,7 +30,7 @@ def method_page(name: str, kind: type[Any]) -> str:
     """Return the page of a method, in Markdown."""
     flag = f"--{name.replace('_', '-')}"
     parts = [f"# {kind.__name__} (`{flag}`)", MARK, _prose(source(kind)), _prose(inspect.getdoc(kind) or "")]
-    if kind.PRESETS:
+    if any(kind.PRESETS.values()):
         parts += ["## Presets", _presets(kind)]
     parts += ["## Options", _options(kind, flag)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -63,9 +63,11 @@ function paths({ series, mean, runs, colour, dash }, { y }, width, smooth) {
   const x = (bin) => ((bin + 0.5) / mean.length) * width;
   const at = (bin, value) => `${x(bin).toFixed(1)},${y(value).toFixed(1)}`;
   const known = [...mean.keys()].filter((bin) => !Number.isNaN(mean[bin]));
-  const line = (row) => known.map((bin) => at(bin, row[bin])).join(" ");
+  const drawn = known.length === 1 ? [...known, ...known] : known; // of a line without length, round ends make a dot
+  const line = (row) => drawn.map((bin) => at(bin, row[bin])).join(" ");
   const band = [...known.map((bin) => at(bin, series.high[bin])), ...known.toReversed().map((bin) => at(bin, series.low[bin]))].join(" ");
-  const stroke = { fill: "none", stroke: colour, "stroke-width": 1.6, "stroke-linejoin": "round", "stroke-dasharray": dash };
+  const stroke = { fill: "none", stroke: colour, "stroke-width": drawn === known ? 1.6 : 6, "stroke-linejoin": "round",
+    "stroke-linecap": drawn === known ? "butt" : "round", "stroke-dasharray": dash };
   return [
     runs > 1 && h("polygon", { points: band, fill: colour, opacity: 0.16 }),
     smooth > 0 && h("polyline", { ...stroke, points: line(series.mean), "stroke-width": 1, opacity: 0.35 }),

@@ -216,6 +216,25 @@ def test_nothing_changes(everywhere: torch.device) -> None:
     session.close()
 
 
+@pytest.mark.slow_off_the_cpu
+def test_a_bounded_policy_and_the_meter_on_every_device(everywhere: torch.device) -> None:
+    torch.manual_seed(0)
+    build = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.Tanh())  # noqa: E731
+    net, states = build(), torch.randn(32, 4)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    batches = [(states[:16], torch.randn(16, 2)), (states[16:], torch.randn(16, 2))]
+    squared_error(net, batches[0]).backward()
+    optimizer.step()
+    how = {"fresh": build, "policy": "bounded", "steps": 3, "teachers": 2, "budget": 600}
+    found = plasticity.diagnose(net, optimizer, batches, squared_error, **how)
+    assert found.examination.complete
+    peek = lambda num, generator: states[torch.randint(32, (num,), generator=generator, device="cpu")]  # noqa: E731
+    meter = FitProbe(strict=True, steps=2)
+    ctx = Context({"q": net}, {"q": optimizer}, forward={"q": lambda m, b: m(b)}, peek=peek)
+    start([meter], ctx)
+    assert meter.measure(ctx)["q"]["fit_fresh"].isfinite()
+
+
 def test_copies_share_nothing_with_the_network() -> None:
     one = patient()
     trainee = one.aged()

@@ -66,7 +66,8 @@ class Attached:
 
     def _peek(self, num: int, generator: torch.Generator) -> Any:
         """Return one of the batches, whatever their size."""
-        return self._batches[int(torch.randint(len(self._batches), (), generator=generator))]
+        index = torch.randint(len(self._batches), (), generator=generator, device=generator.device)
+        return self._batches[int(index)]
 
     def before(self) -> None:
         """Begin an update."""

@@ -37,8 +37,8 @@ def from_builder(build: Callable[[], nn.Module], model: nn.Module) -> Fresh:
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def make(generator: torch.Generator) -> nn.Module:
-        with torch.random.fork_rng():
-            seed_everything(int(torch.randint(2**31, (), generator=generator)))
+        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+            seed_everything(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
             twin = unwrap(build()).to(place)
         found = {name: tuple(p.shape) for name, p in named_parameters(twin).items()}
         if found != shapes:

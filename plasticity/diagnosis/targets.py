@@ -51,7 +51,7 @@ def teach(patient: Patient, seed: int) -> list[Tensor]:
     mean, std = rows.mean(0), rows.std(0, correction=0)
     constant = std <= FLAT * rows.abs().amax().clamp(min=1e-30)
     if constant.all():
-        return [torch.randn(o.shape, generator=generator).to(o.device) for o in outputs]
+        return [torch.randn(o.shape, generator=generator, device="cpu").to(o.device) for o in outputs]
     scaled = [(o - mean if o.dim() > 1 else o - mean[0]) for o in outputs]
     std = torch.where(constant, torch.inf, std)
     return [(o / std if o.dim() > 1 else o / std[0]) for o in scaled]

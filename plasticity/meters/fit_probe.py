@@ -55,7 +55,7 @@ class FitProbe(Meter):
         """Return the shares that copies and fresh networks learned, and their difference, by network."""
         assert ctx.peek is not None
         batches = [ctx.peek(self.states, self.generator) for _ in range(self.batches)]
-        seed = int(torch.randint(2**31, (), generator=self.generator))
+        seed = int(torch.randint(2**31, (), generator=self.generator, device=self.generator.device))
         return {name: self._of(ctx, name, network, batches, seed) for name, network in self.chosen(ctx).items()}
 
     def _of(

@@ -40,7 +40,7 @@ from plasticity.diagnosis.fresh import from_defaults
 from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_ratio, t_quantile
 from plasticity.diagnosis.remedies import remedies_of
 from plasticity.diagnosis.surroundings import in_fresh_surroundings
-from plasticity.diagnosis.tables import STUDY
+from plasticity.diagnosis.tables import STUDY, STUDY_AHEAD
 from plasticity.diagnosis.targets import POLICIES, bandit_lesson, residual_lesson, teach
 from plasticity.diagnosis.trainee import Patient, Surroundings, Trainee, first_output
 from plasticity.diagnosis.trials import Budget, Trials, settle_
@@ -451,6 +451,39 @@ def test_dead_neurons_are_found_and_recycling_is_advised() -> None:
     text = str(found)
     assert "dead neurons" in text
     assert found.advice in text
+
+
+def test_methods_are_ordered_by_the_loss_on_what_comes_next(tmp_path: Path) -> None:
+    p, told = trained("mlp", 0), []
+    build = lambda x: (x, -x.sum(1, keepdim=True).expand(-1, 3))  # noqa: E731
+    ahead = [build(torch.randn(32, 6)) for _ in range(6)]
+    how = {"fresh": mlp, "steps": 3, "teachers": 2, "budget": 600, "store": tmp_path / "d.json", "tell": told.append}
+    found = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, ahead=ahead, **how)
+    shares = {one.name: one.closes for one in found.examination.remedies}
+    assert list(shares) == sorted(shares, key=lambda name: -shares[name].value)
+    assert "lower loss on what comes next" in str(found)
+    assert STUDY_AHEAD in str(found)
+
+    def area(change: bool) -> float:
+        trainee = Trainee.of(p.model, p.optimizer)
+        if change:
+            trainee.forget_()
+        losses = []
+        for batch in [*ahead, ahead[0]]:
+            loss = p.loss(trainee.model, batch)
+            losses.append(loss.item())
+            trainee.optimizer.zero_grad()
+            loss.backward()
+            trainee.optimizer.step()
+        return (sum(losses) - (losses[0] + losses[-1]) / 2) / 6
+
+    # the second draw begins with the second batch; the first alone is close to the mean of the two
+    assert shares["optimizer_reset"].value == pytest.approx(1 - area(True) / area(False), abs=0.02)
+    made = len(told)
+    again = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, ahead=ahead, **how)
+    assert (len(told), str(again)) == (made, str(found))
+    with pytest.raises(ValueError, match="ahead needs the loss of training and at least 2 batches"):
+        plasticity.diagnose(p.model, p.optimizer, p.batches, ahead=ahead, fresh=mlp)
 
 
 def test_a_budget_that_is_too_small_is_said(tmp_path) -> None:

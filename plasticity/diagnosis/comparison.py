@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from .fit import FitCurve
 from .intervals import Estimate, of_mean, of_next, of_ratio
@@ -109,6 +110,22 @@ class Comparison:
         return _mean(list(map(self.outcome, curves))) >= self.null.low
 
 
+class Compared(Protocol):
+    """Curves of the aged network in a lesson, at a rate."""
+
+    @property
+    def lesson(self) -> str:
+        """Name of the lesson."""
+
+    @property
+    def rate(self) -> float | None:
+        """The rate; None for the optimizer's own."""
+
+    @property
+    def aged(self) -> tuple[FitCurve, ...]:
+        """One curve per teacher."""
+
+
 def compare(trials: Trials, lesson: str, size: Size, rate: float | None = None) -> Comparison:
     """Let the aged and the fresh networks learn a lesson; raise OutOfTime where the budget ends before."""
     teachers = range(size.teachers)
@@ -118,7 +135,7 @@ def compare(trials: Trials, lesson: str, size: Size, rate: float | None = None) 
     return Comparison(lesson, rate, tuple(trials.curve(lesson, AGED, t, rate=rate) for t in teachers), fresh)
 
 
-def changed(trials: Trials, comparison: Comparison, name: str, change: Change) -> tuple[FitCurve, ...]:
+def changed(trials: Trials, comparison: Compared, name: str, change: Change) -> tuple[FitCurve, ...]:
     """Return the curves of the aged network after a change, one per teacher of the comparison."""
     lesson, rate = comparison.lesson, comparison.rate
     return tuple(trials.curve(lesson, name, t, change, rate) for t in range(len(comparison.aged)))

@@ -17,16 +17,18 @@ from plasticity.isolation import named_parameters, unwrap
 from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.origin import Origin
 
+from .ahead import MAX_AHEAD, Ahead, look_ahead
 from .comparison import Comparison, Size, changed, compare
 from .fit import FitCurve
 from .fresh import Fresh, from_builder, from_defaults, from_origin, undrawn
 from .intervals import Estimate
 from .parts import parts_of
+from .rates import at_other_rates
 from .remedies import Remedy, remedies_of
 from .surroundings import in_fresh_surroundings
 from .symptoms import Symptoms, symptoms_of
 from .targets import POLICIES
-from .trainee import Forward, Patient, Trainee, aside, first_output, rate_of
+from .trainee import Forward, Patient, Trainee, aside, first_output
 from .trials import BANDIT, OWN, RESIDUAL, Budget, OutOfTime, Trials
 from .verdict import Diagnosis, judge
 
@@ -35,8 +37,6 @@ STEPS = 40
 MAX_BATCHES = 8
 SETTLING = 20
 """Updates at rate 0 in which an optimizer gets to know a lesson; of a momentum of 0.9, an eighth is left after them."""
-AT_OTHER_RATES = Size(teachers=2, fresh=4)
-"""The fits at each other rate."""
 
 
 @dataclass
@@ -68,6 +68,8 @@ class Examination:
     remedies: list[Tried] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     """Method -> why it does not apply."""
+    is_ahead: bool = False
+    """Methods are ordered by the loss on what comes next, not by what they return of a gap."""
     symptoms: Symptoms | None = None
     remarks: list[str] = field(default_factory=list)
     complete: bool = False
@@ -96,6 +98,7 @@ def diagnose(
     steps: int = STEPS,
     teachers: int = 4,
     remedies: bool = True,
+    ahead: Iterable[Any] | None = None,
     name: str = "model",
     store: Path | str | None = None,
     seed: int = 0,
@@ -108,7 +111,9 @@ def diagnose(
     tensor, (batch, ...); left out, the model is called on the inputs. ``fresh``: builds the model anew, or the recorded
     :class:`~plasticity.surgery.origin.Origin` of its weights; left out, every module's own ``reset_parameters``.
     ``policy``: a key of :data:`~plasticity.diagnosis.targets.POLICIES` where outputs are a policy. ``budget``: seconds.
-    ``steps``: updates of a fit; ``teachers``: random teachers. ``remedies``: whether to try methods. ``store``: a file
+    ``steps``: updates of a fit; ``teachers``: random teachers. ``remedies``: whether to try methods. ``ahead``:
+    batches of what comes next, such as a new task, of which the first 100 are used; methods are then ordered by how
+    much lower they make ``loss`` on these, and tried even where nothing is lost. ``store``: a file
     to go on from, as long as weights, optimizer, batches and options are the same; the loss has to be, too.
     ``tell(what)`` is called after each trial. ``print`` the result.
 
@@ -119,6 +124,9 @@ def diagnose(
     found = list(islice(batches, MAX_BATCHES))
     if not found:
         raise ValueError("diagnose needs at least one batch; got none")
+    coming = None if ahead is None else list(islice(ahead, MAX_AHEAD))
+    if coming is not None and (loss is None or len(coming) < 2):
+        raise ValueError(f"ahead needs the loss of training and at least 2 batches; got {loss} and {len(coming)}")
     if policy is not None and policy not in POLICIES:
         raise ValueError(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
     if math.isnan(budget):
@@ -130,7 +138,7 @@ def diagnose(
     _require_draws(model, maker)
     patient = Patient(name, unwrap(model), optimizer, found, forward or first_output, maker, loss=loss, policy=policy)
     trials = Trials(patient, steps, Budget(budget, tell), None if store is None else Path(store), seed)
-    return judge(examine(trials, Size(teachers=teachers), remarks, remedies))
+    return judge(examine(trials, Size(teachers=teachers), remarks, remedies, coming))
 
 
 def _require_trained_by(model: nn.Module, optimizer: Optimizer) -> None:
@@ -166,7 +174,11 @@ def _maker(model: nn.Module, fresh: Callable[[], nn.Module] | Origin | None) -> 
 
 
 def examine(
-    trials: Trials, size: Size | None = None, remarks: Sequence[str] = (), remedies: bool = True
+    trials: Trials,
+    size: Size | None = None,
+    remarks: Sequence[str] = (),
+    remedies: bool = True,
+    ahead: Sequence[Any] | None = None,
 ) -> Examination:
     """Make the trials of one network, the most telling first, until they are made or the budget ends."""
     size = size or Size()
@@ -174,7 +186,7 @@ def examine(
     try:
         found.residual = compare(trials, RESIDUAL, size)
         if not found.residual.fresh_learns:
-            _compare_rates(trials, found)
+            found.rates = at_other_rates(trials)
         if trials.patient.loss is not None and trials.patient.judged:
             found.own = compare(trials, OWN, size)
         if trials.patient.policy is not None:
@@ -185,9 +197,12 @@ def examine(
             _try_parts(trials, found.main, found.parts)
             _try_surroundings(trials, found.main, found)
             if found.main is found.residual:
-                _compare_rates(trials, found)
-            if remedies:
+                found.rates = at_other_rates(trials)
+            if remedies and ahead is None:
                 _try_remedies(trials, found.main, found)
+        if remedies and ahead is not None:
+            found.is_ahead = True
+            _try_remedies(*look_ahead(trials, ahead, size.teachers), found)
         found.complete = True
     except OutOfTime:
         found.remarks.append(f"the budget of {trials.budget.seconds:g} s ended before all trials were made; give more")
@@ -226,25 +241,6 @@ def _settle(trainee: Trainee, _: nn.Module) -> None:
     trainee.settling = SETTLING
 
 
-def _compare_rates(trials: Trials, found: Examination) -> None:
-    """Compare at other rates: the aged network is slower at its own, or fresh ones learn nothing at it."""
-    own = rate_of(trials.patient.optimizer)
-    usual = float(trials.patient.optimizer.defaults.get("lr", 1e-3)) or 1e-3
-    default = _default_rate(trials.patient.optimizer)
-    grid = {own / 10, own * 10, default} if own else {usual, default}
-    for rate in sorted(grid - {own, 0.0}):
-        found.rates[rate] = compare(trials, RESIDUAL, AT_OTHER_RATES, rate)
-
-
-def _default_rate(optimizer: Optimizer) -> float:
-    """Return the rate that the optimizer's class has by default, 1e-3 where it has none."""
-    import inspect
-
-    parameter = inspect.signature(type(optimizer).__init__).parameters.get("lr")
-    value = None if parameter is None else parameter.default
-    return float(value) if isinstance(value, (int, float, Tensor)) and float(value) > 0 else 1e-3
-
-
 def _try_parts(trials: Trials, comparison: Comparison, results: list[Tried]) -> None:
     for part in parts_of(trials.patient):
         curves = changed(trials, comparison, f"part {part.name}", part.renew)
@@ -267,7 +263,7 @@ def _try_surroundings(trials: Trials, comparison: Comparison, found: Examination
     found.parts[:0] = tried
 
 
-def _try_remedies(trials: Trials, comparison: Comparison, found: Examination) -> None:
+def _try_remedies(trials: Trials, comparison: Comparison | Ahead, found: Examination) -> None:
     remedies, found.refused = remedies_of(trials.patient)
     for remedy in remedies:
         remedy.disturbances, remedy.seconds = trials.kept(remedy.name, "change"), trials.kept(remedy.name, "seconds")

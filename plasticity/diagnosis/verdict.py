@@ -87,11 +87,17 @@ def judge(found: Examination) -> Diagnosis:
         findings.append(
             Finding(
                 "remedy",
-                f"Try {best.remedy.flag}: used once on a copy, it returns {_percent(best.closes)} of what is lost",
+                f"Try {best.remedy.flag}: used once on a copy, it {_effect(found, best)}",
                 {"change of the outputs": f"{best.remedy.disturbance:.1%}"},
             )
         )
     return Diagnosis(findings, found)
+
+
+def _effect(found: Examination, tried: Tried) -> str:
+    if found.is_ahead:
+        return f"lowers the loss on what comes next by {_percent(tried.closes)}"
+    return f"returns {_percent(tried.closes)} of what is lost"
 
 
 def helpful(found: Examination) -> list[Tried]:

@@ -482,7 +482,7 @@ def test_methods_are_ordered_by_the_loss_on_what_comes_next(tmp_path: Path) -> N
     made = len(told)
     again = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, ahead=ahead, **how)
     assert (len(told), str(again)) == (made, str(found))
-    with pytest.raises(ValueError, match="ahead needs the loss of training and at least 2 batches"):
+    with pytest.raises(ValueError, match="ahead needs at least 2 batches and the loss of training; got 6 and no loss"):
         plasticity.diagnose(p.model, p.optimizer, p.batches, ahead=ahead, fresh=mlp)
 
 
@@ -515,6 +515,24 @@ def test_a_broken_file_is_begun_anew(tmp_path: Path, content: str) -> None:
     trials = Trials(patient(), 2, Budget(), store)
     trials.curve("residual", "aged", 0)
     assert "curves" in json.loads(store.read_text())
+
+
+def test_what_cannot_be_made_fresh_is_said() -> None:
+    p = plant(killed_neurons, "mlp", 0)
+    lbfgs = torch.optim.LBFGS(p.model.parameters(), lr=0.1, max_iter=2)
+    lbfgs.step(lambda: backward(squared_error(p.model, p.batches[0])))
+    how = {"steps": 3, "teachers": 2, "remedies": False, "budget": 600}
+    found = plasticity.diagnose(p.model, lbfgs, p.batches, fresh=mlp, **how)
+    assert found.examination.main is None or "dead neurons: not made fresh, cannot recycle: LBFGS" in str(found)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)))
+    found = plasticity.diagnose(model, torch.optim.Adam(model.parameters()), p.batches, **how)
+    assert "not drawn anew, for want of reset_parameters: 2" in str(found)
+
+
+def backward(loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss whose gradients are there."""
+    loss.backward()
+    return loss
 
 
 def test_a_model_without_layers_that_probes_know_is_examined() -> None:

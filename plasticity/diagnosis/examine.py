@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from plasticity.isolation import named_parameters, unwrap
 from plasticity.structure.optimizers import all_parameters
+from plasticity.surgery.optimizer_state import SurgeryError
 from plasticity.surgery.origin import Origin
 
 from .ahead import MAX_AHEAD, Ahead, look_ahead
@@ -126,7 +127,8 @@ def diagnose(
         raise ValueError("diagnose needs at least one batch; got none")
     coming = None if ahead is None else list(islice(ahead, MAX_AHEAD))
     if coming is not None and (loss is None or len(coming) < 2):
-        raise ValueError(f"ahead needs the loss of training and at least 2 batches; got {loss} and {len(coming)}")
+        given = f"{len(coming)} and {'no loss' if loss is None else 'a loss'}"
+        raise ValueError(f"ahead needs at least 2 batches and the loss of training; got {given}")
     if policy is not None and policy not in POLICIES:
         raise ValueError(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
     if math.isnan(budget):
@@ -194,7 +196,7 @@ def examine(
         _look_at_symptoms(trials, size.fresh, found)
         _let_settle(trials, found)
         if found.main is not None and found.residual.fresh_learns:
-            _try_parts(trials, found.main, found.parts)
+            _try_parts(trials, found.main, found)
             _try_surroundings(trials, found.main, found)
             if found.main is found.residual:
                 found.rates = at_other_rates(trials)
@@ -241,10 +243,14 @@ def _settle(trainee: Trainee, _: nn.Module) -> None:
     trainee.settling = SETTLING
 
 
-def _try_parts(trials: Trials, comparison: Comparison, results: list[Tried]) -> None:
+def _try_parts(trials: Trials, comparison: Comparison, found: Examination) -> None:
     for part in parts_of(trials.patient):
-        curves = changed(trials, comparison, f"part {part.name}", part.renew)
-        results.append(Tried(part.name, part.cause, comparison.closes(curves), comparison.suffices(curves)))
+        try:
+            curves = changed(trials, comparison, f"part {part.name}", part.renew)
+        except SurgeryError as error:  # an optimizer whose state cannot be told apart by neuron
+            found.remarks.append(f"{part.name}: not made fresh, {error}")
+            continue
+        found.parts.append(Tried(part.name, part.cause, comparison.closes(curves), comparison.suffices(curves)))
 
 
 def _try_surroundings(trials: Trials, comparison: Comparison, found: Examination) -> None:

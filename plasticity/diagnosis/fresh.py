@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from plasticity.isolation import copied, named_modules, named_parameters, unwrap
 from plasticity.structure.layers import NORM_MODULES
@@ -77,6 +78,8 @@ def undrawn(model: nn.Module) -> list[str]:
 
 
 def _can_reset(module: nn.Module) -> bool:
+    if is_parametrized(module):  # it cannot be copied alone, and its reset would write to a product
+        return False
     return hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")
 
 

@@ -110,7 +110,7 @@ class Comparison:
         return _mean(list(map(self.outcome, curves))) >= self.null.low
 
 
-class Compared(Protocol):
+class InALesson(Protocol):
     """Curves of the aged network in a lesson, at a rate."""
 
     @property
@@ -135,7 +135,7 @@ def compare(trials: Trials, lesson: str, size: Size, rate: float | None = None) 
     return Comparison(lesson, rate, tuple(trials.curve(lesson, AGED, t, rate=rate) for t in teachers), fresh)
 
 
-def changed(trials: Trials, comparison: Compared, name: str, change: Change) -> tuple[FitCurve, ...]:
+def changed(trials: Trials, comparison: InALesson, name: str, change: Change) -> tuple[FitCurve, ...]:
     """Return the curves of the aged network after a change, one per teacher of the comparison."""
     lesson, rate = comparison.lesson, comparison.rate
     return tuple(trials.curve(lesson, name, t, change, rate) for t in range(len(comparison.aged)))

@@ -100,7 +100,9 @@ IMAGES = (*REPLAY, ("network", "minatar_cnn"))
 HOSTS = {
     "sac": Host("sac", Walk, REPLAY),
     "dqn": Host("dqn", DiscreteWalk, (*REPLAY, ("train_every", 2), ("n_step", 5))),
-    "ppo": Host("ppo", Walk, (WIDTHS, ("num_steps", 8), ("num_minibatches", 2), ("num_epochs", 8))),
+    "ppo": Host(
+        "ppo", Walk, (WIDTHS, ("activation", "relu"), ("num_steps", 8), ("num_minibatches", 2), ("num_epochs", 8))
+    ),
     "pixels": Host("sac", ImageWalk, IMAGES),
     "large pixels": Host("sac", LargeImageWalk, IMAGES),
 }

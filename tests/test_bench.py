@@ -53,13 +53,19 @@ def test_gap_slope_and_transfer_by_hand() -> None:
 
 
 def test_methods_are_read_from_text() -> None:
-    assert split_methods("none, l2-init:strength=0.1,norms=False,redo+nap") == (
+    assert split_methods("none, l2-init:coef=0.1,norms=False,redo+nap") == (
         "none",
-        "l2-init:strength=0.1,norms=False",
+        "l2-init:coef=0.1,norms=False",
         "redo+nap",
     )
-    assert method_arguments("l2_init:strength=0.1,norms=False") == [
-        "--l2-init", "--l2-init.strength", "0.1", "--l2-init.norms", "False",
+    assert split_methods("l2-init:coef=0.1,optimizer=trac,cbp+redo:every=9,threshold=0.1,norm=layer") == (
+        "l2-init:coef=0.1",
+        "optimizer=trac",
+        "cbp+redo:every=9,threshold=0.1",
+        "norm=layer",
+    )
+    assert method_arguments("l2_init:coef=0.1,norms=False") == [
+        "--l2-init", "--l2-init.coef", "0.1", "--l2-init.norms", "False",
     ]  # fmt: skip
     assert method_arguments("redo+norm=layer") == ["--redo", "--norm", "layer"]
     assert method_arguments("none") == method_arguments("oracle") == []

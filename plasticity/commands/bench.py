@@ -34,7 +34,7 @@ class BenchConfig:
     """Train every method on every stream of a suite, over seeds, and print the numbers of the protocol.
 
     A method is none; oracle, an agent that is fresh in every task; a name such as redo or l2-init, with options after
-    a colon: l2-init:strength=0.001,norms=False; an option of the agent such as norm=layer or optimizer=trac; or several
+    a colon: l2-init:coef=0.001,norms=False; an option of the agent such as norm=layer or optimizer=trac; or several
     of these joined by plus signs. What is finished is skipped, so the same command goes on where it was stopped.
     Options of plasticity train for every run follow after two hyphens: ... --seeds 3 -- --lr 0.0001.
     """
@@ -42,7 +42,7 @@ class BenchConfig:
     suite: Annotated[str, tyro.conf.Positional]
     """Name of a suite: cgym, cgym-short, slippery, cminatar, cdmc, supervised."""
     methods: str = "none,oracle"
-    """Methods, separated by commas (those within the options of a method are its own)."""
+    """Methods, separated by commas (an option after a comma belongs to the method before it that has such a one)."""
     envs: tuple[str, ...] = ()
     """Streams of the suite to train on; default: all."""
     agent: str | None = None

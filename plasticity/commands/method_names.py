@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+from plasticity.interventions import INTERVENTIONS
+
 ORACLE, NONE = "oracle", "none"
 
 
 def split_methods(text: str) -> tuple[str, ...]:
-    """Return the methods of a text; a comma in front of an option without a colon before it belongs to that method."""
+    """Return the methods of a text; options after a comma belong to the method before them, where it has such ones."""
     methods: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if "=" in part and ":" not in part and methods and ":" in methods[-1]:
+        if methods and takes(methods[-1], part):
             methods[-1] += f",{part}"
         else:
             methods.append(part)
     if not methods or len(set(methods)) < len(methods):
         raise ValueError(f"--methods needs at least one method, each once; got {text!r}")
     return tuple(methods)
+
+
+def takes(method: str, part: str) -> bool:
+    """Return whether a part of a text is one more option of a method."""
+    name, colon, _ = method.rpartition("+")[-1].partition(":")
+    kind = INTERVENTIONS.get(name.replace("-", "_"))
+    option, equals, _ = part.partition("=")
+    return bool(colon and equals) and kind is not None and option.replace("-", "_") in {f.name for f in fields(kind)}
 
 
 def method_arguments(method: str) -> list[str]:

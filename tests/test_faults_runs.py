@@ -295,6 +295,12 @@ def test_two_runs_in_one_folder_and_other_settings_are_refused(
     assert "cannot go on with other settings" in text
     assert "agent.gamma: 0.99 in the run, 0.5 asked for" in text
     assert "seed: 1 in the run, 9 asked for" in text
+    for control in (["--retries", "2"], ["--seeds=3"], ["--jobs", "2"], ["--dry-run"], ["--dry_run"]):
+        assert main(["train", "--resume", run, *control]) == 1
+        assert (
+            f"{control[0].partition('=')[0].replace('_', '-')}: --resume goes on with one run"
+            in capsys.readouterr().err
+        )
     assert main(["train", "--resume", run, "--steps", "100"]) == 0
     assert whole(Path(run))[0] == 100
 

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print a line per check; return 1 if something is wrong."""
     config = read_arguments(DoctorConfig, "doctor", arguments)
     findings = [_checked(check) for check in (python, torch_works, compiler, devices, cuda, threads, rendering)]
-    findings += [folder(config.out), *(package(one) for one in TESTED)]
+    findings += [folder(config.out), *packages(TESTED)]
     for one in findings:
         print(f"{one.state:<5}  {one.name:<17}  {one.text}")
     return int(any(one.state == "wrong" for one in findings))
@@ -160,12 +160,18 @@ def folder(path: Path) -> Checkup:
     return Checkup("ok" if free > 1 else "note", "run folder", f"{path}: {free:.0f} GiB free")
 
 
-def package(tested: Tested) -> Checkup:
+def packages(tested: Sequence[Tested]) -> list[Checkup]:
+    """Say which versions are installed beside those that were tested, and in one line which packages are not there."""
+    found = {one: _version(one.package) for one in tested}
+    lines = [package(one, there) for one, there in found.items() if there]
+    if missing := [one.package for one, there in found.items() if not there]:
+        advice = "uses, tested versions and how to install: docs/integrations.md#tested-versions"
+        lines.append(Checkup("note", "not installed", f"{', '.join(missing)} ({advice})"))
+    return lines
+
+
+def package(tested: Tested, found: str) -> Checkup:
     """Say which version of a package is installed beside the one that was tested."""
-    found = _version(tested.package)
-    if not found:
-        advice = f'not installed, needed for {tested.use}: pip install "{tested.install}"'
-        return Checkup("note", tested.package, f"{advice} ({tested.version} is tested)")
     if found.partition("+")[0] == tested.version:
         return Checkup("ok", tested.package, f"{found}, as tested")
     return Checkup("note", tested.package, f"{found}; tested is {tested.version}")

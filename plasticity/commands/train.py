@@ -94,9 +94,14 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
 
     from .differences import NOTED, SAFE, differences, notes
     from .parsing import parse
-    from .settings import settings
+    from .settings import CONTROL, settings
     from .training import TrainingRun
 
+    given = {change.partition("=")[0].removeprefix("--").replace("-", "_") for change in changes}
+    if meant := [f"--{name.replace('_', '-')}" for name in CONTROL if name in given]:
+        raise ValueError(
+            f"{', '.join(meant)}: --resume goes on with one run; several seeds go on by the command that began them"
+        )
     record = read_record(folder)
     require_imports(record, folder)
     agent = record["agent"]

@@ -1,4 +1,6 @@
-"""Write the tables of docs/performance.md from the figures in results/, between their marks, one for each machine.
+"""Write the tables of docs/performance.md and docs/costs.md from the figures in results/, between their marks.
+
+Machines have a table each, or a column where there is one number of each kind.
 
 python benchmarks/tables.py
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-DOC = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCS = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "costs.md")]
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("CleanRL", "stable-baselines3")
 
@@ -31,10 +33,17 @@ def speed(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def listing(figures: dict[str, Any]) -> str:
-    """Return named numbers as they are."""
-    rows = [f"| {name} | {value:,.3g} |" for name, value in figures.items() if isinstance(value, float | int)]
-    return "\n".join(["| | |", "|---|---|", *rows])
+def listing(machines: list[dict[str, Any]]) -> str:
+    """Return named numbers as they are, a column for each machine."""
+    names = [name for name, value in machines[0].items() if isinstance(value, float | int)]
+    rows = [f"| {name} | {' | '.join(f'{figures[name]:,.3g}' for figures in machines)} |" for name in names]
+    heads = " | ".join(figures["machine"]["processor"] for figures in machines)
+    return "\n".join([f"| | {heads} |", f"|---|{'---|' * len(machines)}", *rows])
+
+
+def each(table: Callable[[dict[str, Any]], str]) -> Callable[[list[dict[str, Any]]], str]:
+    """Return what writes a table for each machine, below its name."""
+    return lambda machines: "\n\n".join(f"{one['machine']['processor']}:\n\n{table(one)}" for one in machines)
 
 
 def precision(figures: dict[str, Any]) -> str:
@@ -98,30 +107,36 @@ def quartiles(values: list[float], scale: float = 1.0) -> str:
     return f"{median(values) * scale:.2f} [{low * scale:.2f}, {high * scale:.2f}]"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "speed": speed,
+TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "speed": each(speed),
     "roofline": listing,
     "replay": listing,
-    "precision": precision,
-    "probes": probes,
-    "metric_costs": metric_costs,
+    "precision": each(precision),
+    "probes": each(probes),
+    "metric_costs": each(metric_costs),
     "seeds": listing,
 }
 
 
 def written(text: str) -> str:
-    """Return the document with every table between its marks; ValueError where marks are missing."""
+    """Return a document with every table of its between the marks."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: benchmarks/tables.py -->", f"<!-- end of {name} -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"{DOC} lacks the lines {begin!r} and {end!r}, between which a table belongs")
         found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"**/{name}.json"))]
-        parts = [f"{figures['machine']['processor']}:\n\n{table(figures)}" for figures in found]
-        block = "\n\n".join([begin, *parts, end])
+        block = f"{begin}\n\n{table(found)}\n\n{end}"
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, b=block: b, text, flags=re.DOTALL)
     return text
 
 
+def main() -> int:
+    """Write the tables; ValueError where no page has the marks of one."""
+    pages = {page: page.read_text(encoding="utf-8") for page in DOCS}
+    if lost := [name for name in TABLES if not any(f"<!-- {name}: benchmarks" in text for text in pages.values())]:
+        raise ValueError(f"no page has the marks <!-- NAME: benchmarks/tables.py --> of {', '.join(lost)}")
+    for page, text in pages.items():
+        page.write_text(written(text), encoding="utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    DOC.write_text(written(DOC.read_text()))
-    sys.exit(0)
+    sys.exit(main())

@@ -335,7 +335,7 @@ def test_truncated_extended_missing_and_linked_files_are_refused_by_name(folder:
         load(folder)
     path.unlink()
     os.mkfifo(path)  # would block a reader that waits for a writer
-    with pytest.raises(CheckpointError, match=f"{name}: not a plain file"):
+    with pytest.raises(CheckpointError, match=f"{name}: it is no plain file"):
         load(folder)
     path.unlink()
     path.mkdir()

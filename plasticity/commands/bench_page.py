@@ -83,14 +83,13 @@ def verdict(protocol: Protocol) -> str:
         return f"{said}. No verdict: there is no fresh agent that learns, of the same seed, to compare with."
     assert protocol.oracle is not None
     fresh = cell(float(protocol.oracle[:, -1].mean()))
-    said += f", where a fresh agent has {fresh}; in the second half of the tasks it misses {cell(gap)} of what " \
-            "a fresh agent gains over random actions"  # fmt: skip
+    said += f", where a fresh agent has {fresh}; in the second half of the tasks its gap to a fresh agent is {cell(gap)}"
     low = gap.low if isinstance(gap, Interval) else gap
     word = "Plasticity is lost" if low > LOST else "No loss of plasticity is shown"
     others = {name: late_gap(protocol.gaps_of(name)) for name in protocol.curves if name != NONE}
     known = {name: value for name, value in others.items() if not np.isnan(_value(value))}
     best = min(known, key=lambda name: _value(known[name]), default=None)
-    keeps = "" if best is None else f" The least is lost with `{best}`: {cell(known[best])}."
+    keeps = "" if best is None else f" The smallest gap is that of `{best}`: {cell(known[best])}."
     return f"**{word}.** {said}.{keeps}"
 
 

@@ -149,7 +149,7 @@ def test_a_page_pairs_seeds_and_says_what_it_cannot_judge() -> None:
     protocol = Protocol("e", both, fresh, np.zeros(4), {}, {}, {}, {"oracle": [7], "none": [6, 7]})
     assert protocol.gaps_of("none") == pytest.approx(np.array([[0.0, 0.2, 0.8, 0.8]]))  # of seed 7 alone
     assert "**Plasticity is lost.**" in verdict(protocol)
-    assert "its gap to a fresh agent is 0.8" in verdict(protocol)
+    assert "its gap to that is 0.8" in verdict(protocol)
     kept = Protocol("e", {"none": ones * 2}, ones * 2, np.zeros(4), {}, {}, {})
     assert "**No loss of plasticity is shown.**" in verdict(kept)
     assert "no fresh agent" in verdict(Protocol("e", both, None, None, {}, {}, {}))

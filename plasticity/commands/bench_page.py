@@ -83,7 +83,7 @@ def verdict(protocol: Protocol) -> str:
         return f"{said}. No verdict: there is no fresh agent that learns, of the same seed, to compare with."
     assert protocol.oracle is not None
     fresh = cell(float(protocol.oracle[:, -1].mean()))
-    said += f", where a fresh agent has {fresh}; in the second half of the tasks its gap to a fresh agent is {cell(gap)}"
+    said += f", where a fresh agent has {fresh}; in the second half of the tasks its gap to that is {cell(gap)}"
     low = gap.low if isinstance(gap, Interval) else gap
     word = "Plasticity is lost" if low > LOST else "No loss of plasticity is shown"
     others = {name: late_gap(protocol.gaps_of(name)) for name in protocol.curves if name != NONE}

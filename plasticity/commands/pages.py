@@ -1,8 +1,8 @@
 """Pages that the source writes: ``python -m plasticity.commands.pages docs``; those of methods, and that of presets.
 
 The page of a method is made of the module's docstring (source), the class's (algorithm, presets, differences) and the
-fields. Pages that somebody wrote by hand are left as they are; ``docs/interventions.md`` has a table with
-a row for each method.
+fields. In pages that somebody wrote by hand presets and options stand between marks, and all else is left as it is;
+``docs/interventions.md`` has a table with a row for each method.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from .preset_pages import presets_page
 
 MARK = "<!-- Written by `python -m plasticity.commands.pages docs` from the source: change the docstring there. -->"
 BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
+OPTIONS, END_OF_OPTIONS = "<!-- options: python -m plasticity.commands.pages docs -->", "<!-- end of options -->"
 LINE = 125
 
 
 def method_page(name: str, kind: type[Any]) -> str:
     """Return the page of a method, in Markdown."""
-    flag = f"--{name.replace('_', '-')}"
-    parts = [f"# {kind.__name__} (`{flag}`)", MARK, _prose(source(kind)), _prose(inspect.getdoc(kind) or "")]
-    if any(kind.PRESETS.values()):
-        parts += ["## Presets", _presets(kind)]
-    parts += ["## Options", _options(kind, flag)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts = [f"# {kind.__name__} (`{_flag(name)}`)", MARK, _prose(source(kind)), _prose(inspect.getdoc(kind) or "")]
+    return "\n\n".join([*(part for part in parts if part), _sections(name, kind)]) + "\n"
+
+
+def with_options(text: str, name: str, kind: type[Any]) -> str:
+    """Return a page written by hand with the present presets and options between its marks."""
+    block = f"{OPTIONS}\n\n{_sections(name, kind)}\n\n{END_OF_OPTIONS}"
+    return re.sub(f"{OPTIONS}.*?{END_OF_OPTIONS}", lambda _: block, text, flags=re.DOTALL)
 
 
 def source(kind: type[Any]) -> str:
@@ -67,6 +70,15 @@ def _prose(text: str) -> str:
         indented = any(line.startswith(" ") for line in paragraph.splitlines())
         paragraphs.append(paragraph if indented else textwrap.fill(" ".join(paragraph.split()), LINE))
     return "\n\n".join(paragraphs)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _sections(name: str, kind: type[Any]) -> str:
+    presets = ["## Presets", _presets(kind)] if any(kind.PRESETS.values()) else []
+    return "\n\n".join([*presets, "## Options", _options(kind, _flag(name))])
 
 
 def _presets(kind: type[Any]) -> str:
@@ -103,8 +115,9 @@ def main(folder: str) -> None:
 
     for name, kind in INTERVENTIONS.items():
         path = Path(folder) / "interventions" / f"{name}.md"
-        if not written_by_hand(path):
-            path.write_text(method_page(name, kind), encoding="utf-8")
+        by_hand = written_by_hand(path)
+        page = with_options(path.read_text(encoding="utf-8"), name, kind) if by_hand else method_page(name, kind)
+        path.write_text(page, encoding="utf-8")
     index = Path(folder) / "interventions.md"
     index.write_text(with_table(index.read_text(encoding="utf-8"), dict(INTERVENTIONS)), encoding="utf-8")
     (Path(folder) / "presets.md").write_text(presets_page(), encoding="utf-8")

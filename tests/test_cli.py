@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from plasticity.cli import main
+from plasticity.commands.return_text import return_text
 from plasticity.commands.run import load_state
 from plasticity.storage.record import read_record
 
@@ -83,8 +84,14 @@ def test_eval_plays_the_saved_agent(finished: Path, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "sac on Pendulum-v1, trained for 260 steps, seed 5" in text
     assert "2 episodes" in text
+    assert main(["eval", str(finished), "--episodes", "1"]) == 0
+    assert "deviation" not in capsys.readouterr().out  # one episode has none
     assert main(["eval", str(finished), "--device", "cuda:99"]) == 1
     assert "--device cuda:99 cannot be used; PyTorch" in capsys.readouterr().err
+
+
+def test_a_return_within_one_has_three_decimals() -> None:
+    assert [return_text(value) for value in (0.4834, -1.0, 1.04, -1523.96)] == ["0.483", "-1.000", "1.0", "-1524.0"]
 
 
 def test_an_intervention_is_switched_on_set_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from runfolders import make_run
 from plasticity import palette
 from plasticity.cli import main
 from plasticity.reports.document import Report
-from plasticity.reports.figures import COLOURS, LINES, MARKERS, draw_curves, draw_maps, shading
+from plasticity.reports.figures import COLOURS, LINES, MARKERS, Map, draw_curves, draw_maps, shading
 from plasticity.reports.pdf import text_table
 from plasticity.reports.pictures import Pictures, in_one_order
 from plasticity.reports.runs import RecordedRun, load_runs
@@ -175,6 +175,20 @@ def test_maps_show_the_mean_of_the_seeds_by_layer_with_events(tmp_path: Path) ->
     mesh = figure.axes[0].collections[0]
     assert mesh.get_clim() == (0.0, 1.0)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["q.0", "q.2"]
+
+
+def test_a_map_measured_once_says_so_and_maps_beside_empty_places_are_labelled() -> None:
+    once = Map("q: dqn", ["q.0", "q.2"], np.array([504]), np.full((2, 1), 0.2))
+    often = Map("actor: ppo", ["pi.0"], np.array([0, 4000, 8000]), np.full((1, 3), 0.2))
+    figure = draw_maps([[once, None], [None, often]], shading("dormancy", "share"), "steps")
+    (first, _), (_, second) = np.array(figure.axes[:4]).reshape(2, 2)
+    assert "one measurement only, at step 504" in "".join(text.get_text() for text in first.texts)
+    assert not second.texts
+    for place, layers in ((first, ["q.0", "q.2"]), (second, ["pi.0"])):
+        assert place.get_xlabel() == "steps"
+        assert place.xaxis.get_tick_params()["labelbottom"]
+        assert place.yaxis.get_tick_params()["labelleft"]
+        assert [label.get_text() for label in place.get_yticklabels()] == layers
 
 
 def test_configurations_differ_in_more_than_colour(tmp_path: Path) -> None:
@@ -506,6 +520,8 @@ def test_one_table_in_four_languages() -> None:
     assert r"plain\_1 &  & 4 \\" in latex(table)
     assert r"\caption{Title 5 \%. A note.}" in latex(table)
     assert "a|b &amp; &lt;c&gt;" in as_html(table)
+    # A column of numbers that ends in empty cells is still one.
+    assert as_html(Table("T", ["x", "y"], [["a", 1.5], ["b", ""]], "")).count('class="n"') == 3
     Page(as_html(table))
 
 

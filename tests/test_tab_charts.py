@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import struct
 import time
 import urllib.parse
@@ -252,10 +253,27 @@ def test_a_permalink_shows_the_same_again(page, server):
     link = page.wait("document.body.dataset.link")
     assert link.startswith(f"{server.url}/data/plugin_entry.html?name=plasticity#p.plasticity.view=")
     with Browser() as other:
+        # Somebody whose own last visit was smoothed: a link shows the same to everyone.
+        open_tab(other, server)
+        other.wait("document.querySelectorAll('.column').length")
+        choose(other, "smooth", "0.9")
+        other.wait("document.querySelector('output').textContent === '0.90'")
+        other.open("about:blank")
         other.open(link)
         other.wait("document.querySelectorAll('article.overlay').length")
         assert other.run("document.querySelector('[data-key=log]').checked")
         assert other.run("document.querySelectorAll('.key > span').length") == 2
+        assert other.run("document.querySelector('output').textContent") == "0.00"
+
+
+@pytest.mark.slow
+def test_an_address_that_was_cut_or_typed_shows_the_rest(server):
+    odd = {"zoom": "x", "smooth": "a", "layers": 5, "hidden": None, "layout": 3, "curve": {}, "x": "moon"}
+    with Browser() as page:
+        for view in ({"shown": ["sac known (lr low)"], **odd}, {"shown": "nonsense"}, 7):
+            open_tab(page, server, view=view)
+            page.wait(CURVES)
+        assert [error for error in page.errors if "favicon" not in error] == []
 
 
 @pytest.mark.slow
@@ -289,7 +307,13 @@ def test_a_chart_is_saved_as_numbers_and_as_pictures(page):
     lines = list(picture.iter("{http://www.w3.org/2000/svg}polyline"))
     assert len(lines) == 2
     assert all(line.get("stroke").startswith("rgb") for line in lines)
-    assert "charts/episodic_return" in "".join(picture.itertext())
+    written = "".join(picture.itertext())
+    assert "charts/episodic_return" in written
+    assert "sac known (lr low)" in written  # whose line is whose
+    assert "sac known (lr high)" in written
+    # A run counts once, however many critics are one there.
+    rows = saved("CSV", "dormancy critic/all").decode().splitlines()
+    assert [float(cell) for cell in rows[-1].split(",")[3:]] == pytest.approx([0.3, 0.3, 0.3, 2])
     width, height, shades = png(saved("PNG"))
     assert (width, height) == (2 * float(picture.get("width")), 2 * float(picture.get("height")))
     assert len(shades) > 20
@@ -343,6 +367,20 @@ def test_a_supervised_run_has_its_loss_above_or_nothing(tmp_path):
         page.wait("document.querySelector('figure.chart')?.dataset.chart === 'losses/loss'")
         choose(page, "curve", "")
         page.wait("!document.querySelector('figure.chart')")
+    # Beside a run with a return: its own loss alone, a sentence next to the return.
+    with open_writers(tmp_path / "agent") as writer:
+        for step in range(1, 20):
+            writer.log(step, {"charts/episodic_return": 1.0 * step, "plasticity/net/dormancy/all": 0.1})
+    with Server(tmp_path, port=0) as server, Browser() as page:
+        server.wait_ready()
+        wait_for_runs(server, 3)
+        open_tab(page, server, view={"shown": ["with"]})
+        page.wait("document.querySelector('figure.chart')?.dataset.chart === 'losses/loss'")
+        open_tab(page, server, view={"shown": ["with", "agent"]})
+        page.wait("document.querySelector('figure.chart')?.dataset.chart === 'charts/episodic_return'")
+        assert page.run("document.querySelectorAll('figure.chart').length") == 1
+        assert "These runs logged no charts/episodic_return." in page.run("document.body.textContent")
+    shutil.rmtree(tmp_path / "agent")
     (tmp_path / "with").rename(tmp_path.parent / "elsewhere")
     with Server(tmp_path, port=0) as server, Browser() as page:
         server.wait_ready()

@@ -33,7 +33,7 @@ class EvalConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the returns, their mean and standard deviation."""
+    """Print the returns, of several their mean and standard deviation."""
     config = read_arguments(EvalConfig, "eval", arguments)
     for option in ("episodes", "eval_max_steps"):
         if (value := getattr(config, option)) is not None and value < 1:
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from plasticity.agents.evaluate import evaluate
     from plasticity.storage.randomness import seed_globally
 
+    from .return_text import return_text
     from .run import find_run, load_agent, make_run_env, steps_of
     from .settings import eval_limit
 
@@ -57,9 +58,10 @@ def main(arguments: Sequence[str]) -> int:
         returns = evaluate(agent, env, config.episodes, config.eval_max_steps or eval_limit(settings))
     finally:
         env.close()
-    spread = returns.std().item() if len(returns) > 1 else 0.0
     task = "" if config.task is None else f", task {config.task}"
     print(f"{record['agent']} on {name}{task}, trained for {steps_of(config.run)} steps, seed {settings['seed']}")
-    print("returns: " + " ".join(f"{r:.1f}" for r in returns.tolist()))
-    print(f"mean {returns.mean().item():.1f}, standard deviation {spread:.1f}, {len(returns)} episodes")
+    print("returns: " + " ".join(map(return_text, returns.tolist())))
+    if len(returns) > 1:  # one episode has no deviation
+        mean, spread = return_text(returns.mean().item()), return_text(returns.std().item())
+        print(f"mean {mean}, standard deviation {spread}, {len(returns)} episodes")
     return 0

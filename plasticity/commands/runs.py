@@ -16,6 +16,7 @@ from plasticity.storage.record import RECORD, read_record
 from plasticity.storage.rows import last_step
 
 from .arguments import read_arguments
+from .return_text import return_text
 from .tidying import archive, delete, require_alone, size_of
 
 HEAD: tuple[str, ...] = ("run", "agent", "environment", "seed", "status", "steps", "return", "methods", "tags")
@@ -94,7 +95,7 @@ def described(folder: Path, record: dict[str, Any]) -> tuple[str, ...]:
     status, planned = status_of(folder, record), settings.get("steps", 0)
     done = record["steps_done"] if "steps_done" in record and status != "running" else last_step(folder)
     steps = f"{done:,}" if status == "finished" else f"{done:,} of {planned:,}"
-    mean = f"{sum(returns) / len(returns):.1f}" if returns else "-"
+    mean = return_text(sum(returns) / len(returns)) if returns else "-"
     words = (" ".join(settings.get(kind, ())) or "-" for kind in ("interventions", "tag"))
     names = (str(folder), record["agent"], settings.get("env", "-"), str(settings.get("seed", "-")))
     return (*names, status, steps, mean, *words)

@@ -14,6 +14,7 @@ from plasticity.storage.record import RECORD, read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
 from .fleet import Fleet
+from .return_text import return_text
 from .run import without_flags
 from .seed import Seed
 
@@ -68,7 +69,7 @@ class Seeds(Fleet):
             state = f"{seed.state} ({seed.attempts})" if seed.attempts > 1 else seed.state
             charts = [seed.values.get(tag) for tag in (SPEED, EPISODIC_RETURN, EVAL_RETURN)]
             metrics = [find_metric(name).text(measured[seed.number].get(name, math.nan)) for name in shown]
-            numbers = ["" if v is None else f"{v:.0f}" if i == 0 else f"{v:.1f}" for i, v in enumerate(charts)]
+            numbers = ["" if v is None else f"{v:.0f}" if i == 0 else return_text(v) for i, v in enumerate(charts)]
             last = seed.error if seed.state == "failed" else seed.last_event
             table.add_row(
                 str(seed.number), state, f"{seed.step:,}", seed.left().removesuffix(" left"), *numbers, *metrics, last
@@ -80,7 +81,7 @@ class Seeds(Fleet):
         for seed in self.seeds:
             if seed.state in ("finished", "skipped"):
                 returns = read_record(seed.folder).get("eval_returns") or []
-                end = f"return {sum(returns) / len(returns):.1f}" if returns else "no evaluation"
+                end = f"return {return_text(sum(returns) / len(returns))}" if returns else "no evaluation"
                 seed_state = "finished before" if seed.state == "skipped" else "finished"
                 print(f"seed {seed.number}: {seed_state}, {end}  {seed.folder}")
             else:

@@ -20,6 +20,7 @@ from plasticity.agents.evaluate import Evaluate
 from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback, noting, rebuild
+from plasticity.commands.return_text import return_text
 from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import LiveView
 from plasticity.envs import TaskPlan, make_env
@@ -204,7 +205,8 @@ class TrainingRun:
         if status == "interrupted":
             print(f"\nstopped; go on with: plasticity train --resume {folder}")
         elif self.evaluate.last is not None:
-            print(f"\nreturn {self.evaluate.last.mean():.1f} over {len(self.evaluate.last)} evaluation episodes")
+            last = self.evaluate.last
+            print(f"\nreturn {return_text(last.mean())} over {len(last)} evaluation episodes")
         print(f"run folder: {folder}\nsee it with: plasticity dashboard {folder.parent}")
 
     def _first_update(self) -> str:

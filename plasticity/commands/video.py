@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     from plasticity.storage.randomness import seed_globally
 
     from .film import require_film, write_film
+    from .return_text import return_text
     from .run import find_run, load_agent, make_run_env
 
     folder, record = find_run(config.run)
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         write_film(path, pictures(agent, env, config, returns), config.fps or env.fps or 30.0)
     finally:
         env.close()
-    print(f"{path}: {record['agent']} on {name}, returns " + " ".join(f"{one:.1f}" for one in returns))
+    print(f"{path}: {record['agent']} on {name}, returns " + " ".join(map(return_text, returns)))
     return 0
 
 

@@ -158,8 +158,7 @@ def draw_maps(rows: Sequence[Sequence[Map | None]], colours: Shading, xlabel: st
                     place.set_visible(False)
                 else:
                     image = _map(place, one, scale, low, high)
-        for place in axes[-1]:
-            _steps_axis(place, xlabel)
+        _label_outer_maps(axes, xlabel)
         if image is not None:
             figure.colorbar(image, ax=axes, label=colours.label, fraction=0.025, pad=0.01)
         return figure
@@ -272,6 +271,9 @@ def _map(place: Axes, one: Map, colours: Any, low: float, high: float) -> Any:
     image = place.pcolormesh(
         edges, np.arange(len(one.layers) + 1), one.values, cmap=colours, vmin=low, vmax=high, rasterized=True
     )
+    if len(one.steps) == 1:  # too narrow a cell to be seen beside a whole run
+        said = f"one measurement only, at step {one.steps[0]:,.0f}: measure more often, --probe-every"
+        place.text(0.5, 0.5, said, transform=place.transAxes, ha="center", va="center", color="#666666", fontsize=8)
     place.set_yticks(np.arange(len(one.layers)) + 0.5, one.layers, fontsize=7)
     place.set_ylim(len(one.layers), 0)
     place.tick_params("y", length=0)
@@ -281,6 +283,17 @@ def _map(place: Axes, one: Map, colours: Any, low: float, high: float) -> Any:
         place.plot(one.marks, np.full(len(one.marks), 1.02), "|", transform=above, color="#000000",
                    markersize=5, markeredgewidth=0.8, clip_on=False)  # fmt: skip
     return image
+
+
+def _label_outer_maps(axes: NDArray[Any], xlabel: str) -> None:
+    """Write layers beside the first map of each row and steps below the last of each column: places may be empty."""
+    for line in axes:
+        for place in [one for one in line if one.get_visible()][:1]:
+            place.tick_params("y", labelleft=True)
+    for column in axes.T:
+        for place in [one for one in column if one.get_visible()][-1:]:
+            place.tick_params("x", labelbottom=True)
+            _steps_axis(place, xlabel)
 
 
 def _range(values: NDArray[Any], colours: Shading) -> tuple[float, float]:

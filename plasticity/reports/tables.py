@@ -89,7 +89,8 @@ def latex(table: Table) -> str:
 
 def as_html(table: Table) -> str:
     """Return the table as HTML, its title and note as the caption; columns of numbers are set to the right."""
-    last = table.rows[-1] if table.rows else [""] * len(table.columns)
+    last = [next((c for c in reversed(column) if c not in ("", None)), "") for column in zip(*table.rows, strict=True)]
+    last = last or [""] * len(table.columns)
     right = [isinstance(value, int | float | Interval) for value in last]
 
     def row(cells: Sequence[Any], tag: str) -> str:

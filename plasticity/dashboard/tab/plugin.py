@@ -109,6 +109,7 @@ class PlasticityPlugin(base_plugin.TBPlugin):
                     "step": max((info.max_step for info in tags.values()), default=0),
                     "time": max((info.max_wall_time for info in tags.values()), default=0),
                     "probed": bool(plasticity_tags(tags)),
+                    "curve": usual_curve(tags),
                 }
                 for run, tags in listed.items()
             ]
@@ -118,7 +119,6 @@ class PlasticityPlugin(base_plugin.TBPlugin):
         answer = {
             "runs": runs,
             "curves": curves(tags),
-            "curve": usual_curve(tags),
             "metrics": metrics,
             "faults": faults,
         }

@@ -41,7 +41,7 @@ function tick(name, label, value, change) {
 }
 
 function curveChoice(state, actions) {
-  const options = ["", ...state.curves].map((name) => h("option", { value: name, selected: name === state.curve }, name || "no curve"));
+  const options = ["", ...state.curves].map((name) => h("option", { value: name, selected: name === state.above }, name || "no curve"));
   return h("label", {}, "above", h("select", { "data-key": "curve", onchange: (event) => actions.set({ curve: event.target.value }) }, options));
 }
 

@@ -29,7 +29,7 @@ export function lineChart(title, lines, frame, look, actions, extras = {}) {
     "aria-label": `${spoken(title, drawn)}; arrows read, + and - zoom, 0 shows all`, role: "application", "data-key": `chart/${title}`,
   }, drawn.length ? null : h("span", { class: "nothing" }, `no ${title} in these runs`));
   reading(plot, title, drawn, axis, actions);
-  const tools = exportTools(title, () => svg, () => rowsOf(title, lines, axis));
+  const tools = exportTools(title, () => svg, () => rowsOf(title, lines, axis), drawn);
   return h("figure", { class: "chart", "data-chart": title }, svg, plot, tools, vertical.note && h("small", { class: "remark" }, vertical.note));
 }
 

@@ -45,9 +45,9 @@ function column({ label, runs }, common) {
   },
     heading(label, runs, colours.get(label).colour),
     runs.length ? story(runs, state.expanded.has(label), { open, expand: () => actions.expand(label) }) : h("p"),
-    state.curve
-      ? h("div", {}, h("h3", {}, state.curve), lineChart(state.curve, [curve], frame, { log: state.log, smooth: state.smooth, range: extent }, actions, extras))
-      : h("p", { class: "quiet" }, "These runs logged no return and no loss."),
+    state.above && curve.series
+      ? h("div", {}, h("h3", {}, state.above), lineChart(state.above, [curve], frame, { log: state.log, smooth: state.smooth, range: extent }, actions, extras))
+      : h("p", { class: "quiet" }, state.above ? `These runs logged no ${state.above}.` : "These runs logged no return and no loss."),
     lane(marks, runs.length > 1, width),
     layers(runs, common, open, label));
 }

@@ -3,14 +3,17 @@
 import { h } from "./dom.js";
 
 const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity", "font-size", "font-family", "font-weight", "text-anchor"];
-const HEAD = 26, EDGE = 10;
+const HEAD = 26, EDGE = 10, KEY = 18;
 
-/** Three buttons; `draw()` returns the chart's SVG element, which is on the page, `rows()` its numbers, heads first. */
-export function exportTools(title, draw, rows) {
+/**
+ * Three buttons; `draw()` returns the chart's SVG element, which is on the page, `rows()` its numbers, heads first.
+ * `lines`, [{label, colour, dash}], are named below a picture.
+ */
+export function exportTools(title, draw, rows, lines = []) {
   const name = title.replace(/[^\w.-]+/g, "-");
   const kinds = {
-    SVG: () => save(`${name}.svg`, new Blob([standalone(title, draw()).text], { type: "image/svg+xml" })),
-    PNG: async () => save(`${name}.png`, await bitmap(standalone(title, draw()))),
+    SVG: () => save(`${name}.svg`, new Blob([standalone(title, draw(), lines).text], { type: "image/svg+xml" })),
+    PNG: async () => save(`${name}.png`, await bitmap(standalone(title, draw(), lines))),
     CSV: () => save(`${name}.csv`, new Blob([csv(rows())], { type: "text/csv" })),
   };
   return h("div", { class: "tools", role: "group", "aria-label": `Save ${title}` }, Object.entries(kinds).map(([kind, write]) =>
@@ -18,8 +21,9 @@ export function exportTools(title, draw, rows) {
 }
 
 /** An SVG as a document of its own: {text, width, height}. What the page's style sheet says is written into it. */
-export function standalone(title, svg) {
-  const copy = svg.cloneNode(true), width = +svg.getAttribute("width") + 2 * EDGE, height = +svg.getAttribute("height") + HEAD + EDGE;
+export function standalone(title, svg, lines = []) {
+  const copy = svg.cloneNode(true), width = +svg.getAttribute("width") + 2 * EDGE, foot = +svg.getAttribute("height") + HEAD;
+  const height = foot + lines.length * KEY + EDGE;
   const made = [copy, ...copy.querySelectorAll("*")];
   [svg, ...svg.querySelectorAll("*")].forEach((element, i) => {
     const style = getComputedStyle(element);
@@ -30,8 +34,15 @@ export function standalone(title, svg) {
   copy.setAttribute("y", HEAD);
   const heading = h("text", { x: EDGE, y: 17, fill: page.color, "font-family": page.fontFamily, "font-size": 13, "font-weight": 600 }, title);
   const whole = h("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}` },
-    h("rect", { width, height, fill: page.backgroundColor }), heading, copy);
+    h("rect", { width, height, fill: page.backgroundColor }), heading, copy, lines.map((line, i) => keyLine(line, foot + i * KEY + 12, page)));
   return { text: new XMLSerializer().serializeToString(whole), width, height };
+}
+
+/** One line of the legend: a stroke as it is drawn, and whose it is. */
+function keyLine({ label, colour, dash }, y, page) {
+  return h("g", {},
+    h("line", { x1: EDGE, x2: EDGE + 26, y1: y, y2: y, stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash }),
+    h("text", { x: EDGE + 34, y: y + 4, fill: page.color, "font-family": page.fontFamily, "font-size": 11 }, label));
 }
 
 async function bitmap({ text, width, height }, scale = 2) {

@@ -24,7 +24,7 @@ const USUAL = {
 const state = {
   ...USUAL, hidden: new Set(),
   runs: [], curves: [], metrics: [], faults: [], filter: "", expanded: new Set(), menu: false,
-  layer: null, error: "", updated: null, copied: "",
+  above: "", layer: null, error: "", updated: null, copied: "",
 };
 const store = new Map();
 let panel, timer, asking = false, wanted = false;
@@ -83,11 +83,11 @@ async function ask() {
   setMetrics(found.metrics);
   Object.assign(state, { runs: found.runs, curves: found.curves, metrics: found.metrics, faults: found.faults });
   state.shown ??= found.runs.length ? firstShown(found.runs) : null;
-  if (state.curve === null || (state.curve && !state.curves.includes(state.curve))) state.curve = found.curve;
-  const names = visible().flatMap((group) => group.runs.map((run) => run.name));
+  const shown = visible().flatMap((group) => group.runs), names = shown.map((run) => run.name);
+  state.above = state.curve === "" || state.curves.includes(state.curve) ? state.curve : usualCurve(shown);
   const known = names.map((name) => store.get(name)).filter(Boolean);
   const maps = known.length ? chosenMaps(ordered(metricsOf(known))) : usualMaps();
-  const news = await updateSeries(store, names, { curve: state.curve, maps, detail: axisOf(known).detail });
+  const news = await updateSeries(store, names, { curve: state.above, maps, detail: axisOf(known).detail });
   state.updated = new Date();
   if (news || before !== listed()) draw();
   else drawClock();
@@ -99,6 +99,9 @@ function firstShown(runs) {
   const groups = groupsOf(runs), probed = groups.filter((group) => group.runs.some((run) => run.probed));
   return new Set((probed.length ? probed : groups).slice(0, AT_FIRST).map((group) => group.label));
 }
+
+/** The curve above if nobody chose one: the first of the list that is a return of the runs shown, else a loss. */
+const usualCurve = (runs) => state.curves.find((tag) => runs.some((run) => run.curve === tag)) ?? "";
 
 /** The groups that are chosen, without hidden runs. */
 function chosen() {

@@ -55,11 +55,12 @@ export function rowsOf(runs, { chosen, families, axis, range, byLevel, count = B
   for (const metric of ordered(metricsOf(datas))) {
     const scale = scaleFor(metric, range[metric], byLevel);
     table[metric] = layers.flatMap((at) => {
-      const found = datas.flatMap((data, i) => at.members.map((member) => ({ data, points: index[i].get(name(member, metric, at.layer)) })))
-        .filter(({ points }) => points);
+      const found = datas.map((data, i) => ({ data, twins: at.members.map((member) => index[i].get(name(member, metric, at.layer))).filter(Boolean) }))
+        .filter(({ twins }) => twins.length);
       if (!found.length) return [];
-      const series = summarised(found.map(({ data, points }) => binned(points, axis, data, count)));
-      const firsts = found.map(({ points }) => firstOf(points)).filter((value) => !Number.isNaN(value));
+      // The mean of twins first: a run counts once, however many critics it has.
+      const series = summarised(found.map(({ data, twins }) => summarised(twins.map((points) => binned(points, axis, data, count))).mean));
+      const firsts = found.flatMap(({ twins }) => twins.map(firstOf)).filter((value) => !Number.isNaN(value));
       const first = firsts.length ? firsts.reduce((a, b) => a + b) / firsts.length : NaN;
       return [{ ...at, metric, series, scale, first, width: widthOf(datas, at.members[0], at.layer), seeds: found.length }];
     });

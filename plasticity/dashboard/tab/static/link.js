@@ -16,8 +16,16 @@ function parts(state, names, usual) {
   return found;
 }
 
+/** Whether a value is of the sort that its name has: an address may be cut, or written by hand. */
+function fits(name, value) {
+  if (SETS.includes(name)) return value === null || Array.isArray(value);
+  if (name === "zoom") return value === null || (Array.isArray(value) && value.length === 2 && value.every(Number.isFinite) && value[0] < value[1]);
+  if (name === "smooth") return value >= 0 && value < 1;
+  return typeof value === (["log", "together", "byLevel"].includes(name) ? "boolean" : "string");
+}
+
 function take(state, found) {
-  for (const name of [...SETS, ...PLAIN].filter((name) => name in found)) {
+  for (const name of [...SETS, ...PLAIN].filter((name) => name in found && fits(name, found[name]))) {
     state[name] = SETS.includes(name) ? found[name] && new Set(found[name]) : found[name];
   }
 }
@@ -39,16 +47,22 @@ export function linkTo(state, usual) {
   return String(page);
 }
 
-/** Take over what the address says, and of what it does not, what was kept from the last visit. */
-export function recall(state) {
-  try {
-    take(state, JSON.parse(localStorage.getItem(KEY)) ?? {});
-  } catch { /* nothing was kept */ }
+/** What the address says; null if it says nothing that can be read. */
+function addressed() {
   try {
     const hash = (outerPage() ?? window).location.hash.slice(1);
     const part = hash.split("&").find((one) => one.startsWith(`${PARAMETER}=`));
-    if (part) take(state, JSON.parse(decodeURIComponent(part.slice(PARAMETER.length + 1))));
-  } catch { /* no address of ours */ }
+    return part ? JSON.parse(decodeURIComponent(part.slice(PARAMETER.length + 1))) : null;
+  } catch {
+    return null;
+  }
+}
+
+/** Take over what the address says, or else what was kept from the last visit: a link shows the same to everyone. */
+export function recall(state) {
+  try {
+    take(state, addressed() ?? JSON.parse(localStorage.getItem(KEY)) ?? {});
+  } catch { /* nothing was kept, or no object */ }
 }
 
 export function remember(state, usual) {

@@ -17,7 +17,7 @@ export function overlay(groups, common, space) {
   const width = Math.max(400, space - GUTTER - EDGE - 30);
   return [h("article", { class: "column overlay", "data-group": "overlay", "aria-label": "all in one chart", style: `--gutter:${GUTTER}px;--value:${EDGE}px;--plot:${width}px` },
     legend(groups, colours),
-    state.curve ? h("section", {}, h("h3", {}, state.curve), curveChart(groups, common, width)) : null,
+    state.above ? h("section", {}, h("h3", {}, state.above), curveChart(groups, common, width)) : null,
     groups.map(({ label, runs }) => lane(marksOf(runs, common.axis, width), runs.length > 1, width, { name: label, colour: colours.get(label).colour })),
     maps.map((metric) => smallCharts(metric, groups, common, space)),
     h("section", { class: "stories" }, h("h3", {}, "What happened"), groups.map(({ label, runs }) => h("div", {},
@@ -36,7 +36,7 @@ function curveChart(groups, common, width) {
   const { state, axis, actions } = common;
   const lines = groups.map((group) => curveOf(group, common, Math.min(400, Math.round(width / 3))));
   const tasks = tasksOf(groups.flatMap((group) => group.runs), axis, width);
-  return lineChart(state.curve, lines, { axis, width, height: HEIGHT, gutter: GUTTER, edge: EDGE }, { log: state.log, smooth: state.smooth }, actions, { tasks });
+  return lineChart(state.above, lines, { axis, width, height: HEIGHT, gutter: GUTTER, edge: EDGE }, { log: state.log, smooth: state.smooth }, actions, { tasks });
 }
 
 /** One metric: a chart per chosen layer, whole networks if nobody chose any. */

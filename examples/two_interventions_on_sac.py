@@ -21,7 +21,7 @@ env = make_env("Pendulum-v1", seed=1)
 config = SACConfig(hidden=(64, 64), actor_lr=1e-3, critic_lr=1e-3, learning_starts=min(500, steps // 2))
 agent = SAC(env.observation_space, env.action_space, config, seed=1)
 
-# A method is an object with its settings; several are a list, and any two compose.
+# A method is an object with its settings; several are a list. Any two compose, or are refused with the reason.
 regrama = ReGraMa(every=max(10, steps // 10), networks=("critic_*",), cap=0.05)
 swd = SampleWeightDecay(horizon=steps // 2)
 measure = Measure(["dormancy", "grama"], every=max(10, steps // 10))

@@ -154,6 +154,23 @@ def test_the_page_answers_only_under_names_it_was_started_for(name, host, served
     assert said == ([] if served else ["403 Forbidden"])
 
 
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")],
+)
+def test_the_link_can_be_opened_whatever_address_it_listens_on(tmp_path, host, address):
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    server = Server(tmp_path, port=0, host=host)
+    assert server.url == f"http://{address}:{server.port}"
+    assert server.port > 0
+
+
+def test_a_refusal_names_what_a_server_on_all_addresses_answers_to():
+    (said,) = guarded(lambda environ, start: [b"runs"], "0.0.0.0")({"HTTP_HOST": "evil.example"}, lambda *a: None)
+    assert b"any address and the name of this machine" in said
+
+
 def children(pid):
     """The data server that TensorBoard starts; empty where there is no /proc."""
     try:

@@ -485,6 +485,14 @@ def test_a_report_is_a_pdf_too(tmp_path: Path) -> None:
     lines = text_table(table)
     assert max(map(len, lines)) <= 150
     assert lines[-1] == "A note."
+    gaps = text_table(Table("Wide", [f"a long column {i}" for i in range(9)], [["a" * 40, *[""] * 7, "b" * 40]]))
+    assert gaps[2:4] == [
+        f"a long column 0: {'a' * 40}",
+        f"a long column 8: {'b' * 40}",
+    ]  # nothing of empty cells
+    command = "plasticity train sac --env Pendulum-v1 --learning-starts 500 --eval-every 500 --checkpoint.every 600"
+    pieces = " ".join(text_table(Table("T", ["folder", "command"], [["runs/a", command]]))[3:]).split()
+    assert pieces == ["runs/a", *command.split()]  # options are not broken at their hyphens
     assert text_table(Table("T", ["a", "b"], [["x", 1.5], ["long", None]])) == [
         "T",
         "-",

@@ -31,6 +31,16 @@ def is_served(name: str, host: str) -> bool:
     )
 
 
+def reached_as(host: str) -> str:
+    """Return a name under which this machine reaches a server on ``host``: of all addresses the loopback one."""
+    return ("::1" if host == "::" else "127.0.0.1") if host in EVERYWHERE else host
+
+
+def in_address(host: str) -> str:
+    """Return a host as it stands in a web address: brackets around IPv6."""
+    return f"[{host}]" if ":" in host else host
+
+
 def guarded(application: Application, host: str) -> Application:
     """Return an application that refuses requests under other names than those of ``host``."""
 
@@ -39,7 +49,8 @@ def guarded(application: Application, host: str) -> Application:
         if is_served(name, host):
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
-        said = f"This page answers to {', '.join(sorted(LOOPBACK | {host} - EVERYWHERE))} only, not to {name[:100]!r}. "
+        more = {"any address and the name of this machine"} if host in EVERYWHERE else {host}
+        said = f"This page answers to {', '.join(sorted(LOOPBACK | more))} only, not to {name[:100]!r}. "
         return [f"{said}Start it with --host NAME to reach it under another name.\n".encode()]
 
     return answer

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from plasticity.dashboard.hosts import EVERYWHERE, in_address, reached_as
 from plasticity.dashboard.layout import layers_url, pinned_url, tab_url
 from plasticity.storage.rows import find_runs, metric_tags, read_metrics
 
@@ -36,6 +37,8 @@ def serve(logdir: Path | str, port: int = 6006, host: str = "127.0.0.1", open_: 
         with _terminate_is_interrupt(), Server(folder, port, host) as server:
             server.wait_ready()
             link = _announce(folder, server.url)
+            if host in EVERYWHERE:
+                print(f"From elsewhere: {tab_url(f'http://{socket.gethostname()}:{server.port}')}", flush=True)
             if open_:
                 webbrowser.open(link)
             server.wait()
@@ -55,7 +58,7 @@ class Server:
     def __init__(self, logdir: Path, port: int = 6006, host: str = "127.0.0.1") -> None:
         self.logdir, self.host = logdir, host
         self.port = free_port(host, port)
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{in_address(reached_as(host))}:{self.port}"
 
     def __enter__(self) -> Server:
         self._output = tempfile.TemporaryFile()
@@ -106,13 +109,13 @@ class Server:
 def free_port(host: str, port: int, attempts: int = 100) -> int:
     """Return the first free port of ``host`` from ``port`` on; OSError if none of ``attempts`` is."""
     for candidate in range(port, min(port + attempts, 65536)):
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, candidate))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise OSError(f"cannot listen on {host}:{candidate}: {error.strerror}") from error
+                    raise OSError(f"cannot listen on {in_address(host)}:{candidate}: {error.strerror}") from error
                 continue
             return int(probe.getsockname()[1])
     raise OSError(f"no free port on {host} from {port} on; pass another one")

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_pdf import PdfPages
@@ -40,16 +41,19 @@ def pdf(title: str, paragraphs: Sequence[str], pictures: Sequence[Picture], tabl
 
 
 def text_table(table: Table) -> list[str]:
-    """Return a table as lines of fixed width; long cells are broken, wide tables are set column by column."""
+    """Return a table as lines of fixed width; long cells are broken, wide tables are set cell by cell."""
     rows = [list(map(str, table.columns)), *([cell(value) for value in row] for row in table.rows)]
     widths = [min(max(map(len, column)), _WIDEST) for column in zip(*rows, strict=True)]
     lines = [table.title, "-" * len(table.title)]
     if sum(widths) + 2 * len(widths) > _COLUMNS:
         for row in rows[1:]:
-            lines += [line for name, text in zip(rows[0], row, strict=True) for line in _entry(name, text)] + [""]
+            told = [_entry(name, text) for name, text in zip(rows[0], row, strict=True) if text]
+            lines += [line for entry in told for line in entry] + [""]
     else:
         for row in rows:
-            broken = [wrap(text, width) or [""] for text, width in zip(row, widths, strict=True)]
+            broken = [
+                wrap(text, width, break_on_hyphens=False) or [""] for text, width in zip(row, widths, strict=True)
+            ]
             for i in range(max(map(len, broken))):
                 parts = [
                     (cells[i] if i < len(cells) else "").ljust(width)
@@ -60,7 +64,12 @@ def text_table(table: Table) -> list[str]:
 
 
 def _entry(name: str, text: str) -> list[str]:
-    return wrap(f"{name or '-'}: {text}", _COLUMNS, subsequent_indent="    ") or [""]
+    return _wrapped(f"{name or '-'}: {text}", _COLUMNS, subsequent_indent="    ")
+
+
+def _wrapped(text: str, width: int, **how: Any) -> list[str]:
+    """Break a cell at spaces only: the options of a command stay whole."""
+    return wrap(text, width, break_on_hyphens=False, **how)
 
 
 def _paged(lines: Sequence[str]) -> Iterator[Figure]:

@@ -434,6 +434,52 @@ def test_some_planted_causes_are_named_first(cause: object, network: str, steps:
     assert named(cause, network, 0, teachers=teachers, steps=steps) == CAUSES[cause]  # type: ignore[index]
 
 
+def test_an_untrained_model_is_healthy_whatever_it_is_wrapped_in() -> None:
+    torch.manual_seed(0)
+    spectral = lambda: nn.Sequential(  # noqa: E731
+        *(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    )
+    older = lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))  # noqa: E731
+    plain = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))  # noqa: E731
+    how = {"steps": 10, "teachers": 2, "remedies": False, "budget": 600}
+    for fresh, is_mixed in ((spectral, False), (older, False), (plain, True)):
+        model, batches = fresh(), [torch.randn(16, 4) for _ in range(2)]
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(10):
+            model(batches[0])  # the older one iterates from random vectors
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            found = plasticity.diagnose(model, optimizer, batches, fresh=fresh, **how)
+            assert torch.is_autocast_cache_enabled()
+        assert found.cause == "nothing is wrong", found
+        assert found.examination.residual.learned.value > 0.1
+
+
+def test_a_loss_among_the_outputs_is_no_output() -> None:
+    model = lambda x: {"loss": x.sum(), "logits": x}  # noqa: E731
+    x = torch.randn(3, 2)
+    assert first_output(model, x) is x
+    with pytest.raises(ValueError, match="no floating-point tensor with a batch"):
+        first_output(lambda x: x.sum(), x)  # type: ignore[arg-type]
+    one = patient()
+    with pytest.raises(ValueError, match="got a single number, such as a loss"):
+        teach(replace(one, forward=lambda m, b: first_output(m, b).sum()), 0)
+
+
+def test_data_that_are_no_numbers_are_said() -> None:
+    net = mlp()
+    batches = [torch.full((4, 6), math.nan)] * 2
+    found = plasticity.diagnose(net, torch.optim.Adam(net.parameters()), batches, fresh=mlp, steps=3, teachers=2)
+    assert "outputs of fresh networks on these data are no finite numbers" in str(found)
+
+
+@pytest.mark.slow
+def test_a_young_residual_network_is_compared_with_fresh_ones_whose_optimizers_settled() -> None:
+    p = plant(young, "residual", 0)
+    found = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, remedies=False, budget=600, **p.options)
+    assert found.cause == CAUSES[young]
+    assert found.examination.settled == ["residual"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "conv", "residual"])
 @pytest.mark.parametrize("seed", range(3))

@@ -126,13 +126,19 @@ class InALesson(Protocol):
         """One curve per teacher."""
 
 
-def compare(trials: Trials, lesson: str, size: Size, rate: float | None = None) -> Comparison:
-    """Let the aged and the fresh networks learn a lesson; raise OutOfTime where the budget ends before."""
-    teachers = range(size.teachers)
-    fresh = tuple(
-        tuple(trials.curve(lesson, f"{FRESH} {i}", t, rate=rate) for t in teachers) for i in range(size.fresh)
-    )
-    return Comparison(lesson, rate, tuple(trials.curve(lesson, AGED, t, rate=rate) for t in teachers), fresh)
+def compare(
+    trials: Trials, lesson: str, size: Size, rate: float | None = None, change: Change | None = None, name: str = ""
+) -> Comparison:
+    """Let the aged and the fresh networks learn a lesson; raise OutOfTime where the budget ends before.
+
+    ``change``: done to each of them before, under ``name``.
+    """
+
+    def curves(who: str) -> tuple[FitCurve, ...]:
+        key = f"{who} {name}" if name else who
+        return tuple(trials.curve(lesson, key, t, change, rate) for t in range(size.teachers))
+
+    return Comparison(lesson, rate, curves(AGED), tuple(curves(f"{FRESH} {i}") for i in range(size.fresh)))
 
 
 def changed(trials: Trials, comparison: InALesson, name: str, change: Change) -> tuple[FitCurve, ...]:

@@ -26,18 +26,17 @@ from .intervals import Estimate
 from .parts import parts_of
 from .rates import at_other_rates
 from .remedies import Remedy, remedies_of
+from .settling import SETTLING, settles
 from .surroundings import in_fresh_surroundings
 from .symptoms import Symptoms, symptoms_of
 from .targets import POLICIES
-from .trainee import Forward, Patient, Trainee, aside, first_output
+from .trainee import Forward, Patient, aside, first_output
 from .trials import BANDIT, OWN, RESIDUAL, Budget, OutOfTime, Trials
 from .verdict import Diagnosis, judge
 
 STEPS = 40
 """Updates of a fit."""
 MAX_BATCHES = 8
-SETTLING = 20
-"""Updates at rate 0 in which an optimizer gets to know a lesson; of a momentum of 0.9, an eighth is left after them."""
 
 
 @dataclass
@@ -220,27 +219,16 @@ def _look_at_symptoms(trials: Trials, num_fresh: int, found: Examination) -> Non
 
 
 def _let_settle(trials: Trials, found: Examination) -> None:
-    """Note the lessons in which it is enough that the optimizer gets to know them.
-
-    Any change of lesson costs a few updates, in which momentum turns; that is no loss of plasticity. What stays, such
-    as second moments that are far too large, is.
-    """
-    if not trials.patient.optimizer.state:
-        return
+    """Note the lessons in which it is enough that the optimizer gets to know them."""
     for comparison in (found.residual, found.bandit):
         if comparison is None or not comparison.fresh_learns or not comparison.is_slower:
             continue
-        curves = changed(trials, comparison, "settled optimizer", _settle)
-        if comparison.suffices(curves):
+        if settles(trials, comparison):
             found.settled.append(comparison.lesson)
             found.remarks.append(
                 f"{comparison.lesson}: slower at first, until momentum has turned; as fast as a fresh network once its "
                 f"optimizer has seen {SETTLING} gradients of the lesson"
             )
-
-
-def _settle(trainee: Trainee, _: nn.Module) -> None:
-    trainee.settling = SETTLING
 
 
 def _try_parts(trials: Trials, comparison: Comparison, found: Examination) -> None:

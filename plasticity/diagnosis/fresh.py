@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from plasticity.isolation import copied, named_modules, named_parameters, unwrap
 from plasticity.structure.layers import NORM_MODULES
+from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.initialisers import fresh_parameters
 from plasticity.surgery.origin import Origin, Replacement, fresh_copy
 
@@ -87,4 +88,5 @@ def _restarted(twin: nn.Module) -> nn.Module:
     for module in twin.modules():
         if isinstance(module, NORM_MODULES) and hasattr(module, "reset_running_stats"):
             module.reset_running_stats()  # type: ignore[operator]
+    renew_derived_(twin)
     return twin

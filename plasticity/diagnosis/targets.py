@@ -47,6 +47,8 @@ def teach(patient: Patient, seed: int) -> list[Tensor]:
     teacher, generator = patient.twin(seed), torch.Generator().manual_seed(seed)
     with aside(teacher, seed), in_evaluation(teacher):
         outputs = [patient.forward(teacher, batch).float() for batch in patient.batches]
+    if not all(o.dim() for o in outputs):
+        raise ValueError("forward must return outputs, one tensor (batch, ...); got a single number, such as a loss")
     rows = torch.cat([o.reshape(-1, o.shape[-1]) if o.dim() > 1 else o.reshape(-1, 1) for o in outputs])
     mean, std = rows.mean(0), rows.std(0, correction=0)
     constant = std <= FLAT * rows.abs().amax().clamp(min=1e-30)

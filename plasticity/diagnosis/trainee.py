@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from plasticity.isolation import copied, is_compiled, named_parameters, other_generators, unwrap
 from plasticity.structure.labels import tensors_in
 from plasticity.structure.optimizers import all_parameters
+from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
 
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -53,6 +54,7 @@ class Trainee:
             for name, value in values.items():
                 own[name].copy_(value)
                 forget_([self.optimizer], own[name])
+        renew_derived_(self.model)
 
     def forget_(self) -> None:
         """Let the optimizer start anew on all parameters."""
@@ -144,6 +146,7 @@ class Patient:
 def aside(model: nn.Module, seed: int) -> Iterator[None]:
     """Within, global random numbers are drawn from ``seed`` and put back, and compiled parts of copies run eagerly.
 
+    Under autocast its cache of weights, which would hide every update until the context ends, is off.
     ``model``: on its devices. :func:`plasticity.isolation.undisturbed` would hide the passes from observers: what is
     attached to a copy has to see its passes.
     """
@@ -153,6 +156,9 @@ def aside(model: nn.Module, seed: int) -> Iterator[None]:
         stack.enter_context(other_generators())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(False)
         if is_compiled(model):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         seed_everything(seed)
@@ -181,16 +187,16 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def first_output(model: nn.Module, batch: Any) -> Tensor:
-    """Run a model on its inputs and return its first floating-point output.
+    """Run a model on its inputs and return its first floating-point output that is no single number, such as a loss.
 
     ``batch``: a tensor; the pair (inputs, targets), of which the model gets the inputs; a mapping of named inputs.
     """
     if isinstance(batch, (tuple, list)):
         batch = batch[0]
     result = model(**batch) if isinstance(batch, Mapping) and not hasattr(batch, "batch_size") else model(batch)
-    found = next((tensor for tensor in tensors_in(result) if tensor.is_floating_point()), None)
+    found = next((tensor for tensor in tensors_in(result) if tensor.is_floating_point() and tensor.dim()), None)
     if found is None:
         raise ValueError(
-            f"{type(model).__name__} returned no floating-point tensor; pass forward=(model, batch) -> one"
+            f"{type(model).__name__} returned no floating-point tensor with a batch; pass forward=(model, batch) -> one"
         )
     return found

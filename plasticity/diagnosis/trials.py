@@ -76,7 +76,8 @@ class Trials:
     ) -> FitCurve:
         """Return the losses of ``who`` in a lesson by a teacher; raise OutOfTime where it is new and no time is left.
 
-        ``who``: ``aged``; ``fresh 0``, ``fresh 1``, ...; any other name is the aged network after ``change``.
+        ``who``: ``fresh 0``, ``fresh 1``, ..., or any other name for the aged network; both after ``change``, under a
+        name of its own (``fresh 0 settled``).
         """
         key = f"{self.patient.name}|{lesson}|{who}|{teacher}|{rate}"
         if key not in self._curves:
@@ -97,7 +98,7 @@ class Trials:
         trainee = self.patient.aged()
         if who.startswith(FRESH):
             renew_all(trainee, self.twin(self._number("fresh", int(who.split()[1]))))
-        elif change is not None:
+        if change is not None:
             change(trainee, self.twin(self._number("change", teacher)))
         return trainee
 

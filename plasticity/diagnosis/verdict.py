@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,8 @@ def _teaches_nothing(found: Examination, residual: Comparison) -> Iterator[Findi
             f"At {rate:g} {found.patient.name} {does}",
             {"learned": best.learned, "fresh networks": best.null},
         )
+    elif not any(math.isfinite(curves[0].first) for curves in residual.fresh):
+        yield Finding(UNKNOWN, "Cannot tell: the outputs of fresh networks on these data are no finite numbers")
     else:
         yield Finding(
             UNKNOWN,

@@ -42,6 +42,10 @@ def test_runs_are_listed_filtered_and_damaged_ones_named(tmp_path: Path) -> None
         (("--name", "group/*"), 2),
     ]:
         assert len(command("runs", tmp_path, *options).splitlines()) == 1 + number, options
+    note = attempt("runs", tmp_path, "--status", "finsihed", "--agent", "sac")[2]
+    assert f"note: no run below {tmp_path} matches --agent sac --status finsihed" in note
+    (tmp_path / "empty").mkdir()
+    assert attempt("runs", tmp_path / "empty")[2] == f"note: no run below {tmp_path / 'empty'}\n"
     assert attempt("runs", tmp_path / "nowhere")[0] == 1
 
 

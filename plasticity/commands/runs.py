@@ -59,9 +59,16 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("runs are deleted or archived: pass --delete or --archive, not both")
     found = dict(listed(config))
     print_columns([HEAD, *found.values()])
+    if not found:
+        filters = [f"--{name} {value}" for name in FILTERS if (value := getattr(config, name)) not in (None, "*")]
+        why = f" matches {printable(' '.join(filters))}; without filters all are listed" if filters else ""
+        print(f"note: no run below {printable(str(config.folder))}{why}", file=sys.stderr)
     if config.archive is not None:
         return move_all(list(found), config.folder, config.archive)
     return delete_all(list(found), config.yes) if config.delete else 0
+
+
+FILTERS = ("agent", "env", "status", "tag", "name")
 
 
 def listed(config: RunsConfig) -> Iterator[tuple[Path, tuple[str, ...]]]:

@@ -137,5 +137,8 @@ def _take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 def _require_agent(agent: str) -> None:
     agents = contents("agents")
+    if not agent:
+        said = 'an agent is needed: plasticity train AGENT ..., or agent = "NAME" in the file of --config'
+        raise ValueError(f"{said}; there are {', '.join(agents)}")
     if agent not in agents:
         raise ValueError(f"no agent {agent!r}; {nearest(agent, agents)}there are {', '.join(agents)}")

@@ -155,9 +155,7 @@ def test_what_is_wrong_with_a_source_is_a_line(tmp_path: Path) -> None:
         assert said in errors
     code, _, errors = attempt("train", "--config", _file(tmp_path, 'env = "CartPole-v1"'), "--quiet")
     assert code != 0
-    assert (
-        'an agent is needed: plasticity train AGENT ..., or agent = "NAME" in the file of --config' in errors
-    )
+    assert 'an agent is needed: plasticity train AGENT ..., or agent = "NAME" in the file of --config' in errors
     assert "--env" not in with_sources("sac", ["--config", str(_file(tmp_path, "gamma = 0.5"))])
     foreign["config"]["agent"] = {}  # type: ignore[index]
     (tmp_path / "run.json").write_text(json.dumps(foreign))

@@ -206,7 +206,7 @@ def examine(
             _try_remedies(*look_ahead(trials, ahead, size.teachers), found)
         found.complete = True
     except OutOfTime:
-        found.remarks.append(f"the budget of {trials.budget.seconds:g} s ended before all trials were made; give more")
+        found.remarks.append("the budget ended before all trials were made; give more")
     return found
 
 

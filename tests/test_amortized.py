@@ -94,6 +94,28 @@ def filled(agent: SAC, steps: int = 20) -> SAC:
     return agent
 
 
+def assert_goes_on_to_the_bit(agent: SAC, twin: SAC) -> None:
+    """A twin that loads the state of a filled agent in the middle of training acts and learns as that one goes on."""
+    for _ in range(3):
+        agent.update()
+    twin.load_state_dict(agent.state_dict())
+    twin.buffer = copy.deepcopy(agent.buffer)
+    obs = torch.zeros(1, OBS_SPACE.shape[0])
+    for _ in range(3):
+        assert torch.equal(agent.act(obs, explore=True), twin.act(obs, explore=True))
+        one, other = agent.update(), twin.update()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def assert_compiled_as_eager(compiled: SAC, eager: SAC, step: str) -> None:
+    """Filled agents, one compiled, have the same metrics for five updates, and the step has a graph."""
+    for _ in range(5):
+        one, other = compiled.update(), eager.update()
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
+    assert compiled.steps[step]._graphs
+
+
 def test_the_temperature_rises_where_actions_are_too_much_alike() -> None:
     agent = filled(agent_of(diversity_target=1e6))
     before = agent.log_alpha.item()
@@ -116,27 +138,12 @@ def test_exploring_draws_actions_and_the_best_one_is_always_the_same() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"critic_returns": "quantiles", "num_atoms": 5}, {"norm": "layer"}])
 def test_a_run_goes_on_to_the_bit(changes: dict[str, Any]) -> None:
-    agent = filled(agent_of(**changes))
-    for _ in range(3):
-        agent.update()
-    twin = agent_of(seed=4, **changes)
-    twin.load_state_dict(agent.state_dict())
-    twin.buffer = copy.deepcopy(agent.buffer)
-    obs = torch.zeros(1, OBS_SPACE.shape[0])
-    for _ in range(3):
-        assert torch.equal(agent.act(obs, explore=True), twin.act(obs, explore=True))
-        one, other = agent.update(), twin.update()
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert_goes_on_to_the_bit(filled(agent_of(**changes)), agent_of(seed=4, **changes))
 
 
 @pytest.mark.on_cpu
 def test_compiled_updates_are_the_eager_ones(as_traced: None) -> None:
-    agents = [filled(agent_of(compile=how)) for how in ("on", "off")]
-    for _ in range(5):
-        one, other = (agent.update() for agent in agents)
-        for key in one:
-            torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
-    assert agents[0].steps["actor"]._graphs
+    assert_compiled_as_eager(filled(agent_of(compile="on")), filled(agent_of(compile="off")), "actor")
 
 
 def test_images_have_latents_behind_the_convolutions() -> None:

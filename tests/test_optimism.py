@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from test_amortized import filled, layers
+from test_amortized import assert_compiled_as_eager, assert_goes_on_to_the_bit, filled, layers
 from test_sac import ACTION, ACTION_SPACE, IMAGE_SPACE, OBS_SPACE, SMALL, make_batch
 
 from plasticity.agents.optimism import divergence_of, optimistic_loss, raw_gradient, raw_weights, weights_of
@@ -108,27 +107,12 @@ def test_only_exploring_is_optimistic() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"critic_returns": "quantiles", "num_atoms": 5, "network": "bronet"}])
 def test_a_run_goes_on_to_the_bit(changes: dict[str, Any]) -> None:
-    agent = filled(agent_of(**changes))
-    for _ in range(3):
-        agent.update()
-    twin = agent_of(seed=4, **changes)
-    twin.load_state_dict(agent.state_dict())
-    twin.buffer = copy.deepcopy(agent.buffer)
-    obs = torch.zeros(1, OBS_SPACE.shape[0])
-    for _ in range(3):
-        assert torch.equal(agent.act(obs, explore=True), twin.act(obs, explore=True))
-        one, other = agent.update(), twin.update()
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert_goes_on_to_the_bit(filled(agent_of(**changes)), agent_of(seed=4, **changes))
 
 
 @pytest.mark.on_cpu
 def test_compiled_updates_are_the_eager_ones(as_traced: None) -> None:
-    agents = [filled(agent_of(compile=how)) for how in ("on", "off")]
-    for _ in range(5):
-        one, other = (agent.update() for agent in agents)
-        for key in one:
-            torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
-    assert agents[0].steps["optimist"]._graphs
+    assert_compiled_as_eager(filled(agent_of(compile="on")), filled(agent_of(compile="off")), "optimist")
 
 
 def test_images_have_a_policy_of_their_own_convolutions() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "docs" / "notebooks"
 SHORTER = {
-    "collapse": {"NUM_TASKS, STEPS = 20, 200": "NUM_TASKS, STEPS = 4, 20", "budget=60": "budget=3"},
+    "collapse": {"NUM_TASKS, STEPS = 20, 200": "NUM_TASKS, STEPS = 4, 20", "budget=300": "budget=3"},
     "compare": {"SEEDS, STEPS = 3, 10_000": "SEEDS, STEPS = 2, 400"},
 }
 SAYS = {"collapse": "not measured: 4", "compare": "P(X > Y)"}

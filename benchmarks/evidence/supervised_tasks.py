@@ -56,7 +56,7 @@ class Learner:
         self.networks, optimizers = {"net": net}, {"net": config.make_optimizer(net.parameters(), lr)}
         self.loss_of = loss
         self.seen: list[Examples] = []
-        steps = {"net": GradientStep(self.loss, [self.networks], optimizers, "net", compile="off")}
+        steps = {"net": GradientStep(self.loss, [self.networks], optimizers, "net", compile="auto")}
         forward = {"net": lambda module, batch: module(batch.obs)}
         self.ctx = Context(self.networks, optimizers, steps=steps, forward=forward, peek=self.peek, name="the stream")
         start(methods, self.ctx)

@@ -3,7 +3,8 @@
 ``python benchmarks/evidence/supervised_streams.py --jobs 2`` goes on where it was stopped: every finished run is a line
 of ``results/supervised_streams.jsonl``. ``--table`` prints what is there. A method *keeps* plasticity on a stream where
 its outcome at the end is better than that of the plain network by an interval over paired seeds that leaves out 0.
-Methods that need replay, rollouts or episodes (swd, ere, least, dr3, pfo, drm) have no place here.
+Methods that need replay, rollouts, episodes or images (swd, ere, least, replay_ratio, horizon, dr3, pfo, drm,
+random_shift) and the networks of agents have no place here.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ ENTRIES: dict[str, list[dict[str, Any]]] = {
     "sgd": [{"optimizer": "sgd", "lr": lr} for lr in (3e-3, 1e-2, 3e-2)],
     "upgd": [{"optimizer": "upgd", "lr": lr} for lr in (1e-2, 3e-2, 1e-1)],
     "trac": [{"optimizer": "trac", "lr": lr} for lr in (1e-3, 1e-2)],
+    "kron": [{"optimizer": "kron", "lr": lr} for lr in (3e-4, 1e-3)],
+    "schedule_free": [{"optimizer": "schedule_free", "lr": lr} for lr in (3e-3, 3e-2)],
     "adamw": [{"optimizer": "adamw", "weight_decay": decay} for decay in (1e-2, 1e-1, 1.0)],
     "equal betas": [{"betas": (beta, beta)} for beta in (0.9, 0.99)],
     "larger eps": [{"eps": eps} for eps in (1e-5, 1e-3)],
     "layer norm": [{"norm": "layer"}],
     **{n: [{"activation": n}] for n in ("leaky_relu", "prelu", "smooth_leaky", "aid", "rational", "tanh")},
-    **{n: [{"activation": n}] for n in ("crelu", "fourier")},
+    **{n: [{"activation": n}] for n in ("random_smooth_leaky", "crelu", "fourier", "hadamard")},
     "l2_init": grid("l2_init", "coef", (1e-4, 1e-3, 1e-2)),
     "wasserstein_init": grid("wasserstein_init", "coef", (1e-4, 1e-3, 1e-2)),
     "parseval": grid("parseval", "coef", (1e-5, 1e-4, 1e-3)),
@@ -61,7 +64,12 @@ ENTRIES: dict[str, list[dict[str, Any]]] = {
     "spectral_normalization": grid("spectral_normalization", "networks", (("net",),)),
     "redo": grid("redo", "threshold", (0.01, 0.1), every=500),
     "regrama": grid("regrama", "threshold", (0.01, 0.1), every=500),
+    "resin": grid("resin", "threshold", (0.01, 0.1), every=500),
+    "reborn": grid("reborn", "threshold", (0.01, 0.1), every=500),
+    "knife": grid("knife", "every", (500, 5_000)),
     "ne": grid("ne", "every", (200,), end=5_000, dense_ends=False),
+    "magnitude pruning": grid("ne", "preset", ("gmp",), begin=1_000, end=5_000, dense_ends=False),
+    "static sparse": grid("ne", "preset", ("static",), dense_ends=False),
     "cbp": grid("cbp", "rate", (1e-5, 1e-4, 1e-3)),
     "ccbp": grid("ccbp", "rate", (1e-3, 1.5e-2)),
     "snr": [{"method": "snr", "settings": {}}],
@@ -72,6 +80,9 @@ ENTRIES: dict[str, list[dict[str, Any]]] = {
             "reset": {"layers": 1, "preset": "spr"}, "fire": {}, "optimizer_reset": {}, "rewarm": {"steps": 200},
         }.items()
     },
+    "adamrel (knows the tasks)": grid("optimizer_reset", "preset", ("adamrel",), **TASKS),
+    "dash (knows the tasks)": grid("dash", "alpha", (0.1, 0.3), **TASKS),
+    "plasticity_injection (knows the tasks)": grid("plasticity_injection", "at", ((1,), (20,)), clock="tasks"),
     "shrink_perturb (knows the tasks)": grid("shrink_perturb", "shrink", (0.5, 0.8), **TASKS),
     "hare_tortoise (knows the tasks)": grid("hare_tortoise", "momentum", (0.99, 0.999), **TASKS),
     "shrink_perturb (soft)": grid("shrink_perturb", "shrink", (0.9999, 0.99999), preset="soft"),

@@ -40,7 +40,7 @@ class BenchConfig:
     """
 
     suite: Annotated[str, tyro.conf.Positional]
-    """Name of a suite: cgym, cgym-short, slippery, cminatar, cdmc, supervised."""
+    """Name of a suite: cgym, cgym-short, slippery, permute, cminatar, cdmc, supervised."""
     methods: str = "none,oracle"
     """Methods, separated by commas (an option after a comma belongs to the method before it that has such a one)."""
     envs: tuple[str, ...] = ()

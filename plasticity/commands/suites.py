@@ -74,6 +74,13 @@ SUITES: dict[str, Suite] = {
             "the loss with 2,000,000 steps of Ant per friction and 50,000,000 in all."
         ),
     ),
+    "permute": Suite(
+        ("permute/InvertedDoublePendulum-v5",), "ppo", "--preset c-chain",
+        about=(
+            "PPO with `--preset c-chain` on MuJoCo's double pendulum. Every task permutes the observation's entries, so "
+            "all tasks are as hard as the first, and what the return loses from task to task is the network's loss."
+        ),
+    ),
     "cminatar": Suite(
         ("cminatar",),
         "dqn",

@@ -5,11 +5,8 @@ Those that make another number of features than they get say so: `expansion`.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class CReLU(nn.Module):
@@ -48,34 +45,35 @@ class Hadamard(nn.Module):
 
 
 class SmoothLeaky(nn.Module):
-    """slope x + (1 - slope) (softplus(beta x) - log 2) / beta: a leaky ReLU without a kink, 0 at 0.
+    """slope x + (1 - slope) x sigmoid(c x / p): a leaky ReLU without a kink, 0 at 0.
 
-    Its derivative, slope + (1 - slope) sigmoid(beta x), is smooth and never below `slope`: the two properties that
-    Lillo & Cheney 2025, arXiv 2509.22562, find to matter. The formula is ours, theirs differs.
+    Lillo & Cheney 2025, arXiv 2509.22562, equation 1, with the values of their figure: slope 0.1, p 3, c 5. The slope
+    is that of the far negative side; the derivative falls to 0.01 on the way (at -1.4). Their code
+    (lute47lillo/activations_plasticity) was not to be had.
     """
 
-    def __init__(self, slope: float = 0.1, beta: float = 5.0) -> None:
+    def __init__(self, slope: float = 0.1, p: float = 3.0, c: float = 5.0) -> None:
         super().__init__()
-        self.slope, self.beta = slope, beta
+        self.slope, self.steepness = slope, c / p
 
     def forward(self, x: Tensor) -> Tensor:
         return self.slope * x + (1 - self.slope) * self.bend(x)
 
     def bend(self, x: Tensor) -> Tensor:
-        """Return the smooth ReLU, (softplus(beta x) - log 2) / beta."""
-        return (F.softplus(self.beta * x, threshold=50.0) - math.log(2)) / self.beta
+        """Return the smooth ReLU, x sigmoid(c x / p)."""
+        return x * torch.sigmoid(self.steepness * x)
 
 
 class RandomSmoothLeaky(SmoothLeaky):
     """A `SmoothLeaky` whose slope is drawn evenly between two bounds, anew for every entry of every pass.
 
-    Where no gradient is taken (acting, targets) the slope is their mean, as in the randomized leaky ReLU, whose bounds
-    these are (Xu et al. 2015, arXiv 1505.00853). After Lillo & Cheney 2025, whose formula differs. Random numbers are
-    PyTorch's global ones, which checkpoints keep.
+    Where no gradient is taken (acting, targets) the slope is their mean. Source: as for `SmoothLeaky`, whose authors
+    draw it so, too; the bounds are those of the randomized leaky ReLU (Xu et al. 2015, arXiv 1505.00853). Random
+    numbers are PyTorch's global ones, which checkpoints keep.
     """
 
-    def __init__(self, low: float = 1 / 8, high: float = 1 / 3, beta: float = 5.0) -> None:
-        super().__init__((low + high) / 2, beta)
+    def __init__(self, low: float = 1 / 8, high: float = 1 / 3, p: float = 3.0, c: float = 5.0) -> None:
+        super().__init__((low + high) / 2, p, c)
         self.low, self.high = low, high
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +87,8 @@ class IntervalDropout(nn.Module):
     """AID with two intervals: each unit is a ReLU with probability `keep`, else its mirror image, -relu(-x).
 
     Where no gradient is taken (acting, targets) it is the mean of that, keep x or (1 - keep) x, a leaky ReLU (Park et
-    al. 2025, arXiv 2502.01342). Random numbers are PyTorch's global ones, which checkpoints keep.
+    al. 2025, arXiv 2502.01342, algorithm 2). No code was released. Random numbers are PyTorch's global ones, which
+    checkpoints keep.
     """
 
     def __init__(self, keep: float = 0.9) -> None:
@@ -113,7 +112,9 @@ class Rational(nn.Module):
     """Sum of a_i x^i, i to 5, over 1 + sum of |b_j x^j|, j from 1 to 4; ten trained coefficients for the whole layer.
 
     Pade activation units (Molina et al. 2019, arXiv 1907.06732), which Delfosse et al. 2024, arXiv 2102.09407, find to
-    keep plasticity in RL. It begins as a leaky ReLU.
+    keep plasticity in RL. It begins as a leaky ReLU. Compared with the released code (k4ntz/activation-functions,
+    version A), ten steps of Adam on the coefficients: equal to 2e-8. Its first coefficients are a later fit of the same
+    function, 0.05 apart at most.
     """
 
     def __init__(self) -> None:

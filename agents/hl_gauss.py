@@ -32,6 +32,8 @@ class HLGauss(TwoHot):
 
     The probability of a bin is that of the normal distribution cut off at v_min and v_max (Imani & White 2018, arXiv
     1806.04613; Farebrother et al. 2024, arXiv 2403.03950, equation 3.2). Default: sigma of 0.75 bin widths, theirs.
+    Compared with lucidrains/hl-gauss-pytorch, which has the code of their appendix A: probabilities, values and losses
+    are equal to 6e-8.
     """
 
     def __init__(

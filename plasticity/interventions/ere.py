@@ -32,7 +32,8 @@ class RecentExperience(Intervention):
     ``round_length`` updates, after which k begins at 1 again. Its eta falls towards 1 as training goes on in the
     paper's annealed variant, which is not here. Other weights of age (``swd``) multiply.
 
-    All environments of a vector share an age: ``smallest`` is divided by their number.
+    All environments of a vector share an age: ``smallest`` is divided by their number. Sizes are those of the released
+    code (sunfex/weighted-sac), which draws at least a batch and without replacement; here it is with replacement.
     """
 
     NAME: ClassVar[str] = "ere"

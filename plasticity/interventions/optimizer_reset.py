@@ -27,7 +27,9 @@ class OptimizerReset(Scheduled):
     as long (betas 0.9, 0.999), and the length comes back. ``full``: moments and counter, every 200 000 environment
     steps. Asadi et al. reset at each change of the target network; pass its period as ``every``, clock ``updates``.
 
-    An optimizer without a step counter is left as it is by ``adamrel``. LBFGS keeps one history, which ``full`` drops.
+    The authors' code of AdamRel was not to be had; twelve steps beside another's in PyTorch (itto4869/cleanrl_exp) are
+    equal to the bit. An optimizer without a step counter is left as it is by ``adamrel``. LBFGS keeps one history,
+    which ``full`` drops.
     """
 
     NAME: ClassVar[str] = "optimizer_reset"

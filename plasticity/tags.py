@@ -16,11 +16,16 @@ UPDATES = "charts/updates"
 OVERHEAD = "plasticity/overhead"
 """Share of wall-clock time that measuring takes."""
 TIMED = (SPEED, OVERHEAD)
-"""Tags whose values depend on the speed of the machine; no checkpoint holds them."""
+"""Tags whose values depend on the speed of the machine, beside the seconds of methods: see :func:`is_timed`."""
 
 UNMEASURED, MEASURED, TASK = "unmeasured", "measured", "task"
 PLAIN_EVENTS = (UNMEASURED, MEASURED, TASK)
 """Events in which nothing was changed: what has no value, on what ranks are taken, the start of a task."""
+
+
+def is_timed(tag: str) -> bool:
+    """Return whether a tag's values depend on the speed of the machine; no checkpoint holds them."""
+    return tag in TIMED or (tag.startswith("interventions/") and tag.endswith("/seconds"))
 
 
 class Tag(NamedTuple):

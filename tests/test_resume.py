@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,12 @@ METHOD = {
     "plasticity_injection": ["--plasticity-injection", "--plasticity-injection.at", "70"],
 }
 ON_POLICY = {"ppo"}
-TIMED = ("charts/SPS", "plasticity/overhead")  # all that time tells
+TIMED = re.compile(r"time|charts/SPS|plasticity/overhead|interventions/\w+/seconds")  # all that time tells
 NEEDS_REPLAY = {"swd", "least"}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    kept = [{k: v for k, v in row.items() if k not in ("time", *TIMED)} for row in read_metrics(folder)]
+    kept = [{k: v for k, v in row.items() if not TIMED.fullmatch(k)} for row in read_metrics(folder)]
     return [row for row in kept if row.keys() != {"step"}]
 
 

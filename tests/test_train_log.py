@@ -27,7 +27,7 @@ SMALL = [
     *("--probe-every", "15", "--eval-every", "90", "--eval-episodes", "2", "--log-every", "7", "--compile", "off"),
     *("--checkpoint.every", "120", "--checkpoint.keep", "9", "--redo", "--redo.every", "20", "--redo.threshold", "0.4"),
 ]
-TIMED = {"time", "charts/SPS", "plasticity/overhead"}
+TIMED = {"time", "charts/SPS", "plasticity/overhead", "interventions/redo/seconds"}
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from plasticity.storage.files import LOCK
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import random_state, restore_random_state
 from plasticity.storage.rows import METRICS_FILE
-from plasticity.tags import TIMED
+from plasticity.tags import is_timed
 
 
 def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callback]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def snapshot(ctx: Context, agent: Any, env: Any, callbacks: Mapping[str, Callbac
         "step": ctx.step,
         "task": ctx.task,
         "num_tasks": ctx.num_tasks,
-        "latest": {tag: value for tag, value in ctx.latest.items() if tag not in TIMED},
+        "latest": {tag: value for tag, value in ctx.latest.items() if not is_timed(tag)},
         "logged": dict(ctx.logged),
         "agent": agent.state_dict(),
         "buffer": None if buffer is None else buffer.state_dict(),

@@ -54,7 +54,8 @@ class ContinuousBackprop(UnitMethod):
     draws: all weights, biases and utilities are the same in float64. Differences: the package finds consumers by the
     order of layers, and moves output layers unless their name is head or classifier; here they stay.
 
-    An event is logged at the first move, and ``mean_share`` every ``log_every`` steps. Updates stay compiled.
+    An event is logged at the first move, and ``mean_share`` and ``function_change`` of one move every ``log_every``
+    steps. Updates stay compiled.
     """
 
     NAME: ClassVar[str] = "ccbp"
@@ -80,7 +81,7 @@ class ContinuousBackprop(UnitMethod):
     moments: bool | None = None
     """Shrink the optimizer's averages of the incoming weights and bias by 1 - alpha."""
     log_every: int = 1000
-    """Steps between two logs of the mean share; 0 for never."""
+    """Steps between two logs, each at the next move; 0 for never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,8 +109,33 @@ class ContinuousBackprop(UnitMethod):
 
     @torch.no_grad()
     def take(self, network: str, reading: Reading, step: int) -> None:
-        """Move the neurons of one network."""
-        wired, shares = self.wired(network), []
+        """Move the neurons of one network where it is due."""
+        shares, every = self._shares(network, reading), self.every or 1
+        if step % every or not shares:
+            return
+
+        def move() -> None:
+            for layer, alpha in shares.items():
+                self._move(network, self.wired(network), self.wired(network).layers[layer], alpha)
+                self.units[network][layer]["utility"].lerp_(torch.ones_like(alpha), alpha)
+            self._ctx.edited()
+
+        logs = self.log_every and step // self.log_every > (step - every) // self.log_every
+        if not logs and self.counts:
+            move()
+            return
+        mean = float(torch.cat(list(shares.values())).mean())
+        _, moved = self.alter(self._ctx, network, move)
+        if logs:
+            self.log(self._ctx, {f"{network}/mean_share": mean, **self.costs()})
+        if not self.counts:
+            because = "every gradient step from now on" if every == 1 else f"every {every} gradient steps from now on"
+            told = {"network": network, "because": because, "mean_share": mean, "function_change": moved}
+            self.report(self._ctx, told, applications=1)
+
+    def _shares(self, network: str, reading: Reading) -> dict[str, Tensor]:
+        """Take in the utilities of a step; return layer -> how far each neuron is to move, (neurons,)."""
+        wired, shares = self.wired(network), {}
         for name, scores in reading.scores["moments"].items():
             layer = wired.layers[name]
             if refusals(wired, name) or isinstance(layer.module, Slice) or not self.rate:
@@ -119,21 +145,8 @@ class ContinuousBackprop(UnitMethod):
                 continue
             known = self.units[network].setdefault(name, {})
             known.setdefault("utility", torch.ones_like(now)).lerp_(now / now.mean().clamp_min(1e-8), 1 - self.decay)
-            if step % (self.every or 1):
-                continue
-            alpha = reset_shares(known["utility"], self.rate, self.steepness)
-            self._move(network, wired, layer, alpha)
-            known["utility"].lerp_(torch.ones_like(alpha), alpha)
-            shares.append(alpha)
-        if not shares:
-            return
-        self._ctx.edited()
-        mean = float(torch.cat(shares).mean())
-        if not self.counts:
-            because = "every gradient step from now on"
-            self.report(self._ctx, {"network": network, "because": because, "mean_share": mean}, applications=1)
-        if self.log_every and step % self.log_every == 0:
-            self._ctx.log({f"interventions/{self.NAME}/{network}/mean_share": mean})
+            shares[name] = reset_shares(known["utility"], self.rate, self.steepness)
+        return shares
 
     def _move(self, network: str, wired: Wiring, layer: Layer, alpha: Tensor) -> None:
         fresh = self.initialiser(network, layer.name, layer.module)

@@ -20,6 +20,7 @@ from plasticity.callback import Context
 
 from .every_step import copy_into_
 from .feature_penalty import FeaturePenalty, captured
+from .intervention import numbers_in
 
 
 def output_change(now: Any, before: Any) -> Tensor:
@@ -213,7 +214,7 @@ class Chain(FeaturePenalty):
 
     def parameters_added(self) -> int:
         """Return the number of past weights that are kept."""
-        return sum(p.numel() for past in self.past.values() for p in past.parameters()) * (1 + self.lag)
+        return numbers_in(self.past) * (1 + self.lag)
 
     def state_dict(self) -> dict[str, Any]:
         """Return past weights, coefficients and the losses that they follow, too."""

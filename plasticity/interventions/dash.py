@@ -19,7 +19,7 @@ from plasticity.structure.layers import neuron_axis
 from plasticity.surgery.entries import by_group
 
 from .anchors import Anchors
-from .intervention import Listener
+from .intervention import Listener, numbers_in
 from .rules import require
 from .whole import RESET_SCHEDULE, WholeNetwork
 
@@ -70,7 +70,7 @@ class DASH(WholeNetwork):
 
     def parameters_added(self) -> int:
         """Return how many numbers the averages hold."""
-        return sum(tensor.numel() for tensors in self.direction.values() for tensor in tensors.values())
+        return numbers_in(self.direction)
 
     def follow_(self, network: str, parameters: Mapping[str, Tensor]) -> None:
         """Add the negative gradient of a step."""

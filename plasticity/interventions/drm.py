@@ -146,7 +146,7 @@ class DormantMinimization(WholeNetwork):
         batch, network = ctx.peek(self.batch_size, self.generator), ctx.networks[self._measured]
         run = ctx.forward[self._measured]
         self.ratio = dormant_outputs(network, lambda: run(network, batch), self.threshold)
-        ctx.log({f"interventions/{self.NAME}/{self._measured}/dormant_outputs": self.ratio})
+        self.log(ctx, {f"{self._measured}/dormant_outputs": self.ratio})
         if self.ratio < self.target and not self.awake:
             self.awake = True
             ctx.event("drm_awake", {"network": self._measured, "dormant_outputs": self.ratio})

@@ -91,7 +91,7 @@ class RecentExperience(Intervention):
         if self.updates % self.round_length == 0:
             weight = self._buffer.weights.get(self.NAME)
             rows = self._buffer.num_rows if weight is None else weight.horizon
-            ctx.log({f"interventions/{self.NAME}/newest": float(rows)})
+            self.log(ctx, {"newest": float(rows), **self.costs()})
 
     def on_train_end(self, ctx: Context) -> None:
         """Take the weight off the buffer."""

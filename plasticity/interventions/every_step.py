@@ -60,9 +60,7 @@ class EveryStep(Intervention):
         """Count the update, and now and then log what the method does."""
         self.updates += 1
         if self.log_every and self.updates % self.log_every == 0:
-            added = {"parameters_added": float(self.parameters_added())} if self.parameters_added() else {}
-            values = {**self.measured(metrics), **added}
-            ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in values.items()})
+            self.log(ctx, {**self.measured(metrics), **self.costs()})
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Return what to log by name, given the metrics of an update."""

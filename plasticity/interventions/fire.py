@@ -21,6 +21,7 @@ from plasticity.structure.layers import neuron_axis
 from plasticity.surgery.entries import by_group
 
 from .anchors import Anchors
+from .intervention import numbers_in
 from .rules import require
 from .whole import RESET_SCHEDULE, WholeNetwork
 
@@ -104,6 +105,10 @@ class FIRE(WholeNetwork):
         """Remember the first weights where Linear layers go back to them."""
         super().prepare(ctx)
         self.first = Anchors.at(self._networks) if self.linear == "initial" else Anchors()
+
+    def parameters_added(self) -> int:
+        """Return how many first weights are kept."""
+        return numbers_in(self.first)
 
     def takes(self, name: str, parameter: Tensor, module: nn.Module) -> bool:
         """Take the weights of Linear layers and convolutions."""

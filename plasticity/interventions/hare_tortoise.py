@@ -15,6 +15,7 @@ from torch import Tensor
 from plasticity.callback import Context
 
 from .anchors import Anchors
+from .intervention import numbers_in
 from .rules import require
 from .whole import RESET_SCHEDULE, WholeNetwork
 
@@ -55,7 +56,7 @@ class HareTortoise(WholeNetwork):
 
     def parameters_added(self) -> int:
         """Return how many numbers the averages hold."""
-        return sum(tensor.numel() for tensors in self.slow.values() for tensor in tensors.values())
+        return numbers_in(self.slow)
 
     def follow_(self, network: str, parameters: Mapping[str, Tensor]) -> None:
         """Move the averages."""

@@ -18,6 +18,7 @@ from plasticity.callback import Context
 from plasticity.isolation import unwrap
 
 from .feature_penalty import FeaturePenalty
+from .intervention import numbers_in
 from .layer_depths import LayerDepths
 
 
@@ -146,8 +147,7 @@ class InFeR(FeaturePenalty):
 
     def parameters_added(self) -> int:
         """Return the number of weights of heads, frozen heads and initial networks."""
-        modules = [module for kept in self._parts().values() for module in kept.values()]
-        return sum(p.numel() for module in modules for p in module.parameters())
+        return numbers_in(self._parts())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the heads, too."""

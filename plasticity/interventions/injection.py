@@ -24,6 +24,7 @@ from plasticity.structure.layers import NORM_MODULES, neuron_axis
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, fresh_values
 
+from .intervention import numbers_in
 from .reset import require_alike, restart_norm_
 from .scheduled import Scheduled
 
@@ -323,7 +324,7 @@ class PlasticityInjection(Scheduled):
         details: dict[str, Any] = {}
         for name, network in self._networks.items():
             if heads := self._heads[name]:
-                _, moved = self.measured(name, partial(self._inject, ctx, name, network, heads))
+                _, moved = self.alter(ctx, name, partial(self._inject, ctx, name, network, heads))
                 details[name] = {"heads": list(map(str, heads)), "function_change": moved}
         self.report(
             ctx, {**self.occasion(), "networks": details}, applications=1, heads=sum(map(len, self._heads.values()))
@@ -340,11 +341,16 @@ class PlasticityInjection(Scheduled):
                 twin.new.load_state_dict(injected.new.state_dict())
                 twin.copy.load_state_dict(injected.new.state_dict())
 
+    def parameters_added(self) -> int:
+        """Return how many weights the frozen heads and frozen copies have that stand beside the new heads."""
+        modules = [m for network in self._networks.values() for m in network.modules() if isinstance(m, Injected)]
+        return numbers_in([(m.frozen, m.copy) for m in modules])
+
     def state_dict(self) -> dict[str, Any]:
         """Return clocks, generator, how the parameters began, and where injections are."""
         names = {
             name: [key for key in network.state_dict() if any(key.startswith(f"{path}.") for path in _places(network))]
-            for name, network in getattr(self, "_networks", {}).items()
+            for name, network in self._networks.items()
         }
         own = {
             "origins": self.origins.state_dict(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.callback import Callback, Context, name_of, note
-from plasticity.isolation import copied
+from plasticity.isolation import copied, unwrap
+from plasticity.surgery.function_change import change_of
+
+from .stopwatch import Stopwatch, time_events
 
 T = TypeVar("T")
+SAMPLES = 64
+"""Past transitions on which the change of the function is measured, where they can be looked at."""
 
 
 class Listener:
@@ -53,6 +59,10 @@ class Intervention(Callback):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset -> values of the fields that are None."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        time_events(cls)
+
     def __post_init__(self) -> None:
         preset = getattr(self, "preset", None)
         if preset is not None and preset not in self.PRESETS:
@@ -63,6 +73,7 @@ class Intervention(Callback):
         self._require_schedule()
         self.counts: dict[str, int] = {}
         """Cumulative numbers of what was done, logged with every event."""
+        self.stopwatch = Stopwatch()
         self._handles: list[Any] = []
         self._kept: dict[str, nn.Module] = {}
         # Not the seed itself: after torch.manual_seed(seed) a redraw would repeat the initial weights.
@@ -100,36 +111,66 @@ class Intervention(Callback):
         return self._kept[name]
 
     def on_train_end(self, ctx: Context) -> None:
-        """Take every hook off."""
+        """Take every hook off, and log what the method has cost."""
+        self.log(ctx, self.costs())
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def named(self, hook: Callable[..., T]) -> Callable[..., T]:
-        """Return ``hook``, for an optimizer or a watcher to call: its errors then bear the intervention's name."""
+        """Return ``hook``, for an optimizer or a watcher to call: timed, and its errors bear the method's name."""
 
         @functools.wraps(hook)
         def call(*args: Any) -> T:
             try:
-                return hook(*args)
+                with self.stopwatch:
+                    return hook(*args)
             except Exception as error:
                 note(error, f"raised by {name_of(self)}")
                 raise
 
         return call
 
-    def report(self, ctx: Context, details: Mapping[str, Any], **counts: int) -> None:
-        """Log an application: an event with details, and cumulative counters ``interventions/<name>/<count>``.
+    def log(self, ctx: Context, values: Mapping[str, float]) -> None:
+        """Log values by name under ``interventions/<name>/``."""
+        ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in values.items()})
 
-        Where the method keeps numbers beside the networks, :meth:`parameters_added` is logged with the counters.
-        """
+    def costs(self) -> dict[str, float]:
+        """Return what the method costs, for the log: ``seconds``, and ``parameters_added`` where there are some."""
+        added = {"parameters_added": float(number)} if (number := self.parameters_added()) else {}
+        return {**added, "seconds": self.seconds()}
+
+    def report(self, ctx: Context, details: Mapping[str, Any], **counts: int) -> None:
+        """Log an application: an event with details, cumulative counters ``interventions/<name>/<count>``, costs."""
         for key, count in counts.items():
             self.counts[key] = self.counts.get(key, 0) + count
-        values = {key: float(self.counts[key]) for key in counts}
-        if added := self.parameters_added():
-            values["parameters_added"] = float(added)
-        ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in values.items()})
+        self.log(ctx, {**{key: float(self.counts[key]) for key in counts}, **self.costs()})
         ctx.event(self.NAME, {**details, **counts})
+
+    def alter(self, ctx: Context, network: str, edit: Callable[[], T]) -> tuple[T, float]:
+        """Edit a network; return what ``edit()`` returns, and the function change, which is logged.
+
+        The change is ||after - before|| / ||before|| of the outputs on the same inputs, as
+        ``interventions/<name>/<network>/function_change``; NaN, and not logged, where the network cannot be run yet.
+        """
+        model, run = unwrap(ctx.networks[network]), self.runner(ctx, network)
+        if run is None:
+            return edit(), math.nan
+        result, moved = change_of(model, run, edit)
+        self.log(ctx, {f"{network}/function_change": moved})
+        return result, moved
+
+    def runner(self, ctx: Context, network: str) -> Callable[[], Any] | None:
+        """Return what runs a network on the inputs on which its change is measured; None where there are none."""
+        run, model = ctx.forward.get(network), unwrap(ctx.networks[network])
+        if run is None or ctx.peek is None:
+            return None
+        batch = ctx.peek(SAMPLES, self.generator)
+        return functools.partial(run, model, batch)
+
+    def seconds(self) -> float:
+        """Return the wall-clock time spent in events and hooks since this process started the run."""
+        return self.stopwatch.seconds
 
     def idle(self) -> str:
         """Return why the method has not acted in this run though it has a schedule; empty where it has acted."""
@@ -137,7 +178,7 @@ class Intervention(Callback):
 
     def parameters_added(self) -> int:
         """Return how many numbers the method adds to what is trained, or keeps beside it, now; 0 for none."""
-        return 0
+        return numbers_in(self._kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the generator's state, counters, ``STATE`` and the modules that are kept; subclasses add theirs."""
@@ -178,3 +219,14 @@ def never_acted(methods: Mapping[str, Callback]) -> dict[str, str]:
 def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Return the shapes of tensors by name."""
     return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def numbers_in(kept: Any) -> int:
+    """Return how many numbers the tensors and modules hold that stand in nested dicts and lists."""
+    if isinstance(kept, Tensor):
+        return kept.numel()
+    if isinstance(kept, nn.Module):
+        return sum(p.numel() for p in kept.parameters())
+    if isinstance(kept, Mapping):
+        return sum(map(numbers_in, kept.values()))
+    return sum(map(numbers_in, kept)) if isinstance(kept, (list, tuple)) else 0

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .intervention import numbers_in
 from .shrink_perturb import norm_parameters
 from .weight_penalty import WeightPenalty, total, trained
 
@@ -41,6 +42,10 @@ class TowardsInitial(WeightPenalty):
     def distance(self, now: Tensor, first: Tensor) -> Tensor:
         """Return the penalty, 0-D, of one parameter and its first value."""
         raise NotImplementedError
+
+    def parameters_added(self) -> int:
+        """Return how many first values are kept."""
+        return numbers_in(self.initial)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the first values, too."""

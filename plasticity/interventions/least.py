@@ -304,7 +304,7 @@ class LearnToStop(Intervention):
             details["mean_stop_step"] = sum(self.unreported) / stops
         if self._set_noise is not None:
             details["sigma"] = self.sigma
-        ctx.log({f"interventions/{self.NAME}/{key}": float(value) for key, value in details.items()})
+        self.log(ctx, {key: float(value) for key, value in details.items()})
         self.report(ctx, details, episodes=self.episodes, stops=stops, vetoes=self.vetoes)
         self.unreported, self.episodes, self.vetoes = [], 0, 0
 

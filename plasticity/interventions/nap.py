@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from plasticity.structure.layers import NORM_MODULES
 
 from .every_step import copy_into_, layers_of
+from .intervention import numbers_in
 from .weight_penalty import trained
 from .weight_projection import WeightProjection
 
@@ -90,6 +91,10 @@ class NormalizeAndProject(WeightProjection):
         parameters = trained(network)
         names = {layer: f"{layer}.weight".removeprefix(".") for layer in layers_of(network)}
         return {layer: parameters[name] for layer, name in names.items() if name in parameters}
+
+    def parameters_added(self) -> int:
+        """Return how many first norms are kept."""
+        return numbers_in(self.radius)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the first norms, too."""

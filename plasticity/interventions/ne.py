@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
-from plasticity.monitor import Monitor
 from plasticity.observing.first_pass import FirstPass
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy
@@ -29,9 +29,8 @@ from plasticity.surgery.entries import incoming_entries
 from plasticity.surgery.initialisers import weight_of
 from plasticity.surgery.masks import Masks
 from plasticity.surgery.optimizer_state import clear_state_
-from plasticity.watching import Watcher
 
-from .intervention import Intervention, Listener
+from .intervention import Listener
 from .rules import require
 from .topology import (
     ActiveFraction,
@@ -48,6 +47,7 @@ from .topology import (
     sparse_layers,
     top,
 )
+from .watches import Watches
 
 _REVIEW = "ne_review"
 
@@ -56,7 +56,7 @@ _REWIRED = {"initial_density": 0.2, "prune": "none", "prune_ratio": 0.0, "dense_
 
 
 @dataclass
-class NeuroplasticExpansion(Intervention):
+class NeuroplasticExpansion(Watches):
     """Grow a sparse network by its gradients; prune dormant neurons.
 
     ``paper``: growth follows a cosine-annealed schedule up to ``end``; each event also cuts incoming connections of
@@ -169,13 +169,11 @@ class NeuroplasticExpansion(Intervention):
             "0 < review_share <= 1": 0 < self.review_share <= 1,
         }
         require("NeuroplasticExpansion", rules, self.settings())
-        self._networks: dict[str, nn.Module] = {}
         self._masks: dict[str, Masks] = {}
         self._layers: dict[str, list[SparseLayer]] = {}
         self._active: dict[str, float] = {}
         self._full: dict[str, int] = {}
         """Network -> the gradient step at which growth ended."""
-        self._watcher: Watcher | None = None
         self._loaded: dict[str, dict[str, Any]] = {}
         """Network -> layer -> the mask of a resumed run, for networks that have not run since."""
 
@@ -197,28 +195,12 @@ class NeuroplasticExpansion(Intervention):
             ctx.optimizer_of(name)
             for module in filter(None, (network, ctx.targets.get(name))):  # whichever runs first
                 self._see_first(name, unwrap(module), ctx.calls.get(name, ()))
-        probes = {"dormancy": Dormancy(0.0), "active": ActiveFraction()}
-        self._watcher = Watcher(
-            networks,
-            self._optimizers,
-            self.named(self._event),
-            due=self._due,
-            probes=probes,
-            strict=True,
-            fused="whole",  # the scores are of the rows of weights
-            processes="all",
-            read=self.named(Monitor.read),
-            require=self.named(Monitor.require_readable),
-            calls=ctx.calls,
-            masks=ctx.masks,
-        )
+        self.watch(ctx, {"dormancy": Dormancy(0.0), "active": ActiveFraction()}, self._event, self._due)
         self.hook(Listener(ctx.on_edit, self._restore_masks))
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off; the weights stay as sparse as they are."""
         super().on_train_end(ctx)
-        if self._watcher is not None:
-            self._watcher.close()
         for masks in self._masks.values():
             masks.remove()
         if self.review and ctx.buffer is not None:
@@ -274,7 +256,7 @@ class NeuroplasticExpansion(Intervention):
                 stacklevel=2,
             )
         if saved is None:
-            self._ctx.log({f"interventions/ne/{name}/density": self._masks[name].density()})
+            self.log(self._ctx, {f"{name}/density": self._masks[name].density()})
 
     def _chosen(self, wired: Wiring) -> list[SparseLayer]:
         """Return the layers that may be sparse: trained by an optimizer, and not masked under another name yet."""
@@ -336,22 +318,10 @@ class NeuroplasticExpansion(Intervention):
         dense, self._dense[network] = self._dense[network], {}
         if not self._layers.get(network):
             return
-        masks, full_at = self._masks[network], self._full_at(network)
-        grown, pruned, rows = 0, 0, {}
-        for layer in self._layers[network]:
-            mask = masks[layer.weight]
-            new = self._changed(layer, mask, dense.get(layer.weight), reading, step, full_at)
-            appeared, gone = new & ~mask, mask & ~new
-            masks.set(layer.weight, new)
-            if appeared.any():
-                clear_state_(self._optimizers, layer.weight, appeared)
-            grown, pruned = grown + int(appeared.sum()), pruned + int(gone.sum())
-            rows[layer.name] = {
-                "density": masks.density(layer.weight),
-                "grown": int(appeared.sum()),
-                "pruned": int(gone.sum()),
-            }
-        density = masks.density()
+        full_at = self._full_at(network)
+        rows, moved = self.alter(self._ctx, network, partial(self._rewire, network, dense, reading, step, full_at))
+        grown, pruned = (sum(row[what] for row in rows.values()) for what in ("grown", "pruned"))
+        density = self._masks[network].density()
         constant = self.grow_rate is not None
         over = density >= (self.final_density or 1.0) if constant else step >= self.end and not grown
         if full_at is None and over:
@@ -359,10 +329,26 @@ class NeuroplasticExpansion(Intervention):
         values = {f"{network}/density": density, f"{network}/active": self._active[network]}
         if self.review:
             values["reviews"] = float(self.counts.get("reviews", 0))
-        self._ctx.log({f"interventions/ne/{key}": value for key, value in values.items()})
+        self.log(self._ctx, values)
         if grown or pruned:
             details = {"network": network, "gradient_step": step, "density": density, "layers": rows}
-            self.report(self._ctx, details, grown=grown, pruned=pruned, applications=1)
+            self.report(self._ctx, {**details, "function_change": moved}, grown=grown, pruned=pruned, applications=1)
+
+    def _rewire(
+        self, network: str, dense: dict[Tensor, Tensor], reading: Reading, step: int, full_at: int | None
+    ) -> dict[str, dict[str, Any]]:
+        """Change the connections of every layer of a network; return layer -> density and what was grown and pruned."""
+        masks, rows = self._masks[network], {}
+        for layer in self._layers[network]:
+            mask = masks[layer.weight]
+            new = self._changed(layer, mask, dense.get(layer.weight), reading, step, full_at)
+            appeared, gone = new & ~mask, mask & ~new
+            masks.set(layer.weight, new)
+            if appeared.any():
+                clear_state_(self._optimizers, layer.weight, appeared)
+            counts = {"grown": int(appeared.sum()), "pruned": int(gone.sum())}
+            rows[layer.name] = {"density": masks.density(layer.weight), **counts}
+        return rows
 
     def _full_at(self, network: str) -> int | None:
         """Return the step at which the network stopped growing; None while it grows."""

@@ -66,8 +66,8 @@ class RandomShift(Intervention):
                 f"RandomShift needs a buffer of images (channels, height, width); {ctx.name} has observations {found}"
             )
         if self.pixels:
-            sample = buffer.sample
-            buffer.sample = lambda *args: self.shift(sample(*args))
+            sample, shift = buffer.sample, self.named(self.shift)
+            buffer.sample = lambda *args: shift(sample(*args))
             self._buffer = buffer
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Any]) -> None:

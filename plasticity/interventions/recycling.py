@@ -120,7 +120,7 @@ class Recycling(UnitRecycling):
         moved = 0.0
         if masks or norms:
             recycled, moved = self.recycle(network, masks, lambda: self.reset_norms_(module, norms))
-        self.log_numbers(network, recycled, moved, _since(scores, last, flagged))
+        self.log_numbers(network, recycled, _since(scores, last, flagged))
         if recycled or norms:
             rounded = {la: [round(float(scores[la][i]), 6) for i in n] for la, n in recycled.items()}
             details: dict[str, Any] = {"scores": rounded}

@@ -106,7 +106,7 @@ class AdaptiveReplayRatio(Intervention):
         self.settled = before is not None and abs(self.active - before) < (self.eta or 0.0)
         self._set()
         ratio = self.high if self.settled else self.low
-        ctx.log({f"interventions/{self.NAME}/active": self.active, f"interventions/{self.NAME}/ratio": ratio or 0.0})
+        self.log(ctx, {"active": self.active, "ratio": ratio or 0.0, **self.costs()})
         if self.settled:
             self.report(ctx, {"network": self._measured, "active": self.active, "ratio": ratio}, applications=1)
 

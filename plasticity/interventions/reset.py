@@ -25,6 +25,7 @@ from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values
 
 from .anchors import Anchors
+from .intervention import numbers_in
 from .scheduled import Scheduled
 
 
@@ -171,7 +172,7 @@ class Reset(Scheduled):
 
     def parameters_added(self) -> int:
         """Return how many weights are kept to go back to."""
-        return sum(tensor.numel() for tensors in self.goal.values() for tensor in tensors.values())
+        return numbers_in(self.goal)
 
     def on_train_start(self, ctx: Context) -> None:
         """Remember how everything began; ValueError for targets that do not match or tensors of unknown networks."""
@@ -189,7 +190,7 @@ class Reset(Scheduled):
         details: dict[str, Any] = {}
         for name, network in self._networks.items():
             change = partial(self._reset, ctx, name, network)
-            changed[name], moved = self.measured(name, change)
+            changed[name], moved = self.alter(ctx, name, change)
             layers = list(dict.fromkeys(map(_owner, changed[name])))
             details[name] = {"layers": layers, "function_change": moved}
         for name in changed if self.targets else ():  # after all: networks may share layers

@@ -76,7 +76,7 @@ class SAM(EveryStep):
         known = self._names.setdefault(key, [])
         known.append(name)
         if self.rho and len(known) == 1:
-            climbing = Climbing(step, partial(self._climb, key))
+            climbing = Climbing(step, self.named(partial(self._climb, key)))
             self.hook(Replaced(ctx.steps, key, climbing))  # type: ignore[arg-type]
             self.hook(optimizer.register_step_pre_hook(self.named(climbing.descend)))
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 
 from plasticity.callback import Context
-from plasticity.isolation import unwrap
+from plasticity.isolation import call_of, unwrap
 from plasticity.structure.wirings import Wiring
-from plasticity.surgery.function_change import function_change
 
 from .first_inputs import FirstInputs, is_storable
 from .intervention import Intervention
@@ -76,6 +76,7 @@ class Scheduled(Intervention):
         self.trigger = self._new_trigger()
         self.ticks = dict.fromkeys(_COUNTED, 0)
         self._pending = self._updating = self._collected = False
+        self._networks: dict[str, nn.Module] = {}
         self._inputs: dict[str, FirstInputs] = {}
 
     def on_train_start(self, ctx: Context) -> None:
@@ -105,23 +106,22 @@ class Scheduled(Intervention):
         """Apply the method to its networks, once."""
         raise NotImplementedError
 
-    def measured(self, network: str, change: Callable[[], T]) -> tuple[T, float]:
-        """Return what ``change()`` returns, and by how much it changed the function of the network on its first inputs.
+    def alter(self, ctx: Context, network: str, edit: Callable[[], T]) -> tuple[T, float]:
+        """Edit a network as the base does, with the masks of other methods put back before the change is measured."""
 
-        NaN where the network has not been trained yet.
-        """
-        inputs = self.inputs(network)
-
-        def edit() -> T:
-            result = change()
-            self._ctx.edited()
+        def masked() -> T:
+            result = edit()
+            ctx.edited()
             return result
 
-        return (
-            (edit(), math.nan)
-            if inputs is None
-            else function_change(self._networks[network], *inputs, edit, self._inputs[network].method)
-        )
+        return super().alter(ctx, network, masked)
+
+    def runner(self, ctx: Context, network: str) -> Callable[[], Any] | None:
+        """Return what runs a network on the inputs of its first training pass; None before it."""
+        if (inputs := self.inputs(network)) is None:
+            return None
+        args, kwargs = inputs
+        return partial(call_of(self._networks[network], self._inputs[network].method), *args, **kwargs)
 
     def inputs(self, network: str) -> tuple[tuple, dict] | None:
         """Return the arguments of the network's first training pass, None before it."""

@@ -6,8 +6,10 @@ arXiv 2405.19153; with fresh heads: Schwarzer et al. 2023, *Bigger, Better, Fast
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,6 +26,9 @@ from .reset import copy_to_target_, modules_of_last
 from .rules import require
 from .trigger import Trigger
 from .whole import WholeNetwork
+
+SOFT_LOG_EVERY = 1000
+"""Steps between two measurements of the function change, where a method acts after every one."""
 
 
 @torch.no_grad()
@@ -62,7 +67,8 @@ class ShrinkPerturb(WholeNetwork):
     theta <- shrink * theta + perturb * theta', theta' drawn anew from each layer's own initialiser every time.
 
     ``hard``: shrink 0.8 every 200 000 environment steps; set ``at`` to the switches of a sequence of tasks. ``soft``:
-    0.999999 after every gradient step, a weight decay towards fresh noise. ``bbf``: 0.5 every 40 000 gradient steps up
+    0.999999 after every gradient step, a weight decay towards fresh noise; the function change of one step is logged
+    every 1000. ``bbf``: 0.5 every 40 000 gradient steps up
     to 100 000 (as remembered), and the last two layers redrawn whole; BBF also anneals n-step returns and the
     discount after each: ``--horizon``. Drawing anew is the point: pulling towards one saved copy is L2 regularisation
     to the initial weights, and perturbs nothing. Compared with the S&P in the code of L2 Init (skumar9876/L2_Init),
@@ -153,20 +159,29 @@ class ShrinkPerturb(WholeNetwork):
             self._steps[key] = self._steps.get(key, 0) + 1
             if not trigger.due(self._steps[key]):
                 return
-            only, changed = {id(parameter) for parameter in all_parameters(optimizer)}, dict[str, dict[str, Tensor]]()
+            only, moved = {id(parameter) for parameter in all_parameters(optimizer)}, dict[str, float]()
             for name in self._networks:
                 own = {n: p for n, p in self.trained(self._ctx, name).items() if id(p) in only}
-                if own:
-                    self.edit_(self._ctx, name, own)  # the next pass in training mode renews what is derived
-                    changed[name] = own
-            for name in changed if self.sync_targets else ():
+                if own:  # the next pass in training mode renews what is derived
+                    moved[name] = self._mix(key, name, own)
+            for name in moved if self.sync_targets else ():
                 if name in self._ctx.targets:
                     copy_to_target_(self._ctx.targets[name], self._networks[name])
             self._ctx.edited()
-            if changed and not self.counts:  # once: an event per step would say nothing more
-                self.report(self._ctx, {"optimizer": key, "because": "every gradient step from now on"}, applications=1)
+            if moved and not self.counts:  # once: an event per step would say nothing more
+                told: dict[str, Any] = {"optimizer": key, "because": "every gradient step from now on"}
+                told |= {"networks": {name: {"function_change": change} for name, change in moved.items()}}
+                self.report(self._ctx, told, applications=1)
 
         return hook
+
+    def _mix(self, key: str, name: str, parameters: Mapping[str, Tensor]) -> float:
+        """Shrink and perturb one network after one step; return the function change, NaN where it is not measured."""
+        edit = partial(self.edit_, self._ctx, name, parameters)
+        if self.counts and self._steps[key] % SOFT_LOG_EVERY:
+            edit()
+            return math.nan
+        return self.alter(self._ctx, name, edit)[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps of each optimizer, too."""

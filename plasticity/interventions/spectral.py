@@ -20,6 +20,7 @@ from plasticity.callback import Context
 from plasticity.structure.layers import weight_rows
 
 from .every_step import copy_into_, layers_of
+from .intervention import numbers_in
 from .shrink_perturb import norm_parameters
 from .weight_penalty import WeightPenalty, total
 
@@ -104,6 +105,10 @@ class SpectralRegularization(WeightPenalty):
             elif self.biases and kind == "bias":
                 values.append(parameter.square().sum().pow(self.power))
         return total(values, parameters)
+
+    def parameters_added(self) -> int:
+        """Return how many entries the vectors have."""
+        return numbers_in(self.vectors)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the vectors, too."""

@@ -20,6 +20,7 @@ from plasticity.callback import Context
 from plasticity.structure.layers import weight_rows
 
 from .every_step import EveryStep, layers_of
+from .intervention import numbers_in
 from .spectral import power_iteration_
 
 WARMUP = 15
@@ -102,6 +103,10 @@ class SpectralNormalization(EveryStep):
         for network in networks:
             for division, weight in divisions(network):
                 division.follow_(weight)
+
+    def parameters_added(self) -> int:
+        """Return how many entries the vectors of the networks have; targets have as many of their own."""
+        return sum(numbers_in([d.u, d.v]) for network in self.chosen.values() for d, _ in divisions(network))
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Return the largest singular value of every weight that is divided by it."""

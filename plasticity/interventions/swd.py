@@ -307,8 +307,7 @@ class SampleWeightDecay(Intervention):
         if self._buffer is None or not self.log_every or self.updates % self.log_every:
             return
         if hasattr(self._buffer, "age_probabilities"):
-            found = statistics(self._buffer.age_probabilities(), self.horizon)
-            ctx.log({f"interventions/{self.NAME}/{key}": value for key, value in found.items()})
+            self.log(ctx, {**statistics(self._buffer.age_probabilities(), self.horizon), **self.costs()})
 
     def on_train_end(self, ctx: Context) -> None:
         """Take the weight off the buffer."""

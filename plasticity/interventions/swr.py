@@ -19,7 +19,7 @@ from plasticity.surgery.optimizer_state import clear_state_
 from plasticity.surgery.origin import fresh_values
 
 from .anchors import Anchors
-from .intervention import Listener
+from .intervention import Listener, numbers_in
 from .rules import require
 from .whole import WholeNetwork
 
@@ -83,7 +83,7 @@ class SelectiveReinitialization(WholeNetwork):
 
     def parameters_added(self) -> int:
         """Return how many numbers the running averages hold."""
-        return sum(tensor.numel() for tensors in self.average.values() for tensor in tensors.values())
+        return numbers_in(self.average)
 
     def prepare(self, ctx: Context) -> None:
         """Begin running averages at 0."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
-from plasticity.monitor import Monitor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.structure.functional import sliced_parameters
@@ -19,24 +18,23 @@ from plasticity.structure.partners import completed
 from plasticity.structure.recycled import note_recycled
 from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
-from plasticity.surgery.function_change import function_change
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers
 from plasticity.surgery.optimizer_state import state_refusal
 from plasticity.surgery.origin import Origins, Replacement
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
 from plasticity.surgery.stores import store_of
-from plasticity.watching import Watcher
 
-from .intervention import Intervention, Listener
+from .intervention import Listener, numbers_in
 from .published import published
+from .watches import Watches
 
 Units = dict[str, Tensor]
 """Name -> what is known of a layer's neurons: the last axis of every tensor are the neurons, float64 on the host."""
 
 
 @dataclass
-class UnitMethod(Intervention):
+class UnitMethod(Watches):
     """Watch neurons on the training passes, after every step of the optimizer or after those that are due.
 
     A subclass names probes, and :meth:`take` gets their scores. What it remembers of neurons between steps stands in
@@ -64,8 +62,6 @@ class UnitMethod(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._watcher: Watcher | None = None
-        self._networks: dict[str, nn.Module] = {}
         self._origins = Origins()
         self.units: dict[str, dict[str, Units]] = {}
         """Network -> layer -> what is known of its neurons."""
@@ -92,27 +88,7 @@ class UnitMethod(Intervention):
         self._origins = Origins.of({name: unwrap(network) for name, network in chosen.items()})
         self.units = {name: {} for name in chosen}
         self.hook(Listener(ctx.on_redraw, self._forget))
-        self._watcher = Watcher(
-            chosen,
-            self._optimizers,
-            self.named(self._take),
-            every=1,
-            due=self.due(),
-            probes=self.probes(),
-            strict=True,
-            read=self.named(Monitor.read),
-            require=self.named(Monitor.require_readable),
-            calls=ctx.calls,
-            masks=ctx.masks,
-            fused="whole",  # surgery knows layers, not parts of them
-            processes="all",  # data-parallel replicas treat the same neurons
-        )
-
-    def on_train_end(self, ctx: Context) -> None:
-        """Take every hook off."""
-        super().on_train_end(ctx)
-        if self._watcher is not None:
-            self._watcher.close()
+        self.watch(ctx, self.probes(), self._take, self.due())
 
     def _forget(self, entries: Mapping[Tensor, Tensor]) -> None:
         """Begin anew with what is known of neurons whose incoming weights were all replaced."""
@@ -133,10 +109,9 @@ class UnitMethod(Intervention):
         if step >= self.start and (self.stop is None or step <= self.stop):
             self.take(network, reading, step)
 
-    def monitor(self, network: str) -> Monitor:
-        """Return the monitor that saw the last pass of a network."""
-        assert self._watcher is not None
-        return self._watcher.monitors[network]
+    def parameters_added(self) -> int:
+        """Return how many numbers are known of neurons."""
+        return numbers_in(self.units)
 
     def wired(self, network: str) -> Wiring:
         """Return how the layers of a network feed each other, as its passes showed it."""
@@ -233,7 +208,6 @@ class UnitRecycling(UnitMethod):
 
         ``masks``: as :meth:`permitted` returns them; ``also``: a further edit, measured with it.
         """
-        monitor, module = self.monitor(network), unwrap(self._networks[network])
 
         def change() -> dict[str, list[int]]:
             self.before_recycling(network, masks)
@@ -242,10 +216,9 @@ class UnitRecycling(UnitMethod):
             self._ctx.edited()
             return done
 
-        args, kwargs = monitor.inputs or ((), {})
-        recycled, moved = function_change(module, args, kwargs, change, monitor.method)
+        recycled, moved = self.alter(self._ctx, network, change)
         self._recycled[network] = dict(recycled) or self._recycled.get(network, {})
-        note_recycled(module, self.NAME, self._recycled[network])
+        note_recycled(unwrap(self._networks[network]), self.NAME, self._recycled[network])
         return recycled, moved
 
     def permitted(self, network: str, flagged: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -297,15 +270,15 @@ class UnitRecycling(UnitMethod):
         self, network: str, step: int, recycled: Mapping[str, list[int]], moved: float, details: Mapping[str, Any]
     ) -> None:
         """Log an application: its numbers, and the event."""
-        self.log_numbers(network, recycled, moved)
+        self.log_numbers(network, recycled)
         self.log_event(network, step, recycled, moved, details)
 
     def log_numbers(
-        self, network: str, recycled: Mapping[str, list[int]], moved: float, more: Mapping[str, float] | None = None
+        self, network: str, recycled: Mapping[str, list[int]], more: Mapping[str, float] | None = None
     ) -> None:
-        """Log how many neurons were recycled, how much the function moved, and ``more`` numbers by name."""
-        values = {"recycled": float(sum(map(len, recycled.values()))), "function_change": moved, **(more or {})}
-        self._ctx.log({f"interventions/{self.NAME}/{network}/{name}": value for name, value in values.items()})
+        """Log how many neurons were recycled, and ``more`` numbers by name."""
+        values = {"recycled": float(sum(map(len, recycled.values()))), **(more or {})}
+        self.log(self._ctx, {f"{network}/{name}": value for name, value in values.items()})
 
     def log_event(
         self, network: str, step: int, recycled: Mapping[str, list[int]], moved: float, details: Mapping[str, Any]

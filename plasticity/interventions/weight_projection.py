@@ -11,14 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.callback import Context
-from plasticity.isolation import unwrap
-from plasticity.surgery.function_change import change_of
 
 from .every_step import EveryStep
 from .weight_penalty import trained
-
-SAMPLES = 64
-"""Past transitions on which the change of the function is measured."""
 
 
 @dataclass
@@ -31,7 +26,7 @@ class WeightProjection(EveryStep):
     """
 
     KIND: ClassVar[str] = "projection"
-    STATE: ClassVar[tuple[str, ...]] = (*EveryStep.STATE, "steps", "moved", "changed")
+    STATE: ClassVar[tuple[str, ...]] = (*EveryStep.STATE, "steps", "moved")
 
     every: int = 1
     """Steps of the optimizer between two projections."""
@@ -40,7 +35,6 @@ class WeightProjection(EveryStep):
         super().__post_init__()
         self.steps: dict[str, int] = {}
         self.moved: dict[str, float] = {}
-        self.changed: dict[str, float] = {}
 
     def rules(self) -> dict[str, bool]:
         """Return the rule that every projection has."""
@@ -64,27 +58,16 @@ class WeightProjection(EveryStep):
         self.steps[name] += 1
         if self.steps[name] % self.every:
             return
-        network, logs = self.chosen[name], self.log_every and (self.updates + 1) % self.log_every == 0
-        before = {key: p.detach().clone() for key, p in trained(network).items()} if logs else {}
-        if before:
-            self.changed |= self._project_measured(name, network)
-            after, old = trained(network), torch._foreach_norm(list(before.values()))
-            moved = torch._foreach_norm([after[key] - value for key, value in before.items()])
-            self.moved[name] = float(torch.stack(moved).norm() / torch.stack(old).norm().clamp_min(1e-12))
-        else:
-            self.project(name, network)
-
-    def _project_measured(self, name: str, network: nn.Module) -> dict[str, float]:
-        """Project, and return by how much that changed the function of the network, where it can be run."""
-        peek, run = self._ctx.peek, self._ctx.forward.get(name)
-        if peek is None or run is None:
-            self.project(name, network)
-            return {}
-        batch, model = peek(SAMPLES, self.generator), unwrap(network)
-        _, changed = change_of(model, lambda: run(model, batch), lambda: self.project(name, network))
-        return {name: changed}
+        project = partial(self.project, name, self.chosen[name])
+        if not self.log_every or (self.updates + 1) % self.log_every:
+            project()
+            return
+        before = {key: p.detach().clone() for key, p in trained(self.chosen[name]).items()}
+        self.alter(self._ctx, name, project)
+        after, old = trained(self.chosen[name]), torch._foreach_norm(list(before.values()))
+        moved = torch._foreach_norm([after[key] - value for key, value in before.items()])
+        self.moved[name] = float(torch.stack(moved).norm() / torch.stack(old).norm().clamp_min(1e-12))
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        """Return how far the last projection in an update that is logged moved every network, and its outputs."""
-        moved = {f"{name}/moved": value for name, value in self.moved.items()}
-        return {**moved, **{f"{name}/function_change": value for name, value in self.changed.items()}}
+        """Return how far the last projection in an update that is logged moved every network."""
+        return {f"{name}/moved": value for name, value in self.moved.items()}

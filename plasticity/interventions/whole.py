@@ -69,12 +69,11 @@ class WholeNetwork(Scheduled):
         for name, network in self._networks.items():
             parameters = self.trained(ctx, name, done)
             done |= set(map(id, parameters.values()))
-            found, moved = self.measured(name, partial(self._change, ctx, name, network, parameters))
+            found, moved = self.alter(ctx, name, partial(self._change, ctx, name, network, parameters))
             details[name] = {"tensors": len(parameters), **found, "function_change": moved}
         for name, network in self._networks.items() if self.sync_targets else ():
             if name in ctx.targets:
                 copy_to_target_(ctx.targets[name], network)
-        ctx.log({f"interventions/{self.NAME}/{n}/function_change": d["function_change"] for n, d in details.items()})
         self.report(ctx, {**self.occasion(), "networks": details}, applications=1)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from plasticity.cli import main
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.rows import read_metrics
-from plasticity.tags import TIMED
+from plasticity.tags import is_timed
 
 SHORT = (
     *("--steps", "240", "--seed", "3", "--num-envs", "2", "--checkpoint.every", "120", "--checkpoint.keep", "9"),
@@ -54,7 +54,7 @@ def attempt(*arguments: str | Path) -> tuple[int, str, str]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a run, without the values that depend on time."""
-    kept = [{k: v for k, v in row.items() if k not in ("time", *TIMED)} for row in read_metrics(folder)]
+    kept = [{k: v for k, v in row.items() if k != "time" and not is_timed(k)} for row in read_metrics(folder)]
     return [row for row in kept if row.keys() != {"step"}]
 
 

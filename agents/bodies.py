@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .batch_norm import BatchRenorm
 from .choices import OneOf, Settings, pick
 from .experts import SoftMoE, Tokens
-from .hypersphere import simba2_layers
+from .hypersphere import simba2_layers, simba2_output
 from .normalise import RunningNorm
 from .parts import ACTIVATIONS, NORMS, MultiSkip, Residual, Scale, activated, expansion, he_truncated_, linear
 
@@ -56,7 +56,8 @@ class Architecture(Settings):
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
     """Hidden activation."""
     outputs: Literal["own", "default"] = "own"
-    """Initial weights of output layers: own, of the network's authors (simba, bronet), or PyTorch's default."""
+    """Output layers: own, with the first weights of the network's authors (simba, bronet) or also their layers
+    (simba2), or PyTorch's default."""
 
 
 class Body(nn.Module):
@@ -67,10 +68,17 @@ class Body(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, trunk: nn.Sequential, num_features: int, output_gain: float | None = None
+        self,
+        encoder: nn.Module,
+        trunk: nn.Sequential,
+        num_features: int,
+        output_gain: float | None = None,
+        make_output: Callable[[int, int], list[nn.Module]] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.trunk, self.num_features = encoder, trunk, num_features
+        self.make_output = make_output
+        """`make_output(num_features, num_outputs)` returns output layers of its own; None: one Linear layer."""
         self.output_gain = output_gain
         """Gain of orthogonal output layers on it, with biases of 0; None: PyTorch's default initialisation."""
 
@@ -194,13 +202,16 @@ def _residual_width(architecture: Architecture, hidden: tuple[int, ...]) -> int:
 def _simba2(architecture: Architecture, obs_shape: tuple[int, ...], hidden: tuple[int, ...], extra_dim: int) -> Body:
     """Return a running norm, then features and weights on unit spheres (Lee et al. 2025, arXiv 2502.15280).
 
-    The projection of the weights after every step is the method `hyperspherical`.
+    The projection of the weights after every step is the method `hyperspherical`. Compared with the released code
+    (DAVIAN-Robotics/SimbaV2), body and output layers, ten steps of Adam with that projection in float64: equal to
+    1e-15, but for the 1e-8 that it adds to every ReLU, which lets Adam move the columns of silent neurons.
     """
     width = _residual_width(architecture, hidden)
     if architecture.norm != "none" or architecture.activation != "relu":
         raise ValueError("simba2 has unit features in the place of norms, and ReLU: leave norm and activation alone")
     trunk = simba2_layers(obs_shape[0] + extra_dim, width, len(hidden))
-    return Body(RunningNorm(obs_shape), trunk, width)
+    own = simba2_output if architecture.outputs == "own" else None
+    return Body(RunningNorm(obs_shape), trunk, width, make_output=own)
 
 
 def _skipped(architecture: Architecture, num_inputs: int, hidden: Sequence[int]) -> tuple[nn.Sequential, int]:

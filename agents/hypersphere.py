@@ -17,13 +17,15 @@ SHIFT = 3.0
 
 
 class UnitLinear(nn.Linear):
-    """A Linear layer without bias, orthogonal at first, its rows of length 1."""
+    """A Linear layer, orthogonal at first, its rows of length 1; without bias, or with one that begins at 0."""
 
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        super().__init__(num_inputs, num_outputs, bias=False)
+    def __init__(self, num_inputs: int, num_outputs: int, bias: bool = False) -> None:
+        super().__init__(num_inputs, num_outputs, bias)
         with torch.no_grad():
             nn.init.orthogonal_(self.weight)
             self.weight.copy_(normalize(self.weight, dim=1))
+            if bias:
+                self.bias.zero_()
 
 
 class Scaler(nn.Module):
@@ -58,7 +60,7 @@ class Interpolated(nn.Module):
     def __init__(self, width: int, num_blocks: int) -> None:
         super().__init__()
         wide = 4 * width
-        size = math.sqrt(2 / width)
+        size = math.sqrt(2 / wide)
         self.inner = nn.Sequential(
             UnitLinear(width, wide), Scaler(wide, size, size), nn.ReLU(), UnitLinear(wide, width), Unit()
         )
@@ -73,3 +75,8 @@ def simba2_layers(num_inputs: int, width: int, num_blocks: int) -> nn.Sequential
     size = math.sqrt(2 / width)
     first = (Shifted(), Unit(), UnitLinear(num_inputs + 1, width), Scaler(width, size, size), Unit())
     return nn.Sequential(*first, *(Interpolated(width, num_blocks) for _ in range(num_blocks)))
+
+
+def simba2_output(width: int, num_outputs: int) -> list[nn.Module]:
+    """Return the output layers: one as wide as the features, learned scales, and the outputs with a bias."""
+    return [UnitLinear(width, width), Scaler(width, 1.0, 1.0), UnitLinear(width, num_outputs, bias=True)]

@@ -1,6 +1,6 @@
 """The heads of the agents' networks, on the bodies of `bodies.py`: plain modules, so that forward hooks see them.
 
-Output layers keep PyTorch's default initialisation, unless their body has one of its own: see `output_layer`.
+Output layers keep PyTorch's default initialisation, unless their body has one of its own: see `output_layers`.
 """
 
 import inspect
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .bodies import Body
 from .distributions import Categorical, Gaussian
+from .hypersphere import UnitLinear
 from .returns import Returns
 
 # Bounds of the log standard deviation, as in the authors' code and stable-baselines3.
@@ -21,12 +22,23 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 SQUASH_EPSILON = 1e-6
 
 
-def output_layer(body: Body, num_outputs: int, gain: float | None = None) -> nn.Linear:
-    """Return an output layer on a body: orthogonal of ``gain``, None the body's, where the body says so; biases 0."""
+def output_layers(body: Body, num_outputs: int, gain: float | None = None) -> list[nn.Module]:
+    """Return the output layers on a body: its own, or one, orthogonal of ``gain`` where the body says so; biases 0.
+
+    ``gain`` None: the body's.
+    """
+    if body.make_output is not None:
+        return body.make_output(body.num_features, num_outputs)
     layer = nn.Linear(body.num_features, num_outputs)
     if body.output_gain is not None:
         orthogonal_(layer, body.output_gain if gain is None else gain)
-    return layer
+    return [layer]
+
+
+def output_layer(body: Body, num_outputs: int, gain: float | None = None) -> nn.Module:
+    """Return the same as one module."""
+    layers = output_layers(body, num_outputs, gain)
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
 class Actor(nn.Module):
@@ -89,12 +101,13 @@ class UnitFeatures(nn.Module):
 
 def with_output(body: Body, num_outputs: int) -> nn.Sequential:
     """Return the trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
-    return nn.Sequential(*body.trunk, output_layer(body, num_outputs))
+    return nn.Sequential(*body.trunk, *output_layers(body, num_outputs))
 
 
 def with_unit_features(body: Body) -> Body:
     """Return the body with features of length 1."""
-    return Body(body.encoder, nn.Sequential(*body.trunk, UnitFeatures()), body.num_features, body.output_gain)
+    trunk = nn.Sequential(*body.trunk, UnitFeatures())
+    return Body(body.encoder, trunk, body.num_features, body.output_gain, body.make_output)
 
 
 VALUE_HEADS: dict[str, Callable[..., nn.Sequential]] = {
@@ -239,9 +252,12 @@ class Predictor(nn.Module):
 
 @torch.no_grad()
 def orthogonal_(module: nn.Module, gain: float) -> None:
-    """Draw every weight layer of `module` orthogonally, its biases 0; from PyTorch's global generator."""
+    """Draw every weight layer of `module` orthogonally, its biases 0; from PyTorch's global generator.
+
+    Layers whose rows are of length 1 stay so.
+    """
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not isinstance(layer, UnitLinear):
             nn.init.orthogonal_(layer.weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -81,6 +81,8 @@ def test_a_channel_of_a_convolution_is_a_neuron(layer: nn.Module) -> None:
         (lambda m, b: reset_to(m, b, {"0": [4]}), r"0 has the units 0 to 3; got \[4\]"),
         (lambda m, b: reset_to(m, b, {"0": torch.ones(3, dtype=torch.bool)}), r"needs a mask of shape \(4,\)"),
         (lambda m, b: reset_to(m, b, {"0": [0]}, factor=-1.0), "factor is in"),
+        (lambda m, b: reset_to(m, b, {"0": [1.5]}), r"0 needs units as whole numbers, .* got \[1.5\]"),
+        (lambda m, b: reset_to(m, b, {"0": [0]}, outgoing=["3"]), "outgoing are layers of units, here 0; got 3"),
     ],
 )
 def test_what_does_not_fit_is_said_and_nothing_changes(call: Any, message: str) -> None:

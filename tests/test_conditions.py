@@ -80,13 +80,30 @@ def test_a_state_goes_on_where_it_was() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["plateau()", f"plateau({TAG}, x, 0.1)", f"plateau({TAG}, 3, 0.1, maybe)", f"small_change({TAG})", "peak(a, 1, 1)"],
+    [
+        "plateau()",
+        f"plateau({TAG}, x, 0.1)",
+        f"plateau({TAG}, 3, 0.1, maybe)",
+        f"small_change({TAG})",
+        "peak(a, 1, 1)",
+        "plateau(, 3, 0.1)",
+        "plateau(a b, 3, 0.1)",
+        f"small_change('{TAG}', 0.1)",
+    ],
 )
 def test_other_calls_show_the_grammar(text: str) -> None:
     with pytest.raises(ValueError, match=r"a condition is plateau\(<tag>, <window>, <eps>"):
         Trigger(when=text)
     with pytest.raises(ValueError, match="OnPlateau needs window >= 1"):
         Trigger(when=f"plateau({TAG}, 0, 0.1)")
+
+
+@pytest.mark.parametrize("text", ["", "plateau", f"plateau({TAG}, 3, 0.1", f"{TAG} >> 3"])
+def test_what_is_neither_a_bound_nor_a_condition_shows_both(text: str) -> None:
+    with pytest.raises(ValueError, match=r'when is "<tag> <op> <number>".* or a condition, plateau\(<tag>, <window>'):
+        ReDo(when=text)
+    with pytest.raises(ValueError, match="stalled is"):
+        Reset(stalled=text)
 
 
 def test_redo_and_reset_wait_for_a_plateau_in_a_run() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from plasticity.agents.bodies import Architecture, make_body
 from plasticity.agents.hypersphere import Interpolated, Scaler, simba2_layers
 from plasticity.agents.inputs import gathered
+from plasticity.agents.networks import with_output
 from plasticity.agents.parts import MultiSkip
 from plasticity.agents.replay import ReplayBuffer
 from plasticity.callback import Context
@@ -49,6 +50,17 @@ def test_simba2_against_its_equations() -> None:
     scaler = Scaler(4, 0.25, 0.5)
     torch.testing.assert_close(scaler(torch.ones(4)), torch.full((4,), 0.25))
     assert Interpolated(6, 3).rate.scale[0].item() == pytest.approx(6**-0.5)
+    assert Interpolated(6, 3).inner[1].scale[0].item() == pytest.approx(math.sqrt(2 / 24))  # of the wide layer
+    body = make_body(Architecture(network="simba2"), (3,), (6,), 0)
+    output, h = with_output(body, 2)[-3:], unit(torch.randn(5, 6))
+    with torch.no_grad():
+        output[1].scale.normal_()
+        output[2].bias.normal_()
+    assert not with_output(body, 2)[-1].bias.any()
+    expected = (h @ output[0].weight.T * output[1].scale) @ output[2].weight.T + output[2].bias
+    torch.testing.assert_close(output(h), expected)
+    plain = make_body(Architecture(network="simba2", outputs="default"), (3,), (6,), 0)
+    assert len(with_output(plain, 2)) == len(with_output(body, 2)) - 2
     with pytest.raises(ValueError, match="simba2 has unit features in the place of norms"):
         make_body(Architecture(network="simba2", norm="layer"), (3,), (6, 6))
 

@@ -42,7 +42,10 @@ def main(arguments: Sequence[str]) -> int:
         network, _, layer = place.partition("/")
         if not (network and layer and all(i.strip().isdecimal() for i in indices.split(","))):
             raise ValueError(f"--units are network/layer:index,index, such as critic_1/q.0:3,7; got {text!r}")
-        units.setdefault(network, {})[layer] = [int(i) for i in indices.split(",")]
+        units.setdefault(network, {}).setdefault(layer, []).extend(int(i) for i in indices.split(","))
+    places = [f"{network}/{layer}" for network, layers in units.items() for layer in layers]
+    if unknown := [place for place in config.outgoing if place not in places]:
+        raise ValueError(f"--outgoing are places of --units, here {', '.join(places)}; got {', '.join(unknown)}")
 
     def edit(networks: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
         lines = []

@@ -25,6 +25,8 @@ def rewrite(run: Path, base: Path, out: Path, edit: Callable[[Mapping[str, Any],
 
     if out.exists():
         raise ValueError(f"{out} exists already: --out is a new folder")
+    if not base.exists():
+        raise ValueError(f"there is no folder {base}, the base")
     folder, record = find_run(run)
     state, earlier = load_state(run), load_state(base)["agent"]["networks"]
     env = make_run_env(record, name=None, seed=0, device="cpu")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from .rules import require
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*")
+_TAG = re.compile(r"[^\s()'\"]+")
 
 
 @dataclass
@@ -153,6 +154,8 @@ class OnSmallChange(ReadingCondition):
 
 CONDITIONS: dict[str, type[ReadingCondition]] = {kind.CALLED: kind for kind in (OnPlateau, OnSmallChange)}
 """Name in text -> the condition."""
+GRAMMAR = " or ".join(kind.GRAMMAR for kind in CONDITIONS.values())
+"""How conditions are written."""
 
 
 def parse_condition(text: str) -> ReadingCondition | None:
@@ -162,6 +165,7 @@ def parse_condition(text: str) -> ReadingCondition | None:
         return None
     kind = CONDITIONS.get(match[1])
     parts = [part.strip() for part in match[2].split(",")]
+    kind = kind if _TAG.fullmatch(parts[0]) else None
     try:
         if kind is OnPlateau and len(parts) >= 3 and set(parts[3:]) <= {"anywhere", "again"}:
             words = {"after_peak": "anywhere" not in parts[3:], "once": "again" not in parts[3:]}
@@ -171,7 +175,6 @@ def parse_condition(text: str) -> ReadingCondition | None:
     except ValueError as error:
         if "needs" in str(error):
             raise
-    grammar = " or ".join(kind.GRAMMAR for kind in CONDITIONS.values())
     raise ValueError(
-        f"a condition is {grammar}, such as plateau(plasticity/critic_1/effective_rank/all, 10, 0.02); got {text!r}"
+        f"a condition is {GRAMMAR}, such as plateau(plasticity/critic_1/effective_rank/all, 10, 0.02); got {text!r}"
     )

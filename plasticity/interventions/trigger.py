@@ -12,7 +12,7 @@ from typing import Any
 
 from plasticity.tags import relatives
 
-from .conditions import parse_condition
+from .conditions import GRAMMAR, parse_condition
 from .rules import require
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -32,7 +32,7 @@ def parse_when(text: str) -> tuple[str, str, float]:
     if match is None:
         raise ValueError(
             f'when is "<tag> <op> <number>" with <op> one of >, >=, <, <=, such as '
-            f'"plasticity/critic_1/grama/all > 0.3"; got {text!r}'
+            f'"plasticity/critic_1/grama/all > 0.3", or a condition, {GRAMMAR}; got {text!r}'
         )
     return match[1], match[2], float(match[3])
 
@@ -72,9 +72,9 @@ class Trigger:
     """Last tick at which to act; None for no end."""
 
     def __post_init__(self) -> None:
-        self._condition = parse_condition(str(self.when)) if self.when else None
-        self._when = parse_when(self.when) if self.when and self._condition is None else None
-        self._stalled = parse_stalled(self.stalled) if self.stalled else None
+        self._condition = None if self.when is None else parse_condition(str(self.when))
+        self._when = None if self.when is None or self._condition else parse_when(self.when)
+        self._stalled = None if self.stalled is None else parse_stalled(self.stalled)
         checks = {
             "every >= 1": self.every is None or self.every >= 1,
             "at >= 1": all(tick >= 1 for tick in self.at),

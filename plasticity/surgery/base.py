@@ -7,6 +7,7 @@ best), or by overwriting the few units that changed its predictions most.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +60,14 @@ def reset_to(
     columns move (attention's and an MLP's output projections, in the paper). Gradients of these entries become 0, and
     ``optimizers`` forget them.
 
-    Raises SurgeryError, with nothing changed, for a layer that is no Linear or convolution, an index that it lacks, and
-    a base that lacks its parameters.
+    Raises SurgeryError, with nothing changed, for a layer that is no Linear or convolution, an index that it lacks or
+    that is no whole number, ``outgoing`` beyond ``units``, and a base that lacks its parameters.
     """
     if not 0 <= factor <= 1:
         raise SurgeryError(f"factor is in [0, 1]; got {factor}")
     module, columns, optimizers = unwrap(model), set(outgoing), list(optimizers)
+    if unknown := columns - units.keys():
+        raise SurgeryError(f"outgoing are layers of units, here {', '.join(units)}; got {', '.join(sorted(unknown))}")
     edits, done = [], {}
     for layer, chosen in units.items():
         part = named_modules(module).get(layer)
@@ -105,7 +108,10 @@ def _mask(layer: str, chosen: Tensor | Sequence[int], size: int) -> Tensor:
         if chosen.shape != (size,):
             raise SurgeryError(f"{layer} needs a mask of shape ({size},); got {tuple(chosen.shape)}")
         return chosen.cpu()
-    indices = [int(i) for i in chosen]
+    try:
+        indices = [index(i) for i in chosen]
+    except TypeError as error:
+        raise SurgeryError(f"{layer} needs units as whole numbers, or as a bool mask; got {chosen!r}") from error
     if wrong := [i for i in indices if not 0 <= i < size]:
         raise SurgeryError(f"{layer} has the units 0 to {size - 1}; got {wrong}")
     mask = torch.zeros(size, dtype=torch.bool, device="cpu")

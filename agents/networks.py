@@ -1,6 +1,6 @@
 """The heads of the agents' networks, on the bodies of `bodies.py`: plain modules, so that forward hooks see them.
 
-Output layers keep PyTorch's default initialisation, unless their body has one of its own: see `output_layers`.
+Output layers keep PyTorch's default initialisation, unless their body has one of its own: see `output_modules`.
 """
 
 import inspect
@@ -22,7 +22,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 SQUASH_EPSILON = 1e-6
 
 
-def output_layers(body: Body, num_outputs: int, gain: float | None = None) -> list[nn.Module]:
+def output_modules(body: Body, num_outputs: int, gain: float | None = None) -> list[nn.Module]:
     """Return the output layers on a body: its own, or one, orthogonal of ``gain`` where the body says so; biases 0.
 
     ``gain`` None: the body's.
@@ -37,7 +37,7 @@ def output_layers(body: Body, num_outputs: int, gain: float | None = None) -> li
 
 def output_layer(body: Body, num_outputs: int, gain: float | None = None) -> nn.Module:
     """Return the same as one module."""
-    layers = output_layers(body, num_outputs, gain)
+    layers = output_modules(body, num_outputs, gain)
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
@@ -101,7 +101,7 @@ class UnitFeatures(nn.Module):
 
 def with_output(body: Body, num_outputs: int) -> nn.Sequential:
     """Return the trunk of a body and its output layer as one nn.Sequential: plasticity injection cuts it in two."""
-    return nn.Sequential(*body.trunk, *output_layers(body, num_outputs))
+    return nn.Sequential(*body.trunk, *output_modules(body, num_outputs))
 
 
 def with_unit_features(body: Body) -> Body:

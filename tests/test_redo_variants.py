@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -100,7 +101,11 @@ def test_scores_are_those_of_numpy(variant: str) -> None:
 
 
 def test_the_golden_number_of_activation_times_gradient() -> None:
-    assert (torch.tensor([1.0, 2.0]) * torch.tensor([0.5, -0.1])).abs().tolist() == pytest.approx([0.5, 0.2])
+    reading = SimpleNamespace(
+        scores={"activations": {"0": torch.tensor([[1.0, 2.0]])}, "gradients": {"0": torch.tensor([[0.5, -0.1]])}}
+    )
+    found = ReDo(score="gradient").magnitudes("net", reading)  # type: ignore[arg-type]
+    assert found["0"].tolist() == pytest.approx([0.5, 0.2])
 
 
 @pytest.mark.parametrize(

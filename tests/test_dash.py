@@ -67,6 +67,23 @@ def test_weights_shrink_by_their_average_gradient_of_all_steps() -> None:
     assert len(writer.named("dash")) == 2
 
 
+def test_norms_and_moments_stay() -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 2))
+    optimizer = optim.Adam(net.parameters(), 0.01)
+    ctx, writer = plain_loop(net, optimizer)
+    before: dict[str, torch.Tensor] = {}
+    optimizer.register_step_post_hook(
+        lambda *_: before.update({n: p.detach().clone() for n, p in net.named_parameters()})
+    )
+    DASH(every=1).on_train_start(ctx)
+    net(models.normal(8, 3)).square().mean().backward()
+    optimizer.step()
+    changed = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert all(state["exp_avg"].any() for state in optimizer.state.values())
+    assert writer.named("dash")[0]["networks"]["net"]["tensors"] == 4
+
+
 @pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"floor": 1.5}])
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="DASH needs"):

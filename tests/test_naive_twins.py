@@ -226,5 +226,6 @@ def test_shrink_perturb_of_bbf_over_several_events(monkeypatch: pytest.MonkeyPat
             fresh = 6.0 + len(drawn)
             changed = 0.5 * before[name] + 0.5 * fresh if name.startswith("0.") else torch.full_like(p, fresh)
             torch.testing.assert_close(p.detach(), changed if acts else before[name])
-            assert bool(optimizer.state[p]["exp_avg"].any()) != acts  # the optimizer forgets what was edited
+            forgotten = acts and not name.startswith("0.")  # the optimizer forgets the last layers alone
+            assert bool(optimizer.state[p]["exp_avg"].any()) != forgotten
     assert len(writer.named("shrink_perturb")) == len(drawn) == 3

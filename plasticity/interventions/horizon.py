@@ -38,7 +38,7 @@ class Horizon(Scheduled):
     KIND: ClassVar[str] = "data"
     NEEDS: ClassVar[tuple[str, ...]] = ("networks", "optimizers", "set_horizon")
     STATE: ClassVar[tuple[str, ...]] = ("since",)
-    PRESETS: ClassVar = {"bbf": {"every": 40_000, "stop": 100_000, "clock": "gradient_steps"}}
+    PRESETS: ClassVar = {"bbf": {"every": 40_000, "stop": 160_000, "clock": "gradient_steps"}}
 
     preset: Literal["bbf"] = "bbf"
     """Defaults of the options that are None."""

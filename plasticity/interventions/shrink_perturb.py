@@ -20,6 +20,7 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules, named_parameters
 from plasticity.structure.layers import NORM_MODULES
 from plasticity.structure.optimizers import all_parameters
+from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import fresh_values
 
 from .reset import copy_to_target_, modules_of_last
@@ -68,11 +69,14 @@ class ShrinkPerturb(WholeNetwork):
 
     ``hard``: shrink 0.8 every 200 000 environment steps; set ``at`` to the switches of a sequence of tasks. ``soft``:
     0.999999 after every gradient step, a weight decay towards fresh noise; the function change of one step is logged
-    every 1000. ``bbf``: 0.5 every 40 000 gradient steps up
-    to 100 000 (as remembered), and the last two layers redrawn whole; BBF also anneals n-step returns and the
-    discount after each: ``--horizon``. Drawing anew is the point: pulling towards one saved copy is L2 regularisation
-    to the initial weights, and perturbs nothing. Compared with the S&P in the code of L2 Init (skumar9876/L2_Init),
-    ten soft steps of Adam with the same draws: weights agree to 2e-16; its ``shrink`` is 1 - shrink.
+    every 1000. ``bbf``: 0.5 every 40 000 gradient steps, and the last two layers redrawn whole, whose optimizer state
+    alone is dropped. In the code's BBF.gin that is every 20 000 agent steps of two updates, the last at 80 000 of
+    100 000: ``stop`` here, to be set for other lengths. There, targets shrink too, with draws of their own; here they
+    become copies. BBF also anneals n-step returns and the discount after each: ``--horizon``.
+
+    Drawing anew is the point: pulling towards one saved copy is L2 regularisation to the initial weights, and perturbs
+    nothing. Compared with the S&P in the code of L2 Init (skumar9876/L2_Init), ten soft steps of Adam with the same
+    draws: weights agree to 2e-16; its ``shrink`` is 1 - shrink.
     """
 
     NAME: ClassVar[str] = "shrink_perturb"
@@ -83,10 +87,10 @@ class ShrinkPerturb(WholeNetwork):
         "bbf": {
             "shrink": 0.5,
             "every": 40_000,
-            "stop": 100_000,
+            "stop": 160_000,
             "clock": "gradient_steps",
             "layers": 2,
-            "clear": True,
+            "clear": False,
             "sync_targets": True,
         },
     }
@@ -146,6 +150,7 @@ class ShrinkPerturb(WholeNetwork):
         shrink_perturb_(parameters, rest, self.shrink, self.perturb, norm_parameters(module))
         for head, value in redrawn.items():
             parameters[head].copy_(value)
+            forget_(ctx.optimizers.values(), parameters[head])
         if redrawn:
             whole = {parameters[head]: torch.ones_like(value, dtype=torch.bool) for head, value in redrawn.items()}
             ctx.redrawn(whole)

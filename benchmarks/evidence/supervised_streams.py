@@ -73,7 +73,7 @@ ENTRIES: dict[str, list[dict[str, Any]]] = {
     "cbp": grid("cbp", "rate", (1e-5, 1e-4, 1e-3)),
     "ccbp": grid("ccbp", "rate", (1e-3, 1.5e-2)),
     "snr": [{"method": "snr", "settings": {}}],
-    "swr": [{"method": "swr", "settings": {}}],
+    "swr": grid("swr", "share", (1e-3, 1e-2, 1e-1), every=100),
     **{
         f"{name} (knows the tasks)": [{"method": name, "settings": {**TASKS, **more}}]
         for name, more in {

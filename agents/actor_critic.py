@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .replay import Batch
 from .returns import RETURNS, Mean, Returns
+from .rewards import FittedRewards
 from .rows import like
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import box_dim
@@ -60,6 +62,9 @@ class ActorCriticConfig(AgentConfig):
     """Smallest return on the grid; returns below count as this one."""
     v_max: float = 100.0
     """Largest return on the grid; returns above count as this one."""
+    normalize_rewards: bool = False
+    """Divide rewards by the spread of their discounted sums so far, and where critics learn on a grid by as much as
+    brings all of these between v_min and v_max (SimbaV2)."""
     pessimism: float = 1.0
     """Weight p of the critics' disagreement in (Q_1 + Q_2) / 2 - p |Q_1 - Q_2| / 2: 1 is the smaller one; BRO: 0."""
     value_expectile: float = 0.0
@@ -80,6 +85,7 @@ class ActorCriticConfig(AgentConfig):
             "updates_per_step > 0": self.updates_per_step > 0,
             "num_atoms >= 2": self.num_atoms >= 2,
             "v_min < v_max": self.v_min < self.v_max,
+            "v_min < 0 < v_max with normalize_rewards": not self.normalize_rewards or self.v_min < 0 < self.v_max,
             "pessimism in [0, 1]": 0 <= self.pessimism <= 1,
             "value_expectile in [0, 1)": 0 <= self.value_expectile < 1,
             "value_expectile=0 unless critic_returns is mean, and with crossq": not self.value_expectile
@@ -127,6 +133,12 @@ class ActorCritic(OffPolicy):
         self.forward = {"actor": of_obs, **dict.fromkeys(CRITICS, of_obs_and_action)}
         self.add_step("actor", self.actor_loss, ["actor"], config.actor_lr)
         self.add_step("critic", self.critic_loss, CRITICS, config.critic_lr, targets=True)
+        bound = min(-config.v_min, config.v_max) if config.critic_returns not in ("mean", "quantiles") else math.inf
+        fitted = FittedRewards(self.num_envs, config.gamma, bound).to(self.device)
+        self.fitted = fitted if config.normalize_rewards else None
+        """Statistics of the rewards so far, where these are scaled."""
+        self.reward_scale = torch.ones((), device=self.device)
+        """Factor of rewards in targets."""
         self.exploitation = torch.zeros((), device=self.device)
         """Share of the state value in targets; `set_exploitation` moves it."""
         if config.value_expectile:
@@ -189,7 +201,7 @@ class ActorCritic(OffPolicy):
         with torch.no_grad():
             chosen = self._chosen(returns, following)
             discount = self.config.gamma * ~batch.terminated
-            reward = batch.reward if bonus is None else batch.reward + discount * bonus
+            reward = self.rewards(batch) if bonus is None else self.rewards(batch) + discount * bonus
             target = returns.target(reward, discount, chosen)
         return torch.stack([returns.losses(output, target)[0].mean() for output in outputs]).sum()
 
@@ -233,12 +245,34 @@ class ActorCritic(OffPolicy):
             return value
         return torch.lerp(value, self.networks["value"](batch.next_obs), self.exploitation)
 
+    def observe(self, transition: Any) -> None:
+        """Store one step of every environment, owe the updates that it brings, and follow its rewards."""
+        super().observe(transition)
+        if self.fitted is not None:
+            reward, ended = transition.reward, transition.terminated | transition.truncated
+            self.fitted.follow(torch.as_tensor(reward).to(self.device), torch.as_tensor(ended).to(self.device))
+            self.reward_scale.copy_(self.fitted.scale())
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """Return the rewards of a batch as they are learned, (batch,)."""
+        return batch.reward if self.fitted is None else batch.reward * self.reward_scale
+
+    def reward_factor(self) -> float:
+        """Return the factor of the rewards whose values are learned, now."""
+        return float(self.reward_scale)
+
     def own_state(self) -> dict[str, Any]:
-        return {"exploitation": self.exploitation} if self.config.value_expectile else {}
+        exploitation = {"exploitation": self.exploitation} if self.config.value_expectile else {}
+        return exploitation if self.fitted is None else {**exploitation, "rewards": dict(self.fitted.state_dict())}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         if self.config.value_expectile:
             self.exploitation.copy_(state["exploitation"])
+        if (saved := "rewards" in state) != (self.fitted is not None):
+            raise ValueError(f"{self.name}: saved with normalize_rewards={saved}, this agent has it the other way")
+        if self.fitted is not None:
+            self.fitted.load_state_dict(state["rewards"])
+            self.reward_scale.copy_(self.fitted.scale())
 
     def judges(self) -> list[nn.Module]:
         """Return the critics whose values are targets."""

@@ -28,7 +28,7 @@ def kron(params: Iterable[Tensor], lr: float = 3e-4, weight_decay: float = 0.0) 
     Li 2015, arXiv 1512.04202; in deep RL Creus Castanyer et al. 2025, arXiv 2506.15544. It is the package kron-torch
     (heavyball has a Kron, too, among thirty others, and needs more packages), whose state is completed so that it
     resumes, and which runs without compiling: it would take a minute for each size of a layer. Ten steps beside the
-    package alone, compiled, are equal to 1e-6.
+    package alone, without compiling, are equal to the bit.
     """
     base = imported("kron_torch", "kron").Kron
 

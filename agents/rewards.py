@@ -79,3 +79,29 @@ class ReturnScaler(nn.Module):
     def forward(self, reward: Tensor) -> Tensor:
         scale = (self.moments.var + self.moments.eps).rsqrt()
         return (reward * scale).clamp(-self.clip, self.clip).to(reward.dtype)
+
+
+class FittedRewards(ReturnScaler):
+    """Scale rewards such that their discounted sums have a spread of 1 and lie in [-bound, bound]: all of those seen.
+
+    The divisor is max(sqrt(var + eps), max |R| / bound), R as for `ReturnScaler`: for critics on a grid of returns (Lee
+    et al. 2025, SimbaV2, arXiv 2502.15280). In their code the R of an episode's last step is its reward alone, which
+    the next episode begins with.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, bound: float = math.inf) -> None:
+        super().__init__(num_envs, gamma, math.inf)
+        self.bound = bound
+        self.register_buffer("largest", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def follow(self, reward: Tensor, done: Tensor) -> None:
+        """Take in one step, reward and done both (num_envs,)."""
+        self.returns.mul_(self.gamma).add_(reward)
+        self.moments.update(self.returns)
+        torch.maximum(self.largest, self.returns.abs().amax(), out=self.largest)
+        self.returns.masked_fill_(done, 0.0)
+
+    def scale(self) -> Tensor:
+        """Return the factor of rewards, 0-D."""
+        return 1 / torch.maximum((self.moments.var + self.moments.eps).sqrt(), self.largest / self.bound)

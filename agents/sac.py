@@ -232,7 +232,9 @@ class SAC(ActorCritic):
         next_q = pooled(
             torch.stack([target(batch.next_obs, action) for target in self.judges()]), self.config.pessimism
         )
-        return batch.reward + self.config.gamma * ~batch.terminated * self.leaned(batch, next_q - alpha * log_prob)
+        return self.rewards(batch) + self.config.gamma * ~batch.terminated * self.leaned(
+            batch, next_q - alpha * log_prob
+        )
 
     def quiet_target(self, batch: Batch) -> Tensor:
         """Return y (batch,) for the next action without random numbers, of a Gaussian tanh(mean)."""

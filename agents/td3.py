@@ -141,7 +141,7 @@ class TD3(ActorCritic):
         """Return y (batch,), the target of both critics; `noise` (batch, action_dim) ~ N(0, 1), as yet unscaled."""
         action = self.next_action(batch, noise)
         next_q = pooled(torch.stack([judge(batch.next_obs, action) for judge in self.judges()]), self.config.pessimism)
-        return batch.reward + self.config.gamma * ~batch.terminated * self.leaned(batch, next_q)
+        return self.rewards(batch) + self.config.gamma * ~batch.terminated * self.leaned(batch, next_q)
 
     @torch.no_grad()
     def next_action(self, batch: Batch, noise: Tensor) -> Tensor:

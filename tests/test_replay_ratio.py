@@ -26,6 +26,7 @@ def test_fau_is_the_share_of_entries_that_fire() -> None:
         net[0].weight.copy_(torch.eye(4))
     h = torch.tensor([[1.0, 0, 0, 0.2], [0, 0, 2, 0.3], [3, 0, 0, 0.1]])  # golden numbers of M1
     assert active_share(net, lambda: net(h)) == pytest.approx(0.5)
+    assert active_share(net, lambda: [net(h), net(-h[:1])]) == pytest.approx(6 / 16)  # of all passes
 
 
 def test_it_switches_once_at_the_first_small_change() -> None:

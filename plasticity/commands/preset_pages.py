@@ -28,6 +28,7 @@ numbers are the sources' own: no runs of ours stand behind them.
 | `c-chain` | PPO on continual Gym control ([streams](streams.md)) |
 | `streams` | [supervised](agents/supervised.md) on streams of examples |
 | `bro` | SAC with the networks, critics and settings of BRO |
+| `simba2` | SAC with the networks, critics, projection and scaled rewards of SimbaV2 |
 | `crossq` | SAC with the networks and settings of CrossQ |
 """
 

@@ -61,9 +61,18 @@ BRO = Preset(
     "temperature's Adam; its resets are --reset --reset.at 15001 50001 250001 500001 750001",
 )
 
+SIMBA2 = Preset(
+    "sac",
+    "--network simba2 --hyperspherical --critic-returns c51 --num-atoms 101 --v-min -5 --v-max 5 "
+    "--normalize-rewards --init-alpha 0.01 --actor-lr 1e-4 --critic-lr 1e-4 --alpha-lr 1e-4",
+    "Lee et al. 2025, arXiv 2502.15280, released code DAVIAN-Robotics/SimbaV2",
+    left_out="the rate's fall to half in the course of training, the entropy's target of half the action dimensions "
+    "(--target-entropy), the discount by the length of episodes, and the single critic of tasks that never terminate",
+)
+
 PRESETS: dict[str, tuple[Preset, ...]] = {
     "c-chain": (CONTINUAL_CONTROL,), "zoo": ZOO, "cleanrl": CLEANRL, "streams": STREAMS,
-    "crossq": (CROSSQ,), "bro": (BRO,),
+    "crossq": (CROSSQ,), "bro": (BRO,), "simba2": (SIMBA2,),
 }  # fmt: skip
 """Name -> presets, of which the first that fits agent and environment counts; add your own."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -36,8 +36,8 @@ def kron(params: Iterable[Tensor], lr: float = 3e-4, weight_decay: float = 0.0) 
         """The package's Kron with a state that goes on: with its counters and generator, without functions."""
 
         def step(self, closure: None = None) -> None:
-            """Take a step; the first one of the package prints sizes, which is kept off the terminal."""
-            with torch.compiler.set_stance("force_eager"), nullcontext() if self.state else redirect_stdout(None):
+            """Take a step; the package prints sizes when state begins, which is kept off the terminal."""
+            with torch.compiler.set_stance("force_eager"), redirect_stdout(None):
                 super().step()
 
         def state_dict(self) -> dict[str, Any]:

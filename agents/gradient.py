@@ -187,7 +187,8 @@ class GradientStep:
 
     def _prepare(self, inputs: Inputs, updates: int) -> tuple[Objective, Inputs, Graph | None]:
         """Return what is to be differentiated, of which inputs, and the graph for it, None where it has to be eager."""
-        terms = {name: as_term(term) for name, term in self.terms.items()}
+        # By name: the last bit of a sum depends on the order, and after a resume terms are added in another one.
+        terms = {name: as_term(term) for name, term in sorted(self.terms.items())}
         objective = Objective(self.loss, terms, self.networks[0], self.name, len(inputs.given))
         key, inputs = inputs.key, Inputs([*inputs.given, *objective.draw()]) if terms else inputs
         layout = self._look(terms)

@@ -562,7 +562,7 @@ def test_a_state_of_another_network_is_refused() -> None:
     net = mlp()
     method, optimizer, _ = start(net, every=4, end=40)
     learn(net, optimizer)
-    short = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    short = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
     other = NeuroplasticExpansion(every=4, end=40)
     begin([other], plain_loop(short, OPTIMIZERS["adam"](short.parameters()))[0], [method.state_dict()])
     with pytest.raises(ValueError, match="the saved run masked 4, which this network lacks"):
@@ -592,8 +592,21 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_a_network_without_a_middle_is_refused_before_the_first_step() -> None:
-    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    start(net)
+    with pytest.raises(ValueError, match="with dense_ends=False these become sparse too"):
+        start(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+
+
+def test_a_network_whose_middle_never_runs_is_refused_in_its_first_pass() -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.spare, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu())
+
+    net = Spare()
+    start(net)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="with dense_ends=False these become sparse too"):
         net(batch())
 

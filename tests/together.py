@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from test_interventions import FREQUENT, Recorder, Walk
+from test_interventions import FREQUENT, Walk
 from torch import Tensor
 
 from plasticity.agents import AGENTS
 from plasticity.agents.choices import _choices
-from plasticity.agents.train import context, train
-from plasticity.callback import Callback, Context, end, start
+from plasticity.agents.train import context
+from plasticity.callback import end, start
 from plasticity.interventions import INTERVENTIONS, Intervention
 
 SWITCHES = ("value_expectile=0.9", "pessimism=0.5", "policy_every=3", "optimism=1.0", "weight_decay=0.1", "n_step=3",
@@ -31,7 +31,17 @@ SWITCHES = ("value_expectile=0.9", "pessimism=0.5", "policy_every=3", "optimism=
 """Options beside those that are names, with a value that switches on what they are about."""
 
 
-class DiscreteWalk(Walk):
+STEPS, STOP = 16, 10
+"""Environment steps of a run, and after which of them it is stopped: some six updates before, six after."""
+
+
+class ShortWalk(Walk):
+    """The walk in episodes of at most 4 steps."""
+
+    limit = 4
+
+
+class DiscreteWalk(ShortWalk):
     """The walk with three actions."""
 
     def step(self, action: Tensor) -> SimpleNamespace:
@@ -39,22 +49,14 @@ class DiscreteWalk(Walk):
         return SimpleNamespace(**{**vars(transition), "action": action})
 
 
-class ImageWalk(Walk):
+class ImageWalk(ShortWalk):
     """The walk, seen as an image."""
 
     size = 10
 
-    def image(self, obs: Tensor) -> Tensor:
-        shades = (obs * 40 + 128).clamp(0, 255).to(torch.uint8)
+    def seen(self, place: Tensor) -> Tensor:
+        shades = (place * 40 + 128).clamp(0, 255).to(torch.uint8)
         return shades.repeat_interleave(self.size**2, 1)[:, : 2 * self.size**2].unflatten(1, (2, self.size, self.size))
-
-    def reset(self, done: Tensor | None = None) -> Tensor:
-        return self.image(super().reset(done))
-
-    def step(self, action: Tensor) -> SimpleNamespace:
-        transition = vars(super().step(action))
-        seen = {name: self.image(transition[name]) for name in ("obs", "next_obs")}
-        return SimpleNamespace(**{**transition, **seen})
 
 
 class LargeImageWalk(ImageWalk):
@@ -68,10 +70,10 @@ class Host:
     """A tiny agent in its environment."""
 
     agent: str
-    env: Callable[[], Walk] = Walk
+    env: Callable[[], Walk] = ShortWalk
     settings: tuple[tuple[str, Any], ...] = ()
 
-    def make(self, options: Iterable[str]) -> tuple[Any, Walk]:
+    def make(self, options: Iterable[str], compile: str = "off") -> tuple[Any, Walk]:
         """Return agent and environment; ValueError for options that it does not have."""
         kind, config = AGENTS[self.agent]
         env, hints = self.env(), {field.name: field.default for field in dataclasses.fields(config)}
@@ -85,7 +87,7 @@ class Host:
         shape = (2, env.size, env.size) if images else (3,)
         seen = spaces.Box(0, 255, shape, np.uint8) if images else spaces.Box(-9, 9, shape)
         acts = spaces.Discrete(3) if isinstance(env, DiscreteWalk) else spaces.Box(-1, 1, (2,))
-        agent = kind(seen, acts, config(**chosen), num_envs=2, device=torch.get_default_device(), compile="off")
+        agent = kind(seen, acts, config(**chosen), num_envs=2, device=torch.get_default_device(), compile=compile)
         return agent, env
 
 
@@ -95,14 +97,15 @@ def valued(text: str, default: Any) -> Any:
 
 
 WIDTHS = ("hidden", (12, 12))
-REPLAY = (WIDTHS, ("batch_size", 8), ("learning_starts", 8), ("buffer_size", 200))
+REPLAY = (WIDTHS, ("batch_size", 8), ("learning_starts", 4), ("buffer_size", 200))
 IMAGES = (*REPLAY, ("network", "minatar_cnn"))
 HOSTS = {
-    "sac": Host("sac", Walk, REPLAY),
-    "dqn": Host("dqn", DiscreteWalk, (*REPLAY, ("train_every", 2), ("n_step", 5))),
+    "sac": Host("sac", ShortWalk, REPLAY),
+    "dqn": Host("dqn", DiscreteWalk, (*REPLAY, ("train_every", 1), ("n_step", 5))),
     "ppo": Host(
-        "ppo", Walk, (WIDTHS, ("activation", "relu"), ("num_steps", 8), ("num_minibatches", 2), ("num_epochs", 8))
+        "ppo", ShortWalk, (WIDTHS, ("activation", "relu"), ("num_steps", 4), ("num_minibatches", 2), ("num_epochs", 3))
     ),
+    "td3": Host("td3", ShortWalk, REPLAY),
     "pixels": Host("sac", ImageWalk, IMAGES),
     "large pixels": Host("sac", LargeImageWalk, IMAGES),
 }
@@ -121,24 +124,35 @@ def options() -> list[str]:
     return list(found)
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    """Return settings with which a method acts soon: those of ``FREQUENT``, or short intervals for its own fields."""
+SOONER: dict[str, dict[str, Any]] = {"plasticity_injection": {"at": (4,)}}
+"""Settings with which methods act within six updates, in place of those of ``FREQUENT``."""
+
+
+OF_ROLLOUTS: dict[str, dict[str, Any]] = {"ne": {"review": False}}
+"""Further settings on an agent without a replay memory."""
+
+
+def settings_of(name: str, host: str) -> dict[str, Any]:
+    """Return settings with which a method acts soon, or short intervals for the fields of one that is not known."""
     fields = {field.name for field in dataclasses.fields(INTERVENTIONS[name])}
-    short = {"every": 5, "clock": "updates", "log_every": 3, "check_every": 3, "measure_every": 3, "batch_size": 8}
-    return FREQUENT.get(name, {key: value for key, value in short.items() if key in fields})
+    short = {"every": 4, "clock": "updates", "log_every": 3, "check_every": 3, "measure_every": 3, "batch_size": 8}
+    found = dict(FREQUENT.get(name, {key: value for key, value in short.items() if key in fields}))
+    latest = {"every": 4, "log_every": 3}
+    sooner = {key: min(value, latest.get(key, value)) for key, value in found.items()}
+    return sooner | SOONER.get(name, {}) | (OF_ROLLOUTS.get(name, {}) if HOSTS[host].agent == "ppo" else {})
 
 
-def made(items: Iterable[str]) -> tuple[dict[str, Intervention], list[str]]:
-    """Return the methods by name, and the options among the items."""
+def made(items: Iterable[str], host: str) -> tuple[dict[str, Intervention], list[str]]:
+    """Return the methods by name, with settings for a host, and the options among the items."""
     items = list(items)
-    methods = {name: INTERVENTIONS[name](**settings_of(name)) for name in items if "=" not in name}
+    methods = {name: INTERVENTIONS[name](**settings_of(name, host)) for name in items if "=" not in name}
     return methods, [item for item in items if "=" in item]
 
 
 @functools.cache
 def takes(host: str, item: str) -> bool:
     """Return whether a host takes an item alone."""
-    methods, chosen = made([item])
+    methods, chosen = made([item], host)
     try:
         agent, _ = HOSTS[host].make(chosen)
         ctx = context(agent)
@@ -159,23 +173,6 @@ def host_of(items: Sequence[str]) -> str | None:
     for item in items:
         assert any(takes(host, item) for host in HOSTS), f"no host takes {item}: add one to HOSTS"
     return next((host for host in HOSTS if all(takes(host, item) for item in items)), None)
-
-
-def run(
-    host: str, methods: Sequence[Callback], chosen: Iterable[str], steps: int
-) -> tuple[Any, Context, Recorder, Callable[[], Any]]:
-    """Train on a host; return agent, context, what was logged, and a function that learns a little more."""
-    agent, env = HOSTS[host].make(chosen)
-    writer = Recorder()
-    ctx = train(env, agent, steps, methods, context(agent, writer=writer))
-
-    def more() -> None:
-        if ctx.buffer is None:
-            train(env, agent, 32, [], context(agent))
-        for _ in range(6 if ctx.buffer is not None else 0):  # with --policy-every 3 the actor learns twice
-            agent.update()
-
-    return agent, ctx, writer, more
 
 
 def combinations(items: Sequence[str], size: int) -> list[tuple[str, ...]]:

@@ -28,8 +28,9 @@ from plasticity.structure.wirings import Wiring
 from plasticity.surgery.entries import incoming_entries
 from plasticity.surgery.initialisers import weight_of
 from plasticity.surgery.masks import Masks
-from plasticity.surgery.optimizer_state import clear_state_
+from plasticity.surgery.optimizer_state import clear_state_, state_refusal
 
+from .every_step import layers_of
 from .intervention import Listener
 from .rules import require
 from .topology import (
@@ -39,6 +40,7 @@ from .topology import (
     cosine_fraction,
     erdos_renyi,
     grown_share,
+    may_be_sparse,
     pruned_share,
     random_mask,
     regrow,
@@ -193,6 +195,11 @@ class NeuroplasticExpansion(Watches):
         self._dense: dict[str, dict[Tensor, Tensor]] = {name: {} for name in networks}
         for name, network in networks.items():
             ctx.optimizer_of(name)
+            if not may_be_sparse(network, bool(self.dense_ends)):
+                raise _no_layer(name)
+            for layer, module in layers_of(network).items():
+                if reason := state_refusal(self._optimizers, weight_of(module)):
+                    raise ValueError(f"NeuroplasticExpansion: {name}.{layer}: {reason}")
             for module in filter(None, (network, ctx.targets.get(name))):  # whichever runs first
                 self._see_first(name, unwrap(module), ctx.calls.get(name, ()))
         self.watch(ctx, {"dormancy": Dormancy(0.0), "active": ActiveFraction()}, self._event, self._due)
@@ -239,10 +246,7 @@ class NeuroplasticExpansion(Watches):
         saved = self._loaded.pop(name, None)
         self._layers[name] = self._chosen(wired) if saved is None else _found(wired, saved)
         if not self._layers[name] and saved is None:
-            raise ValueError(
-                f"NeuroplasticExpansion finds no layer of {name} between its input and output layers; "
-                "with dense_ends=False these become sparse too"
-            )
+            raise _no_layer(name)
         masks = {
             layer.weight: saved[layer.name]["mask"] if saved else self._initial_mask(layer)
             for layer in self._layers[name]
@@ -438,3 +442,10 @@ def _found(wired: Wiring, saved: dict[str, Any]) -> list[SparseLayer]:
     if missing := [name for name in saved if name not in wired.layers]:
         raise ValueError(f"NeuroplasticExpansion: the saved run masked {', '.join(missing)}, which this network lacks")
     return [SparseLayer(n, wired.layers[n].module, entry["initial"], entry["final"]) for n, entry in saved.items()]
+
+
+def _no_layer(name: str) -> ValueError:
+    return ValueError(
+        f"NeuroplasticExpansion finds no layer of {name} between its input and output layers; with dense_ends=False "
+        "these become sparse too"
+    )

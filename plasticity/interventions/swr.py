@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plasticity.callback import Context
-from plasticity.surgery.optimizer_state import clear_state_
+from plasticity.surgery.optimizer_state import clear_state_, state_refusal
 from plasticity.surgery.origin import fresh_values
 
 from .anchors import Anchors
@@ -86,8 +86,12 @@ class SelectiveReinitialization(WholeNetwork):
         return numbers_in(self.average)
 
     def prepare(self, ctx: Context) -> None:
-        """Begin running averages at 0."""
+        """Begin running averages at 0; ValueError for optimizers whose state cannot be cut."""
         super().prepare(ctx)
+        for name, network in self._networks.items() if self.moments else ():
+            for key, parameter in network.named_parameters():
+                if reason := state_refusal(ctx.optimizers.values(), parameter):
+                    raise ValueError(f"{type(self).__name__}: {name}.{key}: {reason}; moments=False leaves it alone")
         self.average = Anchors.at(self._networks) if self.ema else Anchors()
         for tensors in self.average.values():
             torch._foreach_zero_(list(tensors.values()))

@@ -16,6 +16,8 @@ from plasticity.structure.wirings import Wiring
 from plasticity.surgery.initialisers import weight_of
 from plasticity.surgery.origin import Replacement
 
+from .every_step import layers_of
+
 
 @dataclass
 class SparseLayer:
@@ -49,6 +51,17 @@ def sparse_layers(wired: Wiring, free: Iterable[Tensor], dense_ends: bool) -> li
             allowed.discard(id(weight))
             chosen.append(layer)
     return chosen
+
+
+def may_be_sparse(network: nn.Module, dense_ends: bool) -> bool:
+    """Return False where no pass can show a layer that may be sparse, as far as the order of the layers tells.
+
+    The first and the last layer count as ends; a weight with a parametrization is computed, and never sparse.
+    """
+    layers = list(layers_of(network).values()) if dense_ends else []
+    ends = {id(layer.weight) for layer in layers[:1] + layers[-1:]}
+    weights = [(name, p) for name, p in network.named_parameters() if p.dim() > 1]
+    return any(id(p) not in ends and "parametrizations." not in name for name, p in weights)
 
 
 def erdos_renyi(shapes: Sequence[Sequence[int]], density: float) -> list[float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -37,7 +40,7 @@ def foreign_state(optimizer: Optimizer, group: Mapping[str, Any], parameter: Ten
 def _seen_at_a_step(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> frozenset[str]:
     shape = UNEVEN[: parameter.dim()]
     twin = object.__new__(type(optimizer))
-    twin.__dict__.update(optimizer.__dict__)
+    twin.__dict__.update({name: _of_its_own(value) for name, value in optimizer.__dict__.items()})
     twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     discarded = torch.nn.Parameter(torch.full(shape, 0.1, dtype=parameter.dtype, device=parameter.device))
     discarded.grad = torch.full_like(discarded, 0.1)
@@ -51,6 +54,11 @@ def _seen_at_a_step(optimizer: Optimizer, group: Mapping[str, Any], parameter: T
         return frozenset()
     kept = twin.state.get(discarded, {})
     return frozenset(key for key, value in kept.items() if key not in SCALARS and not _by_entry(value, discarded.grad))
+
+
+def _of_its_own(value: Any) -> Any:
+    """Return a copy of a counter or a generator, which a step moves on; anything else as it is."""
+    return copy.deepcopy(value) if isinstance(value, (Tensor, random.Random, np.random.Generator)) else value
 
 
 def _by_entry(value: Any, gradient: Tensor) -> bool:

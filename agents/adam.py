@@ -1,8 +1,7 @@
 """A step of fused Adam without the Python around its kernel, which takes most of the time of `torch.optim.Adam.step`.
 
-Outside of graphs its kernel is called, on the same numbers, so the weights are the same bits; of one vector for all,
-numbers at the end of a parameter may differ by their last bit, as the processor takes eight or so at once. In a graph
-(`Move`) it is the same arithmetic, compiled.
+Outside of graphs its kernel is called, on the same numbers, so the weights are the same bits. In a graph (`Move`) it is
+the same arithmetic, compiled.
 """
 
 from __future__ import annotations
@@ -17,34 +16,28 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .flat import STATE, Flat
+from .flat import STATE
 
 ONE = torch.ones((), device="cpu")  # counters on the CPU take a tensor three times as fast as a number
 
 
-def step(optimizer: Optimizer, parameters: Sequence[Tensor], flat: Flat | None = None) -> None:
-    """Do what `optimizer.step()` does, where `parameters` are all that have a gradient; `flat` has them as vectors.
+def step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Do what `optimizer.step()` does, where `parameters` are all that have a gradient.
 
     Anything but PyTorch's own Adam or AdamW, fused, with one group and no pre-hooks is that call.
     """
     if not is_plain(optimizer):
         optimizer.step()
-    elif flat is not None and flat.take_state(optimizer.state):
-        assert flat.counters is not None
-        flat.counters.add_(ONE if flat.counters.is_cpu else 1)
-        kernel(optimizer, [flat.weights], [flat.gradients], *([vector] for vector in flat.moments), [flat.counters[0]])
-        flat.noticed()
-        after(optimizer)
-    else:
-        gradients = [parameter.grad for parameter in parameters]
-        if any(g is None for g in gradients):
-            optimizer.step()
-            return
-        states = [optimizer.state.get(parameter) or begun(optimizer, parameter) for parameter in parameters]
-        *moments, counters = ([state[name] for state in states] for name in STATE)
-        torch._foreach_add_(counters, ONE if counters[0].is_cpu else 1)
-        kernel(optimizer, parameters, gradients, *moments, counters)
-        after(optimizer)
+        return
+    gradients = [parameter.grad for parameter in parameters]
+    if any(g is None for g in gradients):
+        optimizer.step()
+        return
+    states = [optimizer.state.get(parameter) or begun(optimizer, parameter) for parameter in parameters]
+    *moments, counters = ([state[name] for state in states] for name in STATE)
+    torch._foreach_add_(counters, ONE if counters[0].is_cpu else 1)
+    kernel(optimizer, parameters, gradients, *moments, counters)
+    after(optimizer)
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ Precision = Literal["float32", "bf16"]
 # Multiplications (rows * columns * inner) from which another kernel pays, measured on layers 64 to 512 wide: between
 # the products of a DQN of 120-84 at batch 128 (1.3 million) and the first layer of SAC at batch 256 (1.5 million).
 LARGE = 1_400_000
+# Columns of a product up to which it is faster turned.
+NARROW = 32
 
 
 class Reads(nn.Module):
@@ -117,6 +119,8 @@ def compile_step(
         use_bf16(graph)
     elif tensors[0].device.type == "cpu" and onednn_is_faster():
         use_onednn(graph)
+    elif tensors[0].device.type == "cpu" and "AuthenticAMD" in processor():
+        turn_narrow(graph)
     graph.recompile()
     with torch.no_grad():
         return Traced(compile_graph(graph, len(vectors)), read, captured, names, others)
@@ -221,6 +225,28 @@ def use_onednn(graph: GraphModule) -> None:
         node.args = (None, *node.args) if len(node.args) == 2 else node.args
 
 
+def turn_narrow(graph: GraphModule) -> None:
+    """Compute products of few columns as (B^T A^T)^T, in place: MKL works along what it takes for columns, our rows.
+
+    On Zen 4 a gradient of 256 x 23 takes 44 us in place of 93, one of 120 x 4 five in place of 19.
+    """
+    aten = torch.ops.aten
+    for node in products(graph):
+        *bias, left, right = node.args
+        rows, columns = left.meta["val"].shape[0], right.meta["val"].shape[1]  # type: ignore[union-attr]
+        if not 1 < columns <= NARROW or columns >= rows:
+            continue
+        with graph.graph.inserting_before(node):
+            turned = [graph.graph.call_function(aten.t.default, (x,)) for x in (right, left)]
+            added = [graph.graph.call_function(aten.unsqueeze.default, (x, 1)) for x in bias]
+            product = graph.graph.call_function(node.target, (*added, *turned))  # type: ignore[arg-type]
+            back = graph.graph.call_function(aten.t.default, (product,))
+            rows_first = {"memory_format": torch.contiguous_format}  # which what follows was traced for
+            result = graph.graph.call_function(aten.clone.default, (back,), rows_first)
+        node.replace_all_uses_with(result)
+        graph.graph.erase_node(node)
+
+
 def use_bf16(graph: GraphModule) -> None:
     """Take the large float32 products of a traced graph in bfloat16, in place; their sums and results are rounded too.
 
@@ -243,12 +269,22 @@ def use_bf16(graph: GraphModule) -> None:
 
 def large_products(graph: GraphModule) -> list[Node]:
     """Return the products of float32 matrices that are large enough for another kernel."""
+    return [node for node in products(graph) if size_of(node) >= LARGE]
+
+
+def size_of(product: Node) -> int:
+    """Return the multiplications of a product."""
+    left, right = (argument.meta["val"] for argument in product.args[-2:])  # type: ignore[union-attr]
+    return left.shape[0] * left.shape[1] * right.shape[1]
+
+
+def products(graph: GraphModule) -> list[Node]:
+    """Return the products of float32 matrices, those with a bias (rows added, (columns,)) among them."""
     aten, found = torch.ops.aten, []
     for node in graph.graph.nodes:
         if node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs:
-            left, right = (argument.meta["val"] for argument in node.args[-2:])
-            size = left.shape[0] * left.shape[1] * right.shape[1]
-            if left.dtype == torch.float32 and size >= LARGE:
+            *bias, left, _ = (argument.meta["val"] for argument in node.args)
+            if left.dtype == torch.float32 and all(one.dim() == 1 for one in bias):
                 found.append(node)
     return found
 

@@ -258,7 +258,7 @@ class DQN(OffPolicy):
         self.check(metrics, "q_loss")
         if self.buffer.priorities is not None and errors is not None:
             self.buffer.priorities.update(batch.index, errors)
-        return {**metrics, "epsilon": torch.full((), self.epsilon, device=self.device)}
+        return {**metrics, "epsilon": self.number("epsilon", self.epsilon)}
 
     def q_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss on a batch, and metrics; with prioritised replay the errors (batch,) are among these."""

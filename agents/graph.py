@@ -45,17 +45,17 @@ class Graph:
         with ExitStack() as stack:
             for ride in rides.others:
                 stack.enter_context(ride.paused())
-            recordings = [(ride, *stack.enter_context(ride.recording())) for ride in rides.aboard]
+            recordings = [(ride, stack.enter_context(ride.recording())) for ride in rides.aboard]
 
             def seen() -> list[Tensor]:
                 known = set(map(id, given))  # an input need not be an output
-                return [t for _, tensors, _ in recordings for t in tensors if id(t) not in known]
+                return [t for _, plan in recordings for t in plan.tensors() if id(t) not in known]
 
             self.traced = compile_step(reads, vectors, layout.flat, inputs.tensors, max_norm, move, precision, seen)
         first = 1 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
-        self.aboard = [(ride, plan, [places[id(t)] for t in tensors]) for ride, tensors, plan in recordings]
+        self.aboard = [(ride, plan, [places[id(t)] for t in plan.tensors()]) for ride, plan in recordings]
         before = [vector.clone() for vector in vectors]
         with untouched(layout.networks), torch.no_grad():  # what fails, fails here, where going on eagerly is possible
             self.run(layout.flat, inputs.tensors)
@@ -89,5 +89,5 @@ class Graph:
             flat.noticed()
             adam.after(optimizer)
         else:
-            adam.step(optimizer, flat.parameters, flat)
+            adam.step(optimizer, flat.parameters)
         return metrics

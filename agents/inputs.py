@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
+
+SHAPE, TYPE = attrgetter("shape"), attrgetter("dtype")
 
 
 @dataclass
@@ -35,10 +38,11 @@ class Inputs:
 
     def __init__(self, given: Sequence[Any]) -> None:
         self.given = given
-        fields = [(name, x) for one in given for name, x in fields_of(one).items() if x is not None]
-        self.tensors = [x.contiguous() for _, x in fields]
+        fields = [fields_of(one) for one in given]
+        there = [name for part in fields for name, x in part.items() if x is not None]
+        self.tensors = [x.contiguous() for part in fields for x in part.values() if x is not None]
         """All tensors in order, contiguous."""
-        self.key: Hashable = tuple([(name, x.shape, x.dtype) for name, x in fields])
+        self.key: Hashable = (*there, *map(SHAPE, self.tensors), *map(TYPE, self.tensors))
         """The dependence of a graph on them: which tensors there are, their shapes and types."""
 
     def gathered(self) -> list[Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain, repeat
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, Protocol
 
@@ -29,8 +29,11 @@ class Ride(Protocol):
     def key(self) -> Hashable | None:
         """Return a key of what is observed, valid while hooks and modules stay; None before an eager pass."""
 
-    def recording(self) -> AbstractContextManager[tuple[list[Tensor], Any]]:
-        """Within, record the tensors that hooks see in a traced pass, and a plan of what they show."""
+    def recording(self) -> AbstractContextManager[Any]:
+        """Within, record what hooks see in a traced pass.
+
+        `tensors()` of the result, the plan, returns what a graph is to compute, from the end of that pass on.
+        """
 
     def paused(self) -> AbstractContextManager[None]:
         """Within, ignore all passes."""
@@ -114,35 +117,26 @@ class Layout:
 class Snapshot:
     """The objects that a step was prepared for, to find out by one comparison whether all are in place.
 
-    These are modules, their parameters, buffers, modes and hooks, hooks of what is trained, the values of `dicts`, and
-    what `more()` returns.
+    These are the attributes of modules, parameters, buffers, modes and hooks among them, hooks of what is trained, the
+    values of `dicts`, and what `more()` returns.
     """
 
     def __init__(self, layout: Layout, dicts: Sequence[Mapping], more: Callable[[], Iterable[Any]]) -> None:
-        self._modules, self._trained, self._hooks, self._more = layout.modules, layout.trained, layout.hooks, more
-        self._dicts = [*layout.slots, *dicts]
-        self._values = [*chain.from_iterable(map(dict.values, self._dicts + self._hooked()))]
-        self._others = [*self._present()]
+        self._trained, self._more = layout.trained, more
+        self._dicts = [*layout.modules, *layout.slots, *layout.hooks, *dicts]
+        self._values = [*chain.from_iterable(map(dict.values, self._dicts + self._of_weights()))]
+        self._others = [*more()]
 
     def holds(self) -> bool:
         """Return whether nothing was replaced, added or taken away."""
-        if not values_are(self._dicts + self._hooked(), self._values):
+        if not values_are(self._dicts + self._of_weights(), self._values):
             return False
-        present = [*self._present()]
+        present = [*self._more()]
         return len(present) == len(self._others) and all(map(is_, present, self._others))
 
-    def _hooked(self) -> list[Any]:
-        """Return the dicts of all hooks that there are."""
-        hooks = [*self._hooks] if any(self._hooks) else []
-        return [*hooks, *filter(None, chain(map(BACKWARD_HOOKS, self._trained), map(AFTER_HOOKS, self._trained)))]
-
-    def _present(self) -> Iterator[Any]:
-        """Return the other objects, without a loop in Python."""
-        return chain(
-            map(dict.get, self._modules, repeat("training")),
-            map(dict.get, self._modules, repeat("forward")),
-            self._more(),
-        )
+    def _of_weights(self) -> list[Any]:
+        """Return the dicts of the hooks of what is trained, where there are any."""
+        return [*filter(None, chain(map(BACKWARD_HOOKS, self._trained), map(AFTER_HOOKS, self._trained)))]
 
 
 BACKWARD_HOOKS, AFTER_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")

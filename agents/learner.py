@@ -73,6 +73,7 @@ class Learner:
         """Optimizer -> the gradient step that uses it."""
         self.norms: list[RunningNorm] = []
         """Running norms inside the networks and targets."""
+        self._numbers: dict[str, tuple[float, Tensor]] = {}
         self._how: dict[str, Any] = {"compile": compile, "precision": precision}
 
     @property
@@ -129,6 +130,13 @@ class Learner:
         self.optimizers[name] = self.config.make_optimizer(parameters, lr, **defaults)
         reads = [self.networks, self.targets] if targets else [self.networks]
         self.steps[name] = GradientStep(loss, reads, self.optimizers, name, max_norm=max_norm, **self._how)
+
+    def number(self, name: str, value: float) -> Tensor:
+        """Return a setting that changes seldom as a metric, 0-D on the agent's device."""
+        known = self._numbers.get(name)
+        if known is None or known[0] != value:
+            known = self._numbers[name] = value, torch.full((), value, device=self.device)
+        return known[1]
 
     def check(self, metrics: Mapping[str, Tensor], *losses: str) -> None:
         """Raise FloatingPointError if a loss or a term is not finite; on a device perhaps some updates later."""

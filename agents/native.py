@@ -21,6 +21,7 @@ SOURCE = r"""
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 static void* (*data_of)(PyObject*);  // of a tensor
@@ -54,6 +55,31 @@ static PyObject* same(PyObject*, PyObject* const* args, Py_ssize_t) {
             if (seen == count || expected[seen++] != value) return answer(false);
     }
     return answer(seen == count);
+}
+
+// store(targets, values, time): targets[name][time] = values[name] for all arrays, where types and shapes fit for each.
+static PyObject* store(PyObject*, PyObject* const* args, Py_ssize_t) {
+    const Py_ssize_t time = PyLong_AsSsize_t(args[2]);
+    for (bool writes : {false, true}) {
+        PyObject *name, *target;
+        Py_ssize_t at = 0;
+        while (PyDict_Next(args[0], &at, &name, &target)) {
+            PyObject* value = PyDict_GetItem(args[1], name);
+            if (!value || Py_TYPE(target) != &PyArray_Type || Py_TYPE(value) != &PyArray_Type) return answer(false);
+            auto *to = reinterpret_cast<PyArrayObject*>(target), *from = reinterpret_cast<PyArrayObject*>(value);
+            const npy_intp size = PyArray_NBYTES(from);
+            if (writes) {
+                std::memcpy(PyArray_BYTES(to) + time * size, PyArray_BYTES(from), size);
+                continue;
+            }
+            const int dims = PyArray_NDIM(from);
+            if (PyArray_TYPE(to) != PyArray_TYPE(from) || PyArray_NDIM(to) != dims + 1 || time >= PyArray_DIM(to, 0)
+                || !PyArray_IS_C_CONTIGUOUS(to) || !PyArray_IS_C_CONTIGUOUS(from)) return answer(false);
+            for (int i = 0; i < dims; ++i)
+                if (PyArray_DIM(to, i + 1) != PyArray_DIM(from, i)) return answer(false);
+        }
+    }
+    return answer(true);
 }
 
 // tanh as a quotient of polynomials, good to some last bits: Eigen's, Eigen/src/Core/MathFunctionsImpl.h.
@@ -194,6 +220,7 @@ static PyObject* sample(PyObject*, PyObject* const* args, Py_ssize_t) {
 static PyMethodDef methods[] = {
     {"scale", reinterpret_cast<PyCFunction>(scale), METH_FASTCALL, ""},
     {"sample", reinterpret_cast<PyCFunction>(sample), METH_FASTCALL, ""},
+    {"store", reinterpret_cast<PyCFunction>(store), METH_FASTCALL, ""},
     {"same", reinterpret_cast<PyCFunction>(same), METH_FASTCALL, ""},
     {"forward", reinterpret_cast<PyCFunction>(forward), METH_FASTCALL, ""},
     {"take_in", reinterpret_cast<PyCFunction>(take_in), METH_FASTCALL, ""},

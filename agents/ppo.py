@@ -334,8 +334,7 @@ class PPO(Learner):
         """Take the update itself: one step of the optimizer on both losses and the entropy."""
         metrics = self.steps["ppo"](batch, updates=self.updates)
         self.check(metrics, "policy_loss", "value_loss", "entropy")
-        rate = torch.full((), self.optimizers["ppo"].param_groups[0]["lr"], device=self.device)
-        return {**metrics, "learning_rate": rate}
+        return {**metrics, "learning_rate": self.number("rate", self.optimizers["ppo"].param_groups[0]["lr"])}
 
     def loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """Return both losses and the entropy of a minibatch as one, and metrics."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from operator import add
+from operator import add, attrgetter
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,14 @@ class Episodes(Callback):
             if arrays is None
             else [arrays["reward"], arrays["terminated"], arrays["truncated"]]
         )
-        reward, terminated, truncated = [values.tolist() for values in fields]
+        reward = fields[0].tolist()
         if not self._returns:
             self._returns, self._lengths = [0.0] * len(reward), [0] * len(reward)
         self._returns = [*map(add, self._returns, reward)]
         self._lengths = [length + 1 for length in self._lengths]
+        if getattr(transition, "goes_on", False):
+            return
+        terminated, truncated = fields[1].tolist(), fields[2].tolist()
         if True in terminated or True in truncated:
             done = np.logical_or(terminated, truncated)
             self.finished += int(done.sum())
@@ -134,6 +137,9 @@ class EpisodesOnDevice:
         return {"returns": returns.clone(), "lengths": lengths.clone(), "ended": ended, "steps": self.steps}
 
 
+IS_CPU = attrgetter("is_cpu")
+
+
 class Losses(Callback):
     """Log the agent's metrics, averaged over ``every`` updates, and the speed in environment steps per second.
 
@@ -144,7 +150,7 @@ class Losses(Callback):
         if every < 1:
             raise ValueError(f"every is a number of updates, at least 1; got {every}")
         self.every, self._count = every, 0
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Any] = {}  # numbers; of what is on a device, tensors there
         self._terms: Counter[str] = Counter()
 
     def on_train_start(self, ctx: Context) -> None:
@@ -156,17 +162,20 @@ class Losses(Callback):
 
         Raises TypeError unless they are 0-D tensors by name.
         """
-        if metrics and metrics.keys() <= self._sums.keys():
-            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
-        else:
+        if not metrics or not metrics.keys() <= self._sums.keys():
             require_metrics(metrics)
             for name, value in metrics.items():
-                self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+                self._sums.setdefault(name, 0.0 if value.is_cpu else torch.zeros_like(value))
+        if all(map(IS_CPU, metrics.values())):
+            for name, value in metrics.items():
+                self._sums[name] += value.item()
+        else:
+            torch._foreach_add_([self._sums[name] for name in metrics], [*metrics.values()])
         self._terms.update(metrics.keys())
         self._count += 1
         if self._count % self.every:
             return
-        averages = [value.double() / self._terms[name] for name, value in self._sums.items()]
+        averages = [total.double() / self._terms[name] for name, total in self._tensors().items()]
         means = torch.stack(averages).tolist() if averages else []
         now = time.perf_counter()
         speed = (ctx.step - self._step) / (now - self._time)
@@ -177,12 +186,19 @@ class Losses(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has come in since the last row."""
-        return {"count": self._count, "terms": dict(self._terms), "sums": {n: v.clone() for n, v in self._sums.items()}}
+        return {"count": self._count, "terms": dict(self._terms), "sums": self._tensors()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._count, self._terms = state["count"], Counter(state["terms"])
-        self._sums = {name: value.clone() for name, value in state["sums"].items()}
+        self._sums = {name: value.item() if value.is_cpu else value.clone() for name, value in state["sums"].items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return copies of the sums as 0-D tensors; of numbers float64."""
+        return {
+            name: one.clone() if isinstance(one, Tensor) else torch.tensor(one, dtype=torch.float64, device="cpu")
+            for name, one in self._sums.items()
+        }
 
 
 def require_metrics(metrics: Any) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from .ages import AgeFunction, draw_ages, multiply, probabilities
 from .inputs import Chosen
 from .nstep import n_step_return
 from .priorities import Priorities
-from .rows import as_tensor, row_of, writable
+from .rows import as_tensor, require_shape, row_of, writable, write
 from .successors import Successors
 
 
@@ -98,9 +97,7 @@ class ReplayBuffer:
             name: torch.empty((self.capacity, *shape), dtype=dtype, device=self.device)
             for name, (shape, dtype) in fields.items()
         }
-        self._rows = writable(self.storage)
-        self._shapes = {name: (num_envs, *values.shape[1:]) for name, values in self.storage.items()}
-        self._shapes["next_obs"] = self._shapes["obs"]
+        self._bind()
         self._is_plain = n_step == 1 and not images and priorities is None and self._on_cpu
         self.successors = Successors(self.storage["obs"], num_envs) if images else None
         self.priorities = priorities
@@ -109,7 +106,12 @@ class ReplayBuffer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rows = writable(self.storage)  # a copy has memory of its own
+        self._bind()  # a copy has memory of its own
+
+    def _bind(self) -> None:
+        """Take views of the memory, (ring_length, num_envs, ...), to which rows are written."""
+        shape, self._fields = (self.ring_length, self.num_envs), tuple(dict.fromkeys((*self.storage, "next_obs")))
+        self._rows = writable({name: values.view(*shape, *values.shape[1:]) for name, values in self.storage.items()})
 
     @property
     def num_rows(self) -> int:
@@ -124,22 +126,24 @@ class ReplayBuffer:
 
     def add(self, transition: Any) -> None:
         """Write one row: the tensors of `transition` have num_envs as their first dimension."""
-        given = row_of(transition, self.device, self.storage["obs"].dtype, self._shapes)
-        for name, shape in self._shapes.items():
-            if given[name].shape != shape:  # anything would broadcast one environment over all of them
-                found = tuple(given[name].shape)
-                raise ValueError(f"ReplayBuffer: {name} has shape {found}, expected {shape}")
-        row = self._row(self.clock)
+        given = row_of(transition, self.device, self.storage["obs"].dtype, self._fields)
         if "truncated" in self.storage:
-            previous = self._row(self.clock - 1)
-            continues = self._continues(previous, as_tensor(given["obs"]))
-            if self.successors is not None:
-                self.successors.write(row, previous, continues, as_tensor(given["next_obs"]))
-        for name, rows in self._rows.items():
-            rows[row] = given[name] if isinstance(rows, np.ndarray) else as_tensor(given[name])
+            self._link(given)
+        write(self._rows, self.clock % self.ring_length, given, "ReplayBuffer")
         if self.priorities is not None:
+            row = self._row(self.clock)
             self.priorities.add(torch.arange(row.start, row.stop, device=self.device))
         self.clock += 1
+
+    def _link(self, given: dict[str, Any]) -> None:
+        """Note which environments go on where the previous row ended, before a row is written."""
+        for name, rows in self._rows.items():
+            require_shape(name, given[name], rows.shape[1:], "ReplayBuffer")
+        require_shape("next_obs", given["next_obs"], given["obs"].shape, "ReplayBuffer")
+        row, previous = self._row(self.clock), self._row(self.clock - 1)
+        continues = self._continues(previous, as_tensor(given["obs"]))
+        if self.successors is not None:
+            self.successors.write(row, previous, continues, as_tensor(given["next_obs"]))
 
     def _row(self, time: int) -> slice:
         """Return the slots of the row written at `time`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .replay import Batch
-from .rows import writable
+from .rows import writable, write
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Rollout:
 
     def _bind(self) -> None:
         """Take views of the memory, to which rows are written."""
-        self._items = [(name, rows, rows.shape[1:]) for name, rows in writable(self.storage).items()]
+        self._rows = writable(self.storage)
 
     @property
     def full(self) -> bool:
@@ -101,11 +101,7 @@ class Rollout:
         time = self.num_rows
         if time == self.num_steps:
             raise RuntimeError(f"{self} is full: learn from it and clear it before the next step")
-        for name, rows, shape in self._items:
-            values = row[name]
-            if values.shape != shape:  # assigning would broadcast one environment over all of them
-                raise ValueError(f"Rollout: {name} has shape {tuple(values.shape)}, expected {tuple(shape)}")
-            rows[time] = values
+        write(self._rows, time, row, "Rollout")
         self.num_rows = time = time + 1
         if time > self.num_known:
             self.num_known = time

@@ -1,16 +1,34 @@
 """Single steps as rows: on the CPU arrays of numpy, which take a third of the time that torch needs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import native
+
 
 def writable(storage: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return, by name, what rows are assigned to: views of the same memory as numpy arrays, or the tensors."""
     return {name: values.numpy() if is_numpys(values) else values for name, values in storage.items()}
+
+
+def write(targets: Mapping[str, Any], time: int, row: Mapping[str, Any], owner: str) -> None:
+    """Write a row, arrays or tensors by name, into `targets[name][time]`; ValueError for a shape that does not fit."""
+    if native.loaded is not None and native.loaded.store(targets, row, time):
+        return
+    for name, target in targets.items():
+        require_shape(name, row[name], target.shape[1:], owner)
+    for name, target in targets.items():
+        target[time] = row[name] if isinstance(target, np.ndarray) else as_tensor(row[name])
+
+
+def require_shape(name: str, values: Any, shape: Sequence[int], owner: str) -> None:
+    """Raise ValueError for values of another shape: assigning would broadcast one environment over all of them."""
+    if values.shape != shape:
+        raise ValueError(f"{owner}: {name} has shape {tuple(values.shape)}, expected {tuple(shape)}")
 
 
 def is_numpys(values: Tensor) -> bool:
@@ -65,6 +83,8 @@ def successors(transition: Any, arrays: bool) -> Any:
 
 def ended(transition: Any) -> Tensor | None:
     """Return the mask (N,) of the environments whose episodes ended; None where none did."""
+    if getattr(transition, "goes_on", False):
+        return None
     arrays = getattr(transition, "arrays", None)
     if arrays is not None and True not in arrays["terminated"].tolist() and True not in arrays["truncated"].tolist():
         return None

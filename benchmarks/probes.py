@@ -92,13 +92,14 @@ class Way:
 
     def take_off(self) -> None:
         """Take every hook off."""
-        self.state = self.watcher.state_dict()
+        self.attached = [monitor for monitor in self.watcher.monitors.values() if monitor.attached]
         self.watcher.close()
 
     def put_on(self) -> None:
-        """Go on measuring."""
+        """Go on measuring: with the same objects, for loading a state would compile anew."""
         self.watcher._handles = [o.register_step_post_hook(self.watcher._after_step) for o in self.optimizers]
-        self.watcher.load_state_dict(self.state)
+        for monitor in self.attached:
+            monitor.attach()
 
 
 def cost(agent: Any, batches: Sequence[Any]) -> float:

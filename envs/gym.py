@@ -101,7 +101,8 @@ class GymEnv:
         command = self._command(action)
         obs, reward, terminated, truncated, _ = self._vector.step(command)
         self._steps += 1
-        if True in terminated.tolist() or True in truncated.tolist():  # four times as fast as any()
+        goes_on = not (True in terminated.tolist() or True in truncated.tolist())  # four times as fast as any()
+        if not goes_on:
             self._over, self._waiting = terminated | truncated, True
             truncated = truncated > terminated  # the end of the task wins, for its value is known
         if not (self._images or ordinary(obs)):
@@ -114,7 +115,7 @@ class GymEnv:
             "terminated": terminated, "truncated": truncated,
         }  # fmt: skip
         if self._on_cpu:
-            return Rows(task, step)
+            return Rows(task, step, goes_on)
         return Transition(**{name: self._tensor(values) for name, values in step.items()}, task=task)
 
     def _checked(self, reward: np.ndarray) -> np.ndarray:

@@ -31,28 +31,35 @@ class Transition:
     """(N,) int64: the task in which the action was taken; None for environments without tasks."""
 
 
+FLAGS = "terminated", "truncated"
+
+
 class Rows(Transition):
     """A transition on the CPU in numpy arrays, whose tensors are made when one asks for them, and kept.
 
     `arrays` has the fields of `Transition`, except `task`; tensors share their memory. A field that is assigned, such
-    as `truncated` by a callback that ends an episode, is in both.
+    as `truncated` by a callback that ends an episode, is in both. `goes_on` says that no episode ended, which saves
+    looking at the flags; False says nothing.
     """
 
-    def __init__(self, task: Tensor | None, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, task: Tensor | None, arrays: dict[str, np.ndarray], goes_on: bool = False) -> None:
         own = self.__dict__  # past __setattr__
-        own["task"], own["arrays"] = task, arrays
+        own["task"], own["arrays"], own["goes_on"] = task, arrays, goes_on
 
     def __getattr__(self, name: str) -> Tensor:
         arrays = vars(self).get("arrays", {})
         if name not in arrays:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         made = vars(self)[name] = torch.from_numpy(arrays[name])
+        if name in FLAGS:
+            vars(self)["goes_on"] = False  # who has the tensor may write to it
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = vars(self)
         own[name] = value
         if name in self.arrays:
+            own["goes_on"] = False
             own["arrays"] = {**self.arrays, name: torch.as_tensor(value, device="cpu").numpy(force=True)}
 
 

@@ -103,9 +103,14 @@ class Watcher:
             name: StrayPasses(name, network, self._trained_by[name]) for name, network in networks.items() if warn_stray
         }
         self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+        last_only = [[probe.last_step_only for probe in monitor.probes.values()] for monitor in self.monitors.values()]
+        if any(map(all, last_only)):
+            self.window = 1
+        # The share of steps that are measured, and of those that are measured as a window's last one is: all monitors
+        # have the same probes. 0 where `due` decides, which is not known.
+        alone = any(map(any, last_only))
+        self._shares = (self.window / every, (1 if alone else self.window) / every) if self._known else (0.0, 0.0)
         for name, monitor in self.monitors.items():
-            if all(probe.last_step_only for probe in monitor.probes.values()):
-                self.window = 1
             self._arm(name, monitor, 1)
         self._unchecked = {n: not m.attached for n, m in self.monitors.items()} if require is not None else {}
         """Network that no step was seen of -> whether its first step is looked at for that alone."""
@@ -161,7 +166,7 @@ class Watcher:
                 step = self._steps[id(self._trained_by[name])] + 1
                 last = self.window == 1 or self.due(name, step)
                 monitor.leave_out(not last)
-                monitor.share = self._share(monitor, last)
+                monitor.share = self._shares[last]
             if same and (gathered := state.get("gathered", {}).get(name)):  # runs of earlier versions gathered one step
                 monitor.load_state_dict(gathered)
 
@@ -216,14 +221,7 @@ class Watcher:
             monitor.attach()
         elif gathers and last:
             monitor.leave_out(False)
-        monitor.share = self._share(monitor, last)
-
-    def _share(self, monitor: Monitor, last: bool) -> float:
-        """Return the share of steps that are measured as this one is; 0 where ``due`` decides, which is not known."""
-        if not self._known:
-            return 0.0
-        alone = last and any(probe.last_step_only for probe in monitor.probes.values())
-        return (1 if alone else self.window) / self.every
+        monitor.share = self._shares[last]
 
     def _collect(self, name: str, monitor: Monitor, step: int) -> None:
         monitor.detach()

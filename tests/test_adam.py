@@ -76,8 +76,22 @@ class StepFlat:
         self.flat = self.flat or Flat(parameters)
         self.flat.gradients.copy_(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
         self.flat.give_gradients()
-        adam.step(optimizer, parameters, self.flat)
+        step_flat(optimizer, self.flat)
         assert self.flat.holds()
+
+
+def step_flat(optimizer: Optimizer, flat: Flat) -> None:
+    """Step vectors as a graph does, where it may; else as what follows a graph."""
+    if adam.is_plain(optimizer):
+        adam.begin(optimizer, flat.parameters)
+        if flat.take_state(optimizer.state):
+            flat.set_rate(optimizer.param_groups[0]["lr"])
+            with torch.no_grad():
+                adam.Move.of(optimizer)(*flat.vectors(adam=True))
+            flat.noticed()
+            adam.after(optimizer)
+            return
+    adam.step(optimizer, flat.parameters)
 
 
 SETTINGS: list[dict[str, Any]] = [

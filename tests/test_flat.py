@@ -12,12 +12,12 @@ import elsewhere
 import models
 import pytest
 import torch
+from test_adam import step_flat
 from test_gradient import AGENTS, CONTINUOUS, DISCRETE, OFF_POLICY, SMALL, make_batch, make_experience, maker
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam, AdamW
 
-from plasticity.agents import adam
 from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.flat import Flat
 from plasticity.agents.inputs import Chosen
@@ -54,7 +54,7 @@ def take(one: nn.Module, optimizer: Adam, flat: Flat | None, seed: int) -> None:
         return
     flat.gradients.copy_(torch.cat([p.grad.flatten() for p in flat.parameters if p.grad is not None]))
     flat.give_gradients()
-    adam.step(optimizer, flat.parameters, flat)
+    step_flat(optimizer, flat)
 
 
 def assert_close(one: nn.Module, other: nn.Module) -> None:

@@ -20,16 +20,13 @@ from plasticity.structure.layers import WIDE, Layer, current_weight, precise
 from plasticity.structure.wirings import Wiring
 
 from .distributed import Processes
-from .hooks import Recipient, Seen
+from .hooks import Parts, Recipient, Seen
 from .reading import Reading
 from .readout import Key, Readout, State
-from .sums import Sums
+from .sums import Sums, unpacked
 
 Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
-
-Entries = tuple[Recipient, ...]
-"""The meaning of each tensor that a pass shows."""
 
 
 class Computed(NamedTuple):
@@ -82,7 +79,9 @@ class Gathering:
         """The probes that were fed rows."""
         self._arrived: defaultdict[Key, set[str]] = defaultdict(set)
         """The signals of these rows."""
-        self._sums: defaultdict[Entries, Sums] = defaultdict(Sums)
+        self._sums: defaultdict[Parts, Sums] = defaultdict(Sums)
+        self._latest: tuple[Parts, Sums] | None = None
+        """The parts of the last vector, and what it was added to."""
         self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
         self.drop()
@@ -145,10 +144,11 @@ class Gathering:
         if not self.deferred:
             self.commit()
 
-    def take_passes(self, num_passes: int, entries: Entries, reduced: list[Tensor], rows: Seen) -> None:
-        """Count passes and take in all that they show."""
+    def take_passes(self, num_passes: int, parts: Parts, vector: Sequence[Tensor], rows: Seen) -> None:
+        """Count passes and take in all that they show: one vector of these parts, if there are any, and rows."""
         self._pending_passes += num_passes
-        self._whole.append((entries, reduced))
+        if parts[0]:
+            self._whole.append((parts, vector))
         self.take(rows)
 
     @property
@@ -166,25 +166,28 @@ class Gathering:
         """Forget all pending data."""
         self._entries: list[Recipient] = []
         self._tensors: list[Tensor] = []
-        self._whole: list[tuple[Entries, list[Tensor]]] = []
+        self._whole: list[tuple[Parts, Sequence[Tensor]]] = []
         self._rows: Seen = []
         self._pending_passes = 0
 
     def commit(self) -> None:
         """Give the probes all pending data."""
         self._steps += 1
-        whole, rows = [*self._whole, (tuple(self._entries), self._tensors)], self._rows
+        whole, entries, tensors, rows = self._whole, tuple(self._entries), self._tensors, self._rows
         self.num_passes += self._pending_passes
         self.drop()
-        for entries, tensors in whole:
-            if entries:
-                self._sums[entries].add(self._fitting(entries, tensors))
+        for parts, vector in whole:
+            if self._latest is None or self._latest[0] is not parts:
+                self._latest = parts, self._sums[parts]
+            self._latest[1].add(vector)
+        if entries:
+            self._sums[entries, ()].add(self._fitting(entries, tensors))
         for entry, tensor in rows:
             self._feed(entry, tensor)
 
-    def _fitting(self, entries: Entries, tensors: list[Tensor]) -> list[Tensor]:
+    def _fitting(self, entries: tuple[Recipient, ...], tensors: list[Tensor]) -> list[Tensor]:
         """Return the tensors to add; a probe whose sum has another shape than before is off from now on."""
-        for i, shape in self._sums[entries].misfits(tensors):
+        for i, shape in self._sums[entries, ()].misfits(tensors):
             found = tuple(tensors[i].shape)
             tensors = [*tensors[:i], tensors[i].new_full(shape, torch.nan, dtype=torch.float64), *tensors[i + 1 :]]
             error = ValueError(f"sums() gave the shape {found} after {tuple(shape)}; it must not depend on the pass")
@@ -213,8 +216,9 @@ class Gathering:
     def fed(self) -> dict[Key, Probe]:
         """Return the probes with all they were given, by probe and layer."""
         found: dict[Key, Probe] = {}
-        for entries, sums in self._sums.items():
-            for entry, total in zip(entries, sums.totals(), strict=True):
+        for (entries, shapes), sums in self._sums.items():
+            totals = unpacked(sums.totals()[0], shapes) if shapes else sums.totals()
+            for entry, total in zip(entries, totals, strict=True):
                 if entry.probe in self._failed:
                     continue
                 key = entry.probe, entry.layer
@@ -231,8 +235,8 @@ class Gathering:
         state = {
             "num_passes": self.num_passes,
             "sums": [
-                {"plan": [list(entry) for entry in entries], **sums.state_dict()}
-                for entries, sums in self._sums.items()
+                {"plan": [list(entry) for entry in entries], "shapes": [*map(list, shapes)], **sums.state_dict()}
+                for (entries, shapes), sums in self._sums.items()
             ],
             "probes": [[*key, probe.state_dict()] for key, probe in self._copies.items()],
             "arrived": [[*key, sorted(signals)] for key, signals in self._arrived.items()],
@@ -254,7 +258,8 @@ class Gathering:
         self.dtypes |= {layer: getattr(torch, name) for layer, name in state.get("dtypes", {}).items()}
         self._recycled = state.get("recycled") or ({} if self.num_passes else None)
         for part in state["sums"]:
-            self._sums[tuple(Recipient(*entry) for entry in part["plan"])].load_state_dict(part)
+            entries = tuple(Recipient(*entry) for entry in part["plan"])
+            self._sums[entries, tuple(map(torch.Size, part.get("shapes", ())))].load_state_dict(part)
         for name, layer, saved in state["probes"]:
             self._copies[name, layer] = self._new(name)
             self._copies[name, layer].load_state_dict(saved)
@@ -310,7 +315,7 @@ class Gathering:
         missing = {(name, la.name): {*signals} for name, signals in self._signals.items() for la in layers}
         for key, signals in self._arrived.items():
             missing.setdefault(key, {*self._signals[key[0]]}).difference_update(signals)
-        for entries in self._sums:
+        for entries, _ in self._sums:
             for entry in entries:
                 key = entry.probe, entry.layer
                 missing.setdefault(key, {*self._signals[entry.probe]}).discard(entry.signal)

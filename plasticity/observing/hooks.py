@@ -13,6 +13,8 @@ from torch import Tensor
 
 from plasticity.isolation import foreign_pass, map_tensors
 
+from .sums import packed
+
 
 class Recipient(NamedTuple):
     """The probe, layer and signal for which a tensor is seen."""
@@ -29,13 +31,21 @@ Seen = list[tuple[Recipient, Tensor]]
 """Tensors of one or more signals, with the probes that they are for."""
 
 
+Parts = tuple[tuple[Recipient, ...], tuple[torch.Size, ...]]
+"""The meaning of each tensor that a pass shows, and its shape where they are one vector; else no shapes."""
+
+
 class Recording:
     """The tensors that hooks see of a pass that is compiled: their places in its graph, and what they show."""
 
     def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-        self.plan: list[tuple[Recipient, int]] = []
-        """Entries with the positions of their tensors; the other tensors are arguments of the model."""
+        self._tensors: list[Tensor] = []
+        self._sums: Seen = []
+        self._packed: Tensor | None = None
+        self.rows_at: list[tuple[Recipient, int]] = []
+        """Entries of rows, with the positions of their tensors; the other tensors are arguments of the model."""
+        self.parts: Parts = (), ()
+        """Of what is summed, which is one vector, behind the other tensors."""
         self.inputs: tuple[tuple, dict] = ((), {})
         """Arguments of the last pass that counts, with their positions in place of tensors."""
         self.num_passes = 0
@@ -49,21 +59,31 @@ class Recording:
     def take(self, seen: Iterable[tuple[Recipient, Tensor]]) -> None:
         """Note what a pass shows."""
         for entry, tensor in seen:
-            self.plan.append((entry, self._keep(tensor)))
+            if entry.reduced:
+                self._sums.append((entry, tensor))
+            else:
+                self.rows_at.append((entry, self._keep(tensor)))
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that a graph is to compute, once the traced pass is over."""
+        if self._packed is None and self._sums:
+            self.parts = tuple(entry for entry, _ in self._sums), tuple(tensor.shape for _, tensor in self._sums)
+            self._packed = packed([tensor for _, tensor in self._sums])
+        return [*self._tensors, *([] if self._packed is None else [self._packed])]
 
     def finish(self) -> None:
-        """Sort what was seen, once for all calls of the graph."""
-        self.reduced = tuple(entry for entry, _ in self.plan if entry.reduced)
-        self.reduced_at = [i for entry, i in self.plan if entry.reduced]
-        self.rows_at = [(entry, i) for entry, i in self.plan if not entry.reduced]
+        """Let go of what was summed up; RuntimeError for what came after the traced pass."""
+        if len(self.parts[0]) < len(self._sums):
+            raise RuntimeError("gradients arrived behind the pass that was compiled")
+        self._sums = []
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple, dict]:
         """Return the arguments of the last pass that a graph computed ``tensors`` for."""
         return _filled(self.inputs, tensors)
 
     def _keep(self, tensor: Tensor) -> int:
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
 
 
 class _Position(int):

@@ -94,9 +94,8 @@ class Intake:
         if plan.num_passes:
             self._replace_stale()
             self._inputs, self._delivered = None, (plan, tensors)
-            reduced = [tensors[i] for i in plan.reduced_at]
             rows = [(entry, tensors[i]) for entry, i in plan.rows_at]
-            self.gathering.take_passes(plan.num_passes, plan.reduced, reduced, rows)
+            self.gathering.take_passes(plan.num_passes, plan.parts, tensors[-1:], rows)
 
     def count(self, owner: Pass) -> None:
         """Count a pass: hand over its activations."""

@@ -156,12 +156,12 @@ class Observer:
         return None if self._hooks.restructured() else self._prepared
 
     @contextmanager
-    def recording(self) -> Iterator[tuple[list[Tensor], Recording]]:
-        """Within, note what a traced forward and backward pass shows; both results are filled by its end."""
+    def recording(self) -> Iterator[Recording]:
+        """Within, note what a traced forward and backward pass shows."""
         self.intake.recording = recording = Recording()
         self._pass = self._latest = None
         try:
-            yield recording.tensors, recording
+            yield recording
             self.intake.flush()
             recording.finish()
         finally:

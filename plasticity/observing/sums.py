@@ -18,16 +18,16 @@ class Sums:
     def __init__(self) -> None:
         self.times = 0
         self._totals: list[Tensor] | None = None
-        self._waiting: list[list[Tensor]] = []
+        self._waiting: list[Sequence[Tensor]] = []
         self._shapes: list[torch.Size] = []
         self._many = 0
 
-    def misfits(self, tensors: list[Tensor]) -> list[tuple[int, torch.Size]]:
+    def misfits(self, tensors: Sequence[Tensor]) -> list[tuple[int, torch.Size]]:
         """Return the positions of tensors that cannot be added, with the shape that could."""
         pairs = zip(tensors, self._shapes, strict=False)  # none before the first
         return [(i, shape) for i, (tensor, shape) in enumerate(pairs) if tensor.shape != shape]
 
-    def add(self, tensors: list[Tensor]) -> None:
+    def add(self, tensors: Sequence[Tensor]) -> None:
         """Add what one pass shows."""
         self.times += 1
         self._shapes = self._shapes or [tensor.shape for tensor in tensors]
@@ -54,6 +54,18 @@ class Sums:
         """Go on from :meth:`state_dict`."""
         self.times, self._totals, self._waiting = state["times"], state["totals"], list(state["waiting"])
         self._shapes = [tensor.shape for tensor in self._totals or self._waiting[0]]
+
+
+def packed(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the tensors of one device as one vector: float32 where all are, else float64; may be traced."""
+    dtype = torch.float32 if all(tensor.dtype == torch.float32 for tensor in tensors) else torch.float64
+    return torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors])
+
+
+def unpacked(vector: Tensor, shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+    """Return the tensors of a vector, in their shapes."""
+    parts = vector.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

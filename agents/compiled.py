@@ -269,10 +269,10 @@ def use_bf16(graph: GraphModule) -> None:
 
 def large_products(graph: GraphModule) -> list[Node]:
     """Return the products of float32 matrices that are large enough for another kernel."""
-    return [node for node in products(graph) if size_of(node) >= LARGE]
+    return [node for node in products(graph) if multiplications(node) >= LARGE]
 
 
-def size_of(product: Node) -> int:
+def multiplications(product: Node) -> int:
     """Return the multiplications of a product."""
     left, right = (argument.meta["val"] for argument in product.args[-2:])  # type: ignore[union-attr]
     return left.shape[0] * left.shape[1] * right.shape[1]

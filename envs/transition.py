@@ -31,7 +31,7 @@ class Transition:
     """(N,) int64: the task in which the action was taken; None for environments without tasks."""
 
 
-FLAGS = "terminated", "truncated"
+EPISODE_ENDS = "terminated", "truncated"
 
 
 class Rows(Transition):
@@ -51,7 +51,7 @@ class Rows(Transition):
         if name not in arrays:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         made = vars(self)[name] = torch.from_numpy(arrays[name])
-        if name in FLAGS:
+        if name in EPISODE_ENDS:
             vars(self)["goes_on"] = False  # who has the tensor may write to it
         return made
 

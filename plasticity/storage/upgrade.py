@@ -28,7 +28,7 @@ _PPO = {
     "entropy_filter": 0.0,
 }
 _OFF_POLICY = {**_ACTOR_CRITIC, "critic_returns": "mean", "num_atoms": 101, "v_min": -100.0, "v_max": 100.0,
-               "value_expectile": 0.0, "pessimism": 1.0}  # fmt: skip
+               "value_expectile": 0.0, "pessimism": 1.0, "normalize_rewards": False}  # fmt: skip
 _SAC = {**_OFF_POLICY, "actor": "gaussian", "latent_dim": 16, "num_pairs": 8, "diversity_target": 0.2,
         "policy_every": 1, "optimism": 0.0, "kl_target": 0.05, "explore_std": 0.75}  # fmt: skip
 ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _SAC, "td3": _OFF_POLICY}

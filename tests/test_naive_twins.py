@@ -17,7 +17,17 @@ from torch import Tensor, nn, optim
 
 from plasticity.agents.gradient import GradientStep
 from plasticity.callback import Context, fire, start
-from plasticity.interventions import DR3, FIRE, INTERVENTIONS, Chain, FeatureNormPenalty, InFeR, ShrinkPerturb
+from plasticity.interventions import (
+    DR3,
+    FIRE,
+    INTERVENTIONS,
+    KNIFE,
+    Chain,
+    DormantMinimization,
+    FeatureNormPenalty,
+    InFeR,
+    ShrinkPerturb,
+)
 from plasticity.interventions.feature_penalty import FeaturePenalty
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -229,3 +239,78 @@ def test_shrink_perturb_of_bbf_over_several_events(monkeypatch: pytest.MonkeyPat
             forgotten = acts and not name.startswith("0.")  # the optimizer forgets the last layers alone
             assert bool(optimizer.state[p]["exp_avg"].any()) != forgotten
     assert len(writer.named("shrink_perturb")) == len(drawn) == 3
+
+
+def test_drm_over_several_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time the ratio is counted anew, output by output, and Linear layers move by it towards a draw."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 20), nn.LayerNorm(20), nn.ReLU(), nn.Linear(20, 9)).double()
+    with torch.no_grad():
+        net[0].weight[:4], net[0].bias[:4] = 0, 0
+    looked = Batch(models.normal(32, 3, seed=7).double(), torch.zeros(()), torch.zeros(()))
+    optimizer = optim.Adam(net.parameters(), 0.01)
+    ctx, writer = plain_loop(net, optimizer)
+    ctx.peek, ctx.forward = (lambda num, generator: looked), {"net": lambda module, batch: module(batch.obs)}
+
+    def draw(module: nn.Module, origin: Any, generator: torch.Generator, chosen: Any) -> dict[str, Tensor]:
+        return {n: torch.full_like(p, 0.5) for n, p in module.named_parameters() if chosen(n, p)}
+
+    monkeypatch.setattr("plasticity.interventions.drm.fresh_values", draw)
+    method = DormantMinimization(every=2, clock="updates", measure_every=1000, threshold=0.3)
+    start([method], ctx)
+    ratios: list[float] = []
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        (net(models.normal(16, 3, seed=step).double()) - 1).square().mean().backward()
+        optimizer.step()
+        before = {n: p.detach().clone() for n, p in net.named_parameters()}
+        x, dormant = looked.obs, 0
+        for layer in net:
+            x = layer(x).detach()
+            if isinstance(layer, nn.Linear):
+                sizes = np.abs(x.cpu().numpy()).mean(0)
+                dormant += sum(size < 0.3 * sizes.mean() for size in sizes)
+        fire([method], "on_update_end", ctx, {})
+        a = min(max(1 - 2 * dormant / 29, 0.2), 0.9) if step % 2 == 0 else 1.0
+        ratios += [dormant / 29] if step % 2 == 0 else []
+        for name, p in net.named_parameters():
+            expected = before[name] if name.startswith("1.") else a * before[name] + (1 - a) * 0.5
+            torch.testing.assert_close(p.detach(), expected)
+    assert writer.scalars["interventions/drm/net/dormant_outputs"] == pytest.approx(ratios)
+    assert len(set(ratios)) > 1
+
+
+def test_knife_over_several_events_is_a_network_that_keeps_every_old_row() -> None:
+    """Beside it a network of plain functions: rows as they were, a fresh one that learns, a copy that does not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    optimizer = optim.SGD(net.parameters(), 0.1)
+    ctx, writer = plain_loop(net, optimizer)
+    start([KNIFE(every=3, window=2, threshold=0.8, cap=0.3)], ctx)
+    units = net[0]
+    old, copied = dict[int, Tensor](), dict[int, Tensor]()
+    scores: list[np.ndarray] = []
+    expected: list[list[int]] = []
+    for step in range(1, 10):
+        x = models.normal(8, 3, seed=step).double()
+        row = torch.cat([units.layer.weight, units.layer.bias[:, None]], 1).detach().clone()
+        wide = torch.cat([x, torch.ones(8, 1, dtype=torch.float64)], 1)
+        h = torch.tanh(wide @ row.T)
+        for i in old:
+            h[:, i] = torch.tanh(wide @ old[i]) + h[:, i] - torch.tanh(wide @ copied[i])
+        optimizer.zero_grad()
+        torch.testing.assert_close(units(x).detach(), h)
+        (net(x) - 1).square().mean().backward()
+        gradient = units.layer.weight.grad.clone()
+        after = [(p - 0.1 * p.grad).detach() for p in (units.layer.weight, units.layer.bias)]
+        optimizer.step()
+        scores.append((gradient.norm(dim=1) / after[0].norm(dim=1)).cpu().numpy())
+        if step % 3 == 0:
+            mean = scores[-2] + scores[-1]
+            order = [i for i in np.argsort(mean, kind="stable") if mean[i] <= 0.8 * mean.mean() and i not in old]
+            expected += [sorted(int(i) for i in order[:1])] if order else []
+            for i in order[:1]:  # a third of six, cut to one: int(0.3 * 6)
+                old[i] = torch.cat([after[0][i], after[1][i : i + 1]])
+                copied[i] = torch.cat([units.layer.weight[i], units.layer.bias[i : i + 1]]).detach().clone()
+    assert [event["neurons"]["0.layer"] for event in writer.named("knife")] == expected
+    assert len(expected) >= 2

@@ -138,6 +138,30 @@ def test_a_share_falls_and_the_overlap_with_the_last_application_is_logged() -> 
     assert writer.scalars["interventions/redo/net/flagged_again"][-1] == 0.0  # at step 8 nothing is flagged
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv", "groups"])
+def test_redrawn_rows_have_the_mean_norm_of_the_others(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 6) if kind == "linear" else nn.Conv2d(2, 6, 2, groups=1 + (kind == "groups"))
+    head = nn.Linear(6, 2) if kind == "linear" else nn.Sequential(nn.Flatten(), nn.Linear(6, 2))
+    net = nn.Sequential(layer, nn.ReLU(), head).double()
+    with torch.no_grad():
+        layer.bias[[1, 4]] = -100.0  # dead
+        layer.weight *= 5
+    optimizer = optim.SGD(net.parameters(), 0.0)
+    ctx, writer = plain_loop(net, optimizer)
+    ReDo(every=1, threshold=0.0, incoming_scale=0.5).on_train_start(ctx)
+    before = array(layer.weight)
+    net(models.normal(*((8, 3) if kind == "linear" else (8, 2, 2, 2))).double()).square().sum().backward()
+    optimizer.step()
+    (event,) = writer.named("redo")
+    assert set(next(iter(event["neurons"].values()))) >= {1, 4}
+    chosen = next(iter(event["neurons"].values()))
+    stays = [i for i in range(6) if i not in chosen]
+    np.testing.assert_array_equal(array(layer.weight)[stays], before[stays])
+    norms = np.sqrt((array(layer.weight).reshape(6, -1) ** 2).sum(1))
+    np.testing.assert_allclose(norms[chosen], 0.5 * norms[stays].mean())
+
+
 def test_random_scores_draw_from_the_methods_own_generator() -> None:
     first = run(2, every=2, share=0.5, score="random", seed=1)[2].named("redo")[0]["neurons"]
     assert run(2, every=2, share=0.5, score="random", seed=1)[2].named("redo")[0]["neurons"] == first
@@ -157,6 +181,7 @@ def test_random_scores_draw_from_the_methods_own_generator() -> None:
         {"score": "random", "ema": 0.5},
         {"share": 0.0},
         {"share_end": 0},
+        {"incoming_scale": 0.0},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy, Probe
 from plasticity.probes.activity import normalised_scores
-from plasticity.surgery.unit_weights import incoming_magnitude, outgoing_magnitude
+from plasticity.surgery.unit_weights import incoming_magnitude, outgoing_magnitude, scale_rows_
 
 from .recycling import Recycling
 from .rules import require
@@ -54,7 +54,8 @@ class ReDo(Recycling):
     random, the control; ``centred``, |h - mean h| (dopamine's sub_mean_score; with ``score`` gradient the utility of
     GXD, arXiv 2605.06834, of which the abstract alone was read); ``window``, the samples of the last steps together;
     ``ema``, a running average; ``share``, the lowest fraction by a falling schedule in place of the threshold
-    (dopamine's NeuronRecyclerScheduled: 0.3). ``flagged_again`` is the share of the neurons recycled last that are
+    (dopamine's NeuronRecyclerScheduled: 0.3); ``incoming_scale``, redrawn rows of the norm of the others (dopamine's
+    weight_scaling). ``flagged_again`` is the share of the neurons recycled last that are
     flagged now.
     """
 
@@ -91,6 +92,8 @@ class ReDo(Recycling):
     """Decay of a running average of the magnitudes over gradient steps, in [0, 1); 0 for the step's own."""
     share: float | None = None
     """Fraction of a layer that is recycled at first, the lowest scores, in place of the threshold; None: threshold."""
+    incoming_scale: float | None = None
+    """Norm of a redrawn row over the mean norm of the rows that stay (dopamine's weight_scaling: 1); None: as drawn."""
     share_end: int = 1_000_000
     """Gradient step at which the fraction has fallen to 0: share * cos(pi t / 2T)."""
 
@@ -105,6 +108,7 @@ class ReDo(Recycling):
             or not self.remembers,
             "0 < share <= 1": self.share is None or 0 < self.share <= 1,
             "share_end >= 1": self.share_end >= 1,
+            "incoming_scale > 0": self.incoming_scale is None or self.incoming_scale > 0,
         }
         require("ReDo", rules, self)
 
@@ -186,6 +190,12 @@ class ReDo(Recycling):
             keep, add = (self.ema, 1 - self.ema) if self.ema else (1.0, float(samples))
             known["sum"].mul_(keep).add_(found, alpha=add)
             known["weight"].mul_(keep).add_(add)
+
+    def _recycle_(self, network: str, masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
+        done = super()._recycle_(network, masks)
+        for layer, mask in masks.items() if self.incoming_scale else ():
+            scale_rows_(self.wired(network).layers[layer], mask, self.incoming_scale or 1.0)
+        return done
 
     def select(self, scores: Tensor, step: int) -> Tensor:
         """Return the neurons below the threshold, or the lowest fraction."""

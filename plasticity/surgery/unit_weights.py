@@ -38,6 +38,21 @@ def outgoing_magnitude(wired: Wiring, layer: Layer, reduction: Reduction = "mean
 
 
 @torch.no_grad()
+def scale_rows_(layer: Layer, mask: Tensor, scale: float) -> None:
+    """Scale the incoming weights of flagged neurons to ``scale`` times the mean norm of those of the others, in place.
+
+    ``mask``: (neurons,) bool. Weights that are all 0 stay, and so does a layer without others.
+    """
+    view = by_group(layer.module, weight_of(layer.module).detach())
+    norms = view.square().sum([d for d in range(view.dim()) if d > 1]).sqrt().flatten()
+    flagged = mask.to(norms.device)
+    if bool(flagged.all()):
+        return
+    wanted = scale * norms[~flagged].mean() / norms
+    view *= spread(view, torch.where(flagged & (norms > 0), wanted, 1.0), 1)
+
+
+@torch.no_grad()
 def transfer_to_biases_(wired: Wiring, masks: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> list[str]:
     """Add to the biases of consumers what flagged neurons give them on average; return consumers that have no bias.
 

@@ -290,6 +290,8 @@ def _softmoe(
     """
     if not hidden:
         raise ValueError("softmoe needs an expert, an entry of hidden; got none")
+    if expansion(ACTIVATIONS[architecture.activation]()) != 1:
+        raise ValueError(f"softmoe takes no {architecture.activation}: its features are along the axis of the slots")
     after = partial(activated, architecture.norm, architecture.activation)
     if convolutions:
         layers = _convolutions(architecture, obs_shape, convolutions)

@@ -101,7 +101,7 @@ class Run(Callback):
         """Learn a little more, without the methods."""
         if self.ctx.buffer is None:
             train(self.env, self.agent, STOP, [], context(self.agent))
-        for _ in range(0 if self.ctx.buffer is None else 3):  # with --policy-every 3 the actor learns once
+        for _ in range(0 if self.ctx.buffer is None else 6):  # with --policy-every 3 the actor learns twice
             self.agent.update()
 
 
@@ -118,5 +118,5 @@ def check_resumed(host: str, items: Iterable[str], compile: str = "off") -> None
     require_same(resumed.last, whole.last, "state of the resumed run")
     require_same(resumed.writer.rows, [row for row in whole.writer.rows if row[0] > STOP], "rows of the resumed run")
     whole.check(whole.ctx)
-    if "optimizer=trac" not in items:  # whose first steps are 1e-8 of its base's
+    if not {"optimizer=trac", "optimizer=sgd"} & {*items}:  # whose steps may be lost in the last bit of a bias
         assert_moves(whole.ctx, whole.more)

@@ -31,6 +31,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("network=crossq", "norm=*", "crossq has batch norms and takes no other norm"),
     ("network=bronet", "norm=rms", "bronet has a LayerNorm before every activation and takes no other norm"),
     *(("network=bronet", f"activation={one}", f"bronet takes no {one}") for one in ("crelu", "fourier", "hadamard")),
+    *(("network=softmoe*", f"activation={one}", f"softmoe takes no {one}") for one in ("crelu", "fourier", "hadamard")),
     *(("value_expectile=0.9", one, "value_expectile=0 unless") for one in ("network=crossq", "critic_returns=*")),
     *(("optimism=1.0", one, "optimism=0 unless the actor") for one in ("network=crossq", "actor=amortized")),
     *((one, "optimizer=kron", "Kron keeps Q for a weight of shape .* in another layout") for one in OF_ENTRIES),

@@ -19,8 +19,8 @@ from plasticity.storage.randomness import seed_globally
 from plasticity.tags import is_timed
 from plasticity.testing.runs import require_same
 
-LEAVES_ALONE = ("reborn",)
-"""Methods that leave all layers alone, and say so, with some activations and norms: a split neuron has to be exact."""
+LEAVES_ALONE = ("reborn", "snr")
+"""Methods that leave all layers alone, and say so, with some activations and norms: no exact split, no neuron that rests."""
 
 
 def as_read(state: Mapping[str, Any]) -> Any:

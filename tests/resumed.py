@@ -20,7 +20,7 @@ from plasticity.tags import is_timed
 from plasticity.testing.runs import require_same
 
 LEAVES_ALONE = ("reborn", "snr")
-"""Methods that leave all layers alone, and say so, with some activations and norms: no exact split, no neuron that rests."""
+"""Methods that leave all layers alone, and say so, with some networks: a split must be exact, a neuron must rest."""
 
 
 def as_read(state: Mapping[str, Any]) -> Any:

@@ -70,7 +70,7 @@ ENTRIES: dict[str, list[dict[str, Any]]] = {
     "ne": grid("ne", "every", (200,), end=5_000, dense_ends=False),
     "magnitude pruning": grid("ne", "preset", ("gmp",), begin=1_000, end=5_000, dense_ends=False),
     "static sparse": grid("ne", "preset", ("static",), dense_ends=False),
-    "cbp": grid("cbp", "rate", (1e-5, 1e-4, 1e-3)),
+    "cbp": grid("cbp", "rate", (1e-5, 1e-4, 1e-3, 1e-2)),
     "ccbp": grid("ccbp", "rate", (1e-3, 1.5e-2)),
     "snr": [{"method": "snr", "settings": {}}],
     "swr": grid("swr", "share", (1e-3, 1e-2, 1e-1), every=100),

@@ -1,9 +1,11 @@
 """Fixtures of all tests."""
 
+import os
 import random
 import signal
 import zlib
 from collections.abc import Iterator
+from datetime import date
 
 import elsewhere
 import numpy as np
@@ -14,6 +16,9 @@ from plasticity.agents import compiled
 
 DEVICES = ["cpu", elsewhere.NAME, *(["cuda"] if torch.cuda.is_available() else [])]
 
+SAMPLE = os.environ.setdefault("PLASTICITY_SAMPLE", date.today().isoformat())  # set here, for all worker processes
+"""The text that draws the samples that rotate: the day."""
+
 torch.set_num_threads(1)
 elsewhere.register()  # before the first backward pass of the process, which starts a thread for every device
 
@@ -23,8 +28,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_report_header() -> str:
-    """Say where tests of devices run."""
-    return f"devices: {', '.join(DEVICES)}"
+    """Say where tests of devices run, and what draws the samples that rotate."""
+    return f"devices: {', '.join(DEVICES)}; PLASTICITY_SAMPLE={SAMPLE}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -67,14 +72,21 @@ def repeated_off_the_cpu(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def beyond_the_sample(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Return the parameter sets beyond the first `n` of a test marked `some(n)`, in an order drawn by their names."""
+    """Return the parameter sets beyond the first `n` of a test marked `some(n)`, in an order drawn by their names.
+
+    With `rotates` the day draws, too.
+    """
     groups: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         if (mark := item.get_closest_marker("some")) and not item.get_closest_marker("slow"):
             off_the_cpu = item.callspec.params.get("device", "cpu") != "cpu"  # type: ignore[attr-defined]
-            groups.setdefault((item.nodeid.split("[")[0], off_the_cpu, *mark.args), []).append(item)
-    drawn = [(n, sorted(group, key=lambda i: zlib.crc32(i.name.encode()))) for (_, _, n), group in groups.items()]
-    return [item for n, group in drawn for item in group[n:]]
+            day = SAMPLE if mark.kwargs.get("rotates") else ""
+            groups.setdefault((item.nodeid.split("[")[0], off_the_cpu, day, *mark.args), []).append(item)
+    return [
+        item
+        for (_, _, day, n), group in groups.items()
+        for item in sorted(group, key=lambda i: zlib.crc32(f"{day}{i.name}".encode()))[n:]
+    ]
 
 
 @pytest.fixture(autouse=True)

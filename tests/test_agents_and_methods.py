@@ -36,7 +36,7 @@ def check_on_agent(host: str, method: str, compile: str) -> None:
 
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize(("host", "method"), CASES)
-@pytest.mark.some(12)
+@pytest.mark.some(12, rotates=True)
 def test_every_method_on_every_agent(host: str, method: str) -> None:
     check_on_agent(host, method, "off")
 
@@ -46,7 +46,7 @@ COMPILED = [case for case in CASES if case not in REFUSED]
 
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize(("host", "method"), COMPILED)
-@pytest.mark.some(2)
+@pytest.mark.some(2, rotates=True)
 def test_every_method_on_every_agent_in_compiled_updates(host: str, method: str) -> None:
     check_on_agent(host, method, "on")
 

@@ -77,18 +77,9 @@ def in_some_order(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(random.Random(zlib.crc32(" ".join(names).encode())).sample(names, len(names)))
 
 
-def quick_ones(pairs: list[tuple[str, ...]]) -> list[object]:
-    """Return parameter sets: one in a hundred is quick, drawn by its names; the others are slow."""
-    slow = [zlib.crc32(" ".join(pair).encode()) % 100 != 0 for pair in pairs]
-    return [
-        pytest.param(pair, id=" ".join(pair), marks=[pytest.mark.slow] if late else [])
-        for pair, late in zip(pairs, slow, strict=True)
-    ]
-
-
 @pytest.mark.on_real_devices
-@pytest.mark.parametrize("pair", quick_ones(PAIRS))
-@pytest.mark.some(20)
+@pytest.mark.parametrize("pair", [pytest.param(pair, id=" ".join(pair)) for pair in PAIRS])
+@pytest.mark.some(20, rotates=True)
 def test_any_two_compose_or_are_refused(pair: tuple[str, ...]) -> None:
     check_or_refused(in_some_order(pair))
 

@@ -107,6 +107,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("K", "N"), help="of N processes")
     given = parser.parse_args()
+    if not 1 <= given.part[0] <= given.part[1]:
+        parser.error(f"--part needs K in 1 to N; got {given.part[0]} {given.part[1]}")
     torch.set_num_threads(1)
     torch._dynamo.config.disable = True  # Kron compiles a function for every shape that it meets
     if given.walk == "agents-traced":

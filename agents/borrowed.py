@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -15,7 +16,9 @@ from torch.optim import Optimizer
 def imported(package: str, extra: str) -> Any:
     """Return a package; ImportError with what to install where it is missing."""
     try:
-        return import_module(package)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # its authors' concern
+            return import_module(package)
     except ImportError as error:
         raise ImportError(
             f"the optimizer {extra!r} needs the package {package}: pip install 'plasticity-toolkit[{extra}]'"

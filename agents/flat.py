@@ -114,7 +114,7 @@ class Flat:
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
     """Return where tensors begin in memory."""
-    return [*map(Tensor.data_ptr, tensors)]
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def runs(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -170,6 +170,9 @@ class Losses(Callback):
             for name, value in metrics.items():
                 self._sums[name] += value.item()
         else:
+            for name, value in metrics.items():
+                if not isinstance(self._sums[name], Tensor):  # loaded, or of the host until now
+                    self._sums[name] = torch.full_like(value, self._sums[name])
             torch._foreach_add_([self._sums[name] for name in metrics], [*metrics.values()])
         self._terms.update(metrics.keys())
         self._count += 1

@@ -157,7 +157,7 @@ def test_every_flag_of_the_other_commands(tmp_path: Path, monkeypatch: pytest.Mo
         ["diagnose", "runs/r1", "--at", "30", "--budget", "1s", "--networks", "critic_1", "--steps", "3",
          "--teachers", "2", "--no-remedies", *env, "--out", "verdict"],
         ["fuse", "runs/r1", *base, "fused", "--alpha", "0.3", "--networks", "actor"],
-        ["reset-to", "runs/r1", *base, "renewed", "--units", "actor/trunk.0:1", "--outgoing", "actor/trunk.2",
+        ["reset-to", "runs/r1", *base, "renewed", "--units", "actor/trunk.0:1", "--outgoing", "actor/trunk.0",
          "--factor", "0.5"],
         ["report", "runs", "--out", "page", "--formats", "md", "csv", "--curves", "charts/episodic_return",
          "--metrics", "dormancy", "--finished"],

@@ -35,7 +35,8 @@ ADDED: dict[str, dict[str, Any]] = {"dqn": _OPTIMIZER, "ppo": _PPO, "sac": _SAC,
 """Agent -> setting that 0.1.0 did not have -> the value that says what it did."""
 METHODS_ADDED: dict[str, dict[str, Any]] = {
     "redo": {
-        "score": "activity", "centred": False, "window": 1, "ema": 0.0, "share": None, "share_end": 1_000_000
+        "score": "activity", "centred": False, "window": 1, "ema": 0.0, "share": None, "share_end": 1_000_000,
+        "incoming_scale": None,
     },
     "ne": {"begin": None},
     "shrink_perturb": {"layers": None},

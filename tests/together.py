@@ -124,7 +124,8 @@ def options() -> list[str]:
     return list(found)
 
 
-SOONER: dict[str, dict[str, Any]] = {"plasticity_injection": {"at": (4,)}, "snr": {**FREQUENT["snr"], "limit_max": 8}}
+SOONER: dict[str, dict[str, Any]] = {"plasticity_injection": {"at": (4,)}, "snr": {**FREQUENT["snr"], "limit_max": 8},
+                                     "cbp": {**FREQUENT["cbp"], "rate": 0.1}}  # fmt: skip
 """Settings with which methods act within six updates, in place of those of ``FREQUENT``."""
 
 

@@ -76,11 +76,11 @@ class SAM(EveryStep):
         known = self._names.setdefault(key, [])
         known.append(name)
         if self.rho and len(known) == 1:
-            climbing = Climbing(step, self.named(partial(self._climb, key)))
+            climbing = Climbing(step, self.named(partial(self._climb, ctx, key)))
             self.hook(Replaced(ctx.steps, key, climbing))  # type: ignore[arg-type]
             self.hook(optimizer.register_step_pre_hook(self.named(climbing.descend)))
 
-    def _climb(self, key: str, step: Any, inputs: tuple) -> list[tuple[Tensor, Tensor]]:
+    def _climb(self, ctx: Context, key: str, step: Any, inputs: tuple) -> list[tuple[Tensor, Tensor]]:
         """Move the weights, and return them with what they were."""
         found = [trained(self.chosen[name]).items() for name in self._names[key]]
         moved = [p for items in found for n, p in items if not self.only or any(fnmatchcase(n, g) for g in self.only)]
@@ -89,6 +89,7 @@ class SAM(EveryStep):
         pairs = [(p, g) for p, g in zip(moved, gradients, strict=True) if g is not None]
         before = [(p, p.detach().clone()) for p, _ in pairs]
         self._norms[key] = climb_([p for p, _ in pairs], [g for _, g in pairs], self.rho)
+        ctx.edited()  # the ascent of a sparse network stays within it
         return before
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:

@@ -70,7 +70,7 @@ ENTRIES: dict[str, list[dict[str, Any]]] = {
     "ne": grid("ne", "every", (200,), end=5_000, dense_ends=False),
     "magnitude pruning": grid("ne", "preset", ("gmp",), begin=1_000, end=5_000, dense_ends=False),
     "static sparse": grid("ne", "preset", ("static",), dense_ends=False),
-    "cbp": grid("cbp", "rate", (1e-5, 1e-4, 1e-3, 1e-2)),
+    "cbp": grid("cbp", "rate", (1e-4, 1e-3, 1e-2), maturity=100),
     "ccbp": grid("ccbp", "rate", (1e-3, 1.5e-2)),
     "snr": [{"method": "snr", "settings": {}}],
     "swr": grid("swr", "share", (1e-3, 1e-2, 1e-1), every=100),
@@ -180,6 +180,26 @@ def table(streams: list[str], seeds: list[int]) -> Iterator[str]:
             yield f"| {entry} | {ENTRIES[entry][variant] or '-'} | {' | '.join(numbers)} | {keeps} |"
 
 
+def summary(streams: list[str], seeds: list[int]) -> Iterator[str]:
+    """Yield one table of all streams in Markdown: outcome, in brackets how much better than none, and the verdict."""
+    found = rows()
+    plain = {(r["stream"], r["seed"]): value(r) for r in found if r["entry"] == "none"}
+    yield f"| | {' | '.join(f'{stream} | keeps' for stream in streams)} |\n|---{'|---|---' * len(streams)}|"
+    for entry in ENTRIES:
+        cells: list[str] = []
+        for stream in streams:
+            variant = chosen(stream, entry, found)
+            mine = [r for r in found if key(r)[:3] == (stream, entry, variant) and r["seed"] in seeds]
+            if not mine or any(row["last"] is None for row in mine):
+                cells += ["-", "failed" if mine else "-"]
+                continue
+            last = float(np.mean([row["last"] for row in mine]))
+            better = interval([value(row) - plain[stream, row["seed"]] for row in mine])
+            keeps = "yes" if better["low"] > 0 else "worse" if better["high"] < 0 else "no"
+            cells += [f"{last:.3f} ({better['low']:+.3f}, {better['high']:+.3f})", keeps if entry != "none" else ""]
+        yield f"| {entry} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,10 +208,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
+    parser.add_argument("--summary", action="store_true", help="print one table of all streams")
     parser.add_argument("--quick", action="store_true", help="a hundredth of every stream, one seed; saves nothing")
     given = parser.parse_args()
-    if given.table:
-        print("\n".join(table(given.streams, given.seeds)))
+    if given.table or given.summary:
+        print("\n".join((summary if given.summary else table)(given.streams, given.seeds)))
         return
     if given.quick:
         for stream in given.streams:

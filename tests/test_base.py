@@ -28,6 +28,13 @@ def nets() -> tuple[nn.Sequential, nn.Sequential]:
     return model, base
 
 
+def test_a_list_of_bools_is_a_mask_as_a_tensor_is() -> None:
+    model, base = nets()
+    assert reset_to(model, base, {"0": [True, False, True, False]}) == {"0": [0, 2]}
+    with pytest.raises(SurgeryError, match=r"0 needs a mask of shape \(4,\); got \(2,\)"):
+        reset_to(model, base, {"0": [True, False]})
+
+
 def test_fusion_is_over_all_tensors() -> None:
     model, base = nets()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from plasticity.agents.gradient import GradientStep
 from plasticity.callback import Context
-from plasticity.interventions import SAM, Rewarm, SpectralNormalization
+from plasticity.interventions import SAM, HareTortoise, Rewarm, SpectralNormalization
 from plasticity.interventions.sam import climb_
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -116,6 +116,23 @@ def test_rewarming_by_hand() -> None:
         method.on_update_end(ctx, {})
     assert moved == pytest.approx([1, 1, 0.25, 0.5, 0.75, 1, 1, 1], abs=1e-5)
     assert not optimizer._optimizer_step_pre_hooks  # fast again
+
+
+def test_rewarming_in_a_loop_without_events_beside_a_method_behind_it() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    optimizer = optim.SGD(weight.parameters(), 1.0)
+    ctx = Context({"net": weight}, {"net": optimizer})
+    methods = [Rewarm(at=(2, 4, 8), clock="gradient_steps", steps=3), HareTortoise(at=(100,), clock="gradient_steps")]
+    for method in methods:
+        method.on_train_start(ctx)
+    moved = []
+    for _ in range(12):
+        before = weight.weight.item()
+        weight.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        moved.append(before - weight.weight.item())
+        assert optimizer.param_groups[0]["lr"] == 1.0
+    assert moved == pytest.approx([1, 1, 1 / 3, 2 / 3, 1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3, 1, 1], abs=1e-5)
 
 
 @pytest.mark.on_real_devices

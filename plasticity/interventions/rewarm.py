@@ -63,23 +63,25 @@ class Rewarm(Scheduled):
         """Warm up an optimizer; its hooks are there only while it does, as a hook before a step makes it slower."""
         self.since[name] = since
         if name not in self._warming:
-            optimizer = self._optimizers[name]
-            before = optimizer.register_step_pre_hook(self.named(partial(self._lower, name)))
-            after = optimizer.register_step_post_hook(self.named(partial(self._raise, name)))
-            self._warming[name] = [before, after]
+            # Not the hook after a step: in a loop without events this runs in one, whose optimizer goes through them.
+            before = self._optimizers[name].register_step_pre_hook(self.named(partial(self._lower, name)))
+            self._warming[name] = [before]
             self.hook(before)
-            self.hook(after)
 
     def _lower(self, name: str, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if len(self._warming[name]) == 1:
+            after = optimizer.register_step_post_hook(self.named(partial(self._raise, name)))
+            self._warming[name].append(after)
+            self.hook(after)
         self._rates[name] = [group["lr"] for group in optimizer.param_groups]
-        share = min(1.0, (self.since[name] + 1) / self.steps)
+        self.since[name] += 1  # not after the step, behind which an event may begin anew
+        share = min(1.0, self.since[name] / self.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * share
 
     def _raise(self, name: str, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
             group["lr"] = rate
-        self.since[name] += 1
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Any]) -> None:
         """Apply what fell due, and take the hooks off optimizers whose rate is whole again."""

@@ -104,6 +104,8 @@ def _parameters(base: Base, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _mask(layer: str, chosen: Tensor | Sequence[int], size: int) -> Tensor:
     """Return units as a bool mask (size,) on the CPU."""
+    if not isinstance(chosen, (Tensor, str)) and len(chosen) and all(isinstance(i, bool) for i in chosen):
+        chosen = torch.tensor(chosen)  # else True and False would be taken for the neurons 1 and 0
     if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
         if chosen.shape != (size,):
             raise SurgeryError(f"{layer} needs a mask of shape ({size},); got {tuple(chosen.shape)}")

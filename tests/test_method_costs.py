@@ -177,6 +177,14 @@ def test_the_soft_method_logs_the_change_of_its_first_step_and_of_every_so_many(
     assert writer.named("shrink_perturb")[0]["networks"]["net"]["function_change"] == pytest.approx(expected[0])
 
 
+@pytest.mark.parametrize(("name", "settings"), [("ccbp", {}), ("shrink_perturb", {"preset": "soft"})])
+def test_methods_of_every_step_log_the_change_of_every_network(name: str, settings: dict[str, Any]) -> None:
+    _, _, writer = run_sac([INTERVENTIONS[name](**settings)], steps=20)
+    for network in ("actor", "critic_1", "critic_2"):
+        assert len(writer.scalars[f"interventions/{name}/{network}/function_change"]) == 1
+    assert len(writer.named(name)) == 1
+
+
 def test_a_reset_and_a_topology_log_it_as_their_events_do() -> None:
     pruning = {"preset": "rigl", "every": 2, "end": 30}  # growth alone changes nothing: a new connection is 0
     for name, settings, where in (("reset", FREQUENT["reset"], "networks"), ("ne", pruning, None)):

@@ -121,7 +121,8 @@ class ContinuousBackprop(UnitMethod):
             self._ctx.edited()
 
         logs = self.log_every and step // self.log_every > (step - every) // self.log_every
-        if not logs and self.counts:
+        first = step - every < max(self.start, 1)
+        if not logs and not first and self.counts:
             move()
             return
         mean = float(torch.cat(list(shares.values())).mean())

@@ -183,7 +183,7 @@ class ShrinkPerturb(WholeNetwork):
     def _mix(self, key: str, name: str, parameters: Mapping[str, Tensor]) -> float:
         """Shrink and perturb one network after one step; return the function change, NaN where it is not measured."""
         edit = partial(self.edit_, self._ctx, name, parameters)
-        if self.counts and self._steps[key] % SOFT_LOG_EVERY:
+        if self._steps[key] > max(self.start, 1) and self._steps[key] % SOFT_LOG_EVERY:
             edit()
             return math.nan
         return self.alter(self._ctx, name, edit)[1]

@@ -116,6 +116,10 @@ class ContinualBackprop(UnitRecycling):
         rows: dict[str, Probe] = {"rows": ActivationRows()} if self.utility in OF_ROWS else {}
         return {"moments": MomentsProbe(), **rows}
 
+    def earliest(self) -> int:
+        """Return the step after which the first neurons are mature."""
+        return max(self.start, 1) + (self.maturity or 0)
+
     def take(self, network: str, reading: Reading, step: int) -> None:
         """Age the neurons of one network, and replace those that are due."""
         counters, wired = self.counters.setdefault(network, {}), self.wired(network)

@@ -98,6 +98,11 @@ class ContinuousBackprop(UnitMethod):
         """Look at means of activations."""
         return {"moments": MomentsProbe()}
 
+    def earliest(self) -> int:
+        """Return the first step after which neurons move."""
+        every = self.every or 1
+        return -(-max(self.start, 1) // every) * every
+
     def on_train_start(self, ctx: Context) -> None:
         """Start to watch, and keep the first biases."""
         super().on_train_start(ctx)

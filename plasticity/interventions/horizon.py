@@ -59,7 +59,7 @@ class Horizon(Scheduled):
         rules = {
             "steps >= 1": self.steps >= 1,
             "n_first >= 2 and n_last >= 2": min(self.n_first, self.n_last) >= 2,
-            "gamma_first and gamma_last in (0, 1)": min(gammas) > 0 and max(gammas) < 1,
+            "gamma_first and gamma_last in (0, 1)": all(0 < gamma < 1 for gamma in gammas),
         }
         require("Horizon", rules, self)
         self.since = 0

@@ -100,6 +100,10 @@ class KNIFE(UnitRecycling):
         """Look at gradients relative to weights."""
         return {"updates": RelativeUpdates()}
 
+    def earliest(self) -> int:
+        """Return the end of the first window behind the start."""
+        return -(-max(self.start, 1) // self.every) * self.every
+
     def due(self) -> Callable[[str, int], bool] | None:
         """Look at the steps of the window."""
         return lambda network, step: -step % self.every < self.window

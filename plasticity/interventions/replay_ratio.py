@@ -19,6 +19,7 @@ from plasticity.monitor import Monitor
 
 from .intervention import Intervention
 from .rules import require
+from .trigger import beyond
 
 
 def active_share(network: nn.Module, run: Callable[[], Any]) -> float:
@@ -113,6 +114,11 @@ class AdaptiveReplayRatio(Intervention):
         self.log(ctx, {"active": self.active, "ratio": ratio or 0.0, **self.costs()})
         if self.settled:
             self.report(ctx, {"network": self._measured, "active": self.active, "ratio": ratio}, applications=1)
+
+    def idle(self) -> str:
+        """Return why the ratio has never risen, where there was no second check."""
+        second = 2 * self.check_every
+        return beyond(second, "updates") if self.updates < second else ""
 
     def _pass(self, ctx: Context) -> None:
         assert ctx.peek is not None

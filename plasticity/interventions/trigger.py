@@ -48,6 +48,11 @@ def parse_stalled(text: str) -> tuple[str, float, int]:
     return match[1], float(match[2]), int(match[3])
 
 
+def beyond(first: int, unit: str) -> str:
+    """Return why a method has not acted whose first time, in ticks of ``unit``, lies beyond the end."""
+    return f"its first time would have been after {first} {unit}, beyond the end of training; let it act earlier"
+
+
 @dataclass
 class Trigger:
     """Say when to act: ask :meth:`due` over and over, with a clock that never goes back; any condition will do."""
@@ -138,7 +143,7 @@ class Trigger:
             return f"nothing was logged under {unknown[0]!r}; {there}"
         if acted or self.when or self.stalled or first is None or first <= now:
             return ""
-        return f"its first time would have been after {first} {unit}, beyond the end of training; let it act earlier"
+        return beyond(first, unit)
 
     @property
     def _tags(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -27,6 +28,8 @@ from plasticity.surgery.stores import store_of
 
 from .intervention import Listener, numbers_in
 from .published import published
+from .rules import require
+from .trigger import beyond
 from .watches import Watches
 
 Units = dict[str, Tensor]
@@ -62,6 +65,8 @@ class UnitMethod(Watches):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ends = 0 <= self.start <= (math.inf if self.stop is None else self.stop)
+        require(type(self).__name__, {"0 <= start <= stop": ends}, self)
         self._origins = Origins()
         self.units: dict[str, dict[str, Units]] = {}
         """Network -> layer -> what is known of its neurons."""
@@ -108,6 +113,15 @@ class UnitMethod(Watches):
     def _take(self, network: str, reading: Reading, step: int) -> None:
         if step >= self.start and (self.stop is None or step <= self.stop):
             self.take(network, reading, step)
+
+    def earliest(self) -> int:
+        """Return the first gradient step after which it can act."""
+        return max(self.start, 1)
+
+    def idle(self) -> str:
+        """Return why it has never acted, where its first step lies beyond the end."""
+        first, steps = self.earliest(), 0 if self._watcher is None else max(self._watcher.steps(), default=0)
+        return beyond(first, "gradient steps") if first > steps else ""
 
     def parameters_added(self) -> int:
         """Return how many numbers are known of neurons."""

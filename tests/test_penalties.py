@@ -14,7 +14,7 @@ from test_interventions import FREQUENT, run_sac, small_sac, weights
 from torch import Tensor, nn, optim
 
 from plasticity.callback import Context, start
-from plasticity.interventions import INTERVENTIONS, Hyperspherical, Parseval, WeightClipping
+from plasticity.interventions import INTERVENTIONS, Hyperspherical, L2Init, Parseval, WeightClipping
 from plasticity.interventions.nap import NormalizeAndProject, rescale_
 from plasticity.interventions.parseval import parseval
 from plasticity.interventions.spectral import power_iteration_
@@ -329,3 +329,27 @@ def test_what_a_projection_makes_of_the_function_is_logged(name: str) -> None:
     assert found == pytest.approx(expected, rel=1e-5)
     assert len(found) > 3
     assert max(found) > 0
+
+
+@pytest.mark.parametrize("order", [("critic", "actor"), ("actor", "critic")])
+def test_a_layer_that_networks_share_counts_once_in_the_step_of_its_own_optimizer(order: tuple[str, str]) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(3, 4)
+    nets = {"actor": nn.Sequential(shared, nn.Linear(4, 2)), "critic": nn.Sequential(shared, nn.Linear(4, 1))}
+    own = {"actor": nets["actor"][1].parameters(), "critic": nets["critic"].parameters()}
+    optimizers = {name: optim.SGD(own[name], 1.0) for name in order}
+    method = L2Init(coef=0.5)
+    method.on_train_start(Context(nets, optimizers))
+    parameters = {*nets["actor"].parameters(), *nets["critic"].parameters()}
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(1.0)
+    before = {p: p.detach().clone() for p in parameters}
+    for name in ("actor", "critic"):
+        optimizers[name].zero_grad()
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    for name in ("actor", "critic"):
+        optimizers[name].step()
+    for p in parameters:
+        torch.testing.assert_close(p.detach(), before[p] - 0.5)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from plasticity.callback import Context
 from plasticity.isolation import named_parameters
+from plasticity.structure.optimizers import all_parameters
 
 from .every_step import EveryStep
 
@@ -40,8 +41,10 @@ class WeightPenalty(EveryStep):
         if not self.coef:
             return
         if not ctx.steps:
-            hook = self.named(partial(self._add_gradient, name))
-            self.hook(ctx.optimizer_of(name).register_step_pre_hook(hook))
+            held = set(map(id, trained(network).values()))
+            for optimizer in {id(one): one for one in ctx.optimizers.values()}.values():
+                if held & set(map(id, all_parameters(optimizer))):
+                    self.hook(optimizer.register_step_pre_hook(self.named(partial(self._add_gradient, name))))
             return
         step, label = ctx.step_of(name), f"{self.NAME}_{name}"
         step.add(label, partial(self._term, name))
@@ -63,12 +66,21 @@ class WeightPenalty(EveryStep):
 
     @torch.enable_grad()
     def _add_gradient(self, name: str, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        parameters = trained(self.chosen[name])
-        value = self.coef * self.penalty(name, parameters)
-        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-        for parameter, gradient in zip(parameters.values(), found, strict=True):
+        own = self._own(name, optimizer)
+        value = self.coef * self.penalty(name, trained(self.chosen[name]))
+        found = torch.autograd.grad(value, own, allow_unused=True) if own else ()
+        for parameter, gradient in zip(own, found, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    def _own(self, name: str, optimizer: Optimizer) -> list[Tensor]:
+        """Return what a network's term moves in a step of ``optimizer``: a layer that networks share counts once."""
+        held = set(map(id, all_parameters(optimizer)))
+        for other, network in self.chosen.items():
+            if other == name:
+                break
+            held -= set(map(id, trained(network).values()))
+        return [parameter for parameter in trained(self.chosen[name]).values() if id(parameter) in held]
 
     @torch.no_grad()
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:

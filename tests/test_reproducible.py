@@ -19,7 +19,7 @@ SHORT = ("--steps", "120", "--num-envs", "2", "--checkpoint.every", "60", "--eva
 OFTEN = ("--probe-every", "10", "--log-every", "5", "--quiet")
 METHODS = (
     *("--redo", "--redo.every", "20", "--redo.threshold", "0.4"),
-    *("--cbp", "--shrink-perturb", "--shrink-perturb.every", "40"),
+    *("--cbp", "--cbp.maturity", "5", "--shrink-perturb", "--shrink-perturb.every", "40"),
 )
 IMAGES = ("--env", "picture/box", "--hidden", "8", "--network", "minatar_cnn")
 REPLAY = ("--batch-size", "8", "--learning-starts", "40", "--buffer-size", "100")

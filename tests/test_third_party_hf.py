@@ -25,7 +25,7 @@ from plasticity.interventions import (  # noqa: E402
     ReDo,
     ShrinkPerturb,
 )
-from plasticity.tags import is_timed
+from plasticity.tags import is_timed  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "default::DeprecationWarning", "ignore:.*:UserWarning", "ignore::FutureWarning", "ignore:Rank. fewer samples"

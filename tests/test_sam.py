@@ -100,38 +100,34 @@ def test_spectral_normalisation_is_pytorchs_once_the_vectors_have_converged() ->
         SpectralNormalization(networks=(), layers=("7",)).restructure(Context({"net": copy.deepcopy(theirs)}), None)
 
 
-def test_rewarming_by_hand() -> None:
+def moves(methods: list[Rewarm | HareTortoise], steps: int, events: bool) -> tuple[list[float], optim.SGD]:
+    """Return how far a weight moves in each of some steps of a gradient and a rate of 1, and the optimizer."""
     weight = nn.Linear(1, 1, bias=False)
     optimizer = optim.SGD(weight.parameters(), 1.0)
     ctx = Context({"net": weight}, {"net": optimizer})
-    method = Rewarm(at=(2,), clock="gradient_steps", steps=4)
-    method.on_train_start(ctx)
+    for method in methods:
+        method.on_train_start(ctx)
     moved = []
-    for _ in range(8):
+    for _ in range(steps):
         before = weight.weight.item()
         weight.weight.grad = torch.ones(1, 1)
         optimizer.step()
         moved.append(before - weight.weight.item())
         assert optimizer.param_groups[0]["lr"] == 1.0
-        method.on_update_end(ctx, {})
+        for method in methods if events else ():
+            method.on_update_end(ctx, {})
+    return moved, optimizer
+
+
+def test_rewarming_by_hand() -> None:
+    moved, optimizer = moves([Rewarm(at=(2,), clock="gradient_steps", steps=4)], 8, events=True)
     assert moved == pytest.approx([1, 1, 0.25, 0.5, 0.75, 1, 1, 1], abs=1e-5)
     assert not optimizer._optimizer_step_pre_hooks  # fast again
 
 
 def test_rewarming_in_a_loop_without_events_beside_a_method_behind_it() -> None:
-    weight = nn.Linear(1, 1, bias=False)
-    optimizer = optim.SGD(weight.parameters(), 1.0)
-    ctx = Context({"net": weight}, {"net": optimizer})
-    methods = [Rewarm(at=(2, 4, 8), clock="gradient_steps", steps=3), HareTortoise(at=(100,), clock="gradient_steps")]
-    for method in methods:
-        method.on_train_start(ctx)
-    moved = []
-    for _ in range(12):
-        before = weight.weight.item()
-        weight.weight.grad = torch.ones(1, 1)
-        optimizer.step()
-        moved.append(before - weight.weight.item())
-        assert optimizer.param_groups[0]["lr"] == 1.0
+    behind = HareTortoise(at=(100,), clock="gradient_steps")
+    moved, _ = moves([Rewarm(at=(2, 4, 8), clock="gradient_steps", steps=3), behind], 12, events=False)
     assert moved == pytest.approx([1, 1, 1 / 3, 2 / 3, 1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3, 1, 1], abs=1e-5)
 
 

@@ -19,7 +19,8 @@ from .names import unknown_name
 from .stream import TaskPlan
 from .transition import Env, Transition
 
-__all__ = ["ENVS", "Env", "Family", "TaskPlan", "Transition", "find_family", "make_env", "missing_extras"]
+__all__ = ["ENVS", "Env", "Family", "TaskPlan", "Transition", "find_family", "is_stream", "make_env",
+           "missing_extras"]  # fmt: skip
 
 ENVS: dict[str, Family] = {
     "dmc": dmc.FAMILY,
@@ -90,3 +91,9 @@ def find_family(name: str) -> Family:
             return family
     known = [one for family in ENVS.values() for one in family.names()]
     raise ValueError(unknown_name(name, known, [family.prefix for family in ENVS.values()]))
+
+
+def is_stream(name: str) -> bool:
+    """Return whether environments of this name are streams of tasks; nothing is imported or made for it."""
+    prefixed = [family for family in ENVS.values() if name.startswith(family.prefix)]
+    return max(prefixed, key=lambda family: len(family.prefix)).stream is not None

@@ -17,6 +17,8 @@ from plasticity.commands.method_names import method_arguments, split_methods
 from plasticity.commands.parsing import parse
 from plasticity.commands.settings import settings
 from plasticity.commands.suites import SUITES
+from plasticity.commands.training import TrainingRun
+from plasticity.envs import is_stream
 from plasticity.reports.series import Series
 from plasticity.reports.tasks import BINS, Protocol, forward_transfer, gaps, in_order, slope, task_curves
 from plasticity.storage.record import write_record
@@ -94,6 +96,24 @@ def test_every_suite_has_settings_that_its_agent_knows(name: str) -> None:
         pytest.importorskip("minatar" if name == "cminatar" else "sklearn")
     bench = Bench(BenchConfig(name, seeds=1), suite)
     assert len(bench.cells) == sum(1 + (bench.plans[env].num or 0) for env in suite.envs)
+    for env in reversed(suite.envs):
+        config = parse(suite.agent, bench._arguments(next(cell for cell in bench.cells.values() if cell.env == env)))
+        assert getattr(config.agent, "anneal_steps", 0) == 0, "a rate that falls would pass for a loss of plasticity"
+    run = TrainingRun(suite.agent, config)  # raises where the network does not take the observations
+    run.env.close()
+
+
+def test_the_rate_stays_on_streams_unless_it_is_told_to_fall() -> None:
+    for env, more, expected in (
+        ("CartPole-v1", [], 5000),
+        ("cgym/cartpole", [], 0),
+        ("slippery-ant", [], 0),
+        ("permute/CartPole-v1", [], 0),
+        ("slippery-ant", ["--anneal-steps", "70"], 70),
+    ):
+        assert parse("ppo", ["--env", env, "--steps", "5000", *more]).agent.anneal_steps == expected
+    assert [name for name in ("bitflip", "cminatar", "sanity/drift", "dmc/walker-run", "none/such")
+            if is_stream(name)] == ["bitflip", "cminatar"]  # fmt: skip
 
 
 def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

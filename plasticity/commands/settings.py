@@ -144,10 +144,15 @@ def probe_interval(config: Any, agent: Any) -> int:
 
 
 def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
-    """Return ``config`` with ``anneal_steps`` filled in where the agent left it open: all steps, or as was saved."""
+    """Return ``config`` with ``anneal_steps`` filled in where the agent left it open: all steps, or as was saved.
+
+    On a stream of tasks it is 0: a rate that falls from task to task would pass for a loss of plasticity.
+    """
+    from plasticity.envs import is_stream
+
     if getattr(config.agent, "anneal_steps", 0) is not None:
         return config
-    steps = config.steps if saved is None else saved["anneal_steps"]
+    steps = saved["anneal_steps"] if saved is not None else 0 if is_stream(config.env) else config.steps
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, anneal_steps=steps))
 
 

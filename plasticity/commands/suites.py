@@ -84,18 +84,27 @@ SUITES: dict[str, Suite] = {
     "cminatar": Suite(
         ("cminatar",),
         "dqn",
-        "--lr 3e-4 --buffer-size 500000 --target-every 1000",
-        source="agent and settings as in the code of Tang et al. 2025, with a tenth of their steps",
+        "--network minatar_cnn --double --lr 3e-4 --batch-size 32 --buffer-size 100_000 --learning-starts 10_000 "
+        "--train-every 1 --target-every 1_000 --epsilon-end 0.1 --exploration-steps 100_000 --loss mse "
+        "--max-grad-norm inf",
         about=(
-            "Double DQN on MinAtar's Space Invaders, Asterix and Seaquest, one after the other; the paper has "
-            "2,000,000 steps of each."
+            "Double DQN on MinAtar's Space Invaders, Asterix and Seaquest, one after the other, with the settings of "
+            "Tang et al. 2025 as their code acts on them: its agent is made with 100,000 transitions and an epsilon "
+            "that falls for 100,000 steps, where a dict that is only logged says 500,000. The paper has 2,000,000 "
+            "steps of each game; its code acts at random for the first 10,000 steps of every game, here of the first "
+            "one, and gives up an episode of Seaquest after 1,000 steps without a point, here after 5,000 in any game."
         ),
     ),
     "cdmc": Suite(
         ("cdmc/walker", "cdmc/quadruped", "cdmc/dog"),
         "ppo",
-        "",
-        about="PPO on dm_control's tasks of one body in a row; Tang et al. 2025 have 1,000,000 steps of each.",
+        "--hidden 256 256 --activation relu",
+        about=(
+            "PPO on dm_control's tasks of one body in a row, with the networks and settings of Tang et al. 2025. They "
+            "have 1,000,000 steps of each task, one simulator step per action (here two), every task of dog and walker "
+            "once, and begin the statistics of observations and rewards anew in every task; here they are kept "
+            "(`--normaliser`)."
+        ),
     ),
     "supervised": Suite(
         ("bitflip", "permuted-digits", "random-labels", "warm-start"), "supervised", "--preset streams",

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from plasticity.value_types import OrInfinite as OrInfinite
+from plasticity.value_types import require_types
+
 T = TypeVar("T")
 
 
@@ -31,13 +34,14 @@ def pick(registry: Mapping[str, T], name: str, what: str) -> T:
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of a config: every `OneOf` must be a name of its registry, and every rule must hold."""
+    """Base of a config: values are of their types, every `OneOf` is a name of its registry, and every rule holds."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
             for choice in _choices(hint) if value is not None else ():
                 pick(choice.registry, value, name)
+        require_types(self)
         if broken := [rule for rule, holds in self.rules().items() if not holds]:
             raise ValueError(f"{type(self).__name__} needs {', '.join(broken)}; got {self}")
 

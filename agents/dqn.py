@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .acting import Acting
 from .bodies import make_body, widths
-from .choices import OneOf
+from .choices import OneOf, OrInfinite
 from .compiled import Precision
 from .distributions import numpy_or_torch
 from .draws import uniform
@@ -80,7 +80,7 @@ class DQNConfig(AgentConfig):
     """Environment steps over which that probability falls, linearly."""
     loss: Annotated[str, OneOf(LOSSES)] = "huber"
     """Loss of an error; huber is half the square up to 1, then linear. C51 has its own."""
-    max_grad_norm: float = 10.0
+    max_grad_norm: Annotated[float, OrInfinite()] = 10.0
     """Gradients of a larger norm are scaled down to it; inf for none."""
     double: bool = False
     """Let the network, not its target, choose the next action that the target judges."""

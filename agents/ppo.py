@@ -34,7 +34,7 @@ from . import native
 from .acting import Acting
 from .asymmetric import CriticsConfig, all_values, critic_names, own_mean, sigma_of, turns, without
 from .bodies import NETWORKS, make_body, widths
-from .choices import OneOf
+from .choices import OneOf, OrInfinite
 from .compiled import Precision
 from .draws import gumbel, normal
 from .forward import of_obs
@@ -101,8 +101,8 @@ class PPOConfig(CriticsConfig, AgentConfig):
     """Weight of the value loss."""
     entropy_coef: float | None = None
     """Weight of the entropy bonus; None: 0 for continuous actions, 0.01 otherwise."""
-    max_grad_norm: float = 0.5
-    """Largest norm of the gradient of all parameters together; longer ones are shortened to it."""
+    max_grad_norm: Annotated[float, OrInfinite()] = 0.5
+    """Largest norm of the gradient of all parameters together; longer ones are shortened to it. inf for none."""
     init_log_std: float = 0.0
     """Initial logarithm of the standard deviation of continuous actions."""
     target_kl: float | None = None

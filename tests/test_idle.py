@@ -40,6 +40,6 @@ def test_an_end_before_the_start_is_refused(name: str) -> None:
         INTERVENTIONS[name](start=10, stop=5)
 
 
-def test_a_discount_that_is_no_number_is_refused() -> None:
+def test_a_discount_above_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gamma_first and gamma_last in \(0, 1\)"):
-        Horizon(gamma_last=float("nan"))
+        Horizon(gamma_last=1.5)

@@ -617,7 +617,7 @@ def test_edits_are_announced() -> None:
     [
         ({"at": 8}, r"at=\(8,\)"),
         ({"networks": "critic*"}, r"networks=\('critic\*',\)"),
-        ({"every": "5"}, "every as a number"),
+        ({"every": "5"}, "every as a whole number"),
     ],
 )
 def test_one_value_where_several_belong_is_refused(given: dict[str, Any], needed: str) -> None:

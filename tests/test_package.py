@@ -83,8 +83,9 @@ def test_environments_know_nobody():
 
 def test_agents_know_the_callbacks_at_most():
     loop = [ROOT / "agents" / name for name in ("train.py", "evaluate.py", "records.py")]
+    checked = {"agents/choices.py: plasticity.value_types"}  # the check of all settings
     algorithms = [f for f in sources("agents") if f not in loop]
-    assert offenders(algorithms, r"plasticity\b|envs\b|\.\.") == set()
+    assert offenders(algorithms, r"plasticity\b|envs\b|\.\.") == checked
     assert offenders(loop, r"plasticity(?!\.callback$)|envs\b|\.\.") == set()
 
 
@@ -102,7 +103,7 @@ def allowed_names(folder):
 # -- the parts of the package ------------------------------------------------------------------------------------------
 
 LAYERS = [
-    {"clone", "course", "isolation", "metrics", "palette", "source", "tags", "told"},
+    {"clone", "course", "isolation", "metrics", "palette", "source", "tags", "told", "value_types"},
     {"meanings"},
     {"probes", "storage", "structure"},
     {"callback", "surgery"},

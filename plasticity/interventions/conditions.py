@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from plasticity.value_types import require_types
+
 from .rules import require
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*")
@@ -28,6 +30,7 @@ class ReadingCondition:
     """Tag of the value, such as ``plasticity/critic_1/effective_rank/all``."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         self.values: list[float] = []
         self.fired = 0
         self._seen: int | float | None = None

@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from plasticity.callback import Callback, Context, name_of, note
 from plasticity.isolation import copied, unwrap
 from plasticity.surgery.function_change import change_of
+from plasticity.value_types import require_types
 
 from .stopwatch import Stopwatch, time_events
 
@@ -66,11 +68,13 @@ class Intervention(Callback):
     def __post_init__(self) -> None:
         preset = getattr(self, "preset", None)
         if preset is not None and preset not in self.PRESETS:
-            raise ValueError(f"{type(self).__name__} has the presets {', '.join(self.PRESETS)}; got {preset!r}")
+            near = get_close_matches(str(preset), self.PRESETS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{type(self).__name__} has the presets {', '.join(self.PRESETS)}; got {preset!r}{hint}")
         for name, value in self.PRESETS.get(preset or "", {}).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        self._require_schedule()
+        require_types(self, skip=["preset"])  # a subclass may have others
         self.counts: dict[str, int] = {}
         """Cumulative numbers of what was done, logged with every event."""
         self.stopwatch = Stopwatch()
@@ -78,19 +82,6 @@ class Intervention(Callback):
         self._kept: dict[str, nn.Module] = {}
         # Not the seed itself: after torch.manual_seed(seed) a redraw would repeat the initial weights.
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{self.NAME}/{getattr(self, 'seed', 0)}".encode()))
-
-    def _require_schedule(self) -> None:
-        """Raise TypeError for text where numbers belong, and for one value where several do.
-
-        A string of ``networks`` would be taken for globs of one letter, and "critic*" for every network.
-        """
-        kind = type(self).__name__
-        for name in ("every", "start", "stop"):
-            if isinstance(value := getattr(self, name, None), str):
-                raise TypeError(f"{kind} takes {name} as a number of ticks of its clock; got {value!r}")
-        for name in ("at", "networks"):
-            if isinstance(value := getattr(self, name, None), (str, int)):
-                raise TypeError(f"{kind} takes {name} as a tuple, {name}=({value!r},); got {value!r}")
 
     def choose(self, ctx: Context, networks: tuple[str, ...] = ()) -> dict[str, nn.Module]:
         """Return the run's networks whose names match the globs, all for an empty tuple; ValueError if none does."""

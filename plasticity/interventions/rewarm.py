@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch.optim import Optimizer
 
@@ -33,7 +33,7 @@ class Rewarm(Scheduled):
     KIND: ClassVar[str] = "optimizer"
     PRESETS: ClassVar = {"default": {"every": 200_000, "clock": "env_steps"}}
 
-    preset: str = "default"
+    preset: Literal["default"] = "default"
     """Defaults of the options that are None."""
     steps: int = 1000
     """Steps of an optimizer until its rate is whole again."""

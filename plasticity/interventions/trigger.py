@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plasticity.tags import relatives
+from plasticity.value_types import require_types
 
 from .conditions import GRAMMAR, parse_condition
 from .rules import require
@@ -77,6 +78,8 @@ class Trigger:
     """Last tick at which to act; None for no end."""
 
     def __post_init__(self) -> None:
+        self.when = None if self.when is None else str(self.when)
+        require_types(self)
         self._condition = None if self.when is None else parse_condition(str(self.when))
         self._when = None if self.when is None or self._condition else parse_when(self.when)
         self._stalled = None if self.stalled is None else parse_stalled(self.stalled)

@@ -19,6 +19,7 @@ from plasticity.callback import Callback, Context, note
 from plasticity.isolation import undisturbed
 from plasticity.tags import ALL, UNMEASURED, plasticity_tag
 from plasticity.told import Told
+from plasticity.value_types import require_types
 
 T = TypeVar("T")
 Measured = Mapping[str, Mapping[str, Tensor | str]]
@@ -65,6 +66,7 @@ class Meter(Callback):
     """Raise when measuring fails, in place of one warning after which the meter is off."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         if self.every is not None and self.every < 1:
             raise ValueError(f"{type(self).__name__} needs every >= 1 updates, got {self.every}")
         self.updates = 0

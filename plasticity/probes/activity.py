@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from plasticity.value_types import checked
+
 from .probe import Probe, Summand
 
 EXACT_ROWS = 1 << 16
@@ -44,6 +46,7 @@ class Activity(Probe):
 
     per_neuron = True
 
+    @checked
     def __init__(self, signal: str, threshold: float) -> None:
         if not threshold >= 0:
             raise ValueError(f"{type(self).__name__} needs a threshold of at least 0, got {threshold}")

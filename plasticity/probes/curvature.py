@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from plasticity.value_types import checked
+
 from .network import Again, NetworkProbe, NotMeasurable
 
 Product = Callable[[Tensor], Tensor]
@@ -85,6 +87,7 @@ class Hessian(NetworkProbe):
     SOURCE = "Ghorbani et al. 2019"
     metrics = ("hessian_top", "hessian_bottom", "hessian_trace")
 
+    @checked
     def __init__(self, steps: int = 20, samples: int = 20, seed: int = 0) -> None:
         if steps < 1 or samples < 1:
             raise ValueError(f"Hessian needs steps and samples of at least 1, got {steps} and {samples}")
@@ -120,6 +123,7 @@ class Sharpness(NetworkProbe):
     WORSE = "higher"
     SOURCE = "Foret et al. 2021"
 
+    @checked
     def __init__(self, rho: float = 0.1) -> None:
         if not rho > 0:
             raise ValueError(f"Sharpness needs a rho above 0, got {rho}")

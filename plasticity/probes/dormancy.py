@@ -1,5 +1,7 @@
 """Dormant neurons: those that hardly ever fire (Sokar et al. 2023, *The Dormant Neuron Phenomenon*)."""
 
+from plasticity.value_types import checked
+
 from .activity import Activity
 from .probe import FORWARD
 
@@ -19,5 +21,6 @@ class Dormancy(Activity):
     COST = "sums"
     SOURCE = "Sokar et al. 2023"
 
+    @checked
     def __init__(self, threshold: float = 0.025) -> None:
         super().__init__(FORWARD, threshold)

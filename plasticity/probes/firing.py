@@ -12,6 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from plasticity.value_types import checked
+
 from .probe import FORWARD, Probe, Summand
 
 RECTIFIERS = ("relu", "clamp_min", "threshold")
@@ -98,6 +100,7 @@ class ActiveUnits(Firing):
     WORSE = "lower"
     SOURCE = "Dohare et al. 2024"
 
+    @checked
     def __init__(self, least: float = 0.01) -> None:
         if not 0 < least <= 1:
             raise ValueError(f"ActiveUnits needs a share of samples in (0, 1], got {least}")
@@ -161,6 +164,7 @@ class Saturated(Firing):
     WHERE = SQUASHING
     ELSE = "it has no bound on the side where it fires; see dead"
 
+    @checked
     def __init__(self, limit: float = 0.95) -> None:
         if not 0 < limit < 1:
             raise ValueError(f"Saturated needs a limit in (0, 1), got {limit}")
@@ -221,6 +225,7 @@ class RarelyFires(NeverFired):
     github.com/UoA-CARES/cares_reinforcement_learning, ``networks/plasticity.py``.
     """
 
+    @checked
     def __init__(self, least: float = 0.01, decay: float = 0.9) -> None:
         if not (0 < least <= 1 and 0 <= decay < 1):
             raise ValueError(f"RarelyFires needs least in (0, 1] and decay in [0, 1), got {least} and {decay}")

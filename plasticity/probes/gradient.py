@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from plasticity.value_types import checked
+
 from .firing import share_of
 from .probe import NO_EARLIER, WEIGHT, WEIGHT_GRADIENT, Probe, Summand
 from .weights import root_of_squares
@@ -64,6 +66,7 @@ class ZeroGradients(OfWeightGradients):
     WORSE = "higher"
     SOURCE = "nnx / CleanRL-JAX"
 
+    @checked
     def __init__(self, limit: float = 1e-8) -> None:
         if not limit > 0:
             raise ValueError(f"ZeroGradients needs a limit above 0, got {limit}")
@@ -117,6 +120,7 @@ class UnitUpdates(Probe):
     SOURCE = "KNIFE 2026"
     per_neuron = True
 
+    @checked
     def __init__(self, side: str = "stagnant", limit: float | None = None) -> None:
         limits = {"stagnant": 0.25, "volatile": 3.0}
         if side not in limits:

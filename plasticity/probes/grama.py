@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from plasticity.value_types import checked
+
 from .activity import Activity, magnitude_sums
 from .probe import LINEAR, POST, PRE, WEIGHT_GRADIENT, Summand
 
@@ -41,6 +43,7 @@ class GradientActivity(Activity):
     COST = "sums"
     SOURCE = "Liu et al. 2025"
 
+    @checked
     def __init__(self, reading: str = "pre", threshold: float = 0.01) -> None:
         if reading not in READINGS:
             raise ValueError(f"GradientActivity knows the readings {', '.join(READINGS)}; got {reading!r}")

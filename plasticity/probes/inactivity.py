@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from plasticity.value_types import checked
+
 from .activity import inactive_fraction, magnitude_sums, normalised_scores
 from .dormancy import Dormancy
 from .firing import share_of
@@ -56,6 +58,7 @@ class Silent(ActivityAndGradient):
     SOURCE = "ReSiN 2025"
     per_neuron = True
 
+    @checked
     def __init__(self, threshold: float = 0.0) -> None:
         if not threshold >= 0:
             raise ValueError(f"Silent needs a threshold of at least 0, got {threshold}")
@@ -82,6 +85,7 @@ class Quadrants(ActivityAndGradient):
     SOURCE = "Liu et al. 2025"
     metrics = ("quadrant_busy", "quadrant_loud", "quadrant_learning", "quadrant_idle")
 
+    @checked
     def __init__(self, share: float = 0.25) -> None:
         if not 0 < share < 1:
             raise ValueError(f"Quadrants needs a share in (0, 1), got {share}")

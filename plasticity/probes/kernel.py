@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plasticity.isolation import named_modules
+from plasticity.value_types import checked
 
 from .gradient import kurtosis
 from .network import Again, NetworkProbe, NotMeasurable, tensors_within
@@ -155,6 +156,7 @@ class OfSamples(NetworkProbe):
 
     KIND = "gradient"
 
+    @checked
     def __init__(self, samples: int = 64) -> None:
         if samples < 2:
             raise ValueError(f"{type(self).__name__} needs at least 2 samples, got {samples}")
@@ -202,6 +204,7 @@ class TangentKernel(OfSamples):
     SOURCE = "Lyle et al. 2023; Liu et al. 2025"
     metrics = ("ntk_rank", "ntk_effective_rank", "ntk_null_ratio")
 
+    @checked
     def __init__(self, samples: int = 64, tolerance: float = 1e-6) -> None:
         super().__init__(samples)
         self.tolerance = float(tolerance)

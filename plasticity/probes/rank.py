@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from plasticity.value_types import checked
+
 from .probe import Probe
 
 
@@ -145,6 +147,7 @@ class Features(Probe):
     last_step_only = True  # features of many steps would cost memory, and a decomposition of them time
     nan_reason = "non-finite features"
 
+    @checked
     def __init__(self, metrics: Sequence[str] = (), max_samples: int = 4096) -> None:
         if unknown := [m for m in metrics if m not in self.KNOWN]:
             raise ValueError(f"{type(self).__name__} knows {', '.join(self.KNOWN)}; got {', '.join(unknown)}")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plasticity.value_types import checked
+
 from .probe import NO_EARLIER, WEIGHT, WEIGHT_BEFORE, WEIGHT_GRADIENT, Probe, Summand
 from .rank import singular_values, stable_rank
 
@@ -101,6 +103,7 @@ class Distance(Changed):
     WORSE = "from the start: growing; between readings: near 0"
     SOURCE = "Lyle et al. 2024"
 
+    @checked
     def __init__(self, since: str = "start") -> None:
         if since not in ("start", "reading"):
             raise ValueError(f"Distance knows since 'start' and 'reading', got {since!r}")

@@ -64,6 +64,8 @@ class Traced(NamedTuple):
     """The metrics of one number: a vector."""
     others: list[str]
     """The metrics that are larger; behind them is what `seen()` returned at the end of the trace."""
+    reached: list[bool]
+    """Of each trained parameter, whether it has a gradient: an optimizer may hold more than a loss reads."""
 
 
 def compile_step(
@@ -79,14 +81,12 @@ def compile_step(
     """Return a compiled graph that writes the gradients of the loss, clipped to `max_norm` together, into their vector.
 
     `vectors`: weights and gradients, which alone are written to; with `move`, further ones that it steps together with
-    the weights. Raises what torch raises where tracing or compiling is not possible.
+    the weights, if the loss reaches all of these. Raises what torch raises where tracing or compiling is not possible.
     """
     named: dict[str, Tensor] = {**dict(reads.named_parameters()), **dict(reads.named_buffers())}
     trained = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
-    if missing := trained.keys() - set(map(id, named.values())):
-        raise ValueError(f"the optimizer has {len(missing)} parameters of networks that the step was not given")
     read = [tensor for tensor in named.values() if id(tensor) not in trained]
-    names, others = list[str](), list[str]()
+    names, others, reached = list[str](), list[str](), list[bool]()
 
     def step(*tensors: Tensor) -> list[Tensor]:
         (weights, gradient, *state), tensors = tensors[: len(vectors)], tensors[len(vectors) :]
@@ -95,7 +95,10 @@ def compile_step(
         named_now = {name: leaves[trained[id(t)]] if id(t) in trained else next(rest) for name, t in named.items()}
         with torch.enable_grad():
             loss, metrics = torch.func.functional_call(reads, named_now, tensors[len(read) :])
-            found = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, leaves)])
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        reached[:] = [one is not None for one in gradients]
+        pairs = zip(gradients, leaves, strict=True)
+        found = torch.cat([(torch.zeros_like(leaf) if one is None else one).reshape(-1) for one, leaf in pairs])
         if max_norm is not None:
             found, metrics["grad_norm"] = clipped(found, max_norm)
         names[:] = [name for name, value in metrics.items() if value.dim() == 0 and value.dtype == loss.dtype]
@@ -103,7 +106,7 @@ def compile_step(
         vector = torch.stack([metrics[name].detach() for name in names]) if names else found.new_empty(0)
         shown = [t.detach() for t in (*(metrics[name] for name in others), *seen())]
         gradient.copy_(found)
-        if move is not None:
+        if move is not None and all(reached):
             move(weights, found, *state)
         return [vector, *shown]
 
@@ -123,7 +126,7 @@ def compile_step(
         turn_narrow(graph)
     graph.recompile()
     with torch.no_grad():
-        return Traced(compile_graph(graph, len(vectors)), read, captured, names, others)
+        return Traced(compile_graph(graph, len(vectors)), read, captured, names, others, reached)
 
 
 def compile_graph(graph: GraphModule, num_static: int) -> GraphCall:

@@ -8,7 +8,7 @@ one kernel step them all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from typing import Any
 
 import torch
@@ -68,11 +68,15 @@ class Flat:
             self._lr = lr
             self.rate.fill_(lr)
 
-    def give_gradients(self) -> None:
-        """Make the vector's parts the parameters' `.grad`."""
-        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
-            if parameter.grad is not gradient:
-                parameter.grad = gradient
+    def give_gradients(self, reached: Sequence[bool]) -> list[Tensor]:
+        """Make the vector's parts the `.grad` of parameters that are reached, None that of others; return the former.
+
+        As after `backward`: optimizers leave a parameter without a gradient alone, with its state.
+        """
+        for parameter, gradient, has in zip(self.parameters, self._gradients, reached, strict=True):
+            if parameter.grad is not (wanted := gradient if has else None):
+                parameter.grad = wanted
+        return [*compress(self.parameters, reached)]
 
     def take_state(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
         """Take in Adam's state where it is not the vectors' already; return whether all counters are equal."""

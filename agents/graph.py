@@ -18,7 +18,7 @@ from .layout import Layout, Rides
 
 
 class Graph:
-    """A compiled loss with its gradients and, with `move`, the step of Adam.
+    """A compiled loss with its gradients and, with `move`, the step of Adam, unless the loss does not reach all.
 
     It is for one layout, one set of shapes and of observers aboard.
     """
@@ -39,9 +39,9 @@ class Graph:
             given[:] = tensors
             return loss(*inputs.filled(tensors))
 
-        self.moves, self.riders = move is not None, rides.key
+        self.has_state, self.riders = move is not None, rides.key
         self.on_cpu = inputs.tensors[0].device.type == "cpu"
-        reads, vectors = Reads(traced, layout.networks), layout.flat.vectors(self.moves)
+        reads, vectors = Reads(traced, layout.networks), layout.flat.vectors(self.has_state)
         with ExitStack() as stack:
             for ride in rides.others:
                 stack.enter_context(ride.paused())
@@ -52,6 +52,7 @@ class Graph:
                 return [t for _, plan in recordings for t in plan.tensors() if id(t) not in known]
 
             self.traced = compile_step(reads, vectors, layout.flat, inputs.tensors, max_norm, move, precision, seen)
+        self.moves = self.has_state and all(self.traced.reached)
         first = 1 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
@@ -67,7 +68,7 @@ class Graph:
     def run(self, flat: Flat, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Compute the gradients, and step if it moves; return metrics and the observers' tensors."""
         call, read, captured, *_ = self.traced
-        outputs = call([*flat.vectors(self.moves), *read, *inputs, *captured])
+        outputs = call([*flat.vectors(self.has_state), *read, *inputs, *captured])
         # CUDA graphs write into the same memory every time: what is handed out has to be a copy.
         return outputs if self.on_cpu else [output.clone() for output in outputs]
 
@@ -77,7 +78,7 @@ class Graph:
             flat.set_rate(optimizer.param_groups[0]["lr"])
         with torch.no_grad():
             outputs = self.run(flat, inputs.tensors)
-        flat.give_gradients()
+        moved = flat.give_gradients(self.traced.reached)
         metrics = dict(zip(self.traced.names, outputs[0].unbind(), strict=True))
         if self.traced.others:
             metrics |= zip(self.traced.others, outputs[1:], strict=False)
@@ -89,5 +90,5 @@ class Graph:
             flat.noticed()
             adam.after(optimizer)
         else:
-            adam.step(optimizer, flat.parameters)
+            adam.step(optimizer, moved)
         return metrics

@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 from test_interventions import Recorder, acted, assert_masked, assert_moves, assert_sound
 from together import HOSTS, STEPS, STOP, made
 
+from plasticity.agents import gradient
+from plasticity.agents.graph import Graph
 from plasticity.agents.train import context, train
 from plasticity.callback import Callback, Context
 from plasticity.commands.saving import Randomness, restore, snapshot
@@ -62,6 +65,8 @@ class Run(Callback):
         """State at the stop, as a checkpoint gives it back."""
         self.last: dict[str, Any] = {}
         """State at the end."""
+        self.ways: list[tuple[int, str]] = []
+        """Environment step and way, eager or compiled, of every gradient step: they differ in the last bits."""
 
     def train(self, saved: Mapping[str, Any] | None = None) -> Run:
         """Train to the end, from a saved state if there is one."""
@@ -72,8 +77,17 @@ class Run(Callback):
             self.ctx.step, self.ctx.latest, self.ctx.logged = saved["step"], saved["latest"], saved["logged"]
             begin["saved"] = [*(saved["callbacks"][name] for name in self.callbacks), None]
             begin["load"] = partial(restore, saved, self.agent, self.env)
-        train(self.env, self.agent, STEPS, [*self.callbacks.values(), self], self.ctx, **begin)
+        eager, compiled = gradient.gradient_step, Graph.step
+        with (
+            patch.object(gradient, "gradient_step", lambda *args: self.went("eager") or eager(*args)),
+            patch.object(Graph, "step", lambda *args: self.went("compiled") or compiled(*args)),
+        ):
+            train(self.env, self.agent, STEPS, [*self.callbacks.values(), self], self.ctx, **begin)
         return self
+
+    def went(self, way: str) -> None:
+        """Note a gradient step."""
+        self.ways.append((self.ctx.step, way))
 
     def on_update_end(self, ctx: Context, metrics: Any) -> None:
         self.check(ctx)
@@ -119,6 +133,7 @@ def check_resumed(host: str, items: Iterable[str], compile: str = "off") -> None
     whole = Run(host, items, compile).train()
     whole.check_counters()
     resumed = Run(host, items, compile).train(whole.saved)
+    require_same(resumed.ways, [one for one in whole.ways if one[0] > STOP], "ways of the resumed run's gradient steps")
     require_same(resumed.last, whole.last, "state of the resumed run")
     require_same(resumed.writer.rows, [row for row in whole.writer.rows if row[0] > STOP], "rows of the resumed run")
     whole.check(whole.ctx)

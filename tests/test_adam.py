@@ -75,7 +75,7 @@ class StepFlat:
     def __call__(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
         self.flat = self.flat or Flat(parameters)
         self.flat.gradients.copy_(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-        self.flat.give_gradients()
+        self.flat.give_gradients([True] * len(parameters))
         step_flat(optimizer, self.flat)
         assert self.flat.holds()
 

@@ -46,7 +46,7 @@ COMPILED = [case for case in CASES if case not in REFUSED]
 
 @pytest.mark.on_real_devices
 @pytest.mark.parametrize(("host", "method"), COMPILED)
-@pytest.mark.some(2)
+@pytest.mark.some(2, rotates=True)
 def test_every_method_on_every_agent_in_compiled_updates(host: str, method: str) -> None:
     check_on_agent(host, method, "on")
 

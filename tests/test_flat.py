@@ -53,7 +53,7 @@ def take(one: nn.Module, optimizer: Adam, flat: Flat | None, seed: int) -> None:
         optimizer.step()
         return
     flat.gradients.copy_(torch.cat([p.grad.flatten() for p in flat.parameters if p.grad is not None]))
-    flat.give_gradients()
+    flat.give_gradients([True] * len(flat.parameters))
     step_flat(optimizer, flat)
 
 

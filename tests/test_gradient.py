@@ -28,6 +28,7 @@ from plasticity.agents.replay import Batch
 from plasticity.agents.rollout import Experience
 from plasticity.agents.sac import SAC, SACConfig
 from plasticity.agents.td3 import TD3, TD3Config
+from plasticity.structure.optimizers import all_parameters
 
 pytestmark = pytest.mark.usefixtures("everywhere", "as_traced")
 
@@ -406,7 +407,6 @@ def test_gradients_are_shortened_together() -> None:
     assert_close(one, other)
 
 
-@pytest.mark.on_real_devices
 def of(learner: Quadratic) -> Optimizer:
     return learner.optimizers["net"]
 
@@ -431,12 +431,18 @@ CHANGES: dict[str, Callable[[Quadratic], Any]] = {
     "counters": lambda one: [state["step"].fill_(100) for state in of(one).state.values()],
     "term": lambda one: one.step.add("norm", lambda nets, batch: nets["net"][0].weight.square().sum()),
     "hook on a weight": lambda one: one.networks["net"][0].weight.register_hook(lambda gradient: 2 * gradient),
+    "layer left out": lambda one: setattr(
+        one.networks["net"], "forward", lambda x: x.sum(1, keepdim=True) * one.networks["net"][2].weight.mean()
+    ),
+    "layer replaced": lambda one: one.networks["net"].__setitem__(2, copy.deepcopy(one.networks["net"][2])),
+    "parameter of no network": lambda one: of(one).param_groups[0]["params"].append(nn.Parameter(torch.ones(2))),
     "weights elsewhere": lambda one: setattr(
         one.networks["net"][0].weight, "data", one.networks["net"][0].weight.data.clone()
     ),
 }
 
 
+@pytest.mark.on_real_devices
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_changes_between_two_steps_of_adam_is_noticed(name: str) -> None:
     one, other = twins()
@@ -449,6 +455,7 @@ def test_what_changes_between_two_steps_of_adam_is_noticed(name: str) -> None:
         for seed in range(3, 6):
             learner.learn(seed)
     assert_close(one, other)
+    torch.testing.assert_close(*[[p.detach() for p in all_parameters(of(learner))] for learner in (one, other)])
 
 
 @pytest.mark.on_cpu  # a trace that meets a real tensor: the stand-in for a device does not mix with fake ones

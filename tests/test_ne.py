@@ -564,9 +564,8 @@ def test_a_state_of_another_network_is_refused() -> None:
     learn(net, optimizer)
     short = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
     other = NeuroplasticExpansion(every=4, end=40)
-    begin([other], plain_loop(short, OPTIMIZERS["adam"](short.parameters()))[0], [method.state_dict()])
-    with pytest.raises(ValueError, match="the saved run masked 4, which this network lacks"):
-        short(batch())
+    with pytest.raises(ValueError, match="the saved run masked 4, which net lacks"):
+        begin([other], plain_loop(short, OPTIMIZERS["adam"](short.parameters()))[0], [method.state_dict()])
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ training (Graesser et al. 2022, arXiv 2206.10369) are presets.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -176,8 +176,8 @@ class NeuroplasticExpansion(Watches):
         self._active: dict[str, float] = {}
         self._full: dict[str, int] = {}
         """Network -> the gradient step at which growth ended."""
-        self._loaded: dict[str, dict[str, Any]] = {}
-        """Network -> layer -> the mask of a resumed run, for networks that have not run since."""
+        self._first: dict[str, list[FirstPass]] = {}
+        """Network -> the hooks that wait for its first pass, or its target's."""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class NeuroplasticExpansion(Watches):
                 raise ValueError("NeuroplasticExpansion(review=True) needs a replay buffer with weigh(name, weight)")
         self._ctx, self._networks = ctx, networks
         self._optimizers = list(ctx.optimizers.values())
-        self._masks, self._layers, self._active, self._full, self._loaded = {}, {}, {}, {}, {}
+        self._masks, self._layers, self._active, self._full, self._first = {}, {}, {}, {}, {}
         self._dense: dict[str, dict[Tensor, Tensor]] = {name: {} for name in networks}
         for name, network in networks.items():
             ctx.optimizer_of(name)
@@ -236,31 +236,43 @@ class NeuroplasticExpansion(Watches):
         """Put the masks on before the first pass of a network or its target."""
 
         def see(args: tuple, kwargs: dict) -> None:
-            if name not in self._layers:
-                self.sparsify(name, trace(unwrap(self._networks[name]), args, kwargs, method=first.method))
+            self._stop_waiting(name)
+            self.sparsify(name, trace(unwrap(self._networks[name]), args, kwargs, method=first.method))
 
         self.hook(first := FirstPass(module, see, calls=calls))
+        self._first.setdefault(name, []).append(first)
+
+    def _stop_waiting(self, name: str) -> None:
+        for hook in self._first[name]:
+            hook.remove()
 
     def sparsify(self, name: str, wired: Wiring) -> None:
         """Give a network its initial masks; raise ValueError where it has no layer that may be sparse."""
-        saved = self._loaded.pop(name, None)
-        self._layers[name] = self._chosen(wired) if saved is None else _found(wired, saved)
-        if not self._layers[name] and saved is None:
+        self._layers[name] = self._chosen(wired)
+        if not self._layers[name]:
             raise _no_layer(name)
-        masks = {
-            layer.weight: saved[layer.name]["mask"] if saved else self._initial_mask(layer)
-            for layer in self._layers[name]
-        }
-        self._mask(name, masks)
-        if saved is None and self.grow_rate and not any(self._steady_growth(la) for la in self._layers[name]):
+        self._mask(name, {layer.weight: self._initial_mask(layer) for layer in self._layers[name]})
+        if self.grow_rate and not any(self._steady_growth(la) for la in self._layers[name]):
             warnings.warn(
                 f"NeuroplasticExpansion: the layers of {name} are so small that {self.grow_rate:g} of their free space "
                 "is no connection: it will never grow; a larger grow_rate, or the preset paper, lets it",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        if saved is None:
-            self.log(self._ctx, {f"{name}/density": self._masks[name].density()})
+        self.log(self._ctx, {f"{name}/density": self._masks[name].density()})
+
+    def _sparsify_again(self, name: str, saved: Mapping[str, Any]) -> None:
+        """Give a network the masks of a saved run, which say what its layers are: no pass has to be waited for.
+
+        Else the first update after a resume would be an eager one, which differs in the last bits from a compiled one.
+        """
+        self._stop_waiting(name)
+        layers = layers_of(unwrap(self._networks[name]))
+        if missing := [layer for layer in saved if layer not in layers]:
+            lacks = f"the saved run masked {', '.join(missing)}, which {name} lacks"
+            raise ValueError(f"NeuroplasticExpansion: {lacks}: resume with the network that was trained")
+        self._layers[name] = [SparseLayer(n, layers[n], one["initial"], one["final"]) for n, one in saved.items()]
+        self._mask(name, {layer.weight: saved[layer.name]["mask"] for layer in self._layers[name]})
 
     def _chosen(self, wired: Wiring) -> list[SparseLayer]:
         """Return the layers that may be sparse: trained by an optimizer, and not masked under another name yet."""
@@ -414,7 +426,7 @@ class NeuroplasticExpansion(Watches):
         """Return masks, clocks, activity and the generator."""
         if self._watcher is None:  # never started
             return super().state_dict()
-        masks = dict(self._loaded)
+        masks = {}
         for name, layers in self._layers.items():
             masks[name] = {
                 layer.name: {
@@ -428,20 +440,15 @@ class NeuroplasticExpansion(Watches):
         return {**super().state_dict(), "watcher": self._watcher.state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, before the first pass of a network: masks are put on then."""
+        """Go on from :meth:`state_dict`, with its masks on; networks that had not run yet get theirs when they do."""
         super().load_state_dict(state)
         if self._watcher is None or "watcher" not in state:
             return  # of a method that was never started
         self._active, self._full = dict(state["active"]), dict(state["full"])
         self._watcher.load_state_dict(state["watcher"])
-        self._loaded = dict(state["masks"])
-
-
-def _found(wired: Wiring, saved: dict[str, Any]) -> list[SparseLayer]:
-    """Return the layers that a saved run had masked; raise ValueError for one that is not there."""
-    if missing := [name for name in saved if name not in wired.layers]:
-        raise ValueError(f"NeuroplasticExpansion: the saved run masked {', '.join(missing)}, which this network lacks")
-    return [SparseLayer(n, wired.layers[n].module, entry["initial"], entry["final"]) for n, entry in saved.items()]
+        for name, saved in state["masks"].items():
+            if name in self._networks:
+                self._sparsify_again(name, saved)
 
 
 def _no_layer(name: str) -> ValueError:

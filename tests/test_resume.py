@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from plasticity.agents import AGENTS
+from plasticity.agents import AGENTS, gradient
 from plasticity.cli import main
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import read_record
@@ -137,6 +137,31 @@ def assert_resumes(agent: str, options: list[str], tmp_path: Path) -> dict[str, 
     assert rows(resumed) == rows(tmp_path / "whole")
     assert read_record(resumed)["eval_returns"] == read_record(tmp_path / "whole")["eval_returns"]
     return begin
+
+
+OBSERVED = ["--probes", "dormancy", "grama", "rank", "weight_change", "--probe-window", "3"]
+METERS = {
+    "ppo": ["--policy", "--churn"],
+    "dqn": ["--churn", "--overestimation", "--target-distance", "--replay"],
+    "sac": ["--critic-disagreement", "--feature-dot", "--fit-probe", "--policy"],
+    "td3": ["--churn", "--critic-disagreement", "--target-distance"],
+}
+EDITED = ["--ne", "--ne.every", "10", "--redo", "--redo.every", "20", "--parseval", "--l2-init", "--infer", "--chain"]
+
+
+@pytest.mark.usefixtures("as_traced")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("after", [0, 20, 100], ids=lambda updates: f"from update {updates}")
+@pytest.mark.parametrize("options", [OBSERVED, EDITED], ids=["observed", "edited"])
+@pytest.mark.parametrize("agent", sorted(AGENT))
+@pytest.mark.some(2, rotates=True)
+def test_resuming_changes_nothing_where_updates_are_compiled(
+    agent: str, options: list[str], after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An eager update in place of a compiled one would differ in the last bits."""
+    monkeypatch.setattr(gradient, "COMPILE_AFTER", after)
+    more = METERS[agent] if options is OBSERVED else []
+    assert_resumes(agent, ["--compile", "auto", *options, *more], tmp_path)
 
 
 @pytest.mark.parametrize(

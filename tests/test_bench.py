@@ -13,6 +13,7 @@ from plasticity.cli import main
 from plasticity.commands.bench import Bench, BenchConfig
 from plasticity.commands.bench_cells import method_of, place_of
 from plasticity.commands.bench_page import verdict
+from plasticity.commands.bench_picture import drawn_methods
 from plasticity.commands.method_names import method_arguments, split_methods
 from plasticity.commands.parsing import parse
 from plasticity.commands.settings import settings
@@ -177,6 +178,13 @@ def test_a_page_pairs_seeds_and_says_what_it_cannot_judge() -> None:
         Protocol("e", both, fresh, np.zeros(4), {}, {}, {}, {"oracle": [1], "none": [6, 7]})
     )
     assert "nothing was trained without" in verdict(Protocol("e", {"redo": ones}, None, None, {}, {}, {}))
+
+
+def test_a_picture_has_only_what_was_trained() -> None:
+    """Published methods come first, of those that there are: the oracle may have been left out."""
+    curves = {name: np.full((1, 2, 3), area) for name, area in {"redo": 3.0, "trac": 1.0}.items()}
+    published = {"oracle": 9.0, "none": 1.0, "trac": 5.0}
+    assert drawn_methods(Protocol("e", curves, None, None, {}, published, {})) == ["trac", "redo"]
 
 
 @pytest.mark.parametrize("method", ["none", "l2-init:coef=0.1", "l2_init:coef=0.1", "redo+norm=layer", "optimizer=trac",

@@ -48,7 +48,7 @@ def drawn_methods(protocol: Protocol) -> list[str]:
     """Return the methods of the picture, the oracle and none first."""
     areas = {name: float(curves.mean()) for name, curves in protocol.everyone().items()}
     first = [name for name in (ORACLE, NONE) if name in areas]
-    named = [name for name in protocol.published if name not in first]
+    named = [name for name in protocol.published if name in areas and name not in first]
     others = sorted(set(areas) - {*first, *named}, key=lambda name: -areas[name])
     return [*first, *named, *others][:NUM_DRAWN]
 

@@ -140,10 +140,20 @@ def test_the_commands_write_runs_that_can_be_evaluated(tmp_path: Path, capsys: p
     assert torch.equal(new["critic_1.q.0.weight"][[1, 3, 4, 5]], now["critic_1.q.0.weight"][[1, 3, 4, 5]])
     for folder in (fused, reset):
         assert main(["eval", str(folder), "--episodes", "1"]) == 0
+    some = tmp_path / "some"
+    units = ["--units", "critic_*/q.0:0", "critic_1/q.0:2"]
+    assert main(["reset-to", str(run), "--base", str(base), "--out", str(some), *units]) == 0
+    told = capsys.readouterr().out
+    assert "critic_1/q.0: 0, 2" in told
+    assert "critic_2/q.0: 0" in told
+    few = tmp_path / "few"
+    assert main(["fuse", str(run), "--base", str(base), "--out", str(few), "--networks", "critic_*"]) == 0
+    differing = {name.partition(".")[0] for name, tensor in networks(few).items() if not torch.equal(tensor, now[name])}
+    assert differing == {"critic_1", "critic_2"}
     pair, other = (str(run), "--base", str(base), "--out"), str(tmp_path / "x")
     refusals = {
         ("fuse", *pair, str(fused)): "exists already",
-        ("fuse", *pair, other, "--networks", "q"): "has no network q",
+        ("fuse", *pair, other, "--networks", "q"): "no network of the agent is 'q'",
         ("reset-to", *pair, other, "--units", "q.0:x"): "network/layer:index",
     }
     capsys.readouterr()

@@ -120,7 +120,7 @@ def test_errors_say_what_there_is(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["diagnose", str(run), "--at", "7"]) == 1
     assert "no checkpoint at step 7; there are" in capsys.readouterr().err
     assert main(["diagnose", str(run), "--networks", "nose", "--out", str(tmp_path)]) == 1
-    assert "no network nose to examine; there are" in capsys.readouterr().err
+    assert "no network to examine is 'nose'; there are" in capsys.readouterr().err
     assert main(["diagnose", str(tmp_path / "none")]) == 1
     assert "there is no folder" in capsys.readouterr().err
     assert main(["diagnose", str(run), "--budget", "soon"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from typing import Any
@@ -15,10 +16,14 @@ from .options import options
 _HELP = ("-h", "--help")
 _BOX = "╭╮╰╯│─ "
 _PLAIN = {
-    "invalid literal for int() with base 10:": "a whole number is needed, got",
-    "could not convert string to float:": "a number is needed, got",
+    r"invalid literal for int\(\) with base 10:": "a whole number is needed, got",
+    r"could not convert string to float:": "a number is needed, got",
+    r"no type matching \{None\}\|INT could be instantiated from \[(.*)\]": r"a whole number is needed, got \1",
+    r"no type matching \{None\}\|FLOAT could be instantiated from \[(.*)\]": r"a number is needed, got \1",
+    r"^Unrecognized options: (.*)": r"no option takes \1; add --help for all of them",
 }
-"""Python's words -> ours."""
+"""Words of Python and tyro -> ours."""
+_CHOICE = re.compile(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.")
 
 
 class UsageError(ValueError):
@@ -68,6 +73,9 @@ def _first_part(text: str) -> str:
         elif words:  # a rule, of hyphens where the terminal knows nothing else
             break
     message = " ".join(words)
-    for python, plain in _PLAIN.items():
-        message = message.replace(python, plain)
+    for theirs, plain in _PLAIN.items():
+        message = re.sub(theirs, plain, message)
+    if found := _CHOICE.search(message):
+        known = re.findall("'([^']*)'", found[3])
+        message = f"{message} {nearest(found[1], known)}".rstrip()
     return message

@@ -16,13 +16,13 @@ from plasticity.envs import TaskPlan, find_family
 from plasticity.storage.files import file_name
 from plasticity.tags import EPISODIC_RETURN
 
-from .arguments import read_arguments
+from .arguments import UsageError, read_arguments
 from .bench_cells import Cell, place_of
 from .bench_page import write_page
 from .bench_report import BenchReport
 from .contents import nearest
 from .fleet import Fleet
-from .method_names import ORACLE, method_arguments, split_methods
+from .method_names import ORACLE, meant, method_arguments, split_methods
 from .parsing import parse
 from .seed import Seed
 from .settings import settings
@@ -111,9 +111,16 @@ class Bench(Fleet):
         for run in runs:  # a method that does not exist fails here, before anything is trained
             cell = self.cells[run.folder]
             key = cell.env, cell.method
-            parsed[key] = parsed.get(key) or settings(parse(self.agent, self._arguments(cell)))
+            parsed[key] = parsed.get(key) or self._settings(cell)
             own = {"seed": self._run_seed(cell), "task_seed": cell.seed, "first_task": cell.task or 0}
             self.claim(run, {**parsed[key], "agent_name": self.agent, **own})
+
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        """Return the settings of a cell; UsageError for options that nothing has."""
+        try:
+            return settings(parse(self.agent, self._arguments(cell)))
+        except UsageError as error:
+            raise UsageError(f"{error}{meant(cell.method, self.methods)}") from None
 
     def _all_cells(self) -> Iterator[Cell]:
         for seed in range(self.config.seed, self.config.seed + self.config.seeds):  # all methods of one seed first

@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -111,6 +112,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
     keys = {_key(one): one for one in names}
     close = difflib.get_close_matches(_key(name), keys, 1)
     return f"did you mean {keys[close[0]]}? " if close else ""
+
+
+def matching(globs: Iterable[str], names: Iterable[str], what: str) -> list[str]:
+    """Return the names that match one of the globs, in their order; ValueError, with the nearest, for one without any.
+
+    ``what``: the words for one name, such as "network of the agent".
+    """
+    globs, names = list(globs), list(names)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"no {what} is {glob!r}; {nearest(glob, names)}there are {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
 def _key(name: str) -> str:

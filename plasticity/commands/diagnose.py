@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from .arguments import read_arguments
+from .contents import matching
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it
     from plasticity.diagnosis import Diagnosis
@@ -31,7 +32,7 @@ class DiagnoseConfig:
     budget: str = "60s"
     """Time for all networks together, such as 60s, 5m or 1h; what is not tried by then is left out, and said so."""
     networks: tuple[str, ...] = ()
-    """Networks to examine; empty for all."""
+    """Names or globs of the networks to examine; empty for all."""
     steps: int = 40
     """Updates of a fit."""
     teachers: int = 4
@@ -142,11 +143,8 @@ def _patients(
     agent, origins, inputs = recorded(remembers)
     fresh_inputs = cache(lambda: recorded(False)[2]) if remembers else None
     patients = patients_of(agent, origins, inputs, fresh_inputs)
-    names = [patient.name for patient in patients]
-    if unknown := set(config.networks) - set(names):
-        raise ValueError(f"no network {', '.join(sorted(unknown))} to examine; there are {', '.join(names)}")
-    chosen = [patient for patient in patients if not config.networks or patient.name in config.networks]
-    return agent, inputs, chosen
+    chosen = matching(config.networks or ["*"], [patient.name for patient in patients], "network to examine")
+    return agent, inputs, [patient for patient in patients if patient.name in chosen]
 
 
 def _small(record: Mapping[str, Any]) -> dict[str, int]:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from .arguments import read_arguments
-from .rewriting import known_networks, rewrite
+from .contents import matching
+from .rewriting import rewrite
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class FuseConfig:
     alpha: float = 0.5
     """Share of the base, in [0, 1]."""
     networks: tuple[str, ...] = ()
-    """Networks to change; none for all."""
+    """Names or globs of the networks to change; none for all."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     from plasticity.surgery.base import fuse
 
     def edit(networks: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-        chosen = known_networks(config.networks or tuple(networks), networks)
+        chosen = matching(config.networks or ["*"], networks, "network of the agent")
         return [f"{name}: {len(fuse(networks[name], base[name], config.alpha))} tensors" for name in chosen]
 
     return rewrite(config.run, config.base, config.out, edit)

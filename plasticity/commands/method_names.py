@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 
 from plasticity.interventions import INTERVENTIONS
 
@@ -28,6 +30,17 @@ def takes(method: str, part: str) -> bool:
     kind = INTERVENTIONS.get(name.replace("-", "_"))
     option, equals, _ = part.partition("=")
     return bool(colon and equals) and kind is not None and option.replace("-", "_") in {f.name for f in fields(kind)}
+
+
+def meant(method: str, methods: Sequence[str]) -> str:
+    """Return the option that was probably meant by an option that stands behind those of another method, as words."""
+    before = methods[max(0, methods.index(method) - 1)].rpartition("+")[-1]
+    name, colon, _ = before.partition(":")
+    kind, option = INTERVENTIONS.get(name.replace("-", "_")), method.partition("=")[0]
+    if kind is None or not colon or before == method:
+        return ""
+    near = get_close_matches(option.replace("-", "_"), [f.name for f in fields(kind)], 1)
+    return f"; as an option of {name}, did you mean {near[0]}?" if near else ""
 
 
 def method_arguments(method: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from keyword import iskeyword
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     ``--regrama.every 500``.
     Raises ValueError for an option that is not known, or that has no effect.
     """
+    require_bare_switches(agent, arguments)
     chosen, rest = switched_on(with_presets(agent, with_sources(agent, arguments)))
     require_names(agent)
     require_classes(chosen)
@@ -63,6 +65,19 @@ def switched_on(arguments: Sequence[str]) -> tuple[dict[str, dict[str, type]], l
     }
     flags = {f"--{_hyphens(name)}" for methods in chosen.values() for name in methods}
     return chosen, [argument for argument in arguments if _hyphens(argument) not in flags]
+
+
+def require_bare_switches(agent: str, arguments: Sequence[str]) -> None:
+    """Raise UsageError for a word behind a switch, which takes none, with the option that takes it."""
+    flags = {f"--{_hyphens(name)}": methods[name] for methods in switches().values() for name in methods}
+    for flag, value in pairwise(arguments):
+        if _hyphens(flag) not in flags or value.startswith("--"):
+            continue
+        of_run = [*options(TrainConfig), *options(find_agent(agent)[1])]
+        takes = [f"{option.flag} {value}" for option in of_run if value in option.choices]
+        own = [option.flag for option in options(flags[_hyphens(flag)], f"{_hyphens(flag)}.")]
+        hint = f"did you mean {takes[0]}?" if takes else f"its options are {', '.join(own)}"
+        raise UsageError(f"{flag} is a switch and takes no value, got {value!r}; {hint}")
 
 
 def config_type(agent: str, chosen: Mapping[str, Mapping[str, type]]) -> type:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from .arguments import read_arguments
-from .rewriting import known_networks, rewrite
+from .contents import matching
+from .rewriting import rewrite
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class ResetToConfig:
     out: Path
     """New folder to write the result to, as a run."""
     units: tuple[str, ...]
-    """Neurons, one layer each: network/layer:index,index, such as critic_1/q.0:3,7."""
+    """Neurons, one layer each: network/layer:index,index, such as critic_1/q.0:3,7; the network may be a glob."""
     outgoing: tuple[str, ...] = ()
     """Layers, as network/layer, whose units are inputs: their columns are overwritten."""
     factor: float = 1.0
@@ -47,11 +49,17 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [place for place in config.outgoing if place not in places]:
         raise ValueError(f"--outgoing are places of --units, here {', '.join(places)}; got {', '.join(unknown)}")
 
+    outgoing = [place.partition("/") for place in config.outgoing]
+
     def edit(networks: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
         lines = []
-        for name in known_networks(tuple(units), networks):
-            columns = [place.partition("/")[2] for place in config.outgoing if place.partition("/")[0] == name]
-            done = reset_to(networks[name], base[name], units[name], outgoing=columns, factor=config.factor)
+        for name in matching(units, networks, "network of the agent"):
+            neurons: dict[str, list[int]] = {}
+            for layers in (layers for glob, layers in units.items() if fnmatchcase(name, glob)):
+                for layer, indices in layers.items():
+                    neurons.setdefault(layer, []).extend(indices)
+            columns = [layer for glob, _, layer in outgoing if fnmatchcase(name, glob)]
+            done = reset_to(networks[name], base[name], neurons, outgoing=columns, factor=config.factor)
             lines += [f"{name}/{layer}: {', '.join(map(str, indices))}" for layer, indices in done.items()]
         return lines
 

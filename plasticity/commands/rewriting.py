@@ -9,13 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def known_networks(names: tuple[str, ...], networks: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names; ValueError for one that is no network of the agent."""
-    if unknown := [name for name in names if name not in networks]:
-        raise ValueError(f"the agent has no network {', '.join(unknown)}; there are {', '.join(networks)}")
-    return names
-
-
 def rewrite(run: Path, base: Path, out: Path, edit: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]) -> int:
     """Edit the networks and targets of a saved agent, and write it as the model of a new run."""
     from plasticity.storage.folder import Checkpoints

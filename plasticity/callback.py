@@ -135,6 +135,8 @@ class Context:
     """How often something was logged under each tag: a trigger knows by it that a reading is new."""
     on_edit: list[Callable[[], None]] = field(default_factory=list)
     """Functions that :meth:`edited` calls, such as one that restores the zeros of masked weights."""
+    on_connections: list[Callable[[Tensor], Tensor | None]] = field(default_factory=list)
+    """Functions that :meth:`connections` asks: parameter -> the mask that it is under, None where they have none."""
     on_redraw: list[Callable[[Mapping[Tensor, Tensor]], None]] = field(default_factory=list)
     """Functions that :meth:`redrawn` calls, such as one that forgets what a method knew of neurons."""
     started: list[Callback] = field(default_factory=list, repr=False)
@@ -188,6 +190,14 @@ class Context:
         """Announce that weights were edited, or modules replaced, outside an optimizer's own step."""
         for restore in list(self.on_edit):
             restore()
+
+    def connections(self, parameter: Tensor) -> Tensor | None:
+        """Return which entries of a parameter exist, bool of its shape; None where none is masked.
+
+        What ranks entries, or sets the norm of some, asks first: an entry that does not exist is 0 again at once.
+        """
+        found = [mask for ask in self.on_connections if (mask := ask(parameter)) is not None]
+        return None if not found else torch.stack(found).all(0)
 
     def redrawn(self, entries: Mapping[Tensor, Tensor]) -> None:
         """Announce weights that were replaced, not learned: averages and ages of the old ones are void.

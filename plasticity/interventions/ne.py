@@ -204,6 +204,7 @@ class NeuroplasticExpansion(Watches):
                 self._see_first(name, unwrap(module), ctx.calls.get(name, ()))
         self.watch(ctx, {"dormancy": Dormancy(0.0), "active": ActiveFraction()}, self._event, self._due)
         self.hook(Listener(ctx.on_edit, self._restore_masks))
+        self.hook(Listener(ctx.on_connections, self._connections))
 
     def on_train_end(self, ctx: Context) -> None:
         """Take every hook off; the weights stay as sparse as they are."""
@@ -311,6 +312,11 @@ class NeuroplasticExpansion(Watches):
                 raise ValueError(f"NeuroplasticExpansion: the target of {name} is no copy of it: {layer.name} differs")
             followers[layer.weight] = [weight_of(twin)]
         self._masks[name] = Masks(masks, self._optimizers, on_dense_gradient=keep, followers=followers)
+
+    def _connections(self, parameter: Tensor) -> Tensor | None:
+        """Return the mask of a parameter on its device; None where it has none."""
+        found = [masks[parameter] for masks in self._masks.values() if parameter in masks]
+        return found[0].to(parameter.device) if found else None
 
     def _restore_masks(self) -> None:
         """After somebody else's edit: mask again what is still trained, and let go of what is not."""

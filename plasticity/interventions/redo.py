@@ -193,6 +193,8 @@ class ReDo(Recycling):
 
     def _recycle_(self, network: str, masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
         done = super()._recycle_(network, masks)
+        if self.incoming_scale:
+            self._ctx.edited()  # connections that do not exist have no part in the norm
         for layer, mask in masks.items() if self.incoming_scale else ():
             scale_rows_(self.wired(network).layers[layer], mask, self.incoming_scale or 1.0)
         return done

@@ -24,11 +24,15 @@ from .rules import require
 from .whole import WholeNetwork
 
 
-def lowest_entries(utility: Tensor, count: int) -> Tensor:
-    """Return a bool mask of the ``count`` lowest entries; none where an entry is not finite."""
+def lowest_entries(utility: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+    """Return a bool mask of the ``count`` lowest entries; none where an entry is not finite.
+
+    ``among``: the entries that may be chosen, bool of its shape, at least ``count``; None for all.
+    """
     mask = torch.zeros(utility.numel(), dtype=torch.bool, device=utility.device)
     if bool(utility.isfinite().all()):
-        mask[utility.flatten().argsort(stable=True)[:count]] = True
+        ranked = utility if among is None else utility.masked_fill(~among, math.inf)
+        mask[ranked.flatten().argsort(stable=True)[:count]] = True
     return mask.view_as(utility)
 
 
@@ -42,7 +46,7 @@ class SelectiveReinitialization(WholeNetwork):
     for gains). The optimizer forgets them.
 
     ``paper``: fraction 1e-3, of all trainable tensors; the interval of 1000 steps is ours. With ``ema`` the utility is
-    a running average, which forgets entries that are replaced, by any method. Masked weights stay 0.
+    a running average, which forgets entries that are replaced, by any method. Masked weights stay 0, and do not count.
 
     Compared with the rule of Felix-Zhenghao/rigorous-plasticity, a testbed by others (no code of the authors is known
     here), ten steps of Adam and three replacements by the mean, for both utilities and a threshold: weights and moments
@@ -118,7 +122,7 @@ class SelectiveReinitialization(WholeNetwork):
             utility = self.average[network][name] if averaged else self._present(parameter)
             if utility is None:
                 continue
-            where = self._chosen(utility)
+            where = self._chosen(utility, ctx.connections(parameter))
             if not where.any():
                 continue
             parameter.copy_(torch.where(where, new[name], parameter))
@@ -130,13 +134,16 @@ class SelectiveReinitialization(WholeNetwork):
             replaced, tensors = replaced + int(where.sum()), tensors + 1
         return {"tensors": tensors, "entries": replaced}
 
-    def _chosen(self, utility: Tensor) -> Tensor:
+    def _chosen(self, utility: Tensor, exist: Tensor | None) -> Tensor:
+        """Return the entries of least use among those that ``exist``, all for None."""
+        live = utility if exist is None else utility[exist]
         if self.threshold is not None:
-            return utility <= self.threshold * utility.mean()
-        owed = (self.share or 0.0) * utility.numel()
+            low = utility <= self.threshold * live.mean()
+            return low if exist is None else low & exist
+        owed = (self.share or 0.0) * live.numel()
         count = math.floor(owed)
         count += float(torch.rand((), generator=self.generator, device="cpu")) < owed - count
-        return lowest_entries(utility, count)
+        return lowest_entries(utility, count, exist)
 
     def _new(self, network: str, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         origin, module = self.origins[network], self._networks[network]

@@ -277,6 +277,7 @@ class UnitRecycling(UnitMethod):
             moments=bool(self.moments),
             step=self.adam_step or "keep",
             norms=bool(self.norms),
+            connections=self._ctx.connections,
             announce=self._ctx.redrawn,
         )
 

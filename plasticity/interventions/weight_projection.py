@@ -58,7 +58,7 @@ class WeightProjection(EveryStep):
         self.steps[name] += 1
         if self.steps[name] % self.every:
             return
-        project = partial(self.project, name, self.chosen[name])
+        project = partial(self._project_masked, name)
         if not self.log_every or (self.updates + 1) % self.log_every:
             project()
             return
@@ -67,6 +67,13 @@ class WeightProjection(EveryStep):
         after, old = trained(self.chosen[name]), torch._foreach_norm(list(before.values()))
         moved = torch._foreach_norm([after[key] - value for key, value in before.items()])
         self.moved[name] = float(torch.stack(moved).norm() / torch.stack(old).norm().clamp_min(1e-12))
+
+    def _project_masked(self, name: str) -> None:
+        """Project a network in which connections that do not exist are 0, whatever the step has made of them."""
+        for parameter in trained(self.chosen[name]).values() if self._ctx.on_connections else ():
+            if (exist := self._ctx.connections(parameter)) is not None:
+                parameter.masked_fill_(~exist, 0)
+        self.project(name, self.chosen[name])
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Return how far the last projection in an update that is logged moved every network."""

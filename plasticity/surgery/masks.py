@@ -54,6 +54,10 @@ class Masks:
         """Return the mask of a parameter; change it with :meth:`set`."""
         return self._masks[parameter]
 
+    def __contains__(self, parameter: object) -> bool:
+        """Return whether a parameter has a mask here."""
+        return parameter in self._masks
+
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._masks)
 

@@ -39,6 +39,7 @@ def recycle_(
     moments: bool = True,
     step: StepCounter = "keep",
     norms: bool = True,
+    connections: Callable[[Tensor], Tensor | None] = lambda parameter: None,
     announce: Callable[[Mapping[Tensor, Tensor]], None] = lambda entries: None,
 ) -> dict[str, list[int]]:
     """Recycle the flagged neurons and return their indices by layer.
@@ -59,8 +60,9 @@ def recycle_(
 
     Recycling neurons that are 0 on all inputs leaves the function as it is, except next to a LayerNorm, RMSNorm or
     GroupNorm: these tie neurons together by their statistics. :func:`function_change` measures it. Target networks
-    are left alone. Nothing is drawn if nothing is flagged. ``generator`` is one on the CPU. ``announce`` is called last
-    with parameter -> edited entries. Raises SurgeryError before
+    are left alone. Nothing is drawn if nothing is flagged. ``generator`` is one on the CPU. ``connections``: parameter
+    -> those of its entries that no mask keeps at 0, None for all: "small" columns have their norm in these.
+    ``announce`` is called last with parameter -> edited entries. Raises SurgeryError before
     anything is changed for whatever :func:`refusals` and :func:`state_refusal` name.
     """
     optimizers = list(optimizers)
@@ -79,7 +81,9 @@ def recycle_(
             edit.tensor.copy_(torch.where(edit.where, fresh.view_as(edit.tensor), edit.tensor))
         for edit in cuts:
             if outgoing == "small":
-                new = _small_columns(edit.what, edit.where, wired, initialisers, generator)
+                exist = connections(edit.store.parameter)
+                exist = None if exist is None else edit.store.of(exist)
+                new = _small_columns(edit.what, edit.where, wired, initialisers, generator, exist)
                 edit.tensor.copy_(torch.where(edit.where, new, edit.tensor))
             else:
                 edit.tensor.masked_fill_(edit.where, 0)
@@ -213,11 +217,17 @@ def _merge(edits: Iterable[Edit]) -> dict[Tensor, Tensor]:
 
 
 def _small_columns(
-    layer: str, where: Tensor, wired: Wiring, initialisers: Mapping[str, Initialiser], generator: torch.Generator
+    layer: str,
+    where: Tensor,
+    wired: Wiring,
+    initialisers: Mapping[str, Initialiser],
+    generator: torch.Generator,
+    exist: Tensor | None,
 ) -> Tensor:
     """Return random columns for the whole weight of ``layer``, each of :data:`SMALL` times the norm of a live one.
 
-    Live are the columns outside ``where``; if there is none, a fresh draw of the weight tells the norm.
+    Live are the columns outside ``where``; if there is none, a fresh draw of the weight tells the norm. ``exist``: the
+    entries that are not masked, of the weight's shape; None for all.
     """
     module = wired.layers[layer].module
     weight = weight_of(module)
@@ -226,7 +236,9 @@ def _small_columns(
         initialiser = initialisers.get(layer) or default_initialiser(module)
         live = column_norms(module, initialiser.weight(generator))
     noise = torch.randn(weight.shape, generator=generator, device="cpu")
-    scales = SMALL * live.mean().cpu() / column_norms(module, noise)
+    if exist is not None:
+        noise.masked_fill_(~exist.cpu().view_as(noise), 0)
+    scales = SMALL * live.mean().cpu() / column_norms(module, noise).clamp_min(1e-12)
     view = by_group(module, noise)
     view *= spread(view, scales, 2)
     return noise.to(weight.device, weight.dtype)

@@ -141,6 +141,8 @@ class Context:
     """Functions that :meth:`redrawn` calls, such as one that forgets what a method knew of neurons."""
     started: list[Callback] = field(default_factory=list, repr=False)
     """Callbacks that :func:`start` has started in this context."""
+    claims: dict[str, str] = field(default_factory=dict, repr=False)
+    """Part of the run that one method sets -> its name: see :meth:`~plasticity.Intervention.claim`."""
     held: dict[str, tuple[Optimizer, list[str]]] = field(default_factory=dict, repr=False)
     """Optimizer name -> the optimizer when training started, and the callbacks that put hooks on it then."""
 

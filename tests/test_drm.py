@@ -12,7 +12,8 @@ import torch
 from test_interventions import plain_loop, run_sac, small_sac
 from torch import Tensor, nn, optim
 
-from plasticity.interventions import DormantMinimization
+from plasticity.callback import Context, end, start
+from plasticity.interventions import AdaptiveReplayRatio, DormantMinimization, LearnToStop
 from plasticity.interventions.drm import dormant_outputs, exploitation_share, exploration_scale, perturb_factor
 from plasticity.testing.runs import QUICK_RUNS, check_run
 
@@ -155,3 +156,29 @@ def test_where_there_is_no_such_value_nothing_can_be_set() -> None:
         small_sac(value_expectile=0.9, critic_returns="quantiles")
     with pytest.raises(ValueError, match="share of the state value"):
         small_sac(value_expectile=0.9).set_exploitation(1.5)
+
+
+def test_only_one_method_sets_the_exploration_noise() -> None:
+    def run(**settings: Any) -> tuple[Context, Any]:
+        net = nn.Linear(2, 2)
+        lent: Any = {"peek": lambda *_: None, "forward": {"actor": lambda *_: 0}, "value": lambda *_: torch.ones(1)}
+        ctx = Context({"actor": net}, {"actor": optim.SGD(net.parameters())}, set_noise=lambda scale: None, **lent)
+        methods = [DormantMinimization(**settings), LearnToStop()]
+        start(methods, ctx)
+        return ctx, methods
+
+    with pytest.raises(ValueError, match=r"least and drm would both set the exploration noise, .*--drm\.no-noise"):
+        run()
+    ctx, methods = run(noise=False)
+    assert ctx.claims == {"set_noise": "least"}
+    end(methods, ctx)
+    assert ctx.claims == {}
+
+
+def test_two_of_one_method_do_not_set_one_thing() -> None:
+    ratios: list[float | None] = []
+    lent: Any = {"peek": lambda *_: 0, "forward": {"net": lambda *_: 0}, "set_replay_ratio": ratios.append}
+    ctx = Context({"net": nn.Linear(1, 1)}, buffer=object(), **lent)
+    with pytest.raises(ValueError, match="replay_ratio and replay_ratio would both set the updates per environment"):
+        start([AdaptiveReplayRatio(), AdaptiveReplayRatio()], ctx)
+    assert ratios == [0.5, None]  # the first one was ended

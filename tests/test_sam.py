@@ -131,6 +131,14 @@ def test_rewarming_in_a_loop_without_events_beside_a_method_behind_it() -> None:
     assert moved == pytest.approx([1, 1, 1 / 3, 2 / 3, 1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3, 1, 1], abs=1e-5)
 
 
+@pytest.mark.parametrize("events", [True, False])
+def test_two_rewarm_one_optimizer_by_the_product_of_their_shares(events: bool) -> None:
+    methods = [Rewarm(at=(2,), clock="gradient_steps", steps=4), Rewarm(at=(3,), clock="gradient_steps", steps=2)]
+    moved, _ = moves([*methods], 8, events)  # moves() sees that the rate is whole behind every step
+    one, other = [1, 1, 0.25, 0.5, 0.75, 1, 1, 1], [1, 1, 1, 0.5, 1, 1, 1, 1]
+    assert moved == pytest.approx([a * b for a, b in zip(one, other, strict=True)], abs=1e-5)
+
+
 @pytest.mark.on_real_devices
 @pytest.mark.usefixtures("as_traced")
 def test_eager_and_compiled_updates_end_alike() -> None:

@@ -128,6 +128,9 @@ class DormantMinimization(WholeNetwork):
         super().prepare(ctx)
         ctx.require("peek", type(self).__name__)
         ctx.require("forward", type(self).__name__)
+        for part, used in {"set_noise": self.noise, "set_exploitation": self.exploitation}.items():
+            if used and getattr(ctx, part) is not None:
+                self.claim(ctx, part)
         self._measured = "actor" if "actor" in ctx.networks else next(iter(ctx.networks))
 
     def takes(self, name: str, parameter: Tensor, module: nn.Module) -> bool:

@@ -72,6 +72,7 @@ class RecentExperience(Intervention):
                 f"{ctx.name} has {type(buffer).__name__}. plasticity.agents.replay.ReplayBuffer does, "
                 f"and plasticity.sb3.WeightedReplayBuffer"
             )
+        self.claim(ctx, "newest")
         self._buffer, self.updates = buffer, 0
 
     def on_update_start(self, ctx: Context) -> None:

@@ -68,6 +68,7 @@ class Horizon(Scheduled):
     def prepare(self, ctx: Context) -> None:
         """Begin with short sight; ValueError for an agent whose returns cannot be set."""
         ctx.require("set_horizon", type(self).__name__)
+        self.claim(ctx, "set_horizon")
         self.since, self._own = 0, ctx.discount
         self._set()
 

@@ -40,6 +40,28 @@ class Listener:
         self._functions[:] = [one for one in self._functions if one != self._function]
 
 
+CLAIMED = {
+    "set_noise": "the exploration noise, which drm leaves alone with noise=False (--drm.no-noise)",
+    "set_exploitation": "the share of an expectile in targets, which drm leaves alone with exploitation=0",
+    "set_replay_ratio": "the updates per environment step",
+    "set_horizon": "the rewards summed before bootstrapping, and the discount",
+    "newest": "the share of the newest transitions that are replayed",
+}
+"""Parts of a run that only one method can set, and how to leave some alone."""
+
+
+class Claim:
+    """The handle of a claim to a part of a run: it stands until :meth:`remove`."""
+
+    def __init__(self, claims: dict[str, str], part: str, name: str) -> None:
+        self._claims, self._part = claims, part
+        claims[part] = name
+
+    def remove(self) -> None:
+        """Give the part back."""
+        self._claims.pop(self._part, None)
+
+
 @dataclass
 class Intervention(Callback):
     """A callback written as a dataclass: its fields are its hyperparameters, hence its flags.
@@ -95,6 +117,12 @@ class Intervention(Callback):
     def hook(self, handle: Any) -> None:
         """Keep the handle of a hook, to be removed when training ends."""
         self._handles.append(handle)
+
+    def claim(self, ctx: Context, part: str) -> None:
+        """Be the one that sets a part of the run until training ends; ValueError where another method does."""
+        if other := ctx.claims.get(part):
+            raise ValueError(f"{name_of(self)} and {other} would both set {CLAIMED.get(part, part)}: use one of them")
+        self.hook(Claim(ctx.claims, part, name_of(self)))
 
     def keep_copy(self, name: str, module: nn.Module) -> nn.Module:
         """Return a frozen copy of a module; its weights are saved and loaded with the state, under ``name``."""

@@ -199,6 +199,8 @@ class LearnToStop(Intervention):
         self._set_noise = getattr(ctx, "set_noise", None)
         if self._set_noise is None and self.noise_max > self.noise and not ctx.step:
             ctx.event(self.NAME, {"note": f"noise schedule not applied: {ctx.name} lends no exploration noise"})
+        if self._set_noise is not None:
+            self.claim(ctx, "set_noise")
         self._apply_noise()
 
     def on_step(self, ctx: Context, transition: Any) -> None:

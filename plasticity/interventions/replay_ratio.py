@@ -92,6 +92,7 @@ class AdaptiveReplayRatio(Intervention):
         """Set the first ratio; ValueError for an agent whose ratio cannot be set."""
         for need in self.NEEDS:
             ctx.require(need, type(self).__name__)
+        self.claim(ctx, "set_replay_ratio")
         self._ctx, self.updates, self.active, self.settled = ctx, 0, None, False
         self._measured = self.network if self.network in ctx.networks else next(iter(ctx.networks))
         self._set()

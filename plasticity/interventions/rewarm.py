@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 
@@ -17,13 +18,16 @@ from plasticity.callback import Context
 from .rules import require
 from .scheduled import Scheduled
 
+_WHOLE: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()
+"""Optimizer -> the rates of its groups during a step in which they are lowered, by one method or several."""
+
 
 @dataclass
 class Rewarm(Scheduled):
     """Let the learning rate rise from nearly 0 to what it was, repeatedly.
 
     At every event: for the next ``steps`` steps of each optimizer the k-th takes k / steps of its rate. The rate itself
-    is put back after every step, so schedules of agents and schedulers go on below it.
+    is put back after every step, so schedules of agents and schedulers go on below it. Shares of several multiply.
 
     Defaults: 1000 steps, every 200 000 environment steps; ours, as no paper has one. ``every=1, clock="tasks"`` does
     it at the start of each task but the first.
@@ -44,7 +48,6 @@ class Rewarm(Scheduled):
         self.since: dict[str, int] = {}
         """Optimizer -> its steps since the last event, while it is warming up."""
         self._optimizers: dict[str, Optimizer] = {}
-        self._rates: dict[str, list[float]] = {}
         self._warming: dict[str, list[Any]] = {}
 
     def prepare(self, ctx: Context) -> None:
@@ -73,15 +76,15 @@ class Rewarm(Scheduled):
             after = optimizer.register_step_post_hook(self.named(partial(self._raise, name)))
             self._warming[name].append(after)
             self.hook(after)
-        self._rates[name] = [group["lr"] for group in optimizer.param_groups]
+        _WHOLE.setdefault(optimizer, [group["lr"] for group in optimizer.param_groups])
         self.since[name] += 1  # not after the step, behind which an event may begin anew
         share = min(1.0, self.since[name] / self.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * share
 
     def _raise(self, name: str, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
-            group["lr"] = rate
+        for group, rate in zip(optimizer.param_groups, _WHOLE.pop(optimizer, ()), strict=False):
+            group["lr"] = rate  # once, by whichever comes first
 
     def on_update_end(self, ctx: Context, metrics: dict[str, Any]) -> None:
         """Apply what fell due, and take the hooks off optimizers whose rate is whole again."""

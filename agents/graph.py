@@ -56,7 +56,7 @@ class Graph:
         first = 1 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
-        self.aboard = [(ride, plan, [places[id(t)] for t in plan.tensors()]) for ride, plan in recordings]
+        self.aboard = [(plan, [places[id(t)] for t in plan.tensors()]) for _, plan in recordings]
         before = [vector.clone() for vector in vectors]
         with untouched(layout.networks), torch.no_grad():  # what fails, fails here, where going on eagerly is possible
             self.run(layout.flat, inputs.tensors)
@@ -84,8 +84,8 @@ class Graph:
             metrics |= zip(self.traced.others, outputs[1:], strict=False)
         if self.aboard:
             outputs = [*outputs, *inputs.tensors]
-            for ride, plan, places in self.aboard:
-                ride.deliver(plan, [outputs[i] for i in places])
+            for plan, places in self.aboard:
+                plan.deliver([outputs[i] for i in places])
         if self.moves:
             flat.noticed()
             adam.after(optimizer)

@@ -32,14 +32,12 @@ class Ride(Protocol):
     def recording(self) -> AbstractContextManager[Any]:
         """Within, record what hooks see in a traced pass.
 
-        `tensors()` of the result, the plan, returns what a graph is to compute, from the end of that pass on.
+        `tensors()` of the result, the plan, returns what a graph is to compute, from the end of that pass on, and
+        `deliver(tensors)` takes it in, once for every step.
         """
 
     def paused(self) -> AbstractContextManager[None]:
         """Within, ignore all passes."""
-
-    def deliver(self, plan: Any, tensors: Sequence[Tensor]) -> None:
-        """Take in the tensors that a graph computed for the plan."""
 
 
 class Held:

@@ -95,6 +95,7 @@ class Monitor:
         self._network_readings, self.objective = NetworkReadings(of_networks, strict), objective
         gathering = Gathering(of_layers, strict, deferred, partial(last_recycled, self.model))
         self._observer = Observer(self.model, gathering, passes, owner, self._guide)
+        self._gathering, self._intake = gathering, self._observer.intake
         self.mask, self._observer.calls = mask, require_methods(self.model, calls)
 
     def _check_globs(self) -> None:
@@ -134,7 +135,7 @@ class Monitor:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time spent in hooks and on taking in what they, or compiled graphs, saw."""
+        """Wall-clock time spent in hooks and on taking in what they saw."""
         return self._observer.seconds + self._observer.intake.seconds
 
     @property
@@ -190,8 +191,10 @@ class Monitor:
 
     def commit(self) -> None:
         """Take in what passes showed since the last time, if ``deferred``."""
-        self._observer.intake.flush()
-        self._observer.gathering.commit()
+        if self._intake.unfinished:
+            self._intake.flush()
+        if self._gathering.pending:
+            self._gathering.commit()
 
     def leave_out(self, last_step_only: bool) -> None:
         """Leave out, or take in again, the probes that look at a window's last step only."""

@@ -110,11 +110,14 @@ class Watcher:
         # have the same probes. 0 where `due` decides, which is not known.
         alone = any(map(any, last_only))
         self._shares = (self.window / every, (1 if alone else self.window) / every) if self._known else (0.0, 0.0)
+        self._inner: dict[str, int] = {}
+        """Network -> the last step but one of its window; before it, what was seen is taken in, and that is all."""
         for name, monitor in self.monitors.items():
             self._arm(name, monitor, 1)
         self._unchecked = {n: not m.attached for n, m in self.monitors.items()} if require is not None else {}
         """Network that no step was seen of -> whether its first step is looked at for that alone."""
         for name in self._unchecked:
+            self._inner[name] = 0
             self.monitors[name].attach()
 
     def steps(self) -> list[int]:
@@ -153,6 +156,7 @@ class Watcher:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; with other probes, or other steps to measure, from its clocks alone."""
         self._steps, self._unchecked = dict(zip(self._steps, state["steps"], strict=True)), {}
+        self._inner = {}
         same = state.get("settings", self._settings()) == self._settings()  # 0.1.0 did not save them
         for name, monitor in self.monitors.items():
             monitor.detach()
@@ -192,6 +196,9 @@ class Watcher:
             if self._trained_by[name] is not optimizer:
                 monitor.mark_stale()
                 continue
+            if step < self._inner.get(name, 0):
+                monitor.commit()
+                continue
             if monitor.attached:
                 monitor.commit()
                 if self._check_first(name, monitor):
@@ -215,6 +222,7 @@ class Watcher:
         else:
             remaining = -(step - 1) % self.every
             gathers, last = remaining < self.window, remaining == 0
+            self._inner[name] = step + remaining - 1 if gathers else 0
         if gathers and not monitor.attached:
             monitor.reset()
             monitor.leave_out(not last)

@@ -20,7 +20,7 @@ from plasticity.structure.layers import WIDE, Layer, current_weight, precise
 from plasticity.structure.wirings import Wiring
 
 from .distributed import Processes
-from .hooks import Parts, Recipient, Seen
+from .hooks import Parts, Recipient, Recording, Seen
 from .reading import Reading
 from .readout import Key, Readout, State
 from .sums import Sums, unpacked
@@ -80,8 +80,10 @@ class Gathering:
         self._arrived: defaultdict[Key, set[str]] = defaultdict(set)
         """The signals of these rows."""
         self._sums: defaultdict[Parts, Sums] = defaultdict(Sums)
-        self._latest: tuple[Parts, Sums] | None = None
-        """The parts of the last vector, and what it was added to."""
+        self._parts: Parts | None = None
+        """The parts of the last vector that a graph computed."""
+        self._total: Sums | None = None
+        """What it was added to; None where it has no parts."""
         self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
         self.drop()
@@ -133,6 +135,7 @@ class Gathering:
 
     def take(self, seen: Iterable[tuple[Recipient, Tensor]]) -> None:
         """Take in the tensors of a pass."""
+        self.pending = True
         if self._recycled is None:
             self._recycled = self.recycled()
         for entry, tensor in seen:
@@ -144,12 +147,16 @@ class Gathering:
         if not self.deferred:
             self.commit()
 
-    def take_passes(self, num_passes: int, parts: Parts, vector: Sequence[Tensor], rows: Seen) -> None:
-        """Count passes and take in all that they show: one vector of these parts, if there are any, and rows."""
-        self._pending_passes += num_passes
-        if parts[0]:
-            self._whole.append((parts, vector))
-        self.take(rows)
+    def take_recorded(self, plan: Recording, tensors: Sequence[Tensor]) -> None:
+        """Take in what a graph computed for a recording; its sums are never pending, for its step is taken."""
+        if plan.parts is not self._parts:
+            self._parts, self._total = plan.parts, self._sums[plan.parts] if plan.parts[0] else None
+            self._steps += 1
+        self.num_passes += plan.num_passes
+        if self._total is not None:
+            self._total.add(tensors[-1:])
+        if plan.rows_at or self._recycled is None:
+            self.take([(entry, tensors[i]) for entry, i in plan.rows_at])
 
     @property
     def num_pending(self) -> int:
@@ -158,28 +165,26 @@ class Gathering:
 
     def count(self) -> None:
         """Count a pass."""
+        self.pending = True
         self._pending_passes += 1
         if not self.deferred:
             self.commit()
 
     def drop(self) -> None:
         """Forget all pending data."""
+        self.pending = False
+        """True if :meth:`commit` has something to do."""
         self._entries: list[Recipient] = []
         self._tensors: list[Tensor] = []
-        self._whole: list[tuple[Parts, Sequence[Tensor]]] = []
         self._rows: Seen = []
         self._pending_passes = 0
 
     def commit(self) -> None:
         """Give the probes all pending data."""
         self._steps += 1
-        whole, entries, tensors, rows = self._whole, tuple(self._entries), self._tensors, self._rows
+        entries, tensors, rows = tuple(self._entries), self._tensors, self._rows
         self.num_passes += self._pending_passes
         self.drop()
-        for parts, vector in whole:
-            if self._latest is None or self._latest[0] is not parts:
-                self._latest = parts, self._sums[parts]
-            self._latest[1].add(vector)
         if entries:
             self._sums[entries, ()].add(self._fitting(entries, tensors))
         for entry, tensor in rows:

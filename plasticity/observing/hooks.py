@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
@@ -38,7 +39,9 @@ Parts = tuple[tuple[Recipient, ...], tuple[torch.Size, ...]]
 class Recording:
     """The tensors that hooks see of a pass that is compiled: their places in its graph, and what they show."""
 
-    def __init__(self) -> None:
+    def __init__(self, deliver: Callable[[Recording, Sequence[Tensor]], None]) -> None:
+        self.deliver: Callable[[Sequence[Tensor]], None] = partial(deliver, self)
+        """Takes in what a graph computed for :meth:`tensors`."""
         self._tensors: list[Tensor] = []
         self._sums: Seen = []
         self._packed: Tensor | None = None

@@ -56,7 +56,7 @@ class Intake:
         left: dict[str, Any] = {
             "_delivered": None,
             "recording": None,
-            "_open": {},
+            "unfinished": {},
             "_arrived": {},
             "_inputs": self.inputs,
         }
@@ -72,7 +72,7 @@ class Intake:
 
     def forget(self) -> None:
         """Forget the gradients that wait for more."""
-        self._open: dict[int, Pass] = {}
+        self.unfinished: dict[int, Pass] = {}
         """Passes at which more gradients may arrive."""
         self._arrived: dict[str, tuple[Backward, Pass]] = {}
         """Layer -> the backward pass in which a gradient arrived at it last, and the forward pass that it is of."""
@@ -85,17 +85,17 @@ class Intake:
 
     def flush(self) -> None:
         """Take in the gradients that have arrived so far, though more may arrive at the same passes."""
-        for owner in self._open.values():
+        for owner in self.unfinished.values():
             owner.gradients.flush()
-        self._open.clear()
+        self.unfinished.clear()
 
     def deliver(self, plan: Recording, tensors: Sequence[Tensor]) -> None:
         """Take in what a graph computed of a recorded pass."""
         if plan.num_passes:
-            self._replace_stale()
+            if self.stale:
+                self._replace_stale()
             self._inputs, self._delivered = None, (plan, tensors)
-            rows = [(entry, tensors[i]) for entry, i in plan.rows_at]
-            self.gathering.take_passes(plan.num_passes, plan.parts, tensors[-1:], rows)
+            self.gathering.take_recorded(plan, tensors)
 
     def count(self, owner: Pass) -> None:
         """Count a pass: hand over its activations."""
@@ -199,7 +199,7 @@ class Intake:
             return False
         self._now = backward
         if not backward.final:
-            self._open[id(owner)] = owner
+            self.unfinished[id(owner)] = owner
         return True
 
     def weigh(self, layer: Layer, gradient: Tensor) -> None:

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -158,7 +157,7 @@ class Observer:
     @contextmanager
     def recording(self) -> Iterator[Recording]:
         """Within, note what a traced forward and backward pass shows."""
-        self.intake.recording = recording = Recording()
+        self.intake.recording = recording = Recording(self.intake.deliver)
         self._pass = self._latest = None
         try:
             yield recording
@@ -176,12 +175,6 @@ class Observer:
             yield
         finally:
             self.is_paused = before
-
-    def deliver(self, plan: Recording, tensors: Sequence[Tensor]) -> None:
-        """Take in what a graph computed of a recorded pass."""
-        start = perf_counter()
-        self.intake.deliver(plan, tensors)
-        self.seconds += perf_counter() - start
 
     # -- a pass --------------------------------------------------------------------------------------------------------
 

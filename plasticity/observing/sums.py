@@ -30,12 +30,13 @@ class Sums:
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Add what one pass shows."""
         self.times += 1
-        self._shapes = self._shapes or [tensor.shape for tensor in tensors]
         self._waiting.append(tensors)
-        if not self._many:
-            self._many = max(1, min(MANY, MANY_NUMBERS // max(1, sum(map(Tensor.numel, tensors)))))
         if len(self._waiting) >= self._many:
-            self.totals()
+            if not self._many:
+                self._shapes = self._shapes or [tensor.shape for tensor in tensors]
+                self._many = max(1, min(MANY, MANY_NUMBERS // max(1, sum(map(Tensor.numel, tensors)))))
+            if len(self._waiting) >= self._many:
+                self.totals()
 
     def totals(self) -> list[Tensor]:
         """Return the sums."""

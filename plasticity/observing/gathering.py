@@ -83,7 +83,7 @@ class Gathering:
         self._parts: Parts | None = None
         """The parts of the last vector that a graph computed."""
         self._total: Sums | None = None
-        """What it was added to; None where it has no parts."""
+        """The sums that it was added to; None where it has no parts."""
         self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
         self.drop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 
 from plasticity.cli import main
+from plasticity.commands import random_actions
 from plasticity.commands.bench import Bench, BenchConfig
 from plasticity.commands.bench_cells import method_of, place_of
 from plasticity.commands.bench_page import verdict
 from plasticity.commands.bench_picture import drawn_methods
 from plasticity.commands.method_names import method_arguments, split_methods
 from plasticity.commands.parsing import parse
+from plasticity.commands.random_actions import random_returns
 from plasticity.commands.settings import settings
 from plasticity.commands.suites import SUITES
 from plasticity.commands.training import TrainingRun
 from plasticity.envs import is_stream
 from plasticity.reports.series import Series
 from plasticity.reports.tasks import BINS, Protocol, forward_transfer, gaps, in_order, slope, task_curves
+from plasticity.storage.files import RunLock
 from plasticity.storage.record import write_record
 
 
@@ -75,6 +79,9 @@ def test_methods_are_read_from_text() -> None:
     for wrong in ("", "none,none"):
         with pytest.raises(ValueError, match="at least one method"):
             split_methods(wrong)
+    for wrong in ("none+redo", "redo+oracle", "oracle:every=9", "redo++nap"):
+        with pytest.raises(ValueError, match="none and oracle stand alone"):
+            split_methods(wrong)
 
 
 def test_what_does_not_exist_is_refused_before_anything_is_trained(
@@ -84,8 +91,12 @@ def test_what_does_not_exist_is_refused_before_anything_is_trained(
         (["cgim"], "did you mean cgym"),
         (["cgym", "--envs", "cgym/pong"], "has no cgym/pong"),
         (["cgym", "--methods", "none,redoo"], "redoo"),
+        (["cgym", "--methods", "none,seed=3"], "--seed: the bench says this for every run"),
+        (["cgym", "--methods", "none", "--", "--steps=100"], "--steps: the bench says this for every run"),
+        (["cgym", "--methods", "none", "--envs", "cgym/cartpole", "--agent", "sac"], "sac"),
     ):
-        assert main(["bench", *arguments, "--out", str(tmp_path / "out")]) != 0
+        suite, *rest = arguments
+        assert main(["bench", suite, "--out", str(tmp_path / "out"), *rest]) != 0
         assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -122,10 +133,12 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
     config = BenchConfig(**{**vars(config), "out": tmp_path})
     bench = Bench(config, SUITES["cgym-short"])
     levels = {("none", 0): 100.0, ("none", 1): 20.0, ("oracle", 0): 100.0, ("oracle", 1): 110.0}
+    records: dict[Path, dict[str, Any]] = {}
     for folder, cell in bench.cells.items():
         folder.mkdir(parents=True)
         own = settings(parse("ppo", bench._arguments(cell)))
-        write_record(folder, {"agent": "ppo", "status": "finished", "config": own, "eval_returns": []})
+        records[folder] = {"agent": "ppo", "status": "finished", "config": own, "eval_returns": []}
+        write_record(folder, records[folder])
         rows: list[dict[str, Any]] = []
         for step in range(5, 1 + (800 if cell.task is None else 400), 5):
             task = (step - 1) // 400 if cell.task is None else cell.task
@@ -136,14 +149,27 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     arguments = ["bench", "cgym-short", "--methods", "none,oracle", "--envs", "cgym-short/cartpole", "--seeds", "2"]
     arguments += ["--task-steps", "400", "--num-tasks", "2", "--out", str(tmp_path)]
+    elsewhere = next(folder for folder, cell in bench.cells.items() if cell.task is None)
+    write_record(elsewhere, {**records[elsewhere], "status": "running"})
+    lock = RunLock(elsewhere)  # as the process of another command
+
+    def finish() -> None:
+        write_record(elsewhere, records[elsewhere])
+        lock.__exit__(None, None, None)
+
+    with lock:
+        threading.Timer(0.8, finish).start()
+        assert Bench(config, SUITES["cgym-short"]).run() == 0
+    assert capsys.readouterr().err == "cgym-short: 1 elsewhere, 5 skipped\ncgym-short: 6 skipped\n"
+    assert not list(tmp_path.rglob("*unfinished*"))
     assert main(arguments) == 0
     text = capsys.readouterr().out
     line = next(line for line in text.splitlines() if line.startswith("| none"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:3] == ["none", "2", "61.5 [61, 62]"]
     assert cells[4:6] == ["102 [101, 102]", "21.5 [21, 22]"]
-    random = json.loads((tmp_path / "cgym-short" / "cgym-short-cartpole" / "random.json").read_text())["1 2"]
-    gap = np.mean([[0, (110 - 20) / (110 + seed - random[1])] for seed in (1, 2)])
+    random = json.loads((tmp_path / "cgym-short" / "cgym-short-cartpole" / "random.json").read_text())
+    gap = np.mean([[0, (110 - 20) / (110 + seed - random[f"{seed} 2"][1])] for seed in (1, 2)])
     assert float(cells[6].split()[0]) == pytest.approx(gap, abs=0.005)
     assert cells[-1] == "0.5"
     assert (tmp_path / "cgym-short" / "bench.md").read_text() in text
@@ -159,7 +185,21 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
     assert "## Not there\n\ncgym-short/acrobot; cgym-short/lunarlander." in said
     assert (page / "cgym-short-cgym-short-cartpole.svg").is_file()
     assert main([*arguments, "--", "--lr", "0.1"]) != 0
-    assert "other settings: agent.lr" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "other settings: agent.lr" in said
+    assert "pass another --out" in said
+    for place, kept in records.items():  # a number of tasks that the others do not have
+        if place.parent.name == "none" and place.name == "seed_2":
+            write_record(place, {**kept, "config": {**kept["config"], "num_tasks": 3}})
+    assert main(["bench", "cgym-short", "--out", str(tmp_path), "--page", str(page)]) != 0
+    assert "3 tasks of 400 steps, other runs of cgym-short/cartpole have 2 of 400" in capsys.readouterr().err
+
+
+def test_random_actions_play_the_tasks_of_their_seed_in_episodes_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random_actions, "RANDOM_STEPS", 60)
+    assert random_returns("permute/CartPole-v1", 1, 2, max_episode_steps=5) == [5.0, 5.0]
+    slippery = [random_returns("slippery-hopper", seed, 1) for seed in (1, 2, 1)]
+    assert slippery[0] == slippery[2] != slippery[1]
 
 
 def test_a_page_pairs_seeds_and_says_what_it_cannot_judge() -> None:
@@ -188,7 +228,8 @@ def test_a_picture_has_only_what_was_trained() -> None:
 
 
 @pytest.mark.parametrize("method", ["none", "l2-init:coef=0.1", "l2_init:coef=0.1", "redo+norm=layer", "optimizer=trac",
-                                    "l2-init:coef=0.1+cbp:rate=0.01", "shrink-perturb"])  # fmt: skip
+                                    "l2-init:coef=0.1+cbp:rate=0.01", "shrink-perturb",
+                                    "l2-init:coef=0.1,norms=False"])  # fmt: skip
 def test_a_method_is_read_from_the_name_of_its_folder(method: str) -> None:
     assert method_of(place_of(method)) == method
 

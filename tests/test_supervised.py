@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from plasticity.agents import Supervised, SupervisedConfig
 from plasticity.cli import main
+from plasticity.commands.stream import translated
 from plasticity.envs import TaskPlan, examples, make_env
 from plasticity.testing import check_agent
 
@@ -160,11 +161,16 @@ def test_wrong_use_says_what_is_needed(capsys: pytest.CaptureFixture[str], tmp_p
         (["stream", "bitflop"], "did you mean bitflip"),
         (["stream", "bitflip", "--method"], "--method needs the name"),
         (["stream", "bitflip", "--method", "cpb", *out], "--cpb"),
+        (["stream", "bitflip", "--method", "oracle", *out], "bench supervised trains several, and an oracle"),
+        (["stream", "bitflip", "--method=cbp,l2-init", *out], "--method takes one method"),
         (["train", "supervised", "--env", "CartPole-v1", "--steps", "10", *out], "needs an environment of examples"),
         (["train", "supervised", "--env", "bitflip", "--steps", "10", "--num-envs", "90", "--memory-size", "64", *out],
          "must hold one example of each"),
     ):  # fmt: skip
         assert main(arguments) != 0
         assert text in capsys.readouterr().err
+    for length in (["--task-steps", "30", "--num-tasks", "4"], ["--task-steps=30", "--num_tasks=0_4"]):
+        words = translated(["bitflip", *length])
+        assert words[words.index("--steps") + 1] == "120"
     assert main(["stream", "--help"]) == 0
     assert "permuted-digits" in capsys.readouterr().out

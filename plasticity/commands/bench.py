@@ -27,6 +27,11 @@ from .parsing import parse
 from .seed import Seed
 from .settings import settings
 from .suites import SUITES, Suite
+from .training import TrainingRun
+
+OWN = ("agent", "config", "dry-run", "env", "first-task", "help", "jobs", "like", "name", "num-tasks", "out", "resume",
+       "retries", "seed", "seeds", "steps", "task-seed", "task-steps")  # fmt: skip
+"""Options of ``plasticity train`` that the bench gives to every run."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.page is not None:
         return write_page(config.suite, find_suite(config.suite), config.out / config.suite, config.page)
     bench = Bench(config, find_suite(config.suite), more)
+    bench.require_trainable()
     code = bench.run()
     for seed in bench.seeds:
         if seed.state == "failed":
@@ -92,7 +98,9 @@ def find_suite(name: str) -> Suite:
 
 
 class Bench(Fleet):
-    """All runs of a suite."""
+    """All runs of a suite; two commands on one folder share the work."""
+
+    ELSE = "--out"
 
     def __init__(self, config: BenchConfig, suite: Suite, more: Sequence[str] = ()) -> None:
         self.config, self.suite, self.more = config, suite, list(more)
@@ -122,6 +130,12 @@ class Bench(Fleet):
         except UsageError as error:
             raise UsageError(f"{error}{meant(cell.method, self.methods)}") from None
 
+    def require_trainable(self) -> None:
+        """Make the environment and the agent of every stream that is to be trained; raise what making them raises."""
+        waiting = {cell.env: cell for s in self.seeds for cell in [self.cells[s.folder]] if s.state == "waiting"}
+        for cell in waiting.values():
+            TrainingRun(self.agent, parse(self.agent, self._arguments(cell))).env.close()
+
     def _all_cells(self) -> Iterator[Cell]:
         for seed in range(self.config.seed, self.config.seed + self.config.seeds):  # all methods of one seed first
             for env in self.envs:
@@ -148,7 +162,11 @@ class Bench(Fleet):
         common += ["--num-tasks", str(num), *alone, "--task-seed", str(cell.seed), "--eval-every", "0"]
         common += ["--eval-episodes", "1", "--seed", str(self._run_seed(cell)), "--log"]
         own = "" if self.config.agent else self.suite.arguments
-        return [*common, *own.split(), *method_arguments(cell.method), *self.more]
+        given = [*self.more, *method_arguments(cell.method)]
+        flags = [word.partition("=")[0] for word in given if word.startswith("--")]
+        if taken := [flag for flag in flags if flag.removeprefix("--").replace("_", "-") in OWN]:
+            raise ValueError(f"{', '.join(taken)}: the bench says this for every run; see plasticity bench --help")
+        return [*common, *own.split(), *given]
 
     def command(self, seed: Seed) -> list[str]:
         """Return the arguments that begin a run."""

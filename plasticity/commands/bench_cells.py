@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from plasticity.tags import ALL, EPISODIC_RETURN, SPEED, parse_tag
 
 PLACE = re.compile(r"seed_(\d+)(?:_task_(\d+))?")
 """Name of a run's folder."""
+UNDISTURBED = 0.9
+"""Quantile of a run's speeds that counts: what else the machine does slows the rest."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,11 @@ class FoundCells:
 
 
 def find_cells(folder: Path) -> FoundCells:
-    """Return the runs of a suite; ValueError where two runs of a stream have tasks of other lengths."""
-    found = FoundCells()
+    """Return the runs of a suite; ValueError where two runs of a stream have tasks of other lengths or numbers.
+
+    An agent that is fresh in every task may have more or fewer tasks: without runs of others its last task counts.
+    """
+    found, wholes = FoundCells(), set[str]()
     for place, (seed, task) in _runs(folder):
         record = read_record(place)
         config, method = record["config"], method_of(place.parent.name)
@@ -59,13 +64,17 @@ def find_cells(folder: Path) -> FoundCells:
             continue
         found.finished[place] = cell
         found.commits |= {str(commit)[:7] for commit in [(record.get("git") or {}).get("commit")] if commit}
-        plan = found.plans.setdefault(cell.env, TaskPlan(steps=config["task_steps"]))
-        if plan.steps != config["task_steps"]:
-            raise ValueError(
-                f"{place}: tasks of {config['task_steps']} steps, other runs of {cell.env} have {plan.steps}"
-            )
-        num = config["num_tasks"] if task is None else task + 1
-        found.plans[cell.env] = TaskPlan(steps=plan.steps, num=max(plan.num or 1, num))
+        own = TaskPlan(steps=config["task_steps"], num=config["num_tasks"] if task is None else task + 1)
+        plan = found.plans.setdefault(cell.env, own)
+        whole = cell.env in wholes
+        if plan.steps != own.steps or (whole and task is None and plan.num != own.num):
+            others = f"other runs of {cell.env} have {plan.num} of {plan.steps}"
+            raise ValueError(f"{place}: {own.num} tasks of {own.steps} steps, {others}")
+        if task is None:
+            wholes.add(cell.env)
+            found.plans[cell.env] = own
+        elif not whole:
+            found.plans[cell.env] = replace(plan, num=max(plan.num or 1, own.num or 1))
     return found
 
 
@@ -79,7 +88,7 @@ def _runs(folder: Path) -> Iterator[tuple[Path, tuple[int, int | None]]]:
 
 def place_of(method: str) -> str:
     """Return the name of the folder of a method."""
-    return re.sub(r"[^\w.=+-]+", "_", method)
+    return re.sub(r"[^\w.,=+-]+", "_", method)
 
 
 def method_of(place: str) -> str:
@@ -106,8 +115,9 @@ class Numbers:
 
     def oracle(self, num_tasks: int) -> dict[int, NDArray[Any]]:
         """Return seed -> (tasks, bins) of the agent that is fresh in every task, where no task is missing."""
-        whole = {seed: tasks for seed, tasks in self.fresh.items() if len(tasks) == num_tasks}
-        return {seed: np.stack([tasks[k] for k in sorted(tasks)]) for seed, tasks in sorted(whole.items())}
+        every = range(num_tasks)
+        whole = {seed: tasks for seed, tasks in sorted(self.fresh.items()) if tasks.keys() >= {*every}}
+        return {seed: np.stack([tasks[k] for k in every]) for seed, tasks in whole.items()}
 
 
 def read_cells(cells: Mapping[Path, Cell], env: str, plan: TaskPlan, bin_steps: int | None = None) -> Numbers:
@@ -126,7 +136,7 @@ def read_cells(cells: Mapping[Path, Cell], env: str, plan: TaskPlan, bin_steps: 
             continue
         found.curves.setdefault(cell.method, {})[cell.seed] = curves
         if SPEED in series:  # else the run was too short for one
-            found.speeds.setdefault(cell.method, []).append(float(np.nanmean(series[SPEED].values)))
+            found.speeds.setdefault(cell.method, []).append(float(np.nanquantile(series[SPEED].values, UNDISTURBED)))
         mine = found.metrics.setdefault(cell.method, {})
         for metric, values in measured(series, num, steps).items():
             mine.setdefault(metric, []).append(values)

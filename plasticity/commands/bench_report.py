@@ -15,6 +15,7 @@ from plasticity.envs import TaskPlan
 from plasticity.reports.tables import comma_separated, markdown
 from plasticity.reports.tasks import Protocol, disorder
 from plasticity.storage.files import file_name, write_atomically
+from plasticity.storage.record import read_record
 
 from .bench_cells import Cell, averaged, read_cells
 from .bench_picture import draw
@@ -80,7 +81,7 @@ class BenchReport:
         oracle = np.stack(list(whole.values())) if whole else None
         published = {n: v for n in (*stacked, ORACLE) if (v := self._published(env, n, stacked)) is not None}
         speed = {method: float(np.mean(values)) for method, values in found.speeds.items()}
-        random = self.random(env) if oracle is not None else None
+        random = None if oracle is None else np.stack([self.random(env, seed) for seed in whole])
         metrics = {method: averaged(measured) for method, measured in found.metrics.items()}
         seeds = {ORACLE: list(whole), **{method: sorted(by_seed) for method, by_seed in found.curves.items()}}
         return Protocol(env, stacked, oracle, random, speed, published, metrics, seeds)
@@ -92,13 +93,17 @@ class BenchReport:
             return None
         return self.suite.published.get(env, {}).get(name)
 
-    def random(self, env: str) -> NDArray[Any]:
-        """Return the mean return of random actions in every task, (tasks,); kept in a file beside the runs."""
+    def random(self, env: str, seed: int) -> NDArray[Any]:
+        """Return the mean return of random actions in every task of a seed, (tasks,); kept in a file beside the runs.
+
+        Episodes are as long as those of the runs.
+        """
         file, num = self._place(env) / "random.json", self.plans[env].num or 0
-        seed = min(cell.seed for cell in self.cells.values() if cell.env == env)
-        key = f"{seed} {num}"
+        config = read_record(next(p for p, c in self.cells.items() if (c.env, c.seed) == (env, seed)))["config"]
+        limits = {n: config[n] for n in ("action_repeat", "max_episode_steps") if config.get(n) is not None}
+        key = " ".join([str(seed), str(num), *(f"{name}={value}" for name, value in limits.items())])
         kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if key not in kept:
-            kept[key] = random_returns(env, seed, num)
+            kept[key] = random_returns(env, seed, num, **limits)
             write_atomically(file, json.dumps(kept).encode())
         return np.array(kept[key])

@@ -17,7 +17,7 @@ from rich.live import Live as LiveDisplay
 from rich.table import Table
 
 from plasticity.dashboard.pace import Pace
-from plasticity.storage.files import require_free
+from plasticity.storage.files import is_locked
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import RECORD, read_record
 
@@ -27,12 +27,16 @@ from .run import CHECKPOINTS
 from .seed import Seed, set_aside
 from .stopping import ENDING, own_group, pass_on
 
+UNDER_WAY = ("waiting", "running", "elsewhere")
 POLL, PLAIN_EVERY = 0.5, 30.0
 """Seconds between two looks at the processes; between two printed states where there is no terminal."""
 
 
 class Fleet:
     """Train every run that is not finished, at most ``jobs`` at once; a subclass says which, and shows them."""
+
+    ELSE = "--name"
+    """Option that leads to other folders."""
 
     def __init__(self, name: str, runs: Sequence[Seed], jobs: int, retries: int, quiet: bool) -> None:
         if jobs < 1 or retries < 0:
@@ -63,7 +67,7 @@ class Fleet:
     def run(self) -> int:
         """Train; return 0 if all are finished then, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
         with _signals() as received, self._display() as show:
-            while any(seed.state in ("waiting", "running") for seed in self.seeds):
+            while any(seed.state in UNDER_WAY for seed in self.seeds):
                 if received:
                     self._stop(received[0])
                     break
@@ -76,18 +80,15 @@ class Fleet:
         return 0 if all(seed.state in ("finished", "skipped") for seed in self.seeds) else 1
 
     def claim(self, seed: Seed, expected: Mapping[str, Any]) -> None:
-        """Skip a finished run of the same settings; ValueError for one of other settings.
-
-        RuntimeError for one that is being trained: the process of a run lives on where its parent was killed.
-        """
-        require_free(seed.folder)
+        """Skip a finished run of the same settings; ValueError for one of other settings."""
+        seed.expected = expected
         if not (seed.folder / RECORD).is_file():
             return
         record = read_record(seed.folder)
         saved = {**record["config"], "agent_name": record["agent"]}
         if different := differences(saved, expected, {"out", "name", "quiet", "log", "tag", *NOTED}):
             raise ValueError(
-                f"{seed.folder} was trained with other settings: {'; '.join(different)}; pass another --name"
+                f"{seed.folder} was trained with other settings: {'; '.join(different)}; pass another {self.ELSE}"
             )
         if record["status"] == "finished":
             seed.state = "skipped"
@@ -100,23 +101,32 @@ class Fleet:
                 seed.look()
                 if (code := seed.process.poll()) is not None:
                     self._ended(seed, code)
+            elif seed.state == "elsewhere":
+                seed.look()
+                seed.state = "elsewhere" if is_locked(seed.folder) else "waiting"
         running = sum(seed.state == "running" for seed in self.seeds)
         for seed in self.seeds:
             if seed.state == "waiting" and running < self.jobs:
                 self._start(seed)
-                running += 1
+                running += seed.state == "running"
 
     def _start(self, seed: Seed) -> None:
+        """Begin a run or go on with it, unless another command trains it, or has finished it meanwhile."""
+        if is_locked(seed.folder):
+            seed.state = "elsewhere"
+            return
+        try:
+            self.claim(seed, seed.expected)
+        except ValueError as error:
+            seed.state, seed.error = "failed", str(error)
+        if seed.state != "waiting":
+            return
         seed.attempts += 1
         seed.state, seed.offset, seed.step, seed.pace = "running", 0, 0, Pace(self.steps(seed))
         if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
             command = ["--resume", str(seed.folder), "--env", self.environment(seed)]  # typed by whoever started this
         else:
-            try:
-                set_aside(seed.folder)
-            except RuntimeError as error:  # the process of a parent that was killed lives on
-                seed.state, seed.error = "failed", str(error)
-                return
+            set_aside(seed.folder)
             command = self.command(seed)
         seed.folder.parent.mkdir(parents=True, exist_ok=True)
         seed.log = seed.console.open("ab")
@@ -136,6 +146,9 @@ class Fleet:
         if code == 0:
             seed.state = "finished"
             return
+        if is_locked(seed.folder):  # the other command was faster
+            seed.state, seed.attempts = "elsewhere", seed.attempts - 1
+            return
         lines = seed.console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         seed.error = f"exit code {code}: {lines[-1] if lines else 'no output'}"
         seed.state = "failed" if seed.attempts > self.retries else "waiting"
@@ -150,7 +163,7 @@ class Fleet:
             assert seed.process is not None
             seed.process.wait()
         for seed in self.seeds:
-            if seed.state in ("waiting", "running"):
+            if seed.state in UNDER_WAY:
                 seed.state = "stopped"
 
     @contextmanager

@@ -19,6 +19,10 @@ def split_methods(text: str) -> tuple[str, ...]:
             methods[-1] += f",{part}"
         else:
             methods.append(part)
+    for method in methods:
+        names = [part.partition(":")[0] for part in method.split("+")]
+        if "" in names or (method not in (NONE, ORACLE) and {NONE, ORACLE} & {*names}):
+            raise ValueError(f"{method!r}: several methods are joined as in redo+nap; none and oracle stand alone")
     if not methods or len(set(methods)) < len(methods):
         raise ValueError(f"--methods needs at least one method, each once; got {text!r}")
     return tuple(methods)

@@ -7,20 +7,24 @@ import torch
 
 from plasticity.envs import TaskPlan, make_env
 
-RANDOM_STEPS = 4000
-"""Steps of random actions in every task."""
+RANDOM_STEPS, ALL_STEPS = 4000, 40_000
+"""Steps of random actions in a task, at most, and about how many in all tasks."""
 
 
-def random_returns(env: str, seed: int, num_tasks: int) -> list[float]:
-    """Return the mean return of the episodes that end within RANDOM_STEPS random actions, of every task."""
+def random_returns(env: str, seed: int, num_tasks: int, **limits: int | None) -> list[float]:
+    """Return the mean return of the episodes of random actions, one at least, in every task of a seed.
 
+    ``limits``: ``action_repeat`` and ``max_episode_steps`` of the environment.
+    """
     found = []
     for task in range(num_tasks):
-        made = make_env(env, seed=seed, tasks=TaskPlan(seed, num=num_tasks))
+        made = make_env(env, seed=seed, tasks=TaskPlan(seed, num=num_tasks), **limits)  # type: ignore[arg-type]
         made.set_task(task)
         made.reset()
-        total, returns = 0.0, []
-        for _ in range(RANDOM_STEPS):
+        total, returns = 0.0, list[float]()
+        for number in range(RANDOM_STEPS):
+            if returns and number >= ALL_STEPS / num_tasks:
+                break
             step = made.step(torch.as_tensor(np.array([made.action_space.sample()])))
             total += float(step.reward)
             if bool(step.terminated) or bool(step.truncated):

@@ -23,7 +23,7 @@ class Seed:
     number: int
     folder: Path
     state: str = "waiting"
-    """waiting, running, finished, skipped, failed or stopped."""
+    """waiting, running, elsewhere (trained by a process of another command), finished, skipped, failed or stopped."""
     attempts: int = 0
     error: str = ""
     step: int = 0
@@ -33,6 +33,8 @@ class Seed:
     log: BinaryIO | None = None
     offset: int = 0
     pace: Pace | None = None
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that the run is to have."""
 
     @property
     def console(self) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from plasticity.metrics import find_metric, headlines, shown_first
-from plasticity.storage.files import RunLock, file_name
+from plasticity.storage.files import RunLock, file_name, require_free
 from plasticity.storage.record import RECORD, read_record
 from plasticity.tags import EPISODIC_RETURN, EVAL_RETURN, SPEED
 
@@ -38,6 +38,7 @@ class Seeds(Fleet):
         self.group.mkdir(parents=True, exist_ok=True)
         with RunLock(self.group):  # the same command a second time
             for seed in self.seeds:
+                require_free(seed.folder)  # the process of a run lives on where its parent was killed
                 self.claim(seed, {**self.expected, "agent_name": self.agent, "seed": seed.number})
             code = self.run()
         self._summary()

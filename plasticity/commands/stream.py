@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from .contents import nearest
-from .method_names import method_arguments
+from .method_names import ORACLE, method_arguments, split_methods
+from .presets import values_of
 
 USAGE = """usage: plasticity stream NAME [--method METHOD] [options of plasticity train supervised]
 
@@ -40,15 +40,18 @@ def translated(arguments: Sequence[str]) -> list[str]:
     if name not in SOURCES:
         raise ValueError(f"no stream {name!r}; {nearest(name, SOURCES)}there are {', '.join(SOURCES)}")
     plan = ENVS[name].tasks
-    steps = (_value(rest, "--task-steps") or plan.steps or 0) * (_value(rest, "--num-tasks") or plan.num or 0)
+    steps = (_number(rest, "--task-steps") or plan.steps or 0) * (_number(rest, "--num-tasks") or plan.num or 0)
     own = ["--env", name, "--preset", "streams", "--steps", str(steps), "--eval-every", "0"]
     return ["supervised", *own, *_methods(rest)]
 
 
-def _value(arguments: Sequence[str], flag: str) -> int | None:
-    """Return the number that follows a flag; None where it does not stand there, or is no number."""
-    after = [b for a, b in pairwise(arguments) if a == flag and b.isdigit()]
-    return int(after[-1]) if after else None
+def _number(arguments: Sequence[str], flag: str) -> int | None:
+    """Return the number that a flag has; None where it does not stand there, or has none, which the training says."""
+    given = values_of(flag, arguments) or values_of(flag.replace("-", "_").replace("__", "--", 1), arguments)
+    try:
+        return int(given[-1]) if given else None
+    except ValueError:
+        return None
 
 
 def _methods(arguments: Sequence[str]) -> list[str]:
@@ -60,9 +63,18 @@ def _methods(arguments: Sequence[str]) -> list[str]:
             raise ValueError("--method needs the name of a method, such as cbp")
         flag, _, value = word.partition("=")
         if word == "--method":
-            found += method_arguments(rest.pop(0))
+            found += _method(rest.pop(0))
         elif flag == "--method":
-            found += method_arguments(value)
+            found += _method(value)
         else:
             found.append(word)
     return found
+
+
+def _method(text: str) -> list[str]:
+    """Return the options of one method; ValueError for several, and for the oracle, which is a run for every task."""
+    methods = split_methods(text)
+    if len(methods) > 1 or ORACLE in methods:
+        raise ValueError(f"--method takes one method, got {text!r}; plasticity bench supervised trains several, and an "
+                         "oracle")  # fmt: skip
+    return method_arguments(methods[0])

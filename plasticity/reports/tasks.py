@@ -92,7 +92,7 @@ class Protocol:
     oracle: NDArray[Any] | None
     """Of an agent that is fresh in every task; None where it was not trained."""
     random: NDArray[Any] | None
-    """(tasks,): mean returns of random actions."""
+    """(tasks,), or (seeds of the oracle, tasks): mean returns of random actions."""
     speed: Mapping[str, float]
     """Method -> mean environment steps per second."""
     published: Mapping[str, float]
@@ -115,7 +115,7 @@ class Protocol:
         note = (
             "Mean training return over all steps of all tasks, with the 95 % bootstrap interval over seeds. gap: to an "
             "agent that is fresh in every task, 0 is as plastic, 1 learns nothing. time: of a step, in steps without a "
-            "method. Metrics are those of the last measurement."
+            "method, in the fastest tenth of a run. Metrics are those of the last measurement."
         )
         return Table(self.env, columns, rows, note)
 
@@ -132,9 +132,9 @@ class Protocol:
         rows = []
         for name in self.curves:
             found = self.gaps_of(name)
-            rows.append([name, *map(float, found.mean(0) if len(found) else np.full(len(self.random), np.nan))])
+            rows.append([name, *map(float, found.mean(0) if len(found) else np.full(found.shape[1], np.nan))])
         note = "Mean over seeds; 0 is as plastic as a fresh agent. A dash: the fresh agent is no better than random."
-        tasks = map(str, range(len(self.random)))
+        tasks = map(str, range(self.oracle.shape[1]))
         return Table(f"{self.env}: plasticity gap by task", ["method", *tasks], rows, note)
 
     def metrics_by_task(self) -> Table | None:
@@ -150,17 +150,20 @@ class Protocol:
         """Return the gap of a method in every task, (seeds, tasks), for the seeds that the fresh agent has too."""
         if self.oracle is None or self.random is None:
             return np.empty((0, 0))
-        pairs = [gaps(ours, fresh, self.random) for ours, fresh in self._pairs(name)]
-        return np.stack(pairs) if pairs else np.empty((0, len(self.random)))
+        pairs = [gaps(*arrays) for arrays in self._pairs(name)]
+        return np.stack(pairs) if pairs else np.empty((0, self.oracle.shape[1]))
 
-    def _pairs(self, name: str) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-        """Return the curves of a method and of the fresh agent, (tasks, bins) each, of the seeds that both have."""
+    def _pairs(self, name: str) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """Return the curves of a method and of the fresh agent, (tasks, bins) each, and the returns of random actions,
+        (tasks,), of the seeds that both have."""
         assert self.oracle is not None
+        assert self.random is not None
+        random = np.broadcast_to(self.random, self.oracle.shape[:2])
         if not self.seeds:
-            return list(zip(self.curves[name], self.oracle, strict=False))
-        fresh = dict(zip(self.seeds["oracle"], self.oracle, strict=True))
+            return list(zip(self.curves[name], self.oracle, random, strict=False))
+        fresh = {seed: pair for seed, *pair in zip(self.seeds["oracle"], self.oracle, random, strict=True)}
         ours = zip(self.seeds[name], self.curves[name], strict=True)
-        return [(curves, fresh[seed]) for seed, curves in ours if seed in fresh]
+        return [(curves, *fresh[seed]) for seed, curves in ours if seed in fresh]
 
     def _last(self, name: str, metric: str) -> float | None:
         values = self.metrics.get(name, {}).get(metric, np.array([]))
@@ -188,7 +191,7 @@ class Protocol:
         every = self.gaps_of(name)
         gap = [float(np.nanmean(one)) if np.isfinite(one).any() else float("nan") for one in every]
         slopes = [slope(one) for one in every]
-        transfer = [forward_transfer(ours, fresh, highest) for ours, fresh in pairs]
+        transfer = [forward_transfer(ours, fresh, highest) for ours, fresh, _ in pairs]
         return [over_seeds(np.array(gap)), over_seeds(np.array(slopes)), over_seeds(np.array(transfer)), time]
 
 

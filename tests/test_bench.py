@@ -23,7 +23,10 @@ from plasticity.commands.settings import settings
 from plasticity.commands.suites import SUITES
 from plasticity.commands.training import TrainingRun
 from plasticity.envs import is_stream
+from plasticity.reports.bench_tables import bench_tables, without_oracles
+from plasticity.reports.runs import load_runs
 from plasticity.reports.series import Series
+from plasticity.reports.tables import markdown
 from plasticity.reports.tasks import BINS, Protocol, forward_transfer, gaps, in_order, slope, task_curves
 from plasticity.storage.files import RunLock
 from plasticity.storage.record import write_record
@@ -173,6 +176,20 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
     assert float(cells[6].split()[0]) == pytest.approx(gap, abs=0.005)
     assert cells[-1] == "0.5"
     assert (tmp_path / "cgym-short" / "bench.md").read_text() in text
+    runs, left_out = without_oracles(load_runs([tmp_path])[0])
+    assert [run.folder.name for run in runs] == ["seed_1", "seed_2"]
+    assert left_out == ["left out 4 runs of agents that are fresh in a task: their numbers are in the tables of bench"]
+    tables, notes = bench_tables(runs)
+    assert (len(tables), notes) == (4, [])
+    assert markdown(tables[0]).splitlines()[4:6] == text.splitlines()[4:6]
+    assert markdown(tables[2]).splitlines()[2:] == text.split("plasticity gap by task")[1].splitlines()[2:7]
+    table = tmp_path / "cgym-short" / "cgym-short-cartpole" / "gaps.csv"
+    table.write_text(table.read_text() + "a line too short\n")
+    assert "gaps.csv is left out: no table of plasticity bench" in bench_tables(runs)[1][0]
+    assert (
+        main(["compare", str(tmp_path), "--metric", "charts/episodic_return", "--at", "auc", "--resamples", "9"]) == 0
+    )
+    assert "left out 4 runs of agents that are fresh in a task" in capsys.readouterr().out
     page = tmp_path / "page"
     assert main(["bench", "cgym", "--out", str(tmp_path), "--page", str(page)]) != 0
     assert "holds no finished run of cgym" in capsys.readouterr().err

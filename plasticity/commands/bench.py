@@ -199,9 +199,11 @@ class Bench(Fleet):
             groups.setdefault((cell.env, cell.method), []).append(seed)
         for (env, method), seeds in groups.items():
             done = sum(seed.state in ("finished", "skipped") for seed in seeds)
-            running = ", ".join(f"{seed.step:,} {seed.left()}".rstrip() for seed in seeds if seed.state == "running")
+            begun = [(seed.step, seed.left() if seed.state == "running" else seed.state) for seed in seeds
+                     if seed.state in ("running", "elsewhere", "stopped") and seed.step]  # fmt: skip
+            steps = ", ".join(f"{step:,} {more}".rstrip() for step, more in begun)
             returns = [value for seed in seeds if (value := seed.values.get(EPISODIC_RETURN)) is not None]
             latest = f"{np.mean(returns):.1f}" if returns else ""
             failed = "; ".join(dict.fromkeys(seed.error for seed in seeds if seed.state == "failed"))
-            table.add_row(env, method, f"{done} of {len(seeds)}", running, latest, failed)
+            table.add_row(env, method, f"{done} of {len(seeds)}", steps, latest, failed)
         return table

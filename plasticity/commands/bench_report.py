@@ -16,6 +16,7 @@ from plasticity.reports.tables import comma_separated, markdown
 from plasticity.reports.tasks import Protocol, disorder
 from plasticity.storage.files import file_name, write_atomically
 from plasticity.storage.record import read_record
+from plasticity.tags import EPISODIC_RETURN
 
 from .bench_cells import Cell, averaged, read_cells
 from .bench_picture import draw
@@ -38,7 +39,8 @@ class BenchReport:
             return
         print(text, end="")
         write_atomically(self.folder / "bench.md", text.encode())
-        print(f"\n{self.folder / 'bench.md'}; see also: plasticity report {self.folder}", file=sys.stderr)
+        compare = f"plasticity compare {self.folder} --metric {EPISODIC_RETURN} --at auc"
+        print(f"\n{self.folder / 'bench.md'}; see also: plasticity report {self.folder}; {compare}", file=sys.stderr)
 
     def _of(self, env: str) -> Iterable[str]:
         """Yield the parts of the page on one stream."""

@@ -37,10 +37,13 @@ class ReportConfig:
 def main(arguments: Sequence[str]) -> int:
     """Write the files and name them."""
     config = read_arguments(ReportConfig, "report", arguments)
+    from plasticity.reports.bench_tables import without_oracles
     from plasticity.reports.document import Report
     from plasticity.reports.runs import load_runs, only_finished
 
     runs, notes = load_runs(config.runs)
+    runs, left_out = without_oracles(runs)
+    notes += left_out
     if config.finished:
         runs, notes = only_finished(runs, notes)
     command = shlex.join(["plasticity", "report", *arguments])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plasticity.storage.files import file_name
 
+from .bench_tables import without_oracles
 from .findings import Findings
 from .question import Question, complete, repeated
 from .runs import RecordedRun, load_runs
@@ -61,9 +62,10 @@ def compare_runs(
     An environment in which nothing can be compared is left out and named; ValueError where nothing is left.
     """
     runs, notes = load_runs(paths)
+    runs, fresh = without_oracles(runs)
     kept, left_out = complete(_in(runs, envs), question)
     # What was left out for being unfinished is said below, with the consequence.
-    notes = [*(note for note in notes if ": not finished (" not in note), *left_out]
+    notes = [*(note for note in notes if ": not finished (" not in note), *fresh, *left_out]
     if normalise:
         return Compared({"": Findings(kept, notes, question, normalise, association, command)})
     kept, lone = repeated(kept)

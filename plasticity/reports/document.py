@@ -13,6 +13,7 @@ from plasticity.storage.record import package_version
 from plasticity.tags import RETURN_TITLES, plasticity_tags
 
 from . import overview, tables
+from .bench_tables import bench_tables
 from .figures import encoded, svg
 from .groups import Configuration, configurations, doubts
 from .pictures import Picture, Pictures
@@ -74,9 +75,11 @@ class Report:
             rows += drawing.curves
             missing += drawing.notes
         judged, unread = verdicts(runs)
-        self.notes = [*notes, *self._doubts(), *missing, *(_left_out(runs, chosen) if metrics is None else []), *unread]
+        streams, unreadable = bench_tables(runs)
+        self.notes = [*notes, *self._doubts(), *missing, *(_left_out(runs, chosen) if metrics is None else []), *unread,
+                      *unreadable]  # fmt: skip
         self.curves = Table("Curves", _CURVE_COLUMNS, rows)
-        self.results = overview.results(self.configurations, tags, chosen)
+        self.results = [*streams, *overview.results(self.configurations, tags, chosen)]
         self.details = [
             *filter(None, [judged, overview.interventions(self.configurations)]),
             *overview.settings_tables(self.configurations),

@@ -55,6 +55,8 @@ class RecordedRun:
         if not self.record:
             return {"run": str(self.folder)}
         config = dict(self.record["config"])
+        if config.get("task_seed") == config.get("seed") and "task_seed" in config:  # as by default
+            config["task_seed"] = None
         agent, methods = _mapping(config.pop("agent", None)), _mapping(config.pop("interventions", None))
         flat = {"agent": self.record["agent"], "interventions": sorted(methods), **config, **agent}
         flat |= {f"{method}.{key}": value for method, own in methods.items() for key, value in _mapping(own).items()}

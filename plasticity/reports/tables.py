@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import io
@@ -123,6 +124,29 @@ def comma_separated(table: Table) -> str:
     for row in table.rows:
         writer.writerow([value for c, w in zip(row, wide, strict=True) for value in spread(c, w)])
     return out.getvalue()
+
+
+def read_comma_separated(text: str, title: str, note: str = "") -> Table:
+    """Return the table of :func:`comma_separated`; ValueError for rows of another length than the first one."""
+    heads, *lines = [row for row in csv.reader(io.StringIO(text)) if row]
+    if any(len(line) != len(heads) for line in lines):
+        raise ValueError(f"rows are not all of {len(heads)} cells")
+    wide = [i for i, head in enumerate(heads[:-2]) if heads[i + 1 : i + 3] == [f"{head} low", f"{head} high"]]
+    shown = [i for i in range(len(heads)) if not {i - 1, i - 2} & {*wide}]
+
+    def value(line: Sequence[str], place: int) -> Any:
+        first, *limits = map(_read, line[place : place + (3 if place in wide else 1)])
+        return Interval(first, *limits) if limits and "" not in limits else first
+
+    return Table(title, [heads[i] for i in shown], [[value(line, i) for i in shown] for line in lines], note)
+
+
+def _read(text: str) -> Any:
+    """Return a cell as a whole number, a number, or text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _latex_cell(value: Any) -> str:

@@ -30,6 +30,12 @@ from .tables import Table
 
 BINS = 40
 """Parts of a task in which episodes are averaged, where a suite has no steps of its own for that."""
+AREA_NOTE = (
+    "Mean training return over all steps of all tasks, with the 95 % bootstrap interval over seeds. gap: to an agent "
+    "that is fresh in every task, 0 is as plastic, 1 learns nothing. time: of a step, in steps without a method, in "
+    "the fastest tenth of a run. Metrics are those of the last measurement."
+)
+GAP_NOTE = "Mean over seeds; 0 is as plastic as a fresh agent. A dash: the fresh agent is no better than random."
 
 
 def task_curves(series: Series, num_tasks: int, task_steps: int, bins: int = BINS) -> NDArray[Any]:
@@ -112,12 +118,7 @@ class Protocol:
         ]
         rows.sort(key=lambda row: -float(row[2].value if isinstance(row[2], Interval) else row[2]))
         columns += ["forward transfer", "time", *measured]
-        note = (
-            "Mean training return over all steps of all tasks, with the 95 % bootstrap interval over seeds. gap: to an "
-            "agent that is fresh in every task, 0 is as plastic, 1 learns nothing. time: of a step, in steps without a "
-            "method, in the fastest tenth of a run. Metrics are those of the last measurement."
-        )
-        return Table(self.env, columns, rows, note)
+        return Table(self.env, columns, rows, AREA_NOTE)
 
     def per_task(self) -> Table:
         """Return the mean return in every task."""
@@ -133,9 +134,8 @@ class Protocol:
         for name in self.curves:
             found = self.gaps_of(name)
             rows.append([name, *map(float, found.mean(0) if len(found) else np.full(found.shape[1], np.nan))])
-        note = "Mean over seeds; 0 is as plastic as a fresh agent. A dash: the fresh agent is no better than random."
         tasks = map(str, range(self.oracle.shape[1]))
-        return Table(f"{self.env}: plasticity gap by task", ["method", *tasks], rows, note)
+        return Table(f"{self.env}: plasticity gap by task", ["method", *tasks], rows, GAP_NOTE)
 
     def metrics_by_task(self) -> Table | None:
         """Return the last value of every metric in every task; None where nothing was measured."""

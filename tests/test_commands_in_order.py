@@ -20,7 +20,7 @@ NOT_RUN = {
     "--import": "modules of the reader's own: test_imports.py, test_extending.py",
     "dashboard runs": "waits for a browser: test_dashboard.py",
     "bench ": "hours: test_bench.py",
-    "diagnose runs/bench/": "of a run of bench",
+    "runs/bench/": "of runs of bench: test_bench.py",
     "--log wandb mlflow": "other packages: test_third_party_writers.py",
 }
 """Part of a command -> why it is not run here, or where it is."""

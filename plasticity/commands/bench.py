@@ -29,7 +29,7 @@ from .settings import settings
 from .suites import SUITES, Suite
 from .training import TrainingRun
 
-OWN = ("agent", "config", "dry-run", "env", "first-task", "help", "jobs", "like", "name", "num-tasks", "out", "resume",
+SAID_HERE = ("agent", "config", "dry-run", "env", "first-task", "help", "jobs", "like", "name", "num-tasks", "out", "resume",
        "retries", "seed", "seeds", "steps", "task-seed", "task-steps")  # fmt: skip
 """Options of ``plasticity train`` that the bench gives to every run."""
 
@@ -164,7 +164,7 @@ class Bench(Fleet):
         own = "" if self.config.agent else self.suite.arguments
         given = [*self.more, *method_arguments(cell.method)]
         flags = [word.partition("=")[0] for word in given if word.startswith("--")]
-        if taken := [flag for flag in flags if flag.removeprefix("--").replace("_", "-") in OWN]:
+        if taken := [flag for flag in flags if flag.removeprefix("--").replace("_", "-") in SAID_HERE]:
             raise ValueError(f"{', '.join(taken)}: the bench says this for every run; see plasticity bench --help")
         return [*common, *own.split(), *given]
 

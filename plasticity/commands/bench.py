@@ -29,8 +29,10 @@ from .settings import settings
 from .suites import SUITES, Suite
 from .training import TrainingRun
 
-SAID_HERE = ("agent", "config", "dry-run", "env", "first-task", "help", "jobs", "like", "name", "num-tasks", "out", "resume",
-       "retries", "seed", "seeds", "steps", "task-seed", "task-steps")  # fmt: skip
+SAID_HERE = (
+    "agent", "config", "dry-run", "env", "first-task", "help", "jobs", "like", "name", "num-tasks", "out", "resume",
+    "retries", "seed", "seeds", "steps", "task-seed", "task-steps",
+)  # fmt: skip
 """Options of ``plasticity train`` that the bench gives to every run."""
 
 

@@ -28,7 +28,8 @@ class FeatureNormPenalty(FeaturePenalty):
     Adds coef * mean over samples ||h||^2 to the loss, h the input of the output layers.
 
     Defaults: coef 1e-3 is ours; nothing is published. ``reduce="mean"`` divides by the number of features, so that one
-    coefficient serves several widths.
+    coefficient serves several widths. Compared with Felix-Zhenghao/rigorous-plasticity, a testbed by others, ten steps
+    of Adam for both: the weights are the same to the bit.
     """
 
     NAME: ClassVar[str] = "feature_norm"

@@ -28,7 +28,8 @@ class Horizon(Scheduled):
     From the start, and anew at each application, over ``steps`` updates: the rewards summed before bootstrapping fall
     from ``n_first`` to ``n_last`` and the discount rises from ``gamma_first`` to ``gamma_last``, both geometrically: n
     is rounded, and of the discount it is 1 - gamma that falls. Long returns and a short horizon let a network that was
-    reset catch up; short returns and a long horizon are better in the end.
+    reset catch up; short returns and a long horizon are better in the end. Compared with the schedules of the released
+    code (its formula in numpy), at all 10,001 updates: n is the same, the discount agrees to 1e-16.
 
     ``bbf``: at the resets of ``--shrink-perturb.preset bbf``, whose companion it is; 10 to 3 and 0.97 to 0.997 over
     10 000 updates. Of an agent with n-step returns (DQN with ``--n-step 10``), whose memory sums up to so many rewards.

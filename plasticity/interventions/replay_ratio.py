@@ -42,9 +42,10 @@ class AdaptiveReplayRatio(Intervention):
     more.
 
     ``paper``: 0.5, then 2, at a change below 1e-3; a check every 12 500 updates, which are the 50 episodes of the
-    released code. That code, which was read, takes the mean of FAU over all updates of the last of them and of both
-    critics; here it is one critic's on ``batches`` batches of past transitions. From draw to draw FAU differs by 1.2e-3
-    on one batch of 256, by 2e-4 on 64 (means over 59 pairs, two new layers of 256).
+    released code. That code, which was read and not run (it is made for hydra and dm_control), takes the mean of FAU
+    over all updates of the last of them and of both critics; here it is one critic's on ``batches`` batches of past
+    transitions. From draw to draw FAU differs by 1.2e-3 on one batch of 256, by 2e-4 on 64 (means over 59 pairs, two
+    new layers of 256).
     """
 
     NAME: ClassVar[str] = "replay_ratio"

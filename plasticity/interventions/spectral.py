@@ -44,8 +44,9 @@ class SpectralRegularization(WeightPenalty):
     a resumed run goes on to the same bits.
 
     Defaults: power 2, coef 1e-4, one iteration (paper; rigorous-plasticity). Differences: there, u and v move when the
-    penalty is computed, which is the same sequence. A convolution counts as a matrix (channels, all of its inputs).
-    Source: Lewandowski et al. 2024, arXiv 2406.06811, section 4.
+    penalty is computed, which is the same sequence: ten steps of Adam from the same vectors are equal to the bit. A
+    convolution counts as a matrix (channels, all of its inputs). Source: Lewandowski et al. 2024, arXiv 2406.06811,
+    section 4.
     """
 
     NAME: ClassVar[str] = "spectral"

@@ -65,7 +65,8 @@ class SpectralNormalization(EveryStep):
     own. The vectors take one step of the power method after every step of the optimizer.
 
     Defaults: the last layer but one (the paper's best choice), of networks called critic or q. Such a layer cannot be
-    edited neuron by neuron: ReDo and its kin leave it alone and say so. Source: Gogianu et al. 2021, arXiv 2105.05246.
+    edited neuron by neuron: ReDo and its kin leave it alone and say so. Tests compare it with PyTorch's own
+    ``spectral_norm``; code of the authors is not known here. Source: Gogianu et al. 2021, arXiv 2105.05246.
     """
 
     NAME: ClassVar[str] = "spectral_normalization"

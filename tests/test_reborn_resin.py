@@ -160,68 +160,6 @@ def test_resin_resets_what_neither_fires_nor_learns() -> None:
     assert writer.named("resin")[0]["neurons"] == {"0": [1]}
 
 
-def silent_of(h: torch.Tensor, z: torch.Tensor, threshold: float) -> list[int]:
-    """Return the neurons of which neither |h| nor |dL/dz| is above the threshold, over the layer's means, by loops."""
-    assert z.grad is not None
-    fires = [sum(abs(row[i]) for row in h.tolist()) for i in range(h.shape[1])]
-    learns = [sum(abs(row[i]) for row in z.grad.tolist()) for i in range(h.shape[1])]
-    scores = [
-        max(a * len(fires) / sum(fires), g * len(fires) / sum(learns)) for a, g in zip(fires, learns, strict=True)
-    ]
-    return [i for i, score in enumerate(scores) if score <= threshold]
-
-
-def recycle_by_hand(
-    net: nn.Sequential, optimizer: optim.Adam, drawn: nn.Sequential, silent: dict[int, list[int]]
-) -> None:
-    """Give neurons the rows that were drawn, nothing going out, and no moments of either."""
-    touched = []
-    for layer, neurons in silent.items():
-        for i in neurons:
-            net[layer].weight[i], net[layer].bias[i] = drawn[layer].weight[i], drawn[layer].bias[i]
-            touched += [(net[layer].weight, (i, slice(None))), (net[layer].bias, i)]
-    for layer, neurons in silent.items():
-        net[layer + 2].weight[:, neurons] = 0
-        touched += [(net[layer + 2].weight, (slice(None), i)) for i in neurons]
-    for parameter, place in touched:
-        for key in ("exp_avg", "exp_avg_sq"):
-            optimizer.state[parameter][key][place] = 0
-
-
-@pytest.mark.on_real_devices
-def test_resin_over_several_events_against_a_naive_twin() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double()
-    twin = copy.deepcopy(net)
-    optimizer, other = (optim.Adam(one.parameters(), 0.05) for one in (net, twin))
-    ctx, writer = plain_loop(net, optimizer)
-    SilentReset(every=2, threshold=0.5).on_train_start(ctx)
-    expected = []
-    for step in range(1, 13):
-        x = models.normal(16, 3, seed=step).double()
-        optimizer.zero_grad(), other.zero_grad()
-        (net(x) - 1).square().mean().backward()
-        signals, h = {}, x
-        for layer in (0, 2):
-            z = twin[layer](h)
-            z.retain_grad()
-            h = z.relu()
-            signals[layer] = (h, z)
-        (twin[4](h) - 1).square().mean().backward()
-        optimizer.step(), other.step()
-        if step % 2 == 0:
-            silent = {layer: silent_of(h, z, 0.5) for layer, (h, z) in signals.items()}
-            with torch.no_grad():
-                recycle_by_hand(twin, other, net, silent)
-            expected.append({str(layer): neurons for layer, neurons in silent.items() if neurons})
-        for p, q in zip(net.parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(p, q)
-            for key in ("exp_avg", "exp_avg_sq", "step"):
-                torch.testing.assert_close(optimizer.state[p][key], other.state[q][key])
-    assert [event["neurons"] for event in writer.named("resin")] == [found for found in expected if found]
-    assert sum(map(bool, expected)) >= 3
-
-
 @pytest.mark.parametrize("settings", [{"active": 0.01}, {"shared": 0}])
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="ReBorn needs"):

@@ -372,6 +372,10 @@ class NeuroplasticExpansion(Watches):
             rows[layer.name] = {"density": masks.density(layer.weight), **counts}
         return rows
 
+    def _thins(self) -> bool:
+        """Return whether networks become sparser; where they grow, a layer that is denser than it may end stays so."""
+        return (self.final_density or 0.0) < (self.initial_density or 0.0)
+
     def _full_at(self, network: str) -> int | None:
         """Return the step at which the network stopped growing; None while it grows."""
         return 0 if self.final_density == self.initial_density else self._full.get(network)
@@ -389,7 +393,7 @@ class NeuroplasticExpansion(Watches):
         if self.grow == "gradient" and (gradient is None or not bool(gradient.isfinite().all())):
             return mask  # what to grow is not known; a schedule is caught up with at the next event
         live, smallest = int(mask.sum()), -layer.weight.detach().abs()
-        if layer.final < layer.initial:
+        if layer.final < layer.initial and self._thins():
             share = pruned_share(step, self.begin or 0, self.end)
             wanted = round((layer.initial + (layer.final - layer.initial) * share) * mask.numel())
             return mask & ~top(smallest, mask, max(0, live - wanted))

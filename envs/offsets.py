@@ -4,7 +4,8 @@
 
 The streams of Muppidi et al. 2024 (TRAC) and Tang et al. 2025 (C-CHAIN, arXiv 2506.00592, released code
 `crl_gym_classic_control`): 10 tasks of 200 iterations of 800 steps. An episode is cut after 400 steps, and at the end
-of an iteration, where the agents of these papers learn. "cgym-short/..." has 40 iterations a task.
+of an iteration, where the agents of these papers learn. "cgym-short/..." has 40 iterations a task. The papers have
+LunarLander-v2 of gym; here it is Gymnasium's v3, with the same physics and the limits of its observations corrected.
 """
 
 from __future__ import annotations

@@ -94,6 +94,7 @@ def test_what_does_not_exist_is_refused_before_anything_is_trained(
         (["cgim"], "did you mean cgym"),
         (["cgym", "--envs", "cgym/pong"], "has no cgym/pong"),
         (["cgym", "--methods", "none,redoo"], "redoo"),
+        (["cgym", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["cgym", "--methods", "none,seed=3"], "--seed: the bench says this for every run"),
         (["cgym", "--methods", "none", "--", "--steps=100"], "--steps: the bench says this for every run"),
         (["cgym", "--methods", "none", "--envs", "cgym/cartpole", "--agent", "sac"], "sac"),

@@ -7,18 +7,26 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from resumed import Rows, as_read
 from test_streams import flat
 
+from plasticity.agents import find_agent
+from plasticity.agents.records import Episodes
+from plasticity.agents.train import context, train
 from plasticity.cli import main
+from plasticity.commands.normaliser import NormaliserReset
 from plasticity.commands.run import load_state
+from plasticity.commands.saving import Randomness, restore, snapshot
 from plasticity.envs import ENVS, TaskPlan, make_env
 from plasticity.envs.layers import same
+from plasticity.storage.randomness import seed_globally
 
 LIGHT = ["cgym/cartpole", "permute/CartPole-v1", "bitflip", "permuted-digits"]
 EVERY = [name for family in ENVS.values() if family.stream is not None for name in family.ids()]
@@ -57,6 +65,55 @@ def test_a_stopped_run_of_every_stream_goes_on_to_the_bit(tmp_path: Path, name: 
     assert all(same(value, part[key]) for key, value in whole.items())
     whole_returns, part_returns = (returns_of(tmp_path / one) for one in ("whole", "part"))
     assert whole_returns == part_returns != []
+
+
+REPLAY: dict[str, Any] = {"learning_starts": 20, "batch_size": 8, "buffer_size": 64}
+SMALL: dict[str, dict[str, Any]] = {
+    "ppo": {"num_steps": 16, "num_minibatches": 2, "num_epochs": 2},
+    "supervised": {"batch_size": 8},
+    "dqn": REPLAY, "sac": REPLAY, "td3": REPLAY,
+}  # fmt: skip
+
+
+def play(name: str, agent: str, stop: int, saved: Any = None) -> tuple[Any, list[Any]]:
+    """Return the state of a tiny run at a step, as a checkpoint gives it back, and the rows that were logged."""
+    short = None if name in EXAMPLES else 25
+    env = make_env(name, seed=3, tasks=TaskPlan(9, steps=40, num=3), max_episode_steps=short)
+    (kind, config), images = find_agent(agent), len(env.observation_space.shape or ()) == 3
+    own = {**SMALL[agent], "hidden": (8,), "network": "minatar_cnn" if images else "mlp"}
+    if agent == "ppo" and not images:
+        own |= {"normalize_observations": True, "normalize_rewards": True}
+    made = kind(env.observation_space, env.action_space, config(**own), seed=1, compile="off")
+    ctx = context(made, writer=(writer := Rows()))
+    callbacks = {"normaliser": NormaliserReset(made), "episodes": Episodes(), "random": Randomness()}
+    begin: dict[str, Any] = {}
+    if saved is None:
+        seed_globally(1)
+    else:
+        ctx.step, ctx.latest, ctx.logged = saved["step"], saved["latest"], saved["logged"]
+        ctx.task, ctx.num_tasks = saved["task"], saved["num_tasks"]
+        begin["saved"] = [saved["callbacks"][callback] for callback in callbacks]
+        begin["load"] = partial(restore, saved, made, env)
+    train(env, made, stop, [*callbacks.values()], ctx, **begin)
+    state = as_read(snapshot(ctx, made, env, callbacks))
+    env.close()
+    return state, writer.rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_every_agent_goes_on_to_the_bit_in_mid_task(name: str) -> None:
+    needs(name)
+    env = make_env(name)
+    agents = ["ppo", "dqn"] if hasattr(env.action_space, "n") else ["ppo", "sac", "td3"]
+    env.close()
+    for agent in [*agents, *(["supervised"] if name in EXAMPLES else [])]:
+        whole, rows = play(name, agent, 100)
+        saved, first = play(name, agent, 65)  # in the second task
+        part, second = play(name, agent, 100, saved)
+        assert [*first, *second] == rows, agent
+        assert flat(whole).keys() == flat(part).keys()
+        assert all(same(value, flat(part)[key]) for key, value in flat(whole).items()), agent
 
 
 def returns_of(run: Path) -> list[float]:

@@ -110,6 +110,8 @@ class Bench(Fleet):
         self.agent = config.agent or suite.agent
         self.envs, self.methods = config.envs or suite.envs, split_methods(config.methods)
         self.folder = config.out / config.suite
+        if config.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {config.seeds}")
         if unknown := set(self.envs) - set(suite.envs):
             raise ValueError(f"{config.suite} has no {', '.join(unknown)}; it has {', '.join(suite.envs)}")
         self.plans = {env: self.given.filled(find_family(env).tasks) for env in self.envs}

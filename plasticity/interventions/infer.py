@@ -164,6 +164,6 @@ class InFeR(FeaturePenalty):
             self.first[name].load_state_dict(saved)
 
     def on_train_end(self, ctx: Context) -> None:
-        """Take hooks and terms off; the heads stay with their optimizer."""
+        """Take hooks and terms off; the heads stay with their optimizer, which leaves them as they are."""
         super().on_train_end(ctx)
         self.first.clear()

@@ -65,7 +65,7 @@ def options(cls: type, prefix: str = "--") -> list[Option]:
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             found += options(kind, f"{flag}.")
         else:
-            text = " ".join(documented.get(field.name, "").split())
+            text = " ".join(documented.get(field.name, "").replace("``", "").split())
             found.append(Option(flag, type_text(kind), _default_text(cls, field), text))
     return found
 

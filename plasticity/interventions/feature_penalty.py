@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -116,9 +116,13 @@ class FeaturePenalty(KnowsDepths, EveryStep):
 
 
 @contextmanager
-def captured(network: nn.Module, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+def captured(
+    network: nn.Module, inputs: Collection[str] = (), outputs: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Within, note what modules of a network, by name, are given first, or return, in its next pass."""
     modules, found, handles = named_modules(unwrap(network)), dict[str, Any](), []
+    if parts := [name for name in (*inputs, *outputs) if name not in modules]:
+        raise ValueError(f"features of {', '.join(parts)} cannot be penalised: these are parts of a parameter")
     for name in inputs:
         handles.append(modules[name].register_forward_pre_hook(lambda _, args, n=name: found.update({n: args[0]})))
     for name in outputs:

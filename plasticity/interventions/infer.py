@@ -118,8 +118,8 @@ class InFeR(FeaturePenalty):
                 self.add(ctx, name)
 
     def _make(self, ctx: Context, name: str, width: int) -> None:
-        device = next(ctx.networks[name].parameters()).device
-        made = nn.Linear(width, self.heads, device=device)
+        like = next(ctx.networks[name].parameters())
+        made = nn.Linear(width, self.heads, device=like.device, dtype=like.dtype)
         with torch.no_grad():
             for parameter in made.parameters():
                 drawn = torch.rand(parameter.shape, generator=self.generator, device="cpu")

@@ -49,7 +49,8 @@ class LayerDepths:
     def outputs(self) -> list[str]:
         """The output layers; of those beside frozen ones, those that are trained."""
         found, modules = self._of_depth(1), named_modules(self._network)
-        return [n for n in found if any(p.requires_grad for p in modules[n].parameters())] or found
+        # A slice of a parameter is a layer, too, and no module.
+        return [n for n in found if n not in modules or any(p.requires_grad for p in modules[n].parameters())] or found
 
     @property
     def last_hidden(self) -> list[str]:

@@ -325,8 +325,8 @@ class NeuroplasticExpansion(Watches):
             gone = [layer for layer in self._layers[name] if id(layer.weight) not in held]
             if gone:
                 self._layers[name] = [layer for layer in self._layers[name] if layer not in gone]
-                masks.remove()
-                self._mask(name, {layer.weight: masks[layer.weight] for layer in self._layers[name]})
+                masks.release(layer.weight for layer in gone)
+                masks.apply_()
                 reason = "no optimizer trains them any more"
                 self._ctx.event("ne_released", {"network": name, "layers": [g.name for g in gone], "reason": reason})
             else:
@@ -337,7 +337,7 @@ class NeuroplasticExpansion(Watches):
     def _event(self, network: str, reading: Reading, step: int) -> None:
         """Prune and grow every layer of one network."""
         self._active[network] = reading.values["active"]["all"]
-        dense, self._dense[network] = self._dense[network], {}
+        dense = self._gradients(network)
         if not self._layers.get(network):
             return
         full_at = self._full_at(network)
@@ -355,6 +355,17 @@ class NeuroplasticExpansion(Watches):
         if grown or pruned:
             details = {"network": network, "gradient_step": step, "density": density, "layers": rows}
             self.report(self._ctx, {**details, "function_change": moved}, grown=grown, pruned=pruned, applications=1)
+
+    def _gradients(self, network: str) -> dict[Tensor, Tensor]:
+        """Return the dense gradients of this step, which an optimizer that steps later still has before it."""
+        seen, self._dense[network] = self._dense[network], {}
+        own = set(map(id, all_parameters(self._ctx.optimizer_of(network))))
+        for weight in (layer.weight for layer in self._layers.get(network, ()) if id(layer.weight) not in own):
+            now, before = weight.grad, seen.get(weight)
+            absent = ~self._masks[network][weight].to(weight.device)
+            if now is not None and (before is None or not torch.equal(before.masked_fill(absent, 0), now)):
+                seen[weight] = now.detach().clone()
+        return seen
 
     def _rewire(
         self, network: str, dense: dict[Tensor, Tensor], reading: Reading, step: int, full_at: int | None

@@ -6,7 +6,7 @@ Code: wechu/parseval_reg.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ from plasticity.structure.layers import weight_rows
 
 from .every_step import layers_of
 from .layer_depths import KnowsDepths
-from .weight_penalty import WeightPenalty, total
+from .weight_penalty import WeightPenalty, total, trained
 
 
 def parseval(rows: Tensor, scale: float, normalise: bool = False, groups: int = 1) -> Tensor:
@@ -88,13 +88,23 @@ class Parseval(WeightPenalty, KnowsDepths):
 
     def penalty(self, name: str, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the sum over the hidden layers."""
-        values = []
+        values = [
+            parseval(rows, self.scale, self.normalise, self.groups) * ((64 / len(rows)) ** 2 if self.per_width else 1.0)
+            for rows in self._hidden(name, parameters)
+        ]
+        return total(values, parameters)
+
+    def idle(self) -> str:
+        """Return that no layer is penalised, where that is so."""
+        found = [self.ready(n) and not any(True for _ in self._hidden(n, trained(m))) for n, m in self.chosen.items()]
+        return "no hidden layer has as many inputs as neurons, or more" if found and all(found) else ""
+
+    def _hidden(self, name: str, parameters: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield the weights, (neurons, inputs), of the hidden layers whose rows can be orthogonal."""
         for layer, module in layers_of(self.chosen[name]).items():
             weight = parameters.get(f"{layer}.weight".removeprefix("."))
             if weight is None or layer in self.depths[name].outputs:
                 continue
             rows = weight_rows(module, weight)
             if rows.shape[0] <= rows.shape[1]:
-                factor = (64 / rows.shape[0]) ** 2 if self.per_width else 1.0
-                values.append(factor * parseval(rows, self.scale, self.normalise, self.groups))
-        return total(values, parameters)
+                yield rows

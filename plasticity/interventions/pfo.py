@@ -82,6 +82,8 @@ class ProximalFeatures(FeaturePenalty):
     def penalty(self, name: str, networks: Mapping[str, nn.Module], batch: Any, *drawn: Any) -> Tensor:
         """Return the penalty on the update's own batch."""
         layers = self.depths[name].last_hidden if self.layers == "last" else self.depths[name].hidden
+        if not layers:
+            raise ValueError(f"ProximalFeatures finds no hidden layer in {name}: choose networks that have one")
         found = []
         for network in (networks[name], networks[f"{self.NAME}_old_{name}"]):
             with captured(network, outputs=layers) as outputs:

@@ -68,7 +68,9 @@ class WeightPenalty(EveryStep):
     def _add_gradient(self, name: str, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         own = self._own(name, optimizer)
         value = self.coef * self.penalty(name, trained(self.chosen[name]))
-        found = torch.autograd.grad(value, own, allow_unused=True) if own else ()
+        if not own or not value.requires_grad:  # nothing of it is trained here
+            return
+        found = torch.autograd.grad(value, own, allow_unused=True)
         for parameter, gradient in zip(own, found, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -89,6 +89,13 @@ class Masks:
             handle.remove()
         self._handles = []
 
+    def release(self, parameters: Iterable[Tensor]) -> None:
+        """Let go of some parameters: nothing masks them any more. The hooks stay, so it may be called within one."""
+        gone = {id(parameter) for parameter in parameters}
+        self._masks = {p: mask for p, mask in self._masks.items() if id(p) not in gone}
+        self._followers = {p: tensors for p, tensors in self._followers.items() if id(p) not in gone}
+        self._optimizers = {o: [p for p in held if id(p) not in gone] for o, held in self._optimizers.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the masks in the order in which they were given."""
         return {"masks": [mask.clone() for mask in self._masks.values()]}

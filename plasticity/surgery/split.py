@@ -68,7 +68,7 @@ def split_(
         own = (columns == neuron).nonzero().flatten()
         whole = view[0, :, own.to(view.device)]  # (outputs, columns, *kernel)
         size = (len(into) + 1, len(whole))
-        parts = torch.full(size, 1 / size[0], device=view.device) if shares is None else shares(size[1]).to(view)
+        parts = view.new_full(size, 1 / size[0]) if shares is None else shares(size[1]).to(view)
         *copied_parts, kept = parts.view(*size, *[1] * (whole.dim() - 1)) * whole
         for k, scale, part in zip(into, scales.tolist(), copied_parts, strict=True):
             view[0, :, (columns == k).nonzero().flatten().to(view.device)] = part / scale

@@ -121,7 +121,7 @@ class NumpyPlan:
         self.slots = [slots for m in network.modules() for slots in (m._modules, m._parameters)]
         self.parts = [*chain.from_iterable(map(dict.values, self.slots))]
         self.tensors = [part for part in self.parts if isinstance(part, Tensor)]
-        self.memory = self._memory()
+        self.places = native.places_of(self.tensors)
         self.hooks: list[Mapping[int, Any]] = [
             torch_module._global_forward_pre_hooks,
             torch_module._global_forward_hooks,
@@ -174,14 +174,9 @@ class NumpyPlan:
         return (
             network is self.network
             and native.values_are(self.slots, self.parts)
-            and self._memory() == self.memory
+            and native.places_of(self.tensors) == self.places
             and self._is_patched() is self.patched
         )
-
-    def _memory(self) -> list[Any]:
-        """Return where the parameters are, and how they lie there."""
-        tensors = self.tensors
-        return [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(Tensor.numel, tensors)]
 
     def _is_patched(self) -> bool:
         """Return whether a module has a `forward` of its own."""

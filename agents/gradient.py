@@ -203,25 +203,25 @@ class GradientStep:
     def _take_snapshot(self, layout: Layout) -> Snapshot:
         """Return the objects on which it depends which graph is the right one, apart from the inputs."""
         optimizer = self.optimizers[self.name]
-        dicts, groups, flat, read = [], optimizer.param_groups, layout.flat, reader_of(self.loss)
-        if adam.is_plain(optimizer):
-            dicts = [vars(optimizer), optimizer.state, *optimizer.state.values(), *adam.hooks_before(optimizer)]
+        groups, flat, read = optimizer.param_groups, layout.flat, reader_of(self.loss)
+        of_groups = [group["params"] for group in groups]
+        parts, parameters = [groups, *of_groups], [*chain.from_iterable(of_groups)]
         settings = [name for name in groups[0] if name != "lr"]
+        if adam.is_plain(optimizer):
+            parts += [vars(optimizer), optimizer.state, *optimizer.state.values(), *adam.hooks_before(optimizer)]
 
         def more() -> Iterator[Any]:
-            parameters = [*chain.from_iterable([group["params"] for group in groups])]
             return chain(
                 (self._loss, getattr(self.loss, "__func__", None), self.max_norm, self.compile, self.precision),
                 (self.optimizers[self.name], layout is self._layout, flat.holds(), flat.is_even()),
                 chain.from_iterable([mapping.values() for mapping in self.networks]),
                 read(),
-                groups,
                 map(groups[0].get, settings),
-                parameters,
+                [group["params"] for group in groups],
                 map(IS_TRAINED, parameters),
             )
 
-        return Snapshot(layout, dicts, more)
+        return Snapshot(layout, parts, more)
 
     def _look(self, terms: Mapping[str, LossTerm]) -> Layout:
         """Return the present layout; graphs of another one are forgotten."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .flat import Flat
-from .native import values_are
+from .native import values_are, values_of
 
 
 class Ride(Protocol):
@@ -116,21 +116,21 @@ class Snapshot:
     """The objects that a step was prepared for, to find out by one comparison whether all are in place.
 
     These are the attributes of modules, parameters, buffers, modes and hooks among them, hooks of what is trained, the
-    values of `dicts`, and what `more()` returns.
+    values of dicts and the items of lists in `parts`, and what `more()` returns.
     """
 
-    def __init__(self, layout: Layout, dicts: Sequence[Mapping], more: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, layout: Layout, parts: Sequence[Any], more: Callable[[], Iterable[Any]]) -> None:
         self._trained, self._more = layout.trained, more
-        self._dicts = [*layout.modules, *layout.slots, *layout.hooks, *dicts]
-        self._values = [*chain.from_iterable(map(dict.values, self._dicts + self._of_weights()))]
-        self._others = [*more()]
+        self._parts = [*layout.modules, *layout.slots, *layout.hooks, *parts]
+        self._values = values_of(self._parts + self._now())
 
     def holds(self) -> bool:
         """Return whether nothing was replaced, added or taken away."""
-        if not values_are(self._dicts + self._of_weights(), self._values):
-            return False
-        present = [*self._more()]
-        return len(present) == len(self._others) and all(map(is_, present, self._others))
+        return values_are(self._parts + self._now(), self._values)
+
+    def _now(self) -> list[Any]:
+        """Return what has to be looked up anew every time."""
+        return [*self._of_weights(), [*self._more()]]
 
     def _of_weights(self) -> list[Any]:
         """Return the dicts of the hooks of what is trained, where there are any."""

@@ -12,19 +12,19 @@ from operator import is_
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 SOURCE = r"""
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
 #include <Python.h>
 #include <numpy/arrayobject.h>
+#include <ATen/dlpack.h>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
-static void* (*data_of)(PyObject*);  // of a tensor
+static DLPackDLTensorFromPyObjectNoSync look_at;  // at a tensor; null where torch has no such function
 
 // The memory of an argument: an array of `itemsize` in one piece; else there is none.
 struct Memory {
@@ -43,18 +43,43 @@ struct Memory {
 
 static PyObject* answer(bool yes) { return PyBool_FromLong(yes); }
 
-// same(dicts, objects): whether these are the values of the dicts, one after another.
+// same(parts, objects): whether these are the values of dicts, and the items of lists, one after another.
 static PyObject* same(PyObject*, PyObject* const* args, Py_ssize_t) {
-    PyObject *dicts = args[0], *objects = args[1], *value;
+    PyObject *parts = args[0], *objects = args[1], *value;
     const Py_ssize_t count = PyList_GET_SIZE(objects);
     PyObject** expected = PySequence_Fast_ITEMS(objects);
     Py_ssize_t seen = 0;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dicts); ++i) {
+    auto differs = [&](PyObject* value) { return seen == count || expected[seen++] != value; };
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parts); ++i) {
+        PyObject* part = PyList_GET_ITEM(parts, i);
         Py_ssize_t at = 0;
-        while (PyDict_Next(PyList_GET_ITEM(dicts, i), &at, nullptr, &value))
-            if (seen == count || expected[seen++] != value) return answer(false);
+        if (PyList_Check(part)) {
+            for (; at < PyList_GET_SIZE(part); ++at)
+                if (differs(PyList_GET_ITEM(part, at))) return answer(false);
+        } else {
+            while (PyDict_Next(part, &at, nullptr, &value))
+                if (differs(value)) return answer(false);
+        }
     }
     return answer(seen == count);
+}
+
+// places(tensors): address, shape and strides of each, as bytes; None where a tensor does not tell.
+static PyObject* places(PyObject*, PyObject* const* args, Py_ssize_t) {
+    static thread_local std::vector<int64_t> found;
+    found.clear();
+    for (Py_ssize_t i = 0; look_at && i < PyList_GET_SIZE(args[0]); ++i) {
+        DLTensor tensor;
+        if (look_at(PyList_GET_ITEM(args[0], i), &tensor)) {
+            PyErr_Clear();
+            Py_RETURN_NONE;
+        }
+        found.push_back(reinterpret_cast<int64_t>(tensor.data) + tensor.byte_offset);
+        found.insert(found.end(), tensor.shape, tensor.shape + tensor.ndim);
+        found.insert(found.end(), tensor.strides, tensor.strides + tensor.ndim);
+    }
+    if (!look_at) Py_RETURN_NONE;
+    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(found.data()), found.size() * sizeof(int64_t));
 }
 
 // store(targets, values, time): targets[name][time] = values[name] for all arrays, where types and shapes fit for each.
@@ -73,8 +98,9 @@ static PyObject* store(PyObject*, PyObject* const* args, Py_ssize_t) {
                 continue;
             }
             const int dims = PyArray_NDIM(from);
-            if (PyArray_TYPE(to) != PyArray_TYPE(from) || PyArray_NDIM(to) != dims + 1 || time >= PyArray_DIM(to, 0)
-                || !PyArray_IS_C_CONTIGUOUS(to) || !PyArray_IS_C_CONTIGUOUS(from)) return answer(false);
+            if (PyArray_TYPE(to) != PyArray_TYPE(from) || PyTypeNum_ISOBJECT(PyArray_TYPE(to))
+                || PyArray_NDIM(to) != dims + 1 || time < 0 || time >= PyArray_DIM(to, 0)
+                || !PyArray_ISCARRAY(to) || !PyArray_ISCARRAY_RO(from)) return answer(false);
             for (int i = 0; i < dims; ++i)
                 if (PyArray_DIM(to, i + 1) != PyArray_DIM(from, i)) return answer(false);
         }
@@ -222,6 +248,7 @@ static PyMethodDef methods[] = {
     {"sample", reinterpret_cast<PyCFunction>(sample), METH_FASTCALL, ""},
     {"store", reinterpret_cast<PyCFunction>(store), METH_FASTCALL, ""},
     {"same", reinterpret_cast<PyCFunction>(same), METH_FASTCALL, ""},
+    {"places", reinterpret_cast<PyCFunction>(places), METH_FASTCALL, ""},
     {"forward", reinterpret_cast<PyCFunction>(forward), METH_FASTCALL, ""},
     {"take_in", reinterpret_cast<PyCFunction>(take_in), METH_FASTCALL, ""},
     {"standardise", reinterpret_cast<PyCFunction>(standardise), METH_FASTCALL, ""},
@@ -229,9 +256,14 @@ static PyMethodDef methods[] = {
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "rows", nullptr, -1, methods};
 
 PyMODINIT_FUNC PyInit_rows() {
-    const char* address = std::getenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR");
-    data_of = reinterpret_cast<decltype(data_of)>(std::strtoull(address ? address : "0", nullptr, 10));
     import_array();
+    PyObject* module = PyImport_ImportModule("torch");
+    PyObject* kind = module ? PyObject_GetAttrString(module, "Tensor") : nullptr;
+    PyObject* capsule = kind ? PyObject_GetAttrString(kind, "__dlpack_c_exchange_api__") : nullptr;
+    auto* api = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
+    if (api) look_at = reinterpret_cast<DLPackExchangeAPI*>(api)->dltensor_from_py_object_no_sync;
+    PyErr_Clear();
+    Py_XDECREF(capsule), Py_XDECREF(kind), Py_XDECREF(module);
     return PyModule_Create(&definition);
 }
 """
@@ -244,12 +276,25 @@ loaded: Any = None
 """The compiled functions, once they were asked for; None before, and where they cannot be compiled."""
 
 
-def values_are(dicts: list[dict], objects: list[Any]) -> bool:
-    """Return whether these objects are the values of the dicts, one after another."""
+def values_are(parts: list[Any], objects: list[Any]) -> bool:
+    """Return whether these objects are the values of dicts and the items of lists, one after another."""
     if loaded is not None:
-        return loaded.same(dicts, objects)
-    present = [*chain.from_iterable(map(dict.values, dicts))]
+        return loaded.same(parts, objects)
+    present = values_of(parts)
     return len(present) == len(objects) and all(map(is_, present, objects))
+
+
+def values_of(parts: list[Any]) -> list[Any]:
+    """Return the values of dicts and the items of lists, one after another."""
+    return [*chain.from_iterable([part.values() if isinstance(part, dict) else part for part in parts])]
+
+
+def places_of(tensors: list[Tensor]) -> Any:
+    """Return where tensors lie in memory, their shapes and strides: to be compared with what was returned before."""
+    found = None if loaded is None else loaded.places(tensors)
+    if found is None:
+        return [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(Tensor.size, tensors)]
+    return found
 
 
 @cache

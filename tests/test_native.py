@@ -128,3 +128,103 @@ def test_a_run_goes_on_to_the_bit_in_the_middle_of_a_rollout(env: str) -> None:
     train(again, twin, 76, ctx=context)
     for one, other in zip(agent.networks["actor"].parameters(), twin.networks["actor"].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+SHAPES: list[tuple[int, ...]] = [(), (1,), (3,), (2, 5), (3, 1, 4), (0,)]
+DTYPES = ["float32", "float64", "uint8", "int64", "bool"]
+
+
+def rows_of(names: dict[str, tuple[tuple[int, ...], str]], length: int, seed: int) -> dict[str, np.ndarray]:
+    """Return arrays (length, *shape) of whole numbers by name; without a length, those of one row."""
+    generator, lead = np.random.default_rng(seed), () if length == 0 else (length,)
+    return {n: generator.integers(0, 100, (*lead, *shape)).astype(dtype) for n, (shape, dtype) in names.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 7])
+def test_rows_are_stored_as_numpy_assigns_them(length: int, dtype: str) -> None:
+    names = {f"field_{i}": (shape, dtype) for i, shape in enumerate(SHAPES)}
+    targets = rows_of(names, length, seed=0)
+    expected = {name: target.copy() for name, target in targets.items()}
+    for clock in range(3 * length + 1):  # more than once around
+        row = rows_of(names, 0, seed=1 + clock)
+        row = {name: np.asarray(values) for name, values in row.items()}
+        assert native.loaded.store(targets, {**row, "more": np.ones(3)}, clock % length)
+        for name, values in row.items():
+            expected[name][clock % length] = values
+        for name, target in targets.items():
+            np.testing.assert_array_equal(target, expected[name], strict=True)
+
+
+UNFIT: dict[str, Any] = {
+    "another dtype": np.ones((2, 3)),
+    "bytes turned": np.ones((2, 3), ">f4"),
+    "fewer columns": np.ones((2, 2), np.float32),
+    "what would be broadcast": np.ones((1, 3), np.float32),
+    "one dimension less": np.ones(3, np.float32),
+    "one dimension more": np.ones((1, 2, 3), np.float32),
+    "as many entries in another shape": np.ones((3, 2), np.float32),
+    "columns first": np.asfortranarray(np.ones((2, 3), np.float32)),
+    "every other column": np.ones((2, 6), np.float32)[:, ::2],
+    "tensor": torch.ones(2, 3),
+    "list": [[1.0] * 3] * 2,
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_cannot_be_copied_as_it_is_leaves_all_rows_alone(kind: str) -> None:
+    targets = {"first": np.zeros((4, 2), np.float32), "second": np.zeros((4, 2, 3), np.float32)}
+    row = {"first": np.ones(2, np.float32), "second": UNFIT[kind]}
+    if UNFIT[kind] is None:
+        del row["second"]
+    assert not native.loaded.store(targets, row, 1)
+    assert not any(target.any() for target in targets.values())
+
+
+def test_rows_beyond_the_memory_are_refused() -> None:
+    targets, row = {"x": np.zeros((4, 2), np.float32)}, {"x": np.ones(2, np.float32)}
+    assert native.loaded.store(targets, row, 3)
+    for time in (4, 400, -1):
+        assert not native.loaded.store(targets, row, time)
+    assert targets["x"].sum() == 2
+    turned = np.zeros((2, 4), np.float32).T  # memory that is not in order
+    locked = np.zeros((4, 2), np.float32)
+    locked.flags.writeable = False
+    assert not any(native.loaded.store({"x": target}, row, 1) for target in (turned, locked))
+    objects = {"x": np.array([None, None])}
+    assert not native.loaded.store(objects, {"x": np.array(object())}, 1)
+
+
+def test_places_tell_every_way_to_move_a_parameter() -> None:
+    weight, bias = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4))
+    tensors, before = [weight, bias], native.places_of([weight, bias])
+    weight.data.mul_(2)
+    assert native.places_of(tensors) == before
+    old = weight.data
+    for moved in (old.clone(), old.t(), old[:2], old[:, :1], old[:1].expand(4, 4), old.view(2, 8), old[1:]):
+        weight.data = moved
+        assert native.places_of(tensors) != before
+        weight.data = old
+        assert native.places_of(tensors) == before
+
+
+def test_places_of_what_does_not_tell_are_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.nn.Parameter(torch.randn(3, 2))
+    found = by_numpy(monkeypatch, lambda: native.places_of([one]))
+    assert found == [one.data_ptr(), one.stride(), one.size()]
+    meta = torch.nn.Parameter(torch.empty(3, device="meta"))
+    assert native.places_of([meta]) == by_numpy(monkeypatch, lambda: native.places_of([meta]))
+
+
+@pytest.mark.parametrize("parts", [[], [{"a": 1, "b": None}, [3, 4], {}, [], {"c": ...}]])
+def test_values_are_told_from_every_other_list(parts: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = native.values_of(parts)
+    other = object()
+    wrong = [[*values[:i], other, *values[i + 1 :]] for i in range(len(values))] + [[*values, other]]
+    wrong += [values[:-1]] if values else []
+
+    def answers() -> list[bool]:
+        return [native.values_are(parts, values), *(native.values_are(parts, one) for one in wrong)]
+
+    assert answers() == by_numpy(monkeypatch, answers) == [True] + [False] * len(wrong)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .flat import Flat
-from .native import values_are, values_of
+from .native import items_of, values_are
 
 
 class Ride(Protocol):
@@ -122,7 +122,7 @@ class Snapshot:
     def __init__(self, layout: Layout, parts: Sequence[Any], more: Callable[[], Iterable[Any]]) -> None:
         self._trained, self._more = layout.trained, more
         self._parts = [*layout.modules, *layout.slots, *layout.hooks, *parts]
-        self._values = values_of(self._parts + self._now())
+        self._values = items_of(self._parts + self._now())
 
     def holds(self) -> bool:
         """Return whether nothing was replaced, added or taken away."""

@@ -280,11 +280,11 @@ def values_are(parts: list[Any], objects: list[Any]) -> bool:
     """Return whether these objects are the values of dicts and the items of lists, one after another."""
     if loaded is not None:
         return loaded.same(parts, objects)
-    present = values_of(parts)
+    present = items_of(parts)
     return len(present) == len(objects) and all(map(is_, present, objects))
 
 
-def values_of(parts: list[Any]) -> list[Any]:
+def items_of(parts: list[Any]) -> list[Any]:
     """Return the values of dicts and the items of lists, one after another."""
     return [*chain.from_iterable([part.values() if isinstance(part, dict) else part for part in parts])]
 

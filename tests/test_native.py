@@ -219,7 +219,7 @@ def test_places_of_what_does_not_tell_are_asked_of_torch(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("parts", [[], [{"a": 1, "b": None}, [3, 4], {}, [], {"c": ...}]])
 def test_values_are_told_from_every_other_list(parts: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    values = native.values_of(parts)
+    values = native.items_of(parts)
     other = object()
     wrong = [[*values[:i], other, *values[i + 1 :]] for i in range(len(values))] + [[*values, other]]
     wrong += [values[:-1]] if values else []

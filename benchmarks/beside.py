@@ -66,9 +66,8 @@ def main() -> int:
         saved[task] = saved.get(task, {}) | measure(task, pythons, options.rounds)
         for name, times in saved[task].items():
             ratios = [one / own for one, own in zip(times, saved[task]["ours"], strict=False)]
-            print(
-                f"| {task} | {name} | {median(times):.0f} | {median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] |"
-            )
+            faster = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+            print(f"| {task} | {name} | {median(times):.0f} | {faster} |")
         sys.stdout.flush()
         file.write_text(json.dumps({"machine": describe(), "tasks": saved}, indent=1) + "\n")
     return 0

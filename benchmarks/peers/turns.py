@@ -1,4 +1,4 @@
-"""One implementation in a process of its own: trains a window of steps for every line that it reads, and prints its CPU time.
+"""One implementation in a process of its own: trains a window of steps for every line it reads, prints its CPU time.
 
 python benchmarks/peers/turns.py ours|sbx|leanrl TASK [FOLDER]
 

@@ -42,7 +42,9 @@ def measure(task: str, pythons: dict[str, list[str]], rounds: int) -> dict[str, 
         for name, process in running.items():
             process.stdin.write("go\n")
             process.stdin.flush()
-            found[name].append(float(process.stdout.readline()))
+            if not (said := process.stdout.readline()):
+                raise RuntimeError(f"{name} ended in the middle of {task}: its own error stands above, if it said one")
+            found[name].append(float(said))
     for process in running.values():
         process.kill()
     return found
@@ -63,7 +65,7 @@ def main() -> int:
     saved = json.loads(file.read_text())["tasks"] if file.exists() else {}
     print("| task | | CPU us per step | ours is faster, times |\n|---|---|---|---|")
     for task in options.tasks or ["sac", "td3", "ppo", "dqn"]:
-        saved[task] = saved.get(task, {}) | measure(task, pythons, options.rounds)
+        saved[task] = measure(task, pythons, options.rounds)
         for name, times in saved[task].items():
             ratios = [one / own for one, own in zip(times, saved[task]["ours"], strict=False)]
             faster = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"

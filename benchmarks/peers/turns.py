@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,13 @@ def leanrl(task: str, folder: str) -> None:
 
         def set_description(self, text: str) -> None: ...
 
-    sys.modules["tqdm"] = types.SimpleNamespace(tqdm=Bar)  # type: ignore[assignment]
-    nothing: Any = lambda *_, **__: None  # noqa: E731
-    sys.modules["wandb"] = types.SimpleNamespace(init=nothing, log=nothing)  # type: ignore[assignment]
+    import tqdm
+
+    tqdm.tqdm = Bar
+    wandb: Any = types.ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    wandb.init = wandb.log = lambda *_, **__: None
+    sys.modules["wandb"] = wandb
     script, more = LEANRL[task]
     sys.argv = [script, "--compile", *more]
     runpy.run_path(str(Path(folder) / script), run_name="__main__")

@@ -6,12 +6,15 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,11 +28,14 @@ def require_types(settings: Any, skip: Collection[str] = ()) -> None:
     """Raise TypeError or ValueError for a field of a dataclass with a value that its type does not allow.
 
     Checked are bool, int, float, str, None, Literal, and tuples and unions of them; fields of other types are not. An
-    int is a float, too, but a float is no int, and True is neither; numpy's numbers count. A list does for a tuple. A
-    float must be finite unless it is marked :class:`OrInfinite`. ``skip``: fields that are checked elsewhere.
+    int is a float, too, but a float is no int, and True is neither. What means the same becomes Python's own, as
+    :func:`own_value` says. A float must be finite unless it is marked :class:`OrInfinite`. ``skip``: fields that are
+    checked elsewhere.
     """
     given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in skip}
-    _require(type(settings).__name__, given, _field_types(settings.__class__))
+    for name, value in _required(type(settings).__name__, given, _field_types(settings.__class__)).items():
+        if value is not given[name]:
+            object.__setattr__(settings, name, value)  # also of frozen ones
 
 
 def checked(init: F) -> F:
@@ -38,19 +44,39 @@ def checked(init: F) -> F:
 
     @functools.wraps(init)
     def call(self: Any, *args: Any, **kwargs: Any) -> None:
-        _require(type(self).__name__, signature.bind(self, *args, **kwargs).arguments, get_type_hints(init))
-        init(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.arguments.update(_required(type(self).__name__, bound.arguments, get_type_hints(init)))
+        init(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
 
 
-def _require(name: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    for key, value in given.items():
+def own_value(value: Any, kind: Any) -> Any:
+    """Return a value of Python's own that means the same to a type: records, checkpoints and hashes take these alone.
+
+    numpy's scalars become bool, int, float or str, sequences and vectors of numpy tuples where the type is one, and
+    paths text where the type is text. Everything else is returned as it is.
+    """
+    kinds = list(_parts(kind))
+    vector = isinstance(value, np.ndarray) and value.ndim == 1
+    if isinstance(value, np.generic):
+        return value.item()
+    if (vector or isinstance(value, Sequence)) and not isinstance(value, (str, bytes)):
+        found = next((get_args(part) for part in kinds if get_origin(part) is tuple), None)
+        return tuple(own_value(one, found[0]) for one in value) if found else value
+    return os.fspath(value) if isinstance(value, os.PathLike) and str in kinds else value
+
+
+def _required(name: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values as :func:`own_value` makes them; TypeError or ValueError for one that does not fit its type."""
+    values = {key: own_value(value, hints.get(key)) for key, value in given.items()}
+    for key, value in values.items():
         if needed := misfit(value, hints.get(key)):
             unlisted = isinstance(value, str) and "one of" in needed
             endless = isinstance(value, float) and "finite" in needed
             message = f"{name} takes {key} as {needed}; got {value!r}{_advice(key, value, hints[key])}"
             raise ValueError(message) if unlisted or endless else TypeError(message)
+    return values
 
 
 def misfit(value: Any, kind: Any, infinite: bool = False) -> str:

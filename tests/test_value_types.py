@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
+import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -99,6 +102,40 @@ def test_numbers_that_mean_the_same_are_taken() -> None:
     assert ReDo(every=np.int64(5), cap=np.float32(0.5), ema=0).every == 5
     assert Reset(at=[3, 4]).at == (3, 4)
     assert AGENTS["dqn"][1](max_grad_norm=math.inf).max_grad_norm == math.inf
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "stored"),
+    [
+        (ReDo(every=np.int64(5)), "every", 5),
+        (ReDo(cap=np.float32(0.5)), "cap", 0.5),
+        (Reset(targets=np.bool_(False)), "targets", False),
+        (Reset(to=Path("runs") / "base"), "to", os.path.join("runs", "base")),
+        (Reset(clock=np.str_("updates")), "clock", "updates"),
+        (Reset(at=range(100, 400, 100)), "at", (100, 200, 300)),
+        (Reset(at=np.arange(1, 3)), "at", (1, 2)),
+        (Reset(at=[np.int32(3), 4]), "at", (3, 4)),
+        (Reset(networks=["critic*"]), "networks", ("critic*",)),
+        (Trigger(every=np.int64(5), at=[3]), "at", (3,)),
+        (OnPlateau("tag", np.int64(4), np.float32(0.5)), "window", 4),
+        (METERS["churn"](networks=["actor"]), "networks", ("actor",)),
+        (AGENTS["sac"][1](hidden=[8, np.int64(4)]), "hidden", (8, 4)),
+        (AGENTS["sac"][1](hidden=np.array([8, 4])), "hidden", (8, 4)),
+    ],
+)
+def test_what_means_the_same_is_stored_as_values_of_python(settings: Any, name: str, stored: Any) -> None:
+    value = getattr(settings, name)
+    assert value == stored
+    assert type(value) is type(stored)
+    json.dumps(dataclasses.asdict(settings))
+    if name == "hidden":
+        assert hash(settings) == hash(dataclasses.replace(settings, hidden=stored))
+
+
+@pytest.mark.parametrize("bad", [{3, 4}, {3: 4}, (x for x in (3, 4)), np.ones((2, 2)), b"34", np.array([1.5])])
+def test_what_has_no_order_no_end_or_another_shape_is_no_tuple(bad: Any) -> None:
+    with pytest.raises(TypeError, match="Reset takes at as a tuple"):
+        Reset(at=bad)
 
 
 @dataclasses.dataclass

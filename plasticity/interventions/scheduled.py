@@ -67,12 +67,12 @@ class Scheduled(Intervention):
         self.clock = "gradient_steps" if own and self.clock is None else self.clock
         super().__post_init__()
         if own:  # a schedule of one's own replaces the preset's as a whole
-            for name, value in given.items():
-                setattr(self, name, value)
+            for name in (name for name, value in given.items() if value is None):
+                setattr(self, name, None)
         # Seeded with the plain number, the generator would repeat torch.manual_seed(number): the first redraw of a
         # network built after that would be the very weights it began with.
         self.generator.manual_seed(zlib.crc32(f"{self.NAME}/{self.seed}".encode()))
-        self.at = tuple(self.at or ())
+        self.at = self.at or ()
         self.trigger = self._new_trigger()
         self.ticks = dict.fromkeys(_COUNTED, 0)
         self._pending = self._updating = self._collected = False

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from plasticity.cli import main
-from plasticity.commands import contents
+from plasticity.commands import contents, values
 from plasticity.commands.help import SCREENS
 from plasticity.commands.listing import FACTUAL
 from plasticity.commands.options import field_docs, options
@@ -234,3 +234,39 @@ def test_every_page_of_a_method_names_its_source(capsys: pytest.CaptureFixture[s
     ]
     pages = {name: text_of(capsys, "help", name) for name in names if name not in elsewhere}
     assert [name for name, page in pages.items() if not re.search(r"arXiv|doi|Nature|github\.com/", page)] == []
+
+
+# -- values of options -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("topic", "parts"),
+    [
+        ("hadamard", ["--activation of dqn, ppo, sac, supervised, td3", "tanh(a) * tanh(b)"]),
+        ("smooth-leaky", ["smooth_leaky: a value of --activation", "a leaky ReLU without a kink"]),
+        ("hl_gauss", ["--returns of dqn", "--critic-returns of sac, td3", "`smoothing`"]),
+        ("softmoe", ["--network of", "Return a soft mixture of an expert"]),
+        ("gmp", ["--ne.preset", "plasticity help ne says more"]),
+        ("adamrel", ["--optimizer-reset.preset", "plasticity help optimizer-reset says more"]),
+        ("bbf", ["--shrink-perturb.preset", "--horizon.preset"]),
+        ("bro", ["--reset.preset", "--preset of plasticity train", "naumix/BiggerRegularizedOptimistic"]),
+        ("simba2", ["--network of", "--preset of plasticity train", "--target-entropy)"]),
+        ("amortized", ["--actor of sac"]),
+    ],
+)
+def test_values_of_options_are_topics(capsys: pytest.CaptureFixture[str], topic: str, parts: list[str]) -> None:
+    printed = text_of(capsys, "help", topic)
+    assert [part for part in parts if part not in " ".join(printed.split())] == []
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_every_value_that_an_option_lists_is_found_under_its_option() -> None:
+    listed = [(value, option.flag) for value, _, option in values.option_values()]
+    assert {"fourier", "adamrel", "static", "two_hot", "zero_contribution"} <= {value for value, _ in listed}
+    pages = {value: "\n".join(values.value_pages(value)) for value, _ in listed}
+    assert [pair for pair in listed if f"{pair[0]}: a value of {pair[1]}" not in pages[pair[0]]] == []
+
+
+def test_a_misspelt_value_is_told_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "hadamrd"]) == 1
+    assert "did you mean hadamard?" in capsys.readouterr().err

@@ -104,7 +104,12 @@ def grouped(kind: str) -> dict[str, list[Entry]]:
 def find(name: str, kinds: Iterable[str] | None = None) -> list[tuple[str, Entry]]:
     """Return (kind, entry) of everything called ``name``, with hyphens or underscores; ``kinds``: None for all."""
     chosen = REGISTRIES if kinds is None else kinds
-    return [(kind, e) for kind in chosen for e in contents(kind).values() if _key(e.name) == _key(name)]
+    return [(kind, e) for kind in chosen for e in contents(kind).values() if same_name(e.name, name)]
+
+
+def same_name(one: str, other: str) -> bool:
+    """Return whether two names are the same but for case, and hyphens or underscores."""
+    return _key(one) == _key(other)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

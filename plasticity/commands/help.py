@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from .contents import GROUPS, REGISTRIES, SWITCHED, Entry, contents, find, grouped, nearest, registry, subject
@@ -36,12 +36,23 @@ def main(arguments: Sequence[str]) -> int:
         if topic in COMMANDS:
             continue
         found = find(topic)
-        if not found:
-            names = [*COMMANDS, *(name for kind in REGISTRIES for name in contents(kind))]
-            raise ValueError(f"no topic {topic!r}; {nearest(topic, names)}plasticity help lists all topics")
         for kind, entry in found:
             print("\n".join(page(kind, entry, terminal_width())))
+        if not found:
+            print("\n".join(_of_value(topic, COMMANDS)))
     return 0
+
+
+def _of_value(topic: str, commands: Iterable[str]) -> Iterator[str]:
+    """Yield what a topic that no registry has is as a value of options; ValueError, with the nearest, if it is none."""
+    from .values import option_values, value_pages
+
+    if not (lines := list(value_pages(topic))):
+        values = (value for value, _, _ in option_values())
+        names = [*commands, *(name for kind in REGISTRIES for name in contents(kind)), *values]
+        raise ValueError(f"no topic {topic!r}; {nearest(topic, names)}plasticity help lists all topics")
+    for line in lines:
+        yield from textwrap.wrap(line, terminal_width(), subsequent_indent="  ", break_on_hyphens=False)
 
 
 def is_switch(flag: str) -> bool:

@@ -187,3 +187,15 @@ def test_a_foreign_run_cannot_make_eval_import_a_module(finished: Path, tmp_path
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="imports a module; pass --env"):
         main(["eval", str(tmp_path), "--debug"])
+
+
+@pytest.mark.parametrize("episodes", [1, 3])
+def test_ppo_is_played_in_any_number_of_environments_whatever_it_learned_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], episodes: int
+) -> None:
+    split = "--num-critics 2 --critic-split --num-envs 4 --num-steps 4 --num-minibatches 8 --hidden 4"
+    train = f"train ppo --env CartPole-v1 --steps 16 {split} --eval-episodes 1 --probes --quiet --name split"
+    assert main([*train.split(), "--out", str(tmp_path)]) == 0
+    assert main(["eval", str(tmp_path / "split"), "--episodes", str(episodes)]) == 0
+    returns = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("returns: "))
+    assert len(returns.split()) == 1 + episodes

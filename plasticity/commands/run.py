@@ -149,6 +149,8 @@ def load_agent(path: Path, record: Mapping[str, Any], env: Any, device: str) -> 
     """
     # Only the networks matter: a memory of full size would be reserved for nothing.
     small = {"buffer_size": 2 * env.num_envs, "learning_starts": 0, "batch_size": 1}
+    # Nor need what is learned from be divided evenly among critics and minibatches: nothing is learned.
+    small |= {"num_steps": 2, "num_minibatches": 1, "critic_split": False}
     agent = make_agent(record, env, device, small)
     load_weights(agent, path, record)
     return agent

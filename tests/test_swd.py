@@ -251,8 +251,8 @@ def test_presets_are_the_same_sampler() -> None:
     [
         ({"horizon": -1}, "horizon >= 0"),
         ({"floor": 1.1}, r"floor in \[0, 1\]"),
-        ({"floor": math.nan}, r"floor in \[0, 1\]"),
-        ({"shape": "cubic"}, "shape one of linear, exponential, polynomial, window"),
+        ({"floor": math.nan}, "floor as a finite number; got nan"),
+        ({"shape": "cubic"}, "shape as one of linear, exponential, polynomial, window; got .cubic."),
         ({"power": 0.0}, "power > 0"),
         ({"log_every": -1}, "log_every >= 0"),
         ({"reversed": True, "shape": "window"}, "shape='linear' where reversed"),

@@ -112,3 +112,25 @@ def test_a_run_with_a_meter_is_logged_recorded_and_goes_on(tmp_path: Path) -> No
     steps = [row["step"] for row in rows if "plasticity/critic_1/target_distance/all" in row]
     assert steps[0] < 60
     assert set(range(steps[0], 120, 5)) == set(steps)  # one update per step
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--trac", "no option --trac; did you mean --optimizer trac?"),
+        ("--hl-gauss", "did you mean --critic-returns hl_gauss?"),
+        ("--Hadamard", "no option --Hadamard; "),
+        ("--gmp", "did you mean --ne --ne.preset gmp?"),
+        ("--adamrel", "did you mean --optimizer-reset --optimizer-reset.preset adamrel?"),
+        ("--bbf", "--shrink-perturb --shrink-perturb.preset bbf or --horizon --horizon.preset bbf?"),
+        ("--trak", "add --help for all of them"),
+    ],
+)
+def test_a_value_in_the_place_of_a_flag_is_told_its_option(
+    capsys: pytest.CaptureFixture[str], flag: str, hint: str
+) -> None:
+    assert main(["train", "sac", *ENV, flag, "--dry-run"]) == 2
+    assert hint in capsys.readouterr().err
+    if "did you mean" in hint:  # each hint is one that can be followed
+        followed = hint.rpartition("did you mean ")[2].removesuffix("?").split(" or ")[0]
+        parse("sac", [*ENV, *followed.split()])

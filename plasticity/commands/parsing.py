@@ -125,7 +125,24 @@ def require_known(arguments: Sequence[str], agent: str, chosen: Mapping[str, Map
         name, dot, _ = _hyphens(argument.partition("=")[0]).removeprefix("--").partition(".")
         if dot and name in off and argument.startswith("--"):
             raise UsageError(f"{argument} sets an option of {off[name]}, which is off; switch it on with --{name}")
+        if argument.startswith("--") and _hyphens(argument) not in {*known, *(f"--{one}" for one in off)}:
+            require_no_value(agent, argument)
     require_flags([a for a in arguments if _hyphens(a) not in known], [*known, *(f"--{one}" for one in off)])
+
+
+def require_no_value(agent: str, flag: str) -> None:
+    """Raise UsageError for a flag that bears the name of a value of an option, such as ``--trac``, with that option."""
+    from .values import option_values
+
+    found = [(value, option.flag) for value, owner, option in option_values() if owner in (agent, "")]
+    of_method = "{0} {0}.{1} {2}".format  # of what is off, the switch comes first
+    asked = [
+        f"{option} {value}" if "." not in option else of_method(*option.split("."), value)
+        for value, option in found
+        if _hyphens(f"--{value}") == _hyphens(flag)
+    ]
+    if asked:
+        raise UsageError(f"no option {flag}; did you mean {' or '.join(list(dict.fromkeys(asked))[:3])}?")
 
 
 def fixed_flags(agent: str) -> list[str]:

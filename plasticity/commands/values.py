@@ -13,12 +13,12 @@ from .presets import FLAG, PRESETS
 
 def option_values() -> Iterator[tuple[str, str, Option]]:
     """Yield (value, owner, option) of every value that an option of an agent, a method or a meter lists."""
-    for agent, (_, config) in registry("agents").items():
-        yield from ((value, agent, option) for option in options(config) for value in option.choices)
+    owned = [(agent, options(config)) for agent, (_, config) in registry("agents").items()]
     for kind in SWITCHED:
-        for name, thing in registry(kind).items():
-            rows = options(thing, f"--{name.replace('_', '-')}.")
-            yield from ((value, "", option) for option in rows for value in option.choices)
+        owned += [("", options(thing, f"--{name.replace('_', '-')}.")) for name, thing in registry(kind).items()]
+    for owner, rows in owned:
+        for option in rows:
+            yield from ((value, owner, option) for value in option.choices if value not in ("True", "False"))
 
 
 def value_pages(topic: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn, optim
@@ -33,6 +34,35 @@ def test_a_list_of_bools_is_a_mask_as_a_tensor_is() -> None:
     assert reset_to(model, base, {"0": [True, False, True, False]}) == {"0": [0, 2]}
     with pytest.raises(SurgeryError, match=r"0 needs a mask of shape \(4,\); got \(2,\)"):
         reset_to(model, base, {"0": [True, False]})
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        np.array([False, True, False, True]), [np.bool_(False), np.True_, np.False_, np.True_], np.array([1, 3]),
+        (np.int64(1), 3), range(1, 4, 2), torch.tensor([1, 3]), (i for i in (1, 3)), {1: "one", 3: "three"}.keys(),
+    ],
+    ids=lambda chosen: type(chosen).__name__,
+)  # fmt: skip
+def test_neurons_are_taken_from_whatever_lists_them(chosen: Any) -> None:
+    model, base = nets()
+    assert reset_to(model, base, {"0": chosen}) == {"0": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model, base: reset_to(model, base, {"0": 3}),
+            "0 needs units as whole numbers, or as a bool mask; got 3",
+        ),
+        (lambda model, base: reset_to(model, base, {"0": [1]}, factor="1"), r"factor is in \[0, 1\]; got '1'"),
+        (lambda model, base: fuse(model, base, "0.5"), "alpha is the share of the base.*got '0.5'"),
+    ],
+)
+def test_values_of_another_kind_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(SurgeryError, match=message):
+        call(*nets())
 
 
 def test_fusion_is_over_all_tensors() -> None:

@@ -7,8 +7,10 @@ best), or by overwriting the few units that changed its predictions most.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -33,8 +35,8 @@ def fuse(model: nn.Module, base: Base, alpha: float = 0.5) -> list[str]:
     state is left alone. Raises SurgeryError, with nothing changed, for a base that lacks a parameter or has another
     shape.
     """
-    if not 0 <= alpha <= 1:
-        raise SurgeryError(f"alpha is the share of the base, in [0, 1]; got {alpha}")
+    if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
+        raise SurgeryError(f"alpha is the share of the base, in [0, 1]; got {alpha!r}")
     own = named_parameters(unwrap(model))
     theirs = _parameters(base, own)
     for name, parameter in own.items():
@@ -63,8 +65,8 @@ def reset_to(
     Raises SurgeryError, with nothing changed, for a layer that is no Linear or convolution, an index that it lacks or
     that is no whole number, ``outgoing`` beyond ``units``, and a base that lacks its parameters.
     """
-    if not 0 <= factor <= 1:
-        raise SurgeryError(f"factor is in [0, 1]; got {factor}")
+    if not (isinstance(factor, Real) and 0 <= factor <= 1):
+        raise SurgeryError(f"factor is in [0, 1]; got {factor!r}")
     module, columns, optimizers = unwrap(model), set(outgoing), list(optimizers)
     if unknown := columns - units.keys():
         raise SurgeryError(f"outgoing are layers of units, here {', '.join(units)}; got {', '.join(sorted(unknown))}")
@@ -104,8 +106,10 @@ def _parameters(base: Base, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _mask(layer: str, chosen: Tensor | Sequence[int], size: int) -> Tensor:
     """Return units as a bool mask (size,) on the CPU."""
-    if not isinstance(chosen, (Tensor, str)) and len(chosen) and all(isinstance(i, bool) for i in chosen):
-        chosen = torch.tensor(chosen)  # else True and False would be taken for the neurons 1 and 0
+    if isinstance(chosen, Iterable) and not isinstance(chosen, (Tensor, str)):
+        chosen = list(chosen)
+        if chosen and all(isinstance(i, (bool, np.bool_)) for i in chosen):
+            chosen = torch.tensor(list(map(bool, chosen)))  # else they would be taken for the neurons 1 and 0
     if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
         if chosen.shape != (size,):
             raise SurgeryError(f"{layer} needs a mask of shape ({size},); got {tuple(chosen.shape)}")

@@ -191,3 +191,11 @@ def test_the_commands_write_runs_that_can_be_evaluated(tmp_path: Path, capsys: p
         assert main(list(arguments)) == 1
         assert message in capsys.readouterr().err
         assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("share", [torch.tensor(1.0), np.float32(1), 1, True])
+def test_a_share_is_any_number(share: Any) -> None:
+    model, base = nets()
+    assert reset_to(model, base, {"0": [1]}, factor=share) == {"0": [1]}
+    fuse(model, base, share)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))

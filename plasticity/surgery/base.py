@@ -35,7 +35,7 @@ def fuse(model: nn.Module, base: Base, alpha: float = 0.5) -> list[str]:
     state is left alone. Raises SurgeryError, with nothing changed, for a base that lacks a parameter or has another
     shape.
     """
-    if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
+    if not (isinstance(alpha, (Real, Tensor)) and 0 <= alpha <= 1):
         raise SurgeryError(f"alpha is the share of the base, in [0, 1]; got {alpha!r}")
     own = named_parameters(unwrap(model))
     theirs = _parameters(base, own)
@@ -65,7 +65,7 @@ def reset_to(
     Raises SurgeryError, with nothing changed, for a layer that is no Linear or convolution, an index that it lacks or
     that is no whole number, ``outgoing`` beyond ``units``, and a base that lacks its parameters.
     """
-    if not (isinstance(factor, Real) and 0 <= factor <= 1):
+    if not (isinstance(factor, (Real, Tensor)) and 0 <= factor <= 1):
         raise SurgeryError(f"factor is in [0, 1]; got {factor!r}")
     module, columns, optimizers = unwrap(model), set(outgoing), list(optimizers)
     if unknown := columns - units.keys():

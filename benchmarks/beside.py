@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from machine import describe, results_file
 
@@ -28,11 +29,12 @@ ONE_THREAD = {
 
 def measure(task: str, pythons: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
     """Return microseconds per step, a list over rounds for each implementation that runs."""
-    running = {}
+    running: dict[str, Any] = {}
     for name, (python, *folder) in pythons.items():
         command = [python, str(TURNS), name, task, *folder]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        running[name] = subprocess.Popen(command, env={**os.environ, **ONE_THREAD}, **pipes)  # type: ignore[call-overload]
+        running[name] = subprocess.Popen(
+            command, env={**os.environ, **ONE_THREAD}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
     for name, process in list(running.items()):
         if (said := process.stdout.readline().strip()) != "ready":
             print(f"{name} does not run on {task}: {said or 'see above'}", flush=True)

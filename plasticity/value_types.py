@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def checked(init: F) -> F:
         bound.arguments.update(_required(type(self).__name__, bound.arguments, get_type_hints(init)))
         init(*bound.args, **bound.kwargs)
 
-    return call  # type: ignore[return-value]
+    return cast(F, call)
 
 
 def own_value(value: Any, kind: Any) -> Any:

@@ -119,6 +119,16 @@ def test_measured_steps_are_compiled_once_however_often() -> None:
     assert len(readings) == 5
 
 
+def test_what_a_graph_delivers_is_time_that_is_spent() -> None:
+    learner, _, watcher = watched(every=10, window=10)
+    for seed in range(3):
+        learner.learn(seed)
+    before, eager_calls = watcher.total_seconds, learner.eager_calls
+    learner.learn(3)
+    assert learner.eager_calls == eager_calls
+    assert watcher.total_seconds > before
+
+
 def test_gradients_of_weights_are_those_before_clipping() -> None:
     found = []
     for limit in (None, 1e-3):

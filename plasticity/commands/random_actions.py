@@ -11,14 +11,16 @@ RANDOM_STEPS, ALL_STEPS = 4000, 40_000
 """Steps of random actions in a task, at most, and about how many in all tasks."""
 
 
-def random_returns(env: str, seed: int, num_tasks: int, **limits: int | None) -> list[float]:
+def random_returns(
+    env: str, seed: int, num_tasks: int, action_repeat: int | None = None, max_episode_steps: int | None = None
+) -> list[float]:
     """Return the mean return of the episodes of random actions, one at least, in every task of a seed.
 
-    ``limits``: ``action_repeat`` and ``max_episode_steps`` of the environment.
+    ``action_repeat`` and ``max_episode_steps``: those of the environment; None for its own.
     """
-    found = []
+    tasks, found = TaskPlan(seed, num=num_tasks), []
     for task in range(num_tasks):
-        made = make_env(env, seed=seed, tasks=TaskPlan(seed, num=num_tasks), **limits)  # type: ignore[arg-type]
+        made = make_env(env, seed=seed, tasks=tasks, action_repeat=action_repeat, max_episode_steps=max_episode_steps)
         made.set_task(task)
         made.reset()
         total, returns = 0.0, list[float]()

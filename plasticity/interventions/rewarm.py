@@ -29,9 +29,8 @@ class Rewarm(Scheduled):
     At every event: for the next ``steps`` steps of each optimizer the k-th takes k / steps of its rate. The rate itself
     is put back after every step, so schedules of agents and schedulers go on below it. Shares of several multiply.
 
-    Defaults: 1000 steps, every 200 000 environment steps; ours, as no paper has one, nor
-    code. ``every=1, clock="tasks"`` does
-    it at the start of each task but the first.
+    Defaults: 1000 steps, every 200 000 environment steps; ours, as no paper has one, nor code. ``every=1,
+    clock="tasks"`` does it at the start of each task but the first.
     """
 
     NAME: ClassVar[str] = "rewarm"

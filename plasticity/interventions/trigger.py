@@ -80,7 +80,7 @@ class Trigger:
     def __post_init__(self) -> None:
         self.when = None if self.when is None else str(self.when)
         require_types(self)
-        self._condition = None if self.when is None else parse_condition(str(self.when))
+        self._condition = None if self.when is None else parse_condition(self.when)
         self._when = None if self.when is None or self._condition else parse_when(self.when)
         self._stalled = None if self.stalled is None else parse_stalled(self.stalled)
         checks = {

@@ -39,7 +39,7 @@ class Intake:
         self.stale = False
         """True if the next pass that counts replaces what is pending, or was gathered."""
         self.seconds = 0.0
-        """Wall-clock time spent on gradients."""
+        """Wall-clock time spent on gradients, and on what graphs deliver."""
         self._inputs: tuple[tuple, dict] | None = None
         self.method = "forward"
         """The method by which the last pass that counted called the model."""
@@ -92,10 +92,12 @@ class Intake:
     def deliver(self, plan: Recording, tensors: Sequence[Tensor]) -> None:
         """Take in what a graph computed of a recorded pass."""
         if plan.num_passes:
+            start = perf_counter()
             if self.stale:
                 self._replace_stale()
             self._inputs, self._delivered = None, (plan, tensors)
             self.gathering.take_recorded(plan, tensors)
+            self.seconds += perf_counter() - start
 
     def count(self, owner: Pass) -> None:
         """Count a pass: hand over its activations."""

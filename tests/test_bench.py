@@ -12,10 +12,11 @@ import pytest
 
 from plasticity.cli import main
 from plasticity.commands import random_actions
-from plasticity.commands.bench import Bench, BenchConfig
+from plasticity.commands.bench import BenchConfig
 from plasticity.commands.bench_cells import method_of, place_of
 from plasticity.commands.bench_page import verdict
 from plasticity.commands.bench_picture import drawn_methods
+from plasticity.commands.bench_runs import Bench
 from plasticity.commands.method_names import method_arguments, split_methods
 from plasticity.commands.parsing import parse
 from plasticity.commands.random_actions import random_returns

@@ -8,8 +8,10 @@ compiled what it compiles. FOLDER: the one with LeanRL's scripts.
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -76,10 +78,12 @@ LEANRL = {
     "td3": ("td3_continuous_action_torchcompile.py", ["--learning-starts", "1000"]),
     "dqn": ("dqn_torchcompile.py", ["--learning-starts", "1000", "--start-e", "0.05"]),
 }
+PUT = r"\.to_module\((agent_inference|actor_detach|target_actor|q_network_detach|target_network)\)"
+"""Where the scripts put values without gradients into a module; with tensordict 0.15 its parameters ask for some."""
 
 
 def leanrl(task: str, folder: str) -> None:
-    """Run LeanRL's own script, whose progress bar takes the turns; nothing is logged."""
+    """Run LeanRL's own script but for :data:`PUT`; its progress bar takes the turns, and nothing is logged."""
     warm_up, window = WINDOWS[task]
     each = 2048 if task == "ppo" else 1  # steps in an iteration
 
@@ -102,14 +106,19 @@ def leanrl(task: str, folder: str) -> None:
 
     import tqdm
 
-    tqdm.tqdm = Bar
+    theirs = tqdm.tqdm  # the compiler has bars, too
+    tqdm.tqdm = lambda *over, **how: Bar(*over) if over and isinstance(over[0], range) else theirs(*over, **how)
     wandb: Any = types.ModuleType("wandb")
     wandb.__spec__ = ModuleSpec("wandb", None)
     wandb.init = wandb.log = lambda *_, **__: None
     sys.modules["wandb"] = wandb
     script, more = LEANRL[task]
+    text = Path(folder, script).read_text()
     sys.argv = [script, "--compile", *more]
-    runpy.run_path(str(Path(folder) / script), run_name="__main__")
+    with tempfile.TemporaryDirectory() as place:
+        mended = Path(place) / script
+        mended.write_text(re.sub(PUT, r"\g<0>; \g<1>.requires_grad_(False)", text))
+        runpy.run_path(str(mended), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from typing import Any
@@ -12,6 +13,7 @@ import tyro
 
 from .contents import nearest
 from .options import options
+from .waiting import say_importing
 
 _HELP = ("-h", "--help")
 _BOX = "╭╮╰╯│─ "
@@ -32,14 +34,18 @@ class UsageError(ValueError):
     exit_code = 2
 
 
-def read_arguments(kind: type, command: str, arguments: Sequence[str]) -> Any:
+def read_arguments(kind: type, command: str, arguments: Sequence[str], imports: str = "") -> Any:
     """Return an instance of the dataclass ``kind`` with these options; UsageError says in one line which one is wrong.
 
-    ``command``: its name behind ``plasticity``, such as ``eval``.
+    ``command``: its name behind ``plasticity``, such as ``eval``. ``imports``: the module that it imports next and
+    that takes a second or more, such as ``torch``; a terminal is told.
     """
     flags = [flag for option in options(kind) for flag in option.flags]
     require_flags(arguments, [*flags, *_HELP])
-    return parse_arguments(kind, command, arguments)
+    read = parse_arguments(kind, command, arguments)
+    if imports and sys.stderr.isatty():
+        say_importing(command, imports)
+    return read
 
 
 def require_flags(arguments: Sequence[str], known: Iterable[str]) -> None:

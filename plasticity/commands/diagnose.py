@@ -51,7 +51,7 @@ class DiagnoseConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Print a verdict per network, and write it beside the trials that it rests on."""
-    config = read_arguments(DiagnoseConfig, "diagnose", arguments)
+    config = read_arguments(DiagnoseConfig, "diagnose", arguments, imports="torch")
     from plasticity.reports.verdicts import VERDICT
 
     title, out, verdicts = examined(config)
@@ -162,9 +162,8 @@ def state_at(path: Path, folder: Path, step: int | None) -> tuple[Mapping[str, A
     """
     from plasticity.storage.checkpoint import load
     from plasticity.storage.folder import Checkpoints
+    from plasticity.storage.record import CHECKPOINTS, MODEL
     from plasticity.storage.upgrade import upgraded_state
-
-    from .run import CHECKPOINTS, MODEL
 
     if path != folder:
         return upgraded_state(load(path)), _step(path)

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,13 +53,19 @@ class Checkup:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a line per check; return 1 if something is wrong."""
-    config = read_arguments(DoctorConfig, "doctor", arguments)
-    findings = [_checked(check) for check in (python, torch_works, compiler, devices, cuda, threads, rendering)]
-    findings += [folder(config.out), *packages(TESTED)]
-    for one in findings:
-        print(f"{one.state:<5}  {one.name:<17}  {one.text}")
-    return int(any(one.state == "wrong" for one in findings))
+    """Print a line per check, each as it is done; return 1 if something is wrong."""
+    config, wrong = read_arguments(DoctorConfig, "doctor", arguments), False
+    for one in findings(config.out):
+        print(f"{one.state:<5}  {one.name:<17}  {one.text}", flush=True)
+        wrong |= one.state == "wrong"
+    return int(wrong)
+
+
+def findings(out: Path) -> Iterator[Checkup]:
+    """Yield the result of every check."""
+    yield from map(_checked, (python, torch_works, compiler, devices, cuda, threads, rendering))
+    yield folder(out)
+    yield from packages(TESTED)
 
 
 def python() -> Checkup:

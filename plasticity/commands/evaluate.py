@@ -34,7 +34,7 @@ class EvalConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the returns, of several their mean and standard deviation."""
-    config = read_arguments(EvalConfig, "eval", arguments)
+    config = read_arguments(EvalConfig, "eval", arguments, imports="torch")
     for option in ("episodes", "eval_max_steps"):
         if (value := getattr(config, option)) is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")

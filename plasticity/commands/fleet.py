@@ -19,11 +19,10 @@ from rich.table import Table
 from plasticity.dashboard.pace import Pace
 from plasticity.storage.files import is_locked
 from plasticity.storage.folder import Checkpoints
-from plasticity.storage.record import RECORD, read_record
+from plasticity.storage.record import CHECKPOINTS, RECORD, read_record
 
 from .differences import NOTED, differences
 from .imports import import_flags
-from .run import CHECKPOINTS
 from .seed import Seed, set_aside
 from .stopping import ENDING, own_group, pass_on
 

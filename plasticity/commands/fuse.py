@@ -32,7 +32,7 @@ class FuseConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the fused agent, and say what moved."""
-    config = read_arguments(FuseConfig, "fuse", arguments)
+    config = read_arguments(FuseConfig, "fuse", arguments, imports="torch")
     from plasticity.surgery.base import fuse
 
     def edit(networks: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
             continue
         found = find(topic)
         for kind, entry in found:
-            print("\n".join(page(kind, entry, terminal_width())))
+            for line in page(kind, entry, terminal_width()):
+                print(line, flush=True)
         if not found:
             print("\n".join(_of_value(topic, COMMANDS)))
     return 0
@@ -78,7 +79,6 @@ def overview(commands: Any) -> Iterator[str]:
 def train_options(agent: str, run: type, config: type) -> Iterator[str]:
     """Yield the options of ``plasticity train AGENT``, a line each, then the methods and meters in groups."""
     width = terminal_width()
-    yield f"usage: plasticity train {agent} --env ENV | --config FILE | --like RUN [options]"
     yield "the run (plasticity help train: all of each description)"
     yield from table(options(run), width)
     yield ""
@@ -103,9 +103,9 @@ def run_options(run: type) -> Iterator[str]:
 
 def page(kind: str, entry: Entry, width: int) -> Iterator[str]:
     """Yield the description, the source and the options of one entry of a registry."""
-    thing = registry(kind)[entry.name]
     yield f"{entry.name}: {_SINGULAR[kind]}{f' ({entry.group})' if entry.group else ''}"
     yield ""
+    thing = registry(kind)[entry.name]  # imported after the first line is out
     described = subject(thing)
     known = inspect.isclass(described) or inspect.isroutine(described)
     yield from _wrapped(inspect.getdoc(described) or "" if known else entry.summary, width)

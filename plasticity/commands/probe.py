@@ -40,7 +40,7 @@ class ProbeConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Print a table per network: every layer, what could not be measured and why."""
-    config = read_arguments(ProbeConfig, "probe", arguments)
+    config = read_arguments(ProbeConfig, "probe", arguments, imports="torch")
     if config.samples < 2:
         raise ValueError(f"samples must be at least 2, got {config.samples}")
 

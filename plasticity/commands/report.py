@@ -36,7 +36,7 @@ class ReportConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the files and name them."""
-    config = read_arguments(ReportConfig, "report", arguments)
+    config = read_arguments(ReportConfig, "report", arguments, imports="matplotlib")
     from plasticity.reports.bench_tables import without_oracles
     from plasticity.reports.document import Report
     from plasticity.reports.runs import load_runs, only_finished

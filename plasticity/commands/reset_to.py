@@ -35,7 +35,7 @@ class ResetToConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the agent with the neurons of the base, and say which."""
-    config = read_arguments(ResetToConfig, "reset-to", arguments)
+    config = read_arguments(ResetToConfig, "reset-to", arguments, imports="torch")
     from plasticity.surgery.base import reset_to
 
     units: dict[str, dict[str, list[int]]] = {}

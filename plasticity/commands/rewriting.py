@@ -12,9 +12,9 @@ from typing import Any
 def rewrite(run: Path, base: Path, out: Path, edit: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]) -> int:
     """Edit the networks and targets of a saved agent, and write it as the model of a new run."""
     from plasticity.storage.folder import Checkpoints
-    from plasticity.storage.record import RECORD
+    from plasticity.storage.record import MODEL, RECORD
 
-    from .run import MODEL, find_run, load_agent, load_state, make_run_env
+    from .run import find_run, load_agent, load_state, make_run_env
 
     if out.exists():
         raise ValueError(f"{out} exists already: --out is a new folder")

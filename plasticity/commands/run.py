@@ -16,13 +16,12 @@ import torch
 from plasticity.callback import Callback, listeners, noting, rebuild
 from plasticity.storage.checkpoint import load
 from plasticity.storage.folder import Checkpoints, step_of_name
-from plasticity.storage.record import RECORD, read_record
+from plasticity.storage.record import CHECKPOINTS, MODEL, RECORD, read_record
 from plasticity.storage.upgrade import upgraded_state
 
 from .contents import nearest
 from .imports import IMPORTED, import_flags, require_imports
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
 UPDATE_WITHIN = 100_000
 """Environment steps within which a dry run or a probe must see an update."""
 PACKAGES = ("plasticity-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "tensorboard")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .contents import nearest
-from .method_names import ORACLE, method_arguments, split_methods
 from .presets import values_of
+from .waiting import say_importing
 
-USAGE = """usage: plasticity stream NAME [--method METHOD] [options of plasticity train supervised]
-
+USAGE = "usage: plasticity stream NAME [--method METHOD] [options of plasticity train supervised]"
+ABOUT = """
 Train a network on a stream of supervised tasks: {names}.
 
 METHOD is written as in plasticity bench: cbp; l2-init:coef=0.001; norm=layer; several joined by plus signs.
@@ -21,13 +21,16 @@ the mean squared error. The same as: plasticity train supervised --env NAME --pr
 
 def main(arguments: Sequence[str]) -> int:
     """Translate the arguments to those of ``plasticity train``, and train."""
-    from plasticity.envs.examples import SOURCES
-
     from .train import main as train
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(names=", ".join(SOURCES)), end="")
+        print(USAGE, flush=True)
+        from plasticity.envs.examples import SOURCES
+
+        print(ABOUT.format(names=", ".join(SOURCES)), end="")
         return 0
+    if "--quiet" not in arguments:
+        say_importing(f"stream {arguments[0]}")
     return train(translated(arguments))
 
 
@@ -73,6 +76,8 @@ def _methods(arguments: Sequence[str]) -> list[str]:
 
 def _method(text: str) -> list[str]:
     """Return the options of one method; ValueError for several, and for the oracle, which is a run for every task."""
+    from .method_names import ORACLE, method_arguments, split_methods
+
     methods = split_methods(text)
     if len(methods) > 1 or ORACLE in methods:
         raise ValueError(f"--method takes one method, got {text!r}; plasticity bench supervised trains several, and an "

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from plasticity.storage.checkpoint import remove
 from plasticity.storage.files import LOCK, RunLock, require_free
-from plasticity.storage.record import RECORD
+from plasticity.storage.record import CHECKPOINTS, MODEL, RECORD
 from plasticity.storage.rows import METRICS_FILE
 from plasticity.storage.scores import SCORES_FILE
-
-from .run import CHECKPOINTS, MODEL
 
 WRITTEN = (
     MODEL,
@@ -42,6 +39,8 @@ def delete(folder: Path) -> list[str]:
 
     Links are removed, not followed. Raises RuntimeError for a run that is being trained.
     """
+    from plasticity.storage.checkpoint import remove  # with PyTorch, which takes a second
+
     with RunLock(folder):
         for glob in WRITTEN:
             for path in [path for path in folder.iterdir() if fnmatchcase(path.name, glob)]:

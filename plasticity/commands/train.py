@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .contents import contents, nearest
 from .imports import require_imports
+from .waiting import say_importing
 
 RESUME = "--resume"
 
@@ -19,6 +20,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     folder, arguments = _take_resume(list(arguments))
     if folder is None and arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments):
+        if "--quiet" not in arguments:
+            say_importing("train")
         from .inherited import agent_of, take_sources  # the agent stands in the file or the run
 
         arguments = [agent_of(take_sources(arguments)[0]) or "", *arguments]
@@ -29,11 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         show_help(None if folder else agent, rest)
         return 0
     if "--quiet" not in arguments:
-        print(
-            f"plasticity train {agent if folder is None else folder}: importing PyTorch ...",
-            file=sys.stderr,
-            flush=True,
-        )
+        say_importing(f"train {agent if folder is None else folder}")
     return start_run(agent, rest) if folder is None else resume(folder, arguments)
 
 
@@ -51,17 +50,19 @@ def show_help(agent: str | None, arguments: Sequence[str]) -> None:
     if agent is None:
         print(usage())
         return
-    from plasticity.agents import find_agent
-
     from . import help
-    from .settings import TrainConfig
 
     named = [name for a in arguments if a.startswith("--") for name in [a[2:]] if help.is_switch(name)]
     if named:
         help.main(named)
         print(f"\nplasticity train {agent} --help lists the options of the run and of the agent.")
-    else:
-        print("\n".join(help.train_options(agent, TrainConfig, find_agent(agent)[1])))
+        return
+    print(f"usage: plasticity train {agent} --env ENV | --config FILE | --like RUN [options]", flush=True)
+    from plasticity.agents import find_agent
+
+    from .settings import TrainConfig
+
+    print("\n".join(help.train_options(agent, TrainConfig, find_agent(agent)[1])))
 
 
 def start_run(agent: str, arguments: Sequence[str]) -> int:

@@ -30,13 +30,13 @@ from plasticity.metrics import DEFAULT_PROBES
 from plasticity.storage.files import LOCK, RunLock, file_name
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.randomness import seed_globally
-from plasticity.storage.record import read_record, write_record
+from plasticity.storage.record import CHECKPOINTS, read_record, write_record
 from plasticity.storage.upgrade import upgraded_state
 from plasticity.writers import open_writers
 
 from .defaults import settled
 from .normaliser import NormaliserReset
-from .run import CHECKPOINTS, UPDATE_WITHIN, describe, plain, require_update, save_model
+from .run import UPDATE_WITHIN, describe, plain, require_update, save_model
 from .saving import Present, Randomness, Save, restore, snapshot
 from .settings import chosen, eval_limit, probe_interval, settings
 

@@ -38,7 +38,7 @@ class VideoConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Play, write the file, and print its name and the returns."""
-    config = read_arguments(VideoConfig, "video", arguments)
+    config = read_arguments(VideoConfig, "video", arguments, imports="torch")
     for option in ("episodes", "max_steps", "fps"):
         if (value := getattr(config, option)) is not None and not value > 0:
             raise ValueError(f"{option} must be positive, got {value}")

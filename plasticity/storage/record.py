@@ -12,6 +12,8 @@ from .files import open_text, write_atomically
 from .upgrade import upgraded
 
 RECORD = "run.json"
+MODEL, CHECKPOINTS = "model", "checkpoints"
+"""Folders beside the record."""
 RECORD_FORMAT = 2
 """Format of the records that this version writes; 0.1.0 wrote 1, without saying so."""
 NO_CONFIGURATION = frozenset(

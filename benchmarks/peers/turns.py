@@ -8,10 +8,8 @@ compiled what it compiles. FOLDER: the one with LeanRL's scripts.
 
 from __future__ import annotations
 
-import re
 import runpy
 import sys
-import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -78,12 +76,10 @@ LEANRL = {
     "td3": ("td3_continuous_action_torchcompile.py", ["--learning-starts", "1000"]),
     "dqn": ("dqn_torchcompile.py", ["--learning-starts", "1000", "--start-e", "0.05"]),
 }
-PUT = r"\.to_module\((agent_inference|actor_detach|target_actor|q_network_detach|target_network)\)"
-"""Where the scripts put values without gradients into a module; with tensordict 0.15 its parameters ask for some."""
 
 
 def leanrl(task: str, folder: str) -> None:
-    """Run LeanRL's own script but for :data:`PUT`; its progress bar takes the turns, and nothing is logged."""
+    """Run LeanRL's own script, whose progress bar takes the turns; nothing is logged."""
     warm_up, window = WINDOWS[task]
     each = 2048 if task == "ppo" else 1  # steps in an iteration
 
@@ -113,12 +109,8 @@ def leanrl(task: str, folder: str) -> None:
     wandb.init = wandb.log = lambda *_, **__: None
     sys.modules["wandb"] = wandb
     script, more = LEANRL[task]
-    text = Path(folder, script).read_text()
     sys.argv = [script, "--compile", *more]
-    with tempfile.TemporaryDirectory() as place:
-        mended = Path(place) / script
-        mended.write_text(re.sub(PUT, r"\g<0>; \g<1>.requires_grad_(False)", text))
-        runpy.run_path(str(mended), run_name="__main__")
+    runpy.run_path(str(Path(folder) / script), run_name="__main__")
 
 
 if __name__ == "__main__":

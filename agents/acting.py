@@ -6,8 +6,8 @@ weight in place is seen. The results equal the module's up to the last bits of f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise, repeat
+from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from operator import contains
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +35,8 @@ from .rows import as_tensor
 MAX_ROWS, MAX_ROWS_WIDE, SMALL = 64, 4, 128
 NATIVE_ROWS = 8  # beyond which numpy is faster than C++
 ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
+GLOBAL_HOOKS: tuple[Any, ...] = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
+PASS_HOOKS = "_forward_pre_hooks", "_forward_hooks"
 
 # Activation -> what computes it in place, of its module.
 IN_PLACE: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], Any]]] = {
@@ -87,7 +89,7 @@ class Acting:
         if plan is None or not plan.holds(network):
             plan = self._plan = NumpyPlan(network)
         if len(obs) <= plan.max_rows:
-            return self._watched(obs) if plan.hooked() else self._run(plan, obs)
+            return self._watched(obs) if plan.hooked else self._run(plan, obs)
         return self._module(obs)
 
     def _run(self, plan: NumpyPlan, obs: Any) -> Any:
@@ -113,21 +115,20 @@ class Acting:
 
 
 class NumpyPlan:
-    """One network as it is now: its modules, numpy views of its parameters, and where its hooks would be."""
+    """One network as it is now: its modules and hooks, and numpy views of its parameters."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.modules = [vars(m) for m in network.modules()]
-        self.slots = [slots for m in network.modules() for slots in (m._modules, m._parameters)]
-        self.parts = [*chain.from_iterable(map(dict.values, self.slots))]
+        hooks = [*GLOBAL_HOOKS, *(module[name] for module in self.modules for name in PASS_HOOKS)]
+        slots = [module[name] for module in self.modules for name in ("_modules", "_parameters")]
+        self.held = [*hooks, *slots]
+        self.parts = native.items_of(self.held)
         self.tensors = [part for part in self.parts if isinstance(part, Tensor)]
         self.places = native.places_of(self.tensors)
-        self.hooks: list[Mapping[int, Any]] = [
-            torch_module._global_forward_pre_hooks,
-            torch_module._global_forward_hooks,
-            *(hooks for m in network.modules() for hooks in (m._forward_pre_hooks, m._forward_hooks)),
-        ]
         self.patched = self._is_patched()
+        self.hooked = any(getattr(hook, "ride", None) is None for hook in native.items_of(hooks))
+        """True if a hook has to see the pass."""
         self.max_rows = self._read(network) if type(network) in READABLE and not self.patched else 0
 
     def _read(self, network: Any) -> int:
@@ -151,8 +152,6 @@ class NumpyPlan:
         if not self.steps or len(self.tops) < len(tops):
             return 0
         self.program = self._program([*layers, *tops])
-        ends = [*accumulate((bias.size for _, bias, _ in self.tops or self.steps[-1:]), initial=0)]
-        self.ends = [slice(*pair) for pair in pairwise(ends)]
         return MAX_ROWS if max(bias.size for _, bias, _ in self.steps) <= SMALL else MAX_ROWS_WIDE
 
     def _program(self, layers: Sequence[Any]) -> bytes:
@@ -173,7 +172,7 @@ class NumpyPlan:
         """Return whether nothing was replaced."""
         return (
             network is self.network
-            and native.values_are(self.slots, self.parts)
+            and native.values_are(self.held, self.parts)
             and native.places_of(self.tensors) == self.places
             and self._is_patched() is self.patched
         )
@@ -181,13 +180,6 @@ class NumpyPlan:
     def _is_patched(self) -> bool:
         """Return whether a module has a `forward` of its own."""
         return True in map(contains, self.modules, repeat("forward"))
-
-    def hooked(self) -> bool:
-        """Return whether a hook has to see the pass."""
-        return any(self.hooks) and not all(getattr(hook, "ride", None) is not None for hook in self._all_hooks())
-
-    def _all_hooks(self) -> Iterator[Any]:
-        return (hook for hooks in self.hooks for hook in hooks.values())
 
     def run(self, obs: Any) -> Any:
         """Return what the network's forward does."""
@@ -206,10 +198,8 @@ class NumpyPlan:
         """Return the same by compiled code; None where it cannot compute it."""
         if not self.program or len(obs) > NATIVE_ROWS or not isinstance(obs, np.ndarray):
             return None
-        found = np.empty((len(obs), self.ends[-1].stop), np.float32)
-        if not native.loaded.forward(self.program, len(self.ends), obs, found):
-            return None
-        return self.finish(self.own, *[found[:, end] for end in self.ends])
+        found = native.loaded.forward(self.program, max(1, len(self.tops)), obs)
+        return None if found is None else self.finish(self.own, *found)
 
     def without_hooks(self, obs: Tensor) -> Any:
         """Return the same numbers as the network, bit for bit, where no hook changes them."""

@@ -30,6 +30,9 @@ def draw_ages(weights: Mapping[str, AgeFunction], num_rows: int, batch_size: int
     def uniform(size: int) -> Tensor:
         return torch.randint(1, num_rows + 1, (size,), generator=generator, device=generator.device)
 
+    if not weights:
+        return uniform(batch_size)
+
     def closed_form(size: int) -> Tensor:
         return weights[sampled].sample(num_rows, size, generator)  # type: ignore[attr-defined, index]
 

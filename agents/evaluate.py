@@ -14,7 +14,6 @@ from plasticity.callback import Callback, Context, fire, listeners
 
 from .aside import evaluating
 from .protocol import Agent, Env
-from .rows import any_true
 
 MAX_STEPS_PER_EPISODE = 27_000
 """Decisions after which an episode of an evaluation is cut, unless told otherwise: half an hour of an Atari game.
@@ -87,7 +86,7 @@ def _play(
             transition.truncated, done = transition.truncated | late, done | late
         if look is not None:
             look(transition)
-        if any_true(done):
+        if True in done.tolist():
             for index in done.nonzero().flatten().tolist():
                 finished[index].append(float(running[index]))
                 running[index], begun[index] = 0, step

@@ -148,15 +148,24 @@ static void run(const Layer& layer, const float* x, float* y) {
     activate(y, layer.outputs, layer);
 }
 
-// forward(program, heads, x, y): rows x (n, inputs) through the layers; of the last `heads`, which all take what is
-// before them, the outputs stand side by side in y.
+// forward(program, heads, x): the outputs, a list of arrays (n, outputs), of rows x (n, inputs) that go through the
+// layers; the last `heads` layers all take what is before them. None where x is no array of that width in one piece.
 static PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t) {
     const auto* layers = reinterpret_cast<const Layer*>(PyBytes_AS_STRING(args[0]));
     const int64_t count = PyBytes_GET_SIZE(args[0]) / sizeof(Layer), trunk = count - PyLong_AsLong(args[1]);
-    Memory in(args[2], 4), out(args[3], 4);
-    if (!in.data || !out.data) return answer(false);
+    Memory in(args[2], 4);
+    auto* array = reinterpret_cast<PyArrayObject*>(args[2]);
+    if (!in.data || PyArray_NDIM(array) != 2 || PyArray_DIM(array, 1) != layers[0].inputs) Py_RETURN_NONE;
+    PyObject* found = PyList_New(0);
+    std::vector<float*> outputs;
+    for (int64_t i = trunk; i < count; ++i) {
+        npy_intp shape[] = {PyArray_DIM(array, 0), layers[i].outputs};
+        PyObject* one = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+        if (!one || PyList_Append(found, one)) return nullptr;
+        outputs.push_back(static_cast<float*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(one))));
+        Py_DECREF(one);
+    }
     static thread_local std::vector<float> scratch[2];
-    float* y = out.floats();
     for (const float* x = in.floats(); x < in.floats() + in.size; x += layers[0].inputs) {
         const float* seen = x;
         for (int64_t i = 0; i < trunk; ++i) {
@@ -165,9 +174,12 @@ static PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t) {
             run(layers[i], seen, next.data());
             seen = next.data();
         }
-        for (int64_t i = trunk; i < count; y += layers[i++].outputs) run(layers[i], seen, y);
+        for (int64_t i = trunk; i < count; ++i) {
+            run(layers[i], seen, outputs[i - trunk]);
+            outputs[i - trunk] += layers[i].outputs;
+        }
     }
-    return answer(true);
+    return found;
 }
 
 // take_in(mean, var, count, x, width): Chan, Golub & LeVeque for rows x (n, width), as in normalise.py.
@@ -286,7 +298,7 @@ def values_are(parts: list[Any], objects: list[Any]) -> bool:
 
 def items_of(parts: list[Any]) -> list[Any]:
     """Return the values of dicts and the items of lists, one after another."""
-    return [*chain.from_iterable([part.values() if isinstance(part, dict) else part for part in parts])]
+    return [*chain.from_iterable([dict.values(part) if isinstance(part, dict) else part for part in parts])]
 
 
 def places_of(tensors: list[Tensor]) -> Any:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from itertools import compress
 from operator import add, attrgetter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from plasticity.callback import Callback, Context
+
+from .rows import ended
 
 
 class Episodes(Callback):
@@ -34,29 +36,24 @@ class Episodes(Callback):
         if arrays is None and transition.reward.device.type != "cpu":
             self._count_there(ctx, transition)
             return
-        fields = (
-            [transition.reward, transition.terminated, transition.truncated]
-            if arrays is None
-            else [arrays["reward"], arrays["terminated"], arrays["truncated"]]
-        )
-        reward = fields[0].tolist()
+        reward = (transition.reward if arrays is None else arrays["reward"]).tolist()
         if not self._returns:
             self._returns, self._lengths = [0.0] * len(reward), [0] * len(reward)
         self._returns = [*map(add, self._returns, reward)]
         self._lengths = [length + 1 for length in self._lengths]
-        if getattr(transition, "goes_on", False):
+        done = ended(transition)
+        if done is None:
             return
-        terminated, truncated = fields[1].tolist(), fields[2].tolist()
-        if True in terminated or True in truncated:
-            done = np.logical_or(terminated, truncated)
-            self.finished += int(done.sum())
-            ctx.log(
-                {
-                    "charts/episodic_return": float(np.array(self._returns)[done].mean()),
-                    "charts/episodic_length": float(np.array(self._lengths)[done].mean()),
-                }
-            )
-            self._restart(done.tolist())
+        over = done.tolist()
+        number = sum(over)
+        self.finished += number
+        ctx.log(
+            {
+                "charts/episodic_return": sum(compress(self._returns, over)) / number,
+                "charts/episodic_length": sum(compress(self._lengths, over)) / number,
+            }
+        )
+        self._restart(over)
 
     def _count_there(self, ctx: Context, transition: Any) -> None:
         if self._device is None:
@@ -174,7 +171,8 @@ class Losses(Callback):
                 if not isinstance(self._sums[name], Tensor):  # loaded, or of the host until now
                     self._sums[name] = torch.full_like(value, self._sums[name])
             torch._foreach_add_([self._sums[name] for name in metrics], [*metrics.values()])
-        self._terms.update(metrics.keys())
+        for name in metrics:
+            self._terms[name] += 1
         self._count += 1
         if self._count % self.every:
             return

@@ -119,7 +119,7 @@ class ReplayBuffer:
         return min(self.clock, self.ring_length)
 
     def __len__(self) -> int:
-        return self.num_rows * self.num_envs
+        return min(self.clock * self.num_envs, self.capacity)
 
     def __repr__(self) -> str:
         return f"ReplayBuffer({len(self)} of {self.capacity} transitions, num_envs={self.num_envs}, {self.device})"

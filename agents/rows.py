@@ -86,12 +86,8 @@ def ended(transition: Any) -> Tensor | None:
     if getattr(transition, "goes_on", False):
         return None
     arrays = getattr(transition, "arrays", None)
-    if arrays is not None and True not in arrays["terminated"].tolist() and True not in arrays["truncated"].tolist():
-        return None
-    done: Tensor = transition.terminated | transition.truncated
-    return done if any_true(done) else None
-
-
-def any_true(done: Tensor) -> bool:
-    """Return whether any entry of a mask (N,) is true: for a few entries, four times as fast as `any`."""
-    return True in done.tolist()
+    if arrays is None:
+        done = transition.terminated | transition.truncated
+    else:
+        done = arrays["terminated"] | arrays["truncated"]
+    return as_tensor(done) if True in done.tolist() else None  # for a few entries, four times as fast as `any`

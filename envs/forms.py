@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from .floats import to_float32
+from .floats import FLOAT32, to_float32
 
 OBSERVATIONS = (
     "supported observation spaces are Box, Discrete, and Dict of these; images are uint8 with three dimensions"
@@ -33,8 +33,9 @@ def observation_form(space: spaces.Space | None, name: str) -> Form:
     is_box, dtype = isinstance(space, spaces.Box), space.dtype
 
     def flatten(obs: Any) -> np.ndarray:
-        if is_box and type(obs) is np.ndarray and obs.dtype == dtype:
-            return to_float32(obs if obs.ndim == 1 else obs.ravel())  # what spaces.flatten does, without the detour
+        if is_box and type(obs) is np.ndarray and obs.dtype == dtype:  # what spaces.flatten does, without the detour
+            flat = obs if obs.ndim == 1 else obs.ravel()
+            return flat if dtype == FLOAT32 else to_float32(flat)
         with np.errstate(over="ignore"):
             return to_float32(np.asarray(spaces.flatten(space, obs)))
 
@@ -94,7 +95,7 @@ def action_form(space: spaces.Space | None, name: str) -> Form:
     """
     if isinstance(space, spaces.Discrete):
         start, integer = space.start, space.dtype.type
-        return spaces.Discrete(space.n), lambda action: integer(action + start)
+        return spaces.Discrete(space.n), integer if start == 0 else lambda action: integer(action + start)
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating) or not np.prod(space.shape):
         raise ValueError(f"{name}: cannot use the action space {space}; {ACTIONS}")
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)

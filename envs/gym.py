@@ -75,11 +75,11 @@ class GymEnv:
             mask = self._mask(done)
             if self._obs is None:
                 raise RuntimeError(f"{self.name}: call reset() without a mask first, to start all environments")
-            if not mask.any():
+            if True not in mask.tolist():
                 return self.obs
             obs, _ = self._vector.reset(options={"reset_mask": mask})
-        self._over = self._over & ~mask
-        self._waiting = bool(self._over.any())
+        self._over[mask] = False
+        self._waiting = True in self._over.tolist()
         if not (self._images or ordinary(obs)):
             self._check_finite("observation", obs)
         if self._obs is None:
@@ -227,7 +227,7 @@ class GymEnv:
         self._obs, self._over = None, np.ones(self.num_envs, dtype=bool)
 
     def _mask(self, done: Tensor) -> np.ndarray:
-        mask = torch.as_tensor(done, device="cpu")
+        mask = torch.as_tensor(done)
         if mask.dtype != torch.bool or mask.shape != (self.num_envs,):
             raise ValueError(
                 f"{self.name}: reset takes a bool mask of shape ({self.num_envs},), "

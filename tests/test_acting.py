@@ -240,11 +240,17 @@ def test_hooks_that_ride_are_passed_by() -> None:
             pass
 
     network, act = make()
-    rider = Rider()
-    network.q[0].register_forward_hook(rider)
+    network.q[0].register_forward_hook(Rider())
     assert by_numpy(network, act) is numpy_here()
-    rider.ride = None  # one that cannot ride has to see every pass
+    plan = act._plan
+    assert by_numpy(network, act) is numpy_here()
+    assert act._plan is plan, "the same hooks again are no reason to look anew"
+    other = Rider()
+    other.ride = None  # one that cannot ride has to see every pass
+    handle = network.q[0].register_forward_hook(other, prepend=True)
     assert not by_numpy(network, act)
+    handle.remove()
+    assert by_numpy(network, act) is numpy_here()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["deep", "pickle"])

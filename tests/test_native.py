@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import models
@@ -100,12 +101,13 @@ def test_tanh_is_tanh() -> None:
     layer = torch.nn.Linear(1, 1)
     torch.nn.init.ones_(layer.weight), torch.nn.init.zeros_(layer.bias)
     program = np.array([(layer.weight.data_ptr(), layer.bias.data_ptr(), 1, 1, 3, 0.0)], "i8,i8,i8,i8,i8,f8").tobytes()
-    found = np.empty_like(x)
-    assert native.loaded.forward(program, 1, x, found)
+    (found,) = native.loaded.forward(program, 1, x)
     np.testing.assert_allclose(found, np.tanh(x.astype(np.float64)), rtol=1e-6, atol=1e-12)
     x[:3, 0] = np.nan, np.inf, -np.inf
-    native.loaded.forward(program, 1, x, found)
+    (found,) = native.loaded.forward(program, 1, x)
     np.testing.assert_array_equal(found[:3, 0], np.float32([np.nan, 1, -1]))
+    for wrong in (x[:, 0], x[:12].reshape(4, 3), x[::2]):  # of another width, or not in one piece
+        assert native.loaded.forward(program, 1, wrong) is None
 
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
@@ -217,7 +219,14 @@ def test_places_of_what_does_not_tell_are_asked_of_torch(monkeypatch: pytest.Mon
     assert native.places_of([meta]) == by_numpy(monkeypatch, lambda: native.places_of([meta]))
 
 
-@pytest.mark.parametrize("parts", [[], [{"a": 1, "b": None}, [3, 4], {}, [], {"c": ...}]])
+def moved() -> OrderedDict[str, int]:
+    """Return hooks as torch keeps them, of which the last one was put in front."""
+    hooks = OrderedDict(a=1, b=2)
+    hooks.move_to_end("b", last=False)
+    return hooks
+
+
+@pytest.mark.parametrize("parts", [[], [{"a": 1, "b": None}, [3, 4], {}, [], {"c": ...}], [moved()]])
 def test_values_are_told_from_every_other_list(parts: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     values = native.items_of(parts)
     other = object()

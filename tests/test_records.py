@@ -3,12 +3,14 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from plasticity import Context
 from plasticity.agents.records import Episodes, Losses
-from plasticity.agents.rows import any_true
+from plasticity.agents.rows import ended
+from plasticity.envs.transition import Rows
 
 
 def step(reward: list[float], terminated: list[bool], truncated: list[bool]) -> Any:
@@ -47,9 +49,15 @@ def test_returns_are_summed_in_float64() -> None:
     assert abs(ctx.latest["charts/episodic_return"] - 1e8 - 10) < 1e-3
 
 
-def test_any_true() -> None:
-    for mask in ([True], [False], [False, True], [False, False]):
-        assert any_true(torch.tensor(mask)) is any(mask)
+@pytest.mark.parametrize("terminated", [[False, False], [True, False], [True, True]])
+@pytest.mark.parametrize("truncated", [[False, False], [False, True]])
+def test_ended_is_one_mask_of_both_flags(terminated: list[bool], truncated: list[bool]) -> None:
+    expected = [a or b for a, b in zip(terminated, truncated, strict=True)]
+    flags = {"terminated": np.array(terminated), "truncated": np.array(truncated)}
+    for transition in (step([0.0, 0.0], terminated, truncated), Rows(None, flags)):
+        done = ended(transition)
+        assert (done is None) is not any(expected)
+        assert done is None or (done.dtype is torch.bool and done.tolist() == expected)
 
 
 def test_metrics_are_0_d_tensors_by_name_or_none_at_all() -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +60,13 @@ def masked_crc32c(data: bytes) -> int:
 
 def frame(data: bytes) -> bytes:
     """Return one record: length, checksum of the length, data, checksum of the data."""
-    length = struct.pack("<Q", len(data))
-    return b"".join(
-        [length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))],
-    )
+    return b"".join([_head(len(data)), data, struct.pack("<I", masked_crc32c(data))])
+
+
+@lru_cache(maxsize=1024)
+def _head(length: int) -> bytes:
+    packed = struct.pack("<Q", length)
+    return packed + struct.pack("<I", masked_crc32c(packed))
 
 
 class EventFile:

@@ -15,10 +15,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from machine import describe, results_file
+from tables import beside
 
 TURNS = Path(__file__).parent / "peers" / "turns.py"
 ONE_THREAD = {
@@ -65,14 +65,9 @@ def main() -> int:
     pythons |= {"leanrl": options.leanrl} if options.leanrl else {}
     file = results_file("beside")
     saved = json.loads(file.read_text())["tasks"] if file.exists() else {}
-    print("| task | | CPU us per step | ours is faster, times |\n|---|---|---|---|")
     for task in options.tasks or ["sac", "td3", "ppo", "dqn"]:
         saved[task] = measure(task, pythons, options.rounds)
-        for name, times in saved[task].items():
-            ratios = [one / own for one, own in zip(times, saved[task]["ours"], strict=False)]
-            faster = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-            print(f"| {task} | {name} | {median(times):.0f} | {faster} |")
-        sys.stdout.flush()
+        print(beside({"tasks": {task: saved[task]}}), flush=True)
         file.write_text(json.dumps({"machine": describe(), "tasks": saved}, indent=1) + "\n")
     return 0
 

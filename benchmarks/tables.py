@@ -18,6 +18,16 @@ from typing import Any
 DOCS = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "costs.md")]
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("CleanRL", "stable-baselines3")
+AIMS = {
+    "ppo-halfcheetah": (6.0, 9.0),
+    "ppo-halfcheetah, 16 environments": (2.5, 4.0),
+    "dqn-cartpole": (3.0, 4.0),
+    "dqn-breakout": (2.3, 3.0),
+    "sac-halfcheetah": (2.2, 2.4),
+    "sac-halfcheetah, 4 updates per step": (2.2, 2.6),
+    "td3-halfcheetah": (2.0, 2.4),
+}
+"""Task -> how many times as fast as CleanRL's loop it was to be at least, and better."""
 
 
 def speed(figures: dict[str, Any]) -> str:
@@ -26,11 +36,41 @@ def speed(figures: dict[str, Any]) -> str:
     for task, times in figures["tasks"].items():
         for name in times:
             cells = [task, name, f"{median(times[name]):.0f}"]
-            for peer in PEERS:
-                ratios = [a / b for a, b in zip(times[peer], times[name], strict=True)]
-                cells.append("1" if name == peer else f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+            cells += ["1" if name == peer else ranged(faster(times, name, peer)) for peer in PEERS]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def aims(figures: dict[str, Any]) -> str:
+    """Return how far each task got, with products in float32 and in bfloat16, in times of CleanRL's loop."""
+    lines = ["| times CleanRL's loop | at least | better | found | | with bf16 |", "|---|---|---|---|---|---|"]
+    for task, (least, better) in AIMS.items():
+        times = figures["tasks"][task]
+        found = faster(times, "ours", "CleanRL")
+        verdict = "met" if median(found) >= least else "**not met**"
+        rounded = ranged(faster(times, "ours, bf16", "CleanRL")) if "ours, bf16" in times else ""
+        lines.append(f"| {task} | {least:g} | {better:g} | {ranged(found)} | {verdict} | {rounded} |")
+    return "\n".join(lines)
+
+
+def beside(figures: dict[str, Any]) -> str:
+    """Return times of ours and of peers in processes of their own, and how much faster ours is."""
+    lines = ["| task | | CPU us per step | ours is faster, times |", "|---|---|---|---|"]
+    for task, times in figures["tasks"].items():
+        for name in times:
+            ratio = "1" if name == "ours" else ranged(faster(times, "ours", name))
+            lines.append(f"| {task} | {name} | {median(times[name]):.0f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def faster(times: dict[str, list[float]], name: str, peer: str) -> list[float]:
+    """Return how many times as fast as a peer an implementation was, in each round."""
+    return [a / b for a, b in zip(times[peer], times[name], strict=True)]
+
+
+def ranged(values: list[float]) -> str:
+    """Return the median and, in brackets, the least and the greatest."""
+    return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def listing(machines: list[dict[str, Any]]) -> str:
@@ -108,7 +148,9 @@ def quartiles(values: list[float], scale: float = 1.0) -> str:
 
 
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "aims": each(aims),
     "speed": each(speed),
+    "beside": each(beside),
     "roofline": listing,
     "replay": listing,
     "precision": each(precision),
@@ -117,12 +159,15 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "seeds": listing,
 }
 
+SOURCES = {"aims": "speed"}
+"""Table -> the name of its file, where that is another one."""
+
 
 def written(text: str) -> str:
     """Return a document with every table of its between the marks."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: benchmarks/tables.py -->", f"<!-- end of {name} -->"
-        found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"**/{name}.json"))]
+        found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"**/{SOURCES.get(name, name)}.json"))]
         block = f"{begin}\n\n{table(found)}\n\n{end}"
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, b=block: b, text, flags=re.DOTALL)
     return text

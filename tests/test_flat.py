@@ -12,6 +12,7 @@ import elsewhere
 import models
 import pytest
 import torch
+from inductor import some_compiled
 from test_adam import step_flat
 from test_gradient import AGENTS, CONTINUOUS, DISCRETE, OFF_POLICY, SMALL, make_batch, make_experience, maker
 from torch import Tensor, nn
@@ -181,10 +182,10 @@ def disturb(agent: Any, i: int) -> None:
         agent.load_state_dict(agent.state_dict())
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", some_compiled([*MAKERS, "dqn-image", "ppo-discrete"], quick=[]))
 @pytest.mark.some(3)
 def test_an_agent_learns_what_it_would_learn_eagerly(name: str) -> None:
-    make, inputs = MAKERS[name]
+    make, inputs = MAKERS.get(name) or AGENTS[name]
     eager, fast = make("off"), make("on")
     for agent in (eager, fast):
         prepare(agent)

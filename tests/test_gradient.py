@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["sac", "ppo"])
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo", "dqn"])
 def test_a_loss_that_is_not_finite_stops_the_compiled_run_too(name: str) -> None:
     make, inputs = AGENTS[name]
     agent, batch = make("on"), inputs(0)

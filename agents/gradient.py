@@ -210,16 +210,16 @@ class GradientStep:
         if adam.is_plain(optimizer):
             parts += [vars(optimizer), optimizer.state, *optimizer.state.values(), *adam.hooks_before(optimizer)]
 
-        def more() -> Iterator[Any]:
-            return chain(
-                (self._loss, getattr(self.loss, "__func__", None), self.max_norm, self.compile, self.precision),
-                (self.optimizers[self.name], layout is self._layout, flat.holds(), flat.is_even()),
-                chain.from_iterable([mapping.values() for mapping in self.networks]),
-                read(),
-                map(groups[0].get, settings),
-                [group["params"] for group in groups],
-                map(IS_TRAINED, parameters),
-            )
+        def more() -> list[Any]:
+            return [
+                *(self._loss, getattr(self.loss, "__func__", None), self.max_norm, self.compile, self.precision),
+                *(self.optimizers[self.name], layout is self._layout, flat.holds(), flat.is_even()),
+                *chain.from_iterable([mapping.values() for mapping in self.networks]),
+                *read(),
+                *map(groups[0].get, settings),
+                *[group["params"] for group in groups],
+                *map(IS_TRAINED, parameters),
+            ]
 
         return Snapshot(layout, parts, more)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from operator import attrgetter, is_
@@ -119,7 +119,7 @@ class Snapshot:
     values of dicts and the items of lists in `parts`, and what `more()` returns.
     """
 
-    def __init__(self, layout: Layout, parts: Sequence[Any], more: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, layout: Layout, parts: Sequence[Any], more: Callable[[], list[Any]]) -> None:
         self._trained, self._more = layout.trained, more
         self._parts = [*layout.modules, *layout.slots, *layout.hooks, *parts]
         self._values = items_of(self._parts + self._now())
@@ -129,12 +129,9 @@ class Snapshot:
         return values_are(self._parts + self._now(), self._values)
 
     def _now(self) -> list[Any]:
-        """Return what has to be looked up anew every time."""
-        return [*self._of_weights(), [*self._more()]]
-
-    def _of_weights(self) -> list[Any]:
-        """Return the dicts of the hooks of what is trained, where there are any."""
-        return [*filter(None, chain(map(BACKWARD_HOOKS, self._trained), map(AFTER_HOOKS, self._trained)))]
+        """Return what has to be looked up anew every time, the hooks of what is trained among it."""
+        hooks = chain(map(BACKWARD_HOOKS, self._trained), map(AFTER_HOOKS, self._trained))
+        return [*filter(None, hooks), self._more()]
 
 
 BACKWARD_HOOKS, AFTER_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")

@@ -28,7 +28,7 @@ import torch
 from gymnasium import spaces
 from machine import describe, results_file
 
-from plasticity.agents import DQN, PPO, SAC, DQNConfig, PPOConfig, SACConfig
+from plasticity.agents import DQN, PPO, SAC, DQNConfig, PPOConfig, SACConfig, native
 from plasticity.agents.replay import Batch
 from plasticity.agents.rollout import Experience
 from plasticity.watching import Watcher
@@ -191,6 +191,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # about the few samples of a rank
+    native.available()  # loaded by agents that act; updates take it, too
     file = results_file("probes")
     saved = json.loads(file.read_text()) if file.exists() else {}
     saved["machine"] = describe()

@@ -111,7 +111,7 @@ class Watcher:
         alone = any(map(any, last_only))
         self._shares = (self.window / every, (1 if alone else self.window) / every) if self._known else (0.0, 0.0)
         self._inner: dict[str, int] = {}
-        """Network -> the last step but one of its window; before it, what was seen is taken in, and that is all."""
+        """Network -> the step before its next window, or the last but one of it; nothing begins or ends before that."""
         for name, monitor in self.monitors.items():
             self._arm(name, monitor, 1)
         self._unchecked = {n: not m.attached for n, m in self.monitors.items()} if require is not None else {}
@@ -217,12 +217,12 @@ class Watcher:
 
     def _arm(self, name: str, monitor: Monitor, step: int) -> None:
         """Prepare for a step."""
-        if self.window == 1:
+        if not self._known:
             gathers = last = self.due(name, step)
         else:
             remaining = -(step - 1) % self.every
             gathers, last = remaining < self.window, remaining == 0
-            self._inner[name] = step + remaining - 1 if gathers else 0
+            self._inner[name] = step + remaining - (1 if gathers else self.window)
         if gathers and not monitor.attached:
             monitor.reset()
             monitor.leave_out(not last)

@@ -4,7 +4,8 @@ python benchmarks/beside.py [sac td3 ppo dqn] [--rounds 3] [--sbx PYTHON] [--lea
 
 Each implementation trains in a process of its own with one thread, a window of steps each, for some rounds, after it
 has begun to learn and has compiled what it compiles (`peers/turns.py`). A ratio is taken within each round; printed are
-their median and range. The CPU time of all threads of a process counts. LeanRL runs as it is, `--compile` on the CPU.
+their median and range. The CPU time of all threads of a process counts. LeanRL runs as it is,
+`--compile` on the CPU but for PPO.
 """
 
 from __future__ import annotations

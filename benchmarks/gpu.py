@@ -107,7 +107,8 @@ def simulated(name: str, num_envs: int, device: str, compile: str) -> Callable[[
     """Return what takes so many steps of every environment, updates included."""
     kind, config = AGENTS[name]
     env = OnDevice("points", Points(num_envs, device), device)
-    settings = config(num_steps=16) if name == "ppo" else config(learning_starts=num_envs)
+    replayed = {"learning_starts": num_envs, "updates_per_step": 1 / num_envs}  # an update for a step of them all
+    settings = config(**({"num_steps": 16} if name == "ppo" else replayed))
     agent = kind(OBS, ACTIONS, settings, num_envs=num_envs, device=device, compile=compile)
     ctx, callbacks = context(agent), [Episodes(), Losses()]
 

@@ -16,18 +16,19 @@ RUN = [
 ]
 """A run with compiled updates, single steps and probes."""
 NOTED = """#!/bin/sh
-echo "$*" >> {log}
-exec {compiler} "$@"
+echo "$*" >> "$CXX_LOG"
+exec g++ "$@"
 """
-"""A compiler that notes with which arguments it was called."""
+"""A compiler that notes with which arguments it was called; its path is part of what is looked for in the cache."""
 
 
 def compiled(folder: Path, name: str) -> list[str]:
     """Train in a process of its own; return the calls of the compiler that made a library."""
-    log, compiler = folder / f"{name}.log", folder / f"{name}-cxx"
-    compiler.write_text(NOTED.format(log=log, compiler=shutil.which("g++")))
+    log, compiler = folder / f"{name}.log", folder / "noted-g++"
+    compiler.write_text(NOTED)
     compiler.chmod(0o755)
-    env = {**os.environ, "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    places = {"CXX": str(compiler), "CXX_LOG": str(log), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    env = {**os.environ, **places}
     command = [sys.executable, "-m", "plasticity", *RUN, "--out", str(folder), "--name", name]
     subprocess.run(command, env=env, check=True, capture_output=True, timeout=500)
     return [call for call in log.read_text().splitlines() if ".so" in call or " -c " in call]

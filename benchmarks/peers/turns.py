@@ -71,10 +71,10 @@ def take_turns(task: str, learn: Learn) -> None:
 
 
 LEANRL = {
-    "ppo": ("ppo_continuous_action_torchcompile.py", []),
-    "sac": ("sac_continuous_action_torchcompile.py", ["--learning-starts", "1000"]),
-    "td3": ("td3_continuous_action_torchcompile.py", ["--learning-starts", "1000"]),
-    "dqn": ("dqn_torchcompile.py", ["--learning-starts", "1000", "--start-e", "0.05"]),
+    "ppo": ("ppo_continuous_action_torchcompile.py", []),  # 2,048 steps of advantages in one graph: minutes and more
+    "sac": ("sac_continuous_action_torchcompile.py", ["--compile", "--learning-starts", "1000"]),
+    "td3": ("td3_continuous_action_torchcompile.py", ["--compile", "--learning-starts", "1000"]),
+    "dqn": ("dqn_torchcompile.py", ["--compile", "--learning-starts", "1000", "--start-e", "0.05"]),
 }
 
 
@@ -109,7 +109,7 @@ def leanrl(task: str, folder: str) -> None:
     wandb.init = wandb.log = lambda *_, **__: None
     sys.modules["wandb"] = wandb
     script, more = LEANRL[task]
-    sys.argv = [script, "--compile", *more]
+    sys.argv = [script, *more]
     runpy.run_path(str(Path(folder) / script), run_name="__main__")
 
 

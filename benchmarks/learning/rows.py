@@ -41,6 +41,7 @@ class Row:
 
 FIVE, THREE = (1, 2, 3, 4, 5), (1, 2, 3)
 LONG = "--compile on"
+BF16 = f"{LONG} --precision bf16"
 IMAGES = "--network minatar_cnn"
 
 ROWS = {
@@ -80,6 +81,10 @@ ROWS = {
         "sac", "HalfCheetah-v5", 100_000, THREE, LONG,
         bar=4986, reference="6156, seeds 4986 to 7510, n = 10 (same budget, v4)", source=SIMBA_V2,
     ),
+    "sac-halfcheetah-bf16": Row(
+        "sac", "HalfCheetah-v5", 100_000, THREE, BF16,
+        bar=4986, reference="6156, seeds 4986 to 7510, n = 10 (same budget, v4)", source=SIMBA_V2,
+    ),
     "sac-hopper": Row(
         "sac", "Hopper-v5", 100_000, THREE, LONG,
         bar=408, reference="1103, seeds 408 to 1717, n = 10 (same budget, v4)", source=SIMBA_V2,
@@ -91,6 +96,10 @@ ROWS = {
     ),
     "td3-halfcheetah": Row(
         "td3", "HalfCheetah-v5", 100_000, THREE, LONG,
+        bar=3500, reference="9583 ± 126 (1M, v4); none is published at this budget", source=CLEANRL_TD3,
+    ),
+    "td3-halfcheetah-bf16": Row(
+        "td3", "HalfCheetah-v5", 100_000, THREE, BF16,
         bar=3500, reference="9583 ± 126 (1M, v4); none is published at this budget", source=CLEANRL_TD3,
     ),
     "td3-hopper": Row(

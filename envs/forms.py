@@ -33,9 +33,9 @@ def observation_form(space: spaces.Space | None, name: str) -> Form:
     is_box, dtype = isinstance(space, spaces.Box), space.dtype
 
     def flatten(obs: Any) -> np.ndarray:
-        if is_box and type(obs) is np.ndarray and obs.dtype == dtype:  # what spaces.flatten does, without the detour
-            flat = obs if obs.ndim == 1 else obs.ravel()
-            return flat if dtype == FLOAT32 else to_float32(flat)
+        # What spaces.flatten does, without the detour; a copy, as wrappers and journals keep it.
+        if is_box and type(obs) is np.ndarray and obs.dtype == dtype:
+            return obs.flatten() if dtype == FLOAT32 else to_float32(obs.ravel())
         with np.errstate(over="ignore"):
             return to_float32(np.asarray(spaces.flatten(space, obs)))
 

@@ -441,6 +441,36 @@ def test_later_steps_and_resets_change_no_transition(monkeypatch, num_envs):
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 
+class Float32Reuser(Counter):
+    """Return the same float32 array every time, of all environments."""
+
+    seen = np.zeros(2, np.float32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, np.inf, (2,), np.float32)
+
+    def reset(self, **options):
+        self.seen[:], info = super().reset(**options)
+        return self.seen, info
+
+    def step(self, action):
+        self.seen[:], *rest = super().step(action)
+        return (self.seen, *rest)
+
+
+def test_an_array_that_environments_share_is_no_observation_of_ours(monkeypatch):
+    monkeypatch.setattr(gymnasium.registry[COUNTER], "entry_point", Float32Reuser)
+    env, again = (make_env(COUNTER, num_envs=2, seed=2) for _ in range(2))
+    env.reset()
+    for _ in range(4):
+        transition = env.step(torch.tensor([0, 1]))
+        env.reset(transition.terminated | transition.truncated)
+    assert env.obs.unique(dim=0).shape[0] == 2, "both observe the same, which shows nothing"
+    assert again.load_state_dict(env.state_dict()).tolist() == [False, False]
+    assert torch.equal(again.obs, env.obs)
+
+
 @pytest.mark.parametrize("reward", [2, 2.0, np.float32(2), np.float64(2), np.array(2.0), np.array(2, np.int64)])
 @pytest.mark.parametrize("flag", [True, 1, np.True_, np.array(True)])
 def test_rewards_and_flags_may_have_any_type_of_number(monkeypatch, reward, flag):

@@ -9,6 +9,7 @@ from operator import attrgetter, is_
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
 
 from .flat import Flat
@@ -71,7 +72,7 @@ class Layout:
         self._flat: Flat | None = None
         owned = {id(p) for p in self.trained}
         self._owned, self._hooks, self._rides = owned, list[Any](), Rides([], [], True)
-        hooks = (module.__dict__[name] for module in modules for name in MODULE_HOOKS)
+        hooks = [*GLOBAL_HOOKS, *(module.__dict__[name] for module in modules for name in MODULE_HOOKS)]
         self.hooks = list({id(one): one for one in hooks}.values())
         self.all_parameters = list({id(p): p for network in networks for p in network.parameters()}.values())
 
@@ -157,6 +158,8 @@ class Rides:
 
 
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+GLOBAL_HOOKS = [vars(torch_module)[f"_global{name}"] for name in MODULE_HOOKS]
+"""Of all modules."""
 
 
 def ways_of(modules: Sequence[Mapping[str, Any]]) -> list[tuple[bool, Any]]:

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from inductor import some_compiled
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.lr_scheduler import LambdaLR
 
 from plasticity import Monitor
@@ -200,6 +201,16 @@ def test_the_same_seed_gives_the_same_bits() -> None:
         other.learn(inputs(i))
     for a, b in zip(one.networks["actor"].parameters(), other.networks["actor"].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_hook_on_all_modules_sees_every_update() -> None:
+    learner, seen = Quadratic(), []
+    assert not is_eager(learner)
+    handle = register_module_forward_hook(lambda module, inputs, output: seen.append(module))
+    assert is_eager(learner)
+    assert len(seen) == 2 * len([*learner.networks["net"].modules()])
+    handle.remove()
+    assert not is_eager(learner)
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "ppo", "dqn"])

@@ -16,8 +16,8 @@ import torch
 from gymnasium import spaces
 from inductor import some_compiled
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
 from torch.nn.modules.module import register_module_forward_hook
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from plasticity import Monitor

@@ -63,7 +63,8 @@ class Journal(gymnasium.Wrapper):
         noted, self._like = action.tobytes(), action
         result = self.env.step(action)
         if len(self._played) <= MAX_NOTED:
-            self._played.append((noted, result[1]))
+            reward = result[1]
+            self._played.append((noted, reward.copy() if isinstance(reward, np.ndarray) else reward))
         self._obs = result[0]
         return result
 

@@ -71,6 +71,32 @@ def test_what_becomes_of_a_transition_does_not_reach_the_journal() -> None:
     again.close()
 
 
+class Rewarding(gymnasium.Env):
+    """Return one array as every reward, and write into it."""
+
+    observation_space = gymnasium.spaces.Box(-1e6, 1e6, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.reward = np.zeros(())
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict]:
+        self.reward += 1
+        return np.zeros(1, np.float32), self.reward, False, False, {}
+
+
+def test_an_episode_whose_rewards_are_one_array_goes_on() -> None:
+    env = GymEnv("rewarding", serial(lambda seed: Journal(Rewarding())), 1, 0)
+    env.reset()
+    for _ in range(3):
+        env.step(torch.tensor([0]))
+    again = GymEnv("rewarding", serial(lambda seed: Journal(Rewarding())), 1, 0)
+    assert not again.load_state_dict(env.state_dict()).any()
+    assert again.step(torch.tensor([0])).reward.item() == 4.0
+
+
 class Secretive(gymnasium.Env):
     """Count the episodes of the process, which no random state tells."""
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from . import native
 from .distributions import Categorical, Gaussian, numpy_or_torch
+from .layout import hooks_of
 from .networks import (
     LOG_STD_MAX,
     LOG_STD_MIN,
@@ -35,7 +35,6 @@ from .rows import as_tensor
 MAX_ROWS, MAX_ROWS_WIDE, SMALL = 64, 4, 128
 NATIVE_ROWS = 8  # beyond which numpy is faster than C++
 ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
-GLOBAL_HOOKS: tuple[Any, ...] = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
 PASS_HOOKS = "_forward_pre_hooks", "_forward_hooks"
 
 # Activation -> what computes it in place, of its module.
@@ -120,7 +119,7 @@ class NumpyPlan:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.modules = [vars(m) for m in network.modules()]
-        hooks = [*GLOBAL_HOOKS, *(module[name] for module in self.modules for name in PASS_HOOKS)]
+        hooks = hooks_of(self.modules, PASS_HOOKS)
         slots = [module[name] for module in self.modules for name in ("_modules", "_parameters")]
         self.held = [*hooks, *slots]
         self.parts = native.items_of(self.held)

@@ -72,8 +72,7 @@ class Layout:
         self._flat: Flat | None = None
         owned = {id(p) for p in self.trained}
         self._owned, self._hooks, self._rides = owned, list[Any](), Rides([], [], True)
-        hooks = [*GLOBAL_HOOKS, *(module.__dict__[name] for module in modules for name in MODULE_HOOKS)]
-        self.hooks = list({id(one): one for one in hooks}.values())
+        self.hooks = list({id(one): one for one in hooks_of(self.modules, MODULE_HOOKS)}.values())
         self.all_parameters = list({id(p): p for network in networks for p in network.parameters()}.values())
 
     def holds(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> bool:
@@ -158,8 +157,12 @@ class Rides:
 
 
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-GLOBAL_HOOKS = [vars(torch_module)[f"_global{name}"] for name in MODULE_HOOKS]
-"""Of all modules."""
+
+
+def hooks_of(modules: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[Any]:
+    """Return the dicts of hooks of some kinds: those on all modules there are, and of each module, from its `vars`."""
+    shared = [vars(torch_module)[f"_global{kind}"] for kind in kinds]
+    return [*shared, *(module[kind] for module in modules for kind in kinds)]
 
 
 def ways_of(modules: Sequence[Mapping[str, Any]]) -> list[tuple[bool, Any]]:

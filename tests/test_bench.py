@@ -14,6 +14,7 @@ from plasticity.cli import main
 from plasticity.commands import random_actions
 from plasticity.commands.bench import BenchConfig
 from plasticity.commands.bench_cells import method_of, place_of
+from plasticity.commands.bench_kept import read_kept
 from plasticity.commands.bench_page import verdict
 from plasticity.commands.bench_picture import drawn_methods
 from plasticity.commands.bench_runs import Bench
@@ -203,6 +204,7 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
     assert "to 21.5 in the last, where a fresh agent has 112;" in said
     assert "## Not there\n\ncgym-short/acrobot; cgym-short/lunarlander." in said
     assert (page / "cgym-short-cgym-short-cartpole.svg").is_file()
+    _page_grows_without_its_runs(tmp_path, page, [folder for folder, cell in bench.cells.items() if cell.seed == 1])
     assert main([*arguments, "--", "--lr", "0.1"]) != 0
     said = capsys.readouterr().err
     assert "other settings: agent.lr" in said
@@ -211,7 +213,32 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
         if place.parent.name == "none" and place.name == "seed_2":
             write_record(place, {**kept, "config": {**kept["config"], "num_tasks": 3}})
     assert main(["bench", "cgym-short", "--out", str(tmp_path), "--page", str(page)]) != 0
-    assert "3 tasks of 400 steps, other runs of cgym-short/cartpole have 2 of 400" in capsys.readouterr().err
+    assert "seed 2: 3 tasks of 400 steps, where other runs have 2 of 400" in capsys.readouterr().err
+
+
+def _page_grows_without_its_runs(out: Path, page: Path, first: list[Path]) -> None:
+    """A page is the same from its file alone, and from the file of some runs beside the folders of the others."""
+    files = {file: file.read_bytes() for file in page.iterdir()}
+    assert len(files) == 3
+    arguments = ["bench", "cgym-short", "--page", str(page)]
+    assert main([*arguments, "--out", str(out / "nothing")]) == 0
+    assert {file: file.read_bytes() for file in page.iterdir()} == files
+    kept = page / "cgym-short-cgym-short-cartpole.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len([row for row in rows if "random" in row]) == 2
+    assert [(row["method"], row["seed"], row.get("task")) for row in rows if "random" not in row] == [
+        *(("none", seed, None) for seed in (1, 2)), *(("oracle", seed, task) for seed in (1, 2) for task in (0, 1)),
+    ]  # fmt: skip
+    kept.write_text("".join(f"{json.dumps(row)}\n" for row in rows if row.get("seed") == 1))
+    away = [folder.rename(folder.with_name(f"away_{folder.name}")) for folder in first]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert {file: file.read_bytes() for file in page.iterdir()} == files
+    for place, folder in zip(away, first, strict=True):
+        place.rename(folder)
+    kept.write_text(kept.read_text() + '{"env": "cgym-short/cartpole"}\n')
+    with pytest.raises(ValueError, match=r"cartpole\.jsonl, line 9: no numbers of a run \(KeyError\('method'\)\)"):
+        read_kept(kept)
+    kept.write_bytes(files[kept])
 
 
 def test_random_actions_play_the_tasks_of_their_seed_in_episodes_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:

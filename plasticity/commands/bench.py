@@ -50,7 +50,8 @@ class BenchConfig:
     quiet: bool = False
     """Show nothing while training."""
     page: Path | None = None
-    """Train nothing: write the page of the suite, of all runs that there are, with its pictures to this folder."""
+    """Train nothing: write the page of the suite to this folder, with pictures and a file of the runs' numbers, from
+    which the page grows, also where the runs are no more."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     config = read_arguments(BenchConfig, "bench", own, imports="torch")
     suite = find_suite(config.suite)
+    from .bench_numbers import measure
     from .bench_page import write_page
     from .bench_report import BenchReport
     from .bench_runs import Bench
@@ -72,7 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     for seed in bench.seeds:
         if seed.state == "failed":
             print(f"{seed.folder}: failed, {seed.error}; see {seed.console}", file=sys.stderr)
-    BenchReport(bench.suite, bench.folder, bench.plans, bench.finished()).write()
+    runs = [measure(folder, cell, suite.bin_steps) for folder, cell in bench.finished().items()]
+    BenchReport(suite, bench.folder, bench.plans, [run for run in runs if run is not None]).write()
     return code
 
 

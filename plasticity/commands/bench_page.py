@@ -1,4 +1,7 @@
-"""The page of a suite: a verdict, the picture and the table of every stream, from the runs that there are."""
+"""The page of a suite: a verdict, the picture and the table of every stream, from the numbers of its runs.
+
+Those stand in a file beside it, one per stream: the page keeps the runs that it was drawn from before.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from plasticity.reports.tasks import Protocol, over_seeds
 from plasticity.storage.files import file_name, write_atomically
 
 from .bench_cells import Cell, find_cells
+from .bench_kept import merged, read_kept, write_kept
+from .bench_numbers import measure, plans_of
 from .bench_picture import draw, drawn_methods
 from .bench_report import BenchReport
 from .method_names import NONE, ORACLE
@@ -30,19 +35,29 @@ AREA_COLUMNS = 10
 def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
     """Write NAME.md and a picture per stream to a folder, from the runs of the suite; return the exit status."""
     found = find_cells(runs)
-    if not found.finished:
+    new = [run for place, cell in found.finished.items() if (run := measure(place, cell, suite.bin_steps)) is not None]
+    streams = dict.fromkeys([*suite.envs, *(run.cell.env for run in new)])
+    files = {env: folder / f"{name}-{file_name(env)}.jsonl" for env in streams}
+    kept = {env: read_kept(file) for env, file in files.items()}
+    every = merged((run for before, _ in kept.values() for run in before), new)
+    if not every:
         raise ValueError(f"{runs} holds no finished run of {name}: train some first, plasticity bench {name}")
+    plans = plans_of(every)
     folder.mkdir(parents=True, exist_ok=True)
-    report = BenchReport(suite, runs, found.plans, found.finished)
+    report = BenchReport(suite, runs, plans, every)
+    report.known = {env: random for env, (_, random) in kept.items()}
     parts = [f"# {name}\n", f"<!-- Written by `plasticity bench {name} --page FOLDER`: train more, run it again. -->\n"]
     parts += [f"{suite.about}\n"] if suite.about else []
-    for env in sorted(found.plans, key=lambda env: suite.envs.index(env) if env in suite.envs else len(suite.envs)):
-        if (protocol := report.protocol(env)) is not None:
-            file = folder / f"{name}-{file_name(env)}.svg"
-            parts += _stream(report, env, protocol, draw(protocol, report.plans[env].steps or 0, file))
+    for env in (env for env in streams if env in plans):
+        protocol = report.protocol(env)
+        if protocol is not None:
+            picture = draw(protocol, plans[env].steps or 0, files[env].with_suffix(".svg"))
+            parts += _stream(report, env, protocol, picture)
+            parts.append(f"The numbers of all runs: [{files[env].name}]({files[env].name}).\n")
+        write_kept(files[env], (run for run in every if run.cell.env == env), report.known[env])
     parts += _missing(suite, report, found.unfinished)
-    if found.commits:
-        parts.append(f"Trained by the code of {', '.join(sorted(found.commits))}.\n")
+    if code := {run.code for run in every if run.code}:
+        parts.append(f"Trained by the code of {', '.join(sorted(code))}.\n")
     write_atomically(folder / f"{name}.md", "\n".join(part for part in parts if part).encode())
     print(folder / f"{name}.md", file=sys.stderr)
     return 0
@@ -107,7 +122,7 @@ def _value(number: Any) -> float:
 def _missing(suite: Suite, report: BenchReport, unfinished: list[Cell]) -> Iterator[str]:
     """Yield what the page lacks."""
     there = {(one.env, one.method.partition(":")[0].removeprefix("optimizer=").replace("-", "_"))
-             for one in report.cells.values()}  # fmt: skip
+             for one in (run.cell for run in report.runs)}  # fmt: skip
     lacks = [f"{env}: {name}" for env, areas in suite.published.items() for name in areas
              if env in report.plans and (env, name) not in there]  # fmt: skip
     lacks += [env for env in suite.envs if env not in report.plans]

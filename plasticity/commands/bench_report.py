@@ -1,10 +1,10 @@
-"""The tables and pictures of a benchmark, from the folders of its finished runs."""
+"""The tables and pictures of a benchmark, from the numbers of its finished runs."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from plasticity.envs import TaskPlan
 from plasticity.reports.tables import comma_separated, markdown
 from plasticity.reports.tasks import Protocol, disorder
 from plasticity.storage.files import file_name, write_atomically
-from plasticity.storage.record import read_record
 from plasticity.tags import EPISODIC_RETURN
 
-from .bench_cells import Cell, averaged, read_cells
+from .bench_kept import RandomReturns
+from .bench_numbers import CellNumbers, averaged, gather, rounded
 from .bench_picture import draw
 from .method_names import ORACLE, published_name
 from .random_actions import random_returns
@@ -28,8 +28,10 @@ from .suites import Suite
 class BenchReport:
     """Tables and pictures of finished runs; ``plans``: stream -> length and number of its tasks."""
 
-    def __init__(self, suite: Suite, folder: Path, plans: Mapping[str, TaskPlan], cells: Mapping[Path, Cell]) -> None:
-        self.suite, self.folder, self.plans, self.cells = suite, folder, plans, cells
+    def __init__(self, suite: Suite, folder: Path, plans: Mapping[str, TaskPlan], runs: Sequence[CellNumbers]) -> None:
+        self.suite, self.folder, self.plans, self.runs = suite, folder, plans, runs
+        self.known: dict[str, RandomReturns] = {}
+        """Stream -> mean returns of random actions, as far as they are known."""
 
     def write(self) -> None:
         """Print and write the tables of all streams with finished runs, and pictures."""
@@ -75,7 +77,7 @@ class BenchReport:
     def protocol(self, env: str) -> Protocol | None:
         """Return the numbers of the finished runs of a stream; None if there are none."""
         plan = self.plans[env]
-        found = read_cells(self.cells, env, plan, self.suite.bin_steps)
+        found = gather(self.runs, env)
         whole = found.oracle(plan.num or 0)
         if not found.curves and not whole:
             return None
@@ -100,12 +102,14 @@ class BenchReport:
 
         Episodes are as long as those of the runs.
         """
-        file, num = self._place(env) / "random.json", self.plans[env].num or 0
-        config = read_record(next(p for p, c in self.cells.items() if (c.env, c.seed) == (env, seed)))["config"]
-        limits = {n: config[n] for n in ("action_repeat", "max_episode_steps") if config.get(n) is not None}
+        num = self.plans[env].num or 0
+        limits = next(run.limits for run in self.runs if (run.cell.env, run.cell.seed) == (env, seed))
         key = " ".join([str(seed), str(num), *(f"{name}={value}" for name, value in limits.items())])
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if key not in kept:
-            kept[key] = random_returns(env, seed, num, **limits)
-            write_atomically(file, json.dumps(kept).encode())
-        return np.array(kept[key])
+        file, known = self._place(env) / "random.json", self.known.setdefault(env, {})
+        if key not in known and file.is_file():
+            known |= json.loads(file.read_text(encoding="utf-8"))
+        if key not in known:
+            known[key] = rounded(np.array(random_returns(env, seed, num, **limits))).tolist()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(known).encode())
+        return np.array(known[key])

@@ -1,0 +1,86 @@
+"""The numbers of runs as a file beside the page of a suite: it is drawn again, and grows, where the runs are no more.
+
+A line is a run, or the mean returns of random actions in the tasks of a seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plasticity.storage.files import open_text, write_atomically
+
+from .bench_cells import Cell
+from .bench_numbers import CellNumbers
+
+RandomReturns = dict[str, list[float]]
+"""Key of a seed, as in ``random.json``, -> mean return of random actions in every task."""
+
+
+def read_kept(file: Path) -> tuple[list[CellNumbers], RandomReturns]:
+    """Return the runs and the random returns of a file, none where there is no file; ValueError for a damaged line."""
+    runs, random = list[CellNumbers](), RandomReturns()
+    if not file.is_file():
+        return runs, random
+    with open_text(file) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                if "random" in row:
+                    random[row["random"]] = row["returns"]
+                else:
+                    runs.append(_run(row))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file}, line {number}: no numbers of a run ({error!r}); take the line out") from None
+    return runs, random
+
+
+def write_kept(file: Path, runs: Iterable[CellNumbers], random: RandomReturns) -> None:
+    """Write the runs of a stream, sorted, and the random returns."""
+    rows: list[dict[str, Any]] = [{"random": key, "returns": random[key]} for key in sorted(random)]
+    rows += [_row(run) for run in sorted(runs, key=_place)]
+    text = "".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows)
+    write_atomically(file, text.encode())
+
+
+def merged(kept: Iterable[CellNumbers], new: Iterable[CellNumbers]) -> list[CellNumbers]:
+    """Return the runs of both, sorted; of a run that both have, the new one."""
+    return sorted({run.cell: run for run in (*kept, *new)}.values(), key=_place)
+
+
+def _place(run: CellNumbers) -> tuple[Any, ...]:
+    cell = run.cell
+    return cell.env, cell.method, cell.seed, -1 if cell.task is None else cell.task
+
+
+def _row(run: CellNumbers) -> dict[str, Any]:
+    cell = {name: value for name, value in vars(run.cell).items() if value is not None}
+    metrics = {name: _numbers(values) for name, values in run.metrics.items()}
+    more = {"speed": run.speed, "limits": run.limits, "metrics": metrics, "code": run.code}
+    filled = {name: value for name, value in more.items() if value}
+    return {**cell, "steps": run.steps, **filled, "returns": _numbers(run.curves)}
+
+
+def _run(row: Mapping[str, Any]) -> CellNumbers:
+    cell = Cell(row["env"], row["method"], row["seed"], row.get("task"))
+    metrics = {name: _array(values) for name, values in row.get("metrics", {}).items()}
+    curves = _array(row["returns"])
+    if curves.ndim != 2:
+        raise ValueError(f"returns have {curves.ndim} dimensions, not tasks and bins")
+    return CellNumbers(cell, row["steps"], curves, row.get("speed"), metrics, row.get("limits", {}), row.get("code"))
+
+
+def _numbers(values: NDArray[Any]) -> Any:
+    """Return nested lists; null for what is not finite."""
+    if values.ndim > 1:
+        return [_numbers(part) for part in values]
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _array(values: Any) -> NDArray[Any]:
+    return np.array(values, dtype=np.float64)  # null is NaN

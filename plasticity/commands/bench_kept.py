@@ -48,7 +48,7 @@ def write_kept(file: Path, runs: Iterable[CellNumbers], random: RandomReturns) -
     write_atomically(file, text.encode())
 
 
-def merged(kept: Iterable[CellNumbers], new: Iterable[CellNumbers]) -> list[CellNumbers]:
+def with_new(kept: Iterable[CellNumbers], new: Iterable[CellNumbers]) -> list[CellNumbers]:
     """Return the runs of both, sorted; of a run that both have, the new one."""
     return sorted({run.cell: run for run in (*kept, *new)}.values(), key=_place)
 

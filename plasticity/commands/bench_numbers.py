@@ -45,7 +45,7 @@ class CellNumbers:
     """Commit of the code that trained it, seven digits, or another word on where the numbers are from."""
 
 
-def measure(folder: Path, cell: Cell, bin_steps: int | None = None) -> CellNumbers | None:
+def numbers_of(folder: Path, cell: Cell, bin_steps: int | None = None) -> CellNumbers | None:
     """Return the numbers of a finished run, None if no episode ended in it.
 
     ``bin_steps``: environment steps in which episodes are averaged.

@@ -19,8 +19,8 @@ from plasticity.reports.tasks import Protocol, over_seeds
 from plasticity.storage.files import file_name, write_atomically
 
 from .bench_cells import Cell, find_cells
-from .bench_kept import merged, read_kept, write_kept
-from .bench_numbers import measure, plans_of
+from .bench_kept import read_kept, with_new, write_kept
+from .bench_numbers import numbers_of, plans_of
 from .bench_picture import draw, drawn_methods
 from .bench_report import BenchReport
 from .method_names import NONE, ORACLE
@@ -35,11 +35,13 @@ AREA_COLUMNS = 10
 def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
     """Write NAME.md and a picture per stream to a folder, from the runs of the suite; return the exit status."""
     found = find_cells(runs)
-    new = [run for place, cell in found.finished.items() if (run := measure(place, cell, suite.bin_steps)) is not None]
+    new = [
+        run for place, cell in found.finished.items() if (run := numbers_of(place, cell, suite.bin_steps)) is not None
+    ]
     streams = dict.fromkeys([*suite.envs, *(run.cell.env for run in new)])
     files = {env: folder / f"{name}-{file_name(env)}.jsonl" for env in streams}
     kept = {env: read_kept(file) for env, file in files.items()}
-    every = merged((run for before, _ in kept.values() for run in before), new)
+    every = with_new((run for before, _ in kept.values() for run in before), new)
     if not every:
         raise ValueError(f"{runs} holds no finished run of {name}: train some first, plasticity bench {name}")
     plans = plans_of(every)

@@ -11,6 +11,7 @@ def unknown_name(name: str, known: Iterable[str], prefixes: Iterable[str]) -> st
 
     `name` itself is never suggested.
     """
+    known = list(known)
     full = {_key(one): one for one in known if one != name}
     # Without its family too: "cheetah-run" should find "dmc/cheetah-run". Full names win where both exist, and of two
     # families the one that comes first.
@@ -18,7 +19,7 @@ def unknown_name(name: str, known: Iterable[str], prefixes: Iterable[str]) -> st
     versions = [key for key in full if key.startswith(f"{_key(name)}-v")]  # "CartPole" is Gymnasium's, without version
     close = versions[-1:] or difflib.get_close_matches(_key(name), keys, n=1, cutoff=0.6)
     hint = f'; did you mean "{keys[close[0]]}"?' if close else "."
-    forms = ", ".join(f'"{prefix}<name>"' for prefix in prefixes if prefix)
+    forms = ", ".join(f'"{prefix}"' if prefix in known else f'"{prefix}<name>"' for prefix in prefixes if prefix)
     return (
         f'no environment is called "{name}"{hint} Names are {forms} and Gymnasium ids, with the module to import in '
         'front if another package registers them ("minigrid:MiniGrid-Empty-5x5-v0").'

@@ -568,7 +568,9 @@ def test_unknown_names_say_the_nearest(name, nearest):
 
 
 def test_a_name_like_no_other_gets_no_guess():
-    with pytest.raises(ValueError, match=r'called "qqqq"\. Names are "dmc/<name>", .* and Gymnasium ids'):
+    with pytest.raises(
+        ValueError, match=r'called "qqqq"\. Names are "dmc/<name>", .* "cminatar", .* and Gymnasium ids'
+    ):
         make_env("qqqq")
 
 

@@ -191,6 +191,17 @@ def test_a_map_measured_once_says_so_and_maps_beside_empty_places_are_labelled()
         assert [label.get_text() for label in place.get_yticklabels()] == layers
 
 
+@pytest.mark.parametrize(("rows", "layers"), [(1, 1), (1, 3), (2, 3), (3, 6)])
+def test_the_words_beside_a_colour_scale_stay_in_the_picture(rows: int, layers: int) -> None:
+    one = Map("t", [f"pi.{i}" for i in range(layers)], np.arange(3.0), np.zeros((layers, 3)))
+    figure = draw_maps([[one, one]] * rows, shading("effective_rank", "rank"), "steps")
+    figure.canvas.draw()
+    words, whole = figure.axes[-1].yaxis.label.get_window_extent(), figure.bbox
+    assert whole.y0 <= words.y0
+    assert words.y1 <= whole.y1
+    assert words.x1 <= whole.x1
+
+
 def test_configurations_differ_in_more_than_colour(tmp_path: Path) -> None:
     for i in range(9):
         make_run(tmp_path / str(i), [0.0, i], batch_size=2**i)

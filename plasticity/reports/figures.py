@@ -105,7 +105,7 @@ def shading(metric: str, kind: str) -> Shading:
     if kind == "share":
         return Shading(label)
     if kind == "rank":
-        return Shading(f"{label}: lost since the first measurement\n(blue: gained)", CHANGE, -1.0, 1.0)
+        return Shading(f"{label}: lost since the first measurement (blue: gained)", CHANGE, -1.0, 1.0)
     return Shading(label, NEUTRAL, None, None)
 
 
@@ -160,7 +160,8 @@ def draw_maps(rows: Sequence[Sequence[Map | None]], colours: Shading, xlabel: st
                     image = _map(place, one, scale, low, high)
         _label_outer_maps(axes, xlabel)
         if image is not None:
-            figure.colorbar(image, ax=axes, label=colours.label, fraction=0.025, pad=0.01)
+            label = fill(colours.label, int(14 * (sum(heights) + 0.5)))  # along the scale, which may be short
+            figure.colorbar(image, ax=axes, label=label, fraction=0.025, pad=0.01)
         return figure
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class Traced(NamedTuple):
 
     call: GraphCall
     read: list[Tensor]
-    """Parameters that are not trained, and buffers. They come behind the vectors, before the inputs."""
+    """The totals, parameters that are not trained, and buffers. They come behind the vectors, before the inputs."""
     captured: list[Tensor]
     """After the inputs: tensors that the loss closes over."""
     names: list[str]
@@ -77,11 +77,13 @@ def compile_step(
     move: Move | None,
     precision: Precision,
     seen: Callable[[], list],
+    plans: Sequence[Any],
 ) -> Traced:
     """Return a compiled graph that writes the gradients of the loss, clipped to `max_norm` together, into their vector.
 
     `vectors`: weights and gradients, which alone are written to; with `move`, further ones that it steps together with
-    the weights, if the loss reaches all of these. Raises what torch raises where tracing or compiling is not possible.
+    the weights, if the loss reaches all of these. `plans`: of observers (`layout.Ride`), whose sums are added to
+    their totals. Raises what torch raises where tracing or compiling is not possible.
     """
     named: dict[str, Tensor] = {**dict(reads.named_parameters()), **dict(reads.named_buffers())}
     trained = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
@@ -108,7 +110,7 @@ def compile_step(
         gradient.copy_(found)
         if move is not None and all(reached):
             move(weights, found, *state)
-        return [vector, *shown]
+        return [vector, *shown, *(t.detach() for plan in plans for t in plan.sums())]
 
     tensors = [*vectors, *(tensor.detach() for tensor in read), *inputs]
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings all of sympy, which takes half a second
@@ -117,7 +119,8 @@ def compile_step(
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True) as mode:
         graph = make_fx(step)(*map(mode.from_tensor, tensors))
     graph.graph.eliminate_dead_code()
-    captured = lift(graph, tensors[0].device)
+    captured, totals = lift(graph, tensors[0].device), [total for plan in plans for total in plan.totals()]
+    add_up(graph, totals, behind=len(vectors))
     if precision == "bf16":
         use_bf16(graph)
     elif tensors[0].device.type == "cpu" and onednn_is_faster():
@@ -126,7 +129,8 @@ def compile_step(
         turn_narrow(graph)
     graph.recompile()
     with torch.no_grad():
-        return Traced(compile_graph(graph, len(vectors)), read, captured, names, others, reached)
+        call = compile_graph(graph, len(vectors) + len(totals))
+    return Traced(call, [*totals, *read], captured, names, others, reached)
 
 
 def compile_graph(graph: GraphModule, num_static: int) -> GraphCall:
@@ -183,6 +187,20 @@ def lift(graph: GraphModule, device: torch.device) -> list[Tensor]:
         node.replace_all_uses_with(found[id(tensor)][1])
         graph.graph.erase_node(node)
     return [tensor for tensor, _ in found.values()]
+
+
+def add_up(graph: GraphModule, totals: Sequence[Tensor], behind: int) -> None:
+    """Add the last outputs of a traced graph to `totals`, new inputs behind some, and return the others alone."""
+    output, places = graph.graph.output_node(), graph.graph.find_nodes(op="placeholder")
+    results, last = output.args[0], places[behind - 1]
+    kept = len(results) - len(totals)
+    for i, one in enumerate(results[kept:]):
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"total_{i}")
+        last.meta["val"] = one.meta["val"].double()
+        with graph.graph.inserting_before(output):
+            graph.graph.call_function(torch.ops.aten.add_.Tensor, (last, one))
+    output.args = (results[:kept],)
 
 
 def clipped(gradients: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:

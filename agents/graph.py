@@ -45,22 +45,25 @@ class Graph:
         with ExitStack() as stack:
             for ride in rides.others:
                 stack.enter_context(ride.paused())
-            recordings = [(ride, stack.enter_context(ride.recording())) for ride in rides.aboard]
+            plans = [stack.enter_context(ride.recording()) for ride in rides.aboard]
 
             def seen() -> list[Tensor]:
                 known = set(map(id, given))  # an input need not be an output
-                return [t for _, plan in recordings for t in plan.tensors() if id(t) not in known]
+                return [t for plan in plans for t in plan.tensors() if id(t) not in known]
 
-            self.traced = compile_step(reads, vectors, layout.flat, inputs.tensors, max_norm, move, precision, seen)
+            self.traced = compile_step(
+                reads, vectors, layout.flat, inputs.tensors, max_norm, move, precision, seen, plans
+            )
         self.moves = self.has_state and all(self.traced.reached)
         first = 1 + len(self.traced.others)
         outputs = {id(tensor): first + i for i, tensor in enumerate(seen())}
         places = outputs | {id(tensor): first + len(outputs) + i for i, tensor in enumerate(given)}
-        self.aboard = [(plan, [places[id(t)] for t in plan.tensors()]) for _, plan in recordings]
-        before = [vector.clone() for vector in vectors]
+        self.aboard = [(plan, [places[id(t)] for t in plan.tensors()]) for plan in plans]
+        written = [*vectors, *(total for plan in plans for total in plan.totals())]
+        before = [vector.clone() for vector in written]
         with untouched(layout.networks), torch.no_grad():  # what fails, fails here, where going on eagerly is possible
             self.run(layout.flat, inputs.tensors)
-            for vector, old in zip(vectors, before, strict=True):
+            for vector, old in zip(written, before, strict=True):
                 vector.copy_(old)
         if self.moves:
             layout.flat.noticed()

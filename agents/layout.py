@@ -34,7 +34,7 @@ class Ride(Protocol):
         """Within, record what hooks see in a traced pass.
 
         `tensors()` of the result, the plan, returns what a graph is to compute, from the end of that pass on, and
-        `deliver(tensors)` takes it in, once for every step.
+        `deliver(tensors)` takes it in, once for every step. Before, the graph adds `sums()` to `totals()` in place.
         """
 
     def paused(self) -> AbstractContextManager[None]:

@@ -20,13 +20,20 @@ def results_file(benchmark: str) -> Path:
     return folder / f"{benchmark}.json"
 
 
+def processor(info: str) -> str:
+    """Return the name in the text of /proc/cpuinfo, with family and model where it has no number; empty without one."""
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
+    name = found.get("model name", "")
+    has_number = re.search(r"\d", name.partition("@")[0])  # behind it stands the clock rate
+    return name if has_number or not name else f"{name}, family {found['cpu family']}, model {found['model']}"
+
+
 def describe() -> dict[str, Any]:
     """Return processor, versions and threads."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": (info.exists() and processor(info.read_text())) or platform.processor(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -186,7 +186,7 @@ class Monitor:
         self._observer.intake.reset()
 
     def mark_stale(self) -> None:
-        """Let the next pass that counts replace what is pending, or was gathered: it belongs to another loss."""
+        """Let the next pass that counts replace what is pending, if ``deferred``: it belongs to another loss."""
         self._observer.intake.stale = True
 
     def commit(self) -> None:

@@ -107,6 +107,26 @@ def test_a_reading_is_by_hand_the_mean_over_all_samples_of_the_window() -> None:
         torch.testing.assert_close(reading.scores["dormancy"]["0"].float(), (expected / expected.mean()).cpu())
 
 
+class Summed(Dormancy):
+    """Its scores are the sums themselves."""
+
+    def scores(self) -> Tensor:
+        return self.total("on_forward")
+
+
+def test_sums_are_those_of_a_window_where_a_graph_is_made_in_the_middle_of_it_and_readings_stay() -> None:
+    learner, readings, _ = watched({"sums": Summed()}, every=3, window=3)
+    learner.optimizers["net"].param_groups[0]["lr"] = 0.0
+    x = [models.normal(6 if i in (3, 5) else 4, 3, seed=i) for i in range(7)]
+    for one in x:
+        learner.step(one, torch.zeros(len(one)), updates=0)
+    assert len(learner.step._graphs) == 2
+    assert [reading.num_passes for reading in readings] == [1, 3, 3]
+    for reading, shown in zip(readings, (x[:1], x[1:4], x[4:]), strict=True):
+        expected = learner.networks["net"][:2](torch.cat(shown)).detach().sum(0)
+        torch.testing.assert_close(reading.scores["sums"]["0"].float(), expected.cpu())
+
+
 def test_measured_steps_are_compiled_once_however_often() -> None:
     learner, readings, _ = watched(every=2)
     for seed in range(4):
@@ -223,7 +243,7 @@ def test_a_trace_that_fails_makes_measured_steps_eager_with_one_warning(monkeypa
 
     def fail_with_riders(*arguments: Any) -> Any:
         result = compile_step(*arguments)
-        if arguments[-1]():
+        if arguments[-1]:
             raise RuntimeError("a probe that cannot be traced")
         return result
 

@@ -23,7 +23,7 @@ from .distributed import Processes
 from .hooks import Parts, Recipient, Recording, Seen
 from .reading import Reading
 from .readout import Key, Readout, State
-from .sums import Sums, unpacked
+from .sums import Sums, Total, unpacked
 
 Results = dict[Key, Tensor]
 """(metric, layer) -> 0-D value."""
@@ -63,6 +63,8 @@ class Gathering:
         """Layer -> the dtype of its activations in the last pass, before they were widened."""
         self._remembered: dict[Key, Any] = {}
         """The same of the last reading, until it is over."""
+        self._totals: dict[Parts, Total] = {}
+        """The sums that graphs add to."""
         self._choose()
         self.reset()
 
@@ -79,11 +81,12 @@ class Gathering:
         """The probes that were fed rows."""
         self._arrived: defaultdict[Key, set[str]] = defaultdict(set)
         """The signals of these rows."""
-        self._sums: defaultdict[Parts, Sums] = defaultdict(Sums)
+        self._sums: defaultdict[tuple[Recipient, ...], Sums] = defaultdict(Sums)
+        """The sums of eager passes."""
         self._parts: Parts | None = None
-        """The parts of the last vector that a graph computed."""
-        self._total: Sums | None = None
-        """The sums that it was added to; None where it has no parts."""
+        """The parts of the last vector that a graph added up."""
+        for total in self._totals.values():
+            total.clear()
         self.num_passes = 0
         self._metrics = {name: tuple(getattr(probe, "metrics", (name,))) for name, probe in self.probes.items()}
         self.drop()
@@ -150,13 +153,21 @@ class Gathering:
     def take_recorded(self, plan: Recording, tensors: Sequence[Tensor]) -> None:
         """Take in what a graph computed for a recording; its sums are never pending, for its step is taken."""
         if plan.parts is not self._parts:
-            self._parts, self._total = plan.parts, self._sums[plan.parts] if plan.parts[0] else None
+            self._parts = plan.parts
             self._steps += 1
         self.num_passes += plan.num_passes
-        if self._total is not None:
-            self._total.add(tensors[-1:])
+        if plan.total is not None:
+            plan.total.times += 1
         if plan.rows_at or self._recycled is None:
             self.take([(entry, tensors[i]) for entry, i in plan.rows_at])
+
+    def total_of(self, parts: Parts, device: torch.device) -> Total:
+        """Return the sums that graphs add to for some parts, always the same."""
+        if parts not in self._totals:
+            self._totals[parts] = Total(sum(shape.numel() for shape in parts[1]), device)
+        total = self._totals[parts]
+        total.vector = total.vector.to(device)
+        return total
 
     @property
     def num_pending(self) -> int:
@@ -186,13 +197,13 @@ class Gathering:
         self.num_passes += self._pending_passes
         self.drop()
         if entries:
-            self._sums[entries, ()].add(self._fitting(entries, tensors))
+            self._sums[entries].add(self._fitting(entries, tensors))
         for entry, tensor in rows:
             self._feed(entry, tensor)
 
     def _fitting(self, entries: tuple[Recipient, ...], tensors: list[Tensor]) -> list[Tensor]:
         """Return the tensors to add; a probe whose sum has another shape than before is off from now on."""
-        for i, shape in self._sums[entries, ()].misfits(tensors):
+        for i, shape in self._sums[entries].misfits(tensors):
             found = tuple(tensors[i].shape)
             tensors = [*tensors[:i], tensors[i].new_full(shape, torch.nan, dtype=torch.float64), *tensors[i + 1 :]]
             error = ValueError(f"sums() gave the shape {found} after {tuple(shape)}; it must not depend on the pass")
@@ -218,10 +229,16 @@ class Gathering:
         twin.reset()
         return twin
 
+    @property
+    def _summed_up(self) -> list[tuple[Parts, Sums | Total]]:
+        """Sums of eager passes, and those of graphs."""
+        eager = [((entries, ()), sums) for entries, sums in self._sums.items()]
+        return [*eager, *((parts, total) for parts, total in self._totals.items() if total.times)]
+
     def fed(self) -> dict[Key, Probe]:
         """Return the probes with all they were given, by probe and layer."""
         found: dict[Key, Probe] = {}
-        for (entries, shapes), sums in self._sums.items():
+        for (entries, shapes), sums in self._summed_up:
             totals = unpacked(sums.totals()[0], shapes) if shapes else sums.totals()
             for entry, total in zip(entries, totals, strict=True):
                 if entry.probe in self._failed:
@@ -241,7 +258,7 @@ class Gathering:
             "num_passes": self.num_passes,
             "sums": [
                 {"plan": [list(entry) for entry in entries], "shapes": [*map(list, shapes)], **sums.state_dict()}
-                for (entries, shapes), sums in self._sums.items()
+                for (entries, shapes), sums in self._summed_up
             ],
             "probes": [[*key, probe.state_dict()] for key, probe in self._copies.items()],
             "arrived": [[*key, sorted(signals)] for key, signals in self._arrived.items()],
@@ -264,7 +281,9 @@ class Gathering:
         self._recycled = state.get("recycled") or ({} if self.num_passes else None)
         for part in state["sums"]:
             entries = tuple(Recipient(*entry) for entry in part["plan"])
-            self._sums[entries, tuple(map(torch.Size, part.get("shapes", ())))].load_state_dict(part)
+            shapes = tuple(map(torch.Size, part.get("shapes", ())))
+            one = (part["totals"] or part["waiting"][0])[0]
+            (self.total_of((entries, shapes), one.device) if shapes else self._sums[entries]).load_state_dict(part)
         for name, layer, saved in state["probes"]:
             self._copies[name, layer] = self._new(name)
             self._copies[name, layer].load_state_dict(saved)
@@ -320,7 +339,7 @@ class Gathering:
         missing = {(name, la.name): {*signals} for name, signals in self._signals.items() for la in layers}
         for key, signals in self._arrived.items():
             missing.setdefault(key, {*self._signals[key[0]]}).difference_update(signals)
-        for entries, _ in self._sums:
+        for (entries, _), _ in self._summed_up:
             for entry in entries:
                 key = entry.probe, entry.layer
                 missing.setdefault(key, {*self._signals[entry.probe]}).discard(entry.signal)

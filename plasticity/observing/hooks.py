@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plasticity.isolation import foreign_pass, map_tensors
 
-from .sums import packed
+from .sums import Total, packed
 
 
 class Recipient(NamedTuple):
@@ -39,16 +39,22 @@ Parts = tuple[tuple[Recipient, ...], tuple[torch.Size, ...]]
 class Recording:
     """The tensors that hooks see of a pass that is compiled: their places in its graph, and what they show."""
 
-    def __init__(self, deliver: Callable[[Recording, Sequence[Tensor]], None]) -> None:
+    def __init__(
+        self,
+        deliver: Callable[[Recording, Sequence[Tensor]], None],
+        total_of: Callable[[Parts, torch.device], Total],
+    ) -> None:
         self.deliver: Callable[[Sequence[Tensor]], None] = partial(deliver, self)
-        """Takes in what a graph computed for :meth:`tensors`."""
+        """Takes in what a graph computed for :meth:`tensors`, once it has added :meth:`sums`."""
+        self._total_of = total_of
         self._tensors: list[Tensor] = []
         self._sums: Seen = []
-        self._packed: Tensor | None = None
         self.rows_at: list[tuple[Recipient, int]] = []
         """Entries of rows, with the positions of their tensors; the other tensors are arguments of the model."""
         self.parts: Parts = (), ()
-        """Of what is summed, which is one vector, behind the other tensors."""
+        """Of what is summed, which is one vector."""
+        self.total: Total | None = None
+        """The sums so far; None where nothing is summed."""
         self.inputs: tuple[tuple, dict] = ((), {})
         """Arguments of the last pass that counts, with their positions in place of tensors."""
         self.num_passes = 0
@@ -69,10 +75,20 @@ class Recording:
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that a graph is to compute, once the traced pass is over."""
-        if self._packed is None and self._sums:
-            self.parts = tuple(entry for entry, _ in self._sums), tuple(tensor.shape for _, tensor in self._sums)
-            self._packed = packed([tensor for _, tensor in self._sums])
-        return [*self._tensors, *([] if self._packed is None else [self._packed])]
+        return self._tensors
+
+    def sums(self) -> list[Tensor]:
+        """Return what a graph is to add to :meth:`totals`, once the traced pass is over: one vector, or none."""
+        if not self._sums:
+            return []
+        self.parts = tuple(entry for entry, _ in self._sums), tuple(tensor.shape for _, tensor in self._sums)
+        return [packed([tensor for _, tensor in self._sums])]
+
+    def totals(self) -> list[Tensor]:
+        """Return where to, once the trace is over: vectors of float64 that stay the same."""
+        if self._sums:
+            self.total = self._total_of(self.parts, self._sums[0][1].device)
+        return [] if self.total is None else [self.total.vector]
 
     def finish(self) -> None:
         """Let go of what was summed up; RuntimeError for what came after the traced pass."""

@@ -37,7 +37,7 @@ class Intake:
         self.mask_shape: torch.Size | None = None
         """The shape of the last mask of a pass."""
         self.stale = False
-        """True if the next pass that counts replaces what is pending, or was gathered."""
+        """True if the next pass that counts replaces what is pending."""
         self.seconds = 0.0
         """Wall-clock time spent on gradients, and on what graphs deliver."""
         self._inputs: tuple[tuple, dict] | None = None
@@ -130,10 +130,7 @@ class Intake:
     def _replace_stale(self) -> None:
         if self.stale:
             self.forget()
-            if self.gathering.deferred:
-                self.gathering.drop()
-            else:
-                self.gathering.reset()
+            self.gathering.drop()
         self.stale = False
 
     # -- forward -------------------------------------------------------------------------------------------------------

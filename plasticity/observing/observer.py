@@ -157,7 +157,7 @@ class Observer:
     @contextmanager
     def recording(self) -> Iterator[Recording]:
         """Within, note what a traced forward and backward pass shows."""
-        self.intake.recording = recording = Recording(self.intake.deliver)
+        self.intake.recording = recording = Recording(self.intake.deliver, self.gathering.total_of)
         self._pass = self._latest = None
         try:
             yield recording

@@ -57,6 +57,34 @@ class Sums:
         self._shapes = [tensor.shape for tensor in self._totals or self._waiting[0]]
 
 
+class Total:
+    """The sum of a vector over passes, in float64, to which a graph adds in place."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.times = 0
+        self.vector = torch.zeros(size, dtype=torch.float64, device=device)
+
+    def clear(self) -> None:
+        """Start anew, in the same memory."""
+        self.times = 0
+        self.vector.zero_()
+
+    def totals(self) -> list[Tensor]:
+        """Return the sum, which stays as it is now."""
+        return [self.vector.clone()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all there is, as of :class:`Sums`."""
+        return {"times": self.times, "totals": self.totals(), "waiting": []}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        sums = Sums()
+        sums.load_state_dict(state)
+        self.times = sums.times
+        self.vector.copy_(sums.totals()[0])
+
+
 def packed(tensors: Sequence[Tensor]) -> Tensor:
     """Return the tensors of one device as one vector: float32 where all are, else float64; may be traced."""
     dtype = torch.float32 if all(tensor.dtype == torch.float32 for tensor in tensors) else torch.float64

@@ -150,8 +150,8 @@ def compile_graph(graph: GraphModule, num_static: int) -> GraphCall:
     with inputs[0].fake_mode as mode:
         pure = torch.func.functionalize(graph, remove="mutations")
         graph = make_fx(pure, decomposition_table=select_decomp_table())(*inputs)
-    # What strings the kernels together is C++ too, and on CUDA one launch for all.
-    how = {"cpp_wrapper": True} if on_cpu else {"triton.cudagraphs": True}
+    # What strings the kernels together is C++ too, and on CUDA one launch for all. Random numbers are torch's own.
+    how = {"fallback_random": True, **({"cpp_wrapper": True} if on_cpu else {"triton.cudagraphs": True})}
     with tracing(TracingContext(mode)), config.patch(how):
         joint_graph_passes(graph)
         static = range(num_static)
@@ -264,6 +264,7 @@ def turn_narrow(graph: GraphModule) -> None:
             back = graph.graph.call_function(aten.t.default, (product,))
             rows_first = {"memory_format": torch.contiguous_format}  # which what follows was traced for
             result = graph.graph.call_function(aten.clone.default, (back,), rows_first)
+        result.meta = dict(node.meta)  # it may go straight into the next product
         node.replace_all_uses_with(result)
         graph.graph.erase_node(node)
 

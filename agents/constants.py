@@ -93,7 +93,10 @@ def _contents(cell: CellType) -> Iterator[Any]:
 
 @lru_cache(maxsize=1024)
 def names_read(function: FunctionType, kind: type) -> tuple[str, ...]:
-    """Return the names in a function's code, and in the code of the methods of `kind` that it names, and so on."""
+    """Return the names in a function's code, in that of the methods of `kind` and its bases that it names, and so on.
+
+    Also of methods that `kind` overrides: `super()` gets to them.
+    """
     names: set[str] = set()
     waiting = [function.__code__]
     while waiting:
@@ -101,8 +104,8 @@ def names_read(function: FunctionType, kind: type) -> tuple[str, ...]:
         waiting += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
         for name in set(one.co_names) - names:
             names.add(name)
-            method = getattr(kind, name, None)
-            method = method.fget if isinstance(method, property) else getattr(method, "__wrapped__", method)
-            if (inner := getattr(method, "__code__", None)) is not None:
-                waiting.append(inner)
+            for method in [vars(base)[name] for base in kind.__mro__ if name in vars(base)]:
+                plain = method.fget if isinstance(method, property) else getattr(method, "__wrapped__", method)
+                if (inner := getattr(plain, "__code__", None)) is not None:
+                    waiting.append(inner)
     return tuple(sorted(names))

@@ -65,7 +65,7 @@ class Flat:
     def set_rate(self, lr: float) -> None:
         """Set the learning rate."""
         if lr != self._lr:
-            self._lr = lr
+            self._lr = float(lr)  # a tensor may change in place
             self.rate.fill_(lr)
 
     def give_gradients(self, reached: Sequence[bool]) -> list[Tensor]:

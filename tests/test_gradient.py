@@ -469,6 +469,46 @@ def test_what_changes_between_two_steps_of_adam_is_noticed(name: str) -> None:
     torch.testing.assert_close(*[[p.detach() for p in all_parameters(of(learner))] for learner in (one, other)])
 
 
+@pytest.mark.on_real_devices
+def test_a_rate_that_became_a_tensor_may_change_in_place() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.optimizers["net"] = Adam(learner.networks["net"].parameters(), lr=0.05, fused=True)
+        for seed, rate in enumerate([0.05, 0.05, torch.tensor(0.03), 0.02, 0.01]):
+            group = of(learner).param_groups[0]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+            learner.learn(seed)
+    assert_close(one, other)
+
+
+class Decayed(Quadratic):
+    """A loss that reads a number; `Scaled` gets to it by `super()` alone."""
+
+    decay = 0.0
+
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().loss(x, y)
+        return loss + self.decay * self.networks["net"][0].weight.square().sum(), metrics  # type: ignore[index,operator,union-attr]
+
+
+class Scaled(Decayed):
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().loss(x, y)
+        return 2 * loss, metrics
+
+
+def test_a_number_that_only_the_loss_of_a_base_class_reads_is_noticed() -> None:
+    one, other = (Scaled(compile=compile) for compile in ("off", "on"))
+    for learner in (one, other):
+        for seed, decay in enumerate([0.1, 0.1, 0.5, 0.5]):
+            learner.decay = decay
+            learner.learn(seed)
+    assert_close(one, other)
+
+
 @pytest.mark.on_cpu  # a trace that meets a real tensor: the stand-in for a device does not mix with fake ones
 def test_a_network_that_was_not_given_is_named() -> None:
     other = nn.Linear(3, 1)
@@ -530,6 +570,18 @@ def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.on_cpu
+def test_narrow_products_in_a_row_are_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "processor", lambda: "AuthenticAMD\ncpu family\t: 25")
+    one, other = twins()
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 1))
+    for learner in (one, other):
+        learner.networks["net"] = copy.deepcopy(net)
+        learner.optimizers["net"] = SGD(learner.networks["net"].parameters(), lr=0.1)
+        learner.learn()
+    assert_close(one, other)
+
+
 @pytest.mark.inductor
 @pytest.mark.filterwarnings("ignore:precision 'bf16' is slower")
 def test_bf16_rounds_large_products_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,3 +631,13 @@ def test_a_graph_moves_buffers_and_random_states_once_a_step_also_when_it_is_mad
                 learner.learn(seed)
     torch.testing.assert_close(compiled.networks["net"][0].mean, eager.networks["net"][0].mean)  # type: ignore[index]
     assert_close(eager, compiled)
+
+
+@pytest.mark.inductor
+def test_a_loss_draws_the_same_random_numbers_in_a_graph() -> None:
+    drawn = []
+    for learner in twins():
+        learner.step.add("noise", lambda nets, x: nets["net"](x + torch.randn_like(x)).square().mean())
+        torch.manual_seed(0)
+        drawn.append([learner.learn(seed) for seed in range(3)] + learner.weights())
+    torch.testing.assert_close(*drawn)

@@ -10,6 +10,7 @@ would have seen, where that pays; otherwise it watches an eager pass whose gradi
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -41,6 +42,7 @@ COMPILE_AFTER = 2_000
 SLOW_BF16 = "precision 'bf16' is slower than 'float32' on this processor, which has no units for bfloat16"
 IS_TRAINED = attrgetter("requires_grad")
 MAX_GRAPHS = 16  # of one layout
+COMPILING = threading.Lock()  # torch traces one function at a time
 CHANGING = (
     f"its inputs, or numbers that its loss or terms read, were different {MAX_GRAPHS} times: a number that changes has "
     "to be a tensor of no dimensions"
@@ -297,7 +299,7 @@ class GradientStep:
         try:
             if len(self._graphs) >= MAX_GRAPHS and not rides.aboard:
                 raise RuntimeError(CHANGING)
-            with warnings.catch_warnings():
+            with COMPILING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
                 return Graph(objective, layout, inputs, self.max_norm, move, self.precision, rides)
         except Exception as error:

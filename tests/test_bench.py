@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -235,9 +236,18 @@ def _page_grows_without_its_runs(out: Path, page: Path, first: list[Path]) -> No
     assert {file: file.read_bytes() for file in page.iterdir()} == files
     for place, folder in zip(away, first, strict=True):
         place.rename(folder)
-    kept.write_text(kept.read_text() + '{"env": "cgym-short/cartpole"}\n')
-    with pytest.raises(ValueError, match=r"cartpole\.jsonl, line 9: no numbers of a run \(KeyError\('method'\)\)"):
-        read_kept(kept)
+    run = {"env": "cgym-short/cartpole", "method": "none", "seed": 9, "steps": 400, "returns": [[1.0], [1.0]]}
+    damaged: dict[str, Any] = {
+        "KeyError('method')": {"env": "cgym-short/cartpole"},
+        "TypeError(\"seed is '9'\")": {**run, "seed": "9"},
+        "AttributeError": {**run, "metrics": []},
+        "the file is of cgym-short/cartpole, the line of cgym/cartpole": {**run, "env": "cgym/cartpole"},
+        "could not convert string to float": {"random": "1 2", "returns": ["a", "b"]},
+    }
+    for said, row in damaged.items():
+        kept.write_bytes(files[kept] + json.dumps(row).encode())
+        with pytest.raises(ValueError, match=rf"cartpole\.jsonl, line 9: no numbers of a run \(.*{re.escape(said)}"):
+            read_kept(kept, "cgym-short/cartpole")
     kept.write_bytes(files[kept])
 
 

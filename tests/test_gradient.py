@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import elsewhere
@@ -244,6 +246,20 @@ def test_auto_compiles_after_so_many_updates() -> None:
     assert learner.step._graphs == {}
     learner.learn(updates=gradient.COMPILE_AFTER)
     assert len(learner.step._graphs) == 1
+
+
+@pytest.mark.on_cpu
+def test_steps_compile_in_threads() -> None:
+    """Their traces would meet in what torch patches; without a lock the second one fails."""
+    learners, barrier = [Quadratic() for _ in range(3)], threading.Barrier(3)
+
+    def learn(learner: Quadratic) -> Tensor:
+        barrier.wait()
+        return learner.learn()
+
+    with ThreadPoolExecutor(3) as pool:
+        losses = list(pool.map(learn, learners))
+    torch.testing.assert_close(losses, [Quadratic().learn()] * 3)
 
 
 def test_off_never_compiles() -> None:

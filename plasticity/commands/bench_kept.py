@@ -13,30 +13,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.storage.files import open_text, write_atomically
+from plasticity.storage.files import write_atomically
 
 from .bench_cells import Cell
 from .bench_numbers import CellNumbers
 
 RandomReturns = dict[str, list[float]]
 """Key of a seed, as in ``random.json``, -> mean return of random actions in every task."""
+KINDS = {"env": str, "method": str, "seed": int, "steps": int}
 
 
-def read_kept(file: Path) -> tuple[list[CellNumbers], RandomReturns]:
-    """Return the runs and the random returns of a file, none where there is no file; ValueError for a damaged line."""
+def read_kept(file: Path, env: str) -> tuple[list[CellNumbers], RandomReturns]:
+    """Return the runs and the random returns of a stream's file, none where there is no file.
+
+    Raises ValueError for a damaged line, or one of another stream.
+    """
     runs, random = list[CellNumbers](), RandomReturns()
     if not file.is_file():
         return runs, random
-    with open_text(file) as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if "random" in row:
-                    random[row["random"]] = row["returns"]
-                else:
-                    runs.append(_run(row))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file}, line {number}: no numbers of a run ({error!r}); take the line out") from None
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if "random" in row:
+                random[str(row["random"])] = [float(value) for value in row["returns"]]
+            else:
+                runs.append(_run(row, env))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}, line {number}: no numbers of a run ({error!r}); take the line out") from None
     return runs, random
 
 
@@ -66,7 +69,12 @@ def _row(run: CellNumbers) -> dict[str, Any]:
     return {**cell, "steps": run.steps, **filled, "returns": _numbers(run.curves)}
 
 
-def _run(row: Mapping[str, Any]) -> CellNumbers:
+def _run(row: Mapping[str, Any], env: str) -> CellNumbers:
+    for name, kind in KINDS.items():
+        if not isinstance(row[name], kind):
+            raise TypeError(f"{name} is {row[name]!r}")
+    if row["env"] != env:
+        raise ValueError(f"the file is of {env}, the line of {row['env']}")
     cell = Cell(row["env"], row["method"], row["seed"], row.get("task"))
     metrics = {name: _array(values) for name, values in row.get("metrics", {}).items()}
     curves = _array(row["returns"])

@@ -40,7 +40,7 @@ def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
     ]
     streams = dict.fromkeys([*suite.envs, *(run.cell.env for run in new)])
     files = {env: folder / f"{name}-{file_name(env)}.jsonl" for env in streams}
-    kept = {env: read_kept(file) for env, file in files.items()}
+    kept = {env: read_kept(file, env) for env, file in files.items()}
     every = with_new((run for before, _ in kept.values() for run in before), new)
     if not every:
         raise ValueError(f"{runs} holds no finished run of {name}: train some first, plasticity bench {name}")

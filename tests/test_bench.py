@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from plasticity.cli import main
-from plasticity.commands import random_actions
+from plasticity.commands import fleet, random_actions
 from plasticity.commands.bench import BenchConfig
 from plasticity.commands.bench_cells import method_of, place_of
 from plasticity.commands.bench_kept import read_kept
@@ -164,8 +163,8 @@ def test_finished_runs_are_skipped_and_compared(tmp_path: Path, capsys: pytest.C
         write_record(elsewhere, records[elsewhere])
         lock.__exit__(None, None, None)
 
-    with lock:
-        threading.Timer(0.8, finish).start()
+    with lock, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fleet.time, "sleep", lambda _: finish())  # after one look
         assert Bench(config, SUITES["cgym-short"]).run() == 0
     assert capsys.readouterr().err == "cgym-short: 1 elsewhere, 5 skipped\ncgym-short: 6 skipped\n"
     assert not list(tmp_path.rglob("*unfinished*"))

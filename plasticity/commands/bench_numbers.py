@@ -61,7 +61,8 @@ def numbers_of(folder: Path, cell: Cell, bin_steps: int | None = None) -> CellNu
     found = CellNumbers(cell, steps, rounded(curves), limits=limits, code=str(commit)[:7] if commit else None)
     if cell.task is not None:
         return found
-    speed = float(np.nanquantile(series[SPEED].values, UNDISTURBED)) if SPEED in series else None
+    speeds = series[SPEED].finite().values if SPEED in series else ()
+    speed = float(np.quantile(speeds, UNDISTURBED)) if len(speeds) else None
     metrics = {metric: rounded(values) for metric, values in measured(series, num, steps).items()}
     return replace(found, speed=speed and float(rounded(np.array(speed))), metrics=metrics)
 

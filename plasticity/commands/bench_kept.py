@@ -20,7 +20,7 @@ from .bench_numbers import CellNumbers
 
 RandomReturns = dict[str, list[float]]
 """Key of a seed, as in ``random.json``, -> mean return of random actions in every task."""
-KINDS = {"env": str, "method": str, "seed": int, "steps": int}
+FIELD_TYPES = {"env": str, "method": str, "seed": int, "steps": int}
 
 
 def read_kept(file: Path, env: str) -> tuple[list[CellNumbers], RandomReturns]:
@@ -70,7 +70,7 @@ def _row(run: CellNumbers) -> dict[str, Any]:
 
 
 def _run(row: Mapping[str, Any], env: str) -> CellNumbers:
-    for name, kind in KINDS.items():
+    for name, kind in FIELD_TYPES.items():
         if not isinstance(row[name], kind):
             raise TypeError(f"{name} is {row[name]!r}")
     if row["env"] != env:

@@ -38,7 +38,7 @@ def pages() -> dict[str, str]:
     found = {path: page for path, page in RENAMED.items() if (ROOT / path).exists()}
     for file in sorted((ROOT / "docs").rglob("*.md")):
         found.setdefault(str(file.relative_to(ROOT)), str(file.relative_to(ROOT / "docs")))
-    for file in sorted(file for kind in ("png", "svg") for file in (ROOT / "docs").rglob(f"*.{kind}")):
+    for file in sorted(file for kind in ("png", "svg", "jsonl") for file in (ROOT / "docs").rglob(f"*.{kind}")):
         found[str(file.relative_to(ROOT))] = str(file.relative_to(ROOT / "docs"))
     for file in [*sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))]:
         found[str(file.relative_to(ROOT))] = f"{file.parent.name}/{file.stem}.md"

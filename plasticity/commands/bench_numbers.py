@@ -42,7 +42,7 @@ class CellNumbers:
     limits: Mapping[str, int] = field(default_factory=dict)
     """Those of ``LIMITS`` that were given."""
     code: str | None = None
-    """Commit of the code that trained it, seven digits, or another word on where the numbers are from."""
+    """Commit of the code that trained it, seven digits; where that is unknown its version, or other words."""
 
 
 def numbers_of(folder: Path, cell: Cell, bin_steps: int | None = None) -> CellNumbers | None:
@@ -58,7 +58,9 @@ def numbers_of(folder: Path, cell: Cell, bin_steps: int | None = None) -> CellNu
     curves = task_curves(series[EPISODIC_RETURN], num, steps, BINS if bin_steps is None else max(1, steps // bin_steps))
     limits = {name: config[name] for name in LIMITS if config.get(name) is not None}
     commit = (record.get("git") or {}).get("commit")
-    found = CellNumbers(cell, steps, rounded(curves), limits=limits, code=str(commit)[:7] if commit else None)
+    found = CellNumbers(
+        cell, steps, rounded(curves), limits=limits, code=str(commit)[:7] if commit else record.get("version")
+    )
     if cell.task is not None:
         return found
     speeds = series[SPEED].finite().values if SPEED in series else ()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from .adam import Move, once
 from .flat import Flat
@@ -46,6 +47,18 @@ class Reads(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.loss(*inputs)
+
+
+class OwnGenerators(TorchFunctionMode):
+    """Within, what draws from a `torch.Generator` that is given to it raises RuntimeError, and draws nothing."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (kwargs or {}).get("generator") is not None:
+            raise RuntimeError(
+                f"{function.__name__} draws from a torch.Generator of its own, which no graph does: let torch's own "
+                "draw, or draw before the step, as with add(name, term, draw=...)"
+            )
+        return function(*args, **(kwargs or {}))
 
 
 GraphCall = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -116,7 +129,7 @@ def compile_step(
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings all of sympy, which takes half a second
 
     # Constants, such as C51's support, are real tensors. Inductor keeps graphs on disk only where there is a ShapeEnv.
-    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True) as mode:
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True) as mode, OwnGenerators():
         graph = make_fx(step)(*map(mode.from_tensor, tensors))
     graph.graph.eliminate_dead_code()
     captured, totals = lift(graph, tensors[0].device), [total for plan in plans for total in plan.totals()]

@@ -650,6 +650,27 @@ def test_a_graph_moves_buffers_and_random_states_once_a_step_also_when_it_is_mad
 
 
 @pytest.mark.inductor
+@pytest.mark.on_cpu
+@pytest.mark.parametrize("draw", [
+    lambda x, g: torch.randn(x.shape, generator=g), lambda x, g: torch.empty_like(x).normal_(generator=g),
+    lambda x, g: torch.bernoulli(torch.full_like(x, 0.5), generator=g),
+], ids=["randn", "normal_", "bernoulli"])  # fmt: skip
+def test_a_term_with_a_generator_of_its_own_is_left_to_eager_updates_without_a_draw(draw: Any) -> None:
+    weights, states = [], []
+    for compile in ("off", "auto"):
+        learner, generator = Quadratic(compile=compile), torch.Generator().manual_seed(0)
+        learner.step.add("noise", lambda nets, x, g=generator: nets["net"](x + draw(x, g)).square().mean())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for seed in range(3):
+                learner.learn(seed, updates=seed + gradient.COMPILE_AFTER)
+        assert ["a torch.Generator of its own" in str(one.message) for one in said] == [True] * (compile == "auto")
+        weights.append(learner.weights())
+        states.append(generator.get_state())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert torch.equal(*states)
+
+
 def test_a_loss_draws_the_same_random_numbers_in_a_graph() -> None:
     drawn = []
     for learner in twins():

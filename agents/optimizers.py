@@ -53,7 +53,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "rmsprop": RMSprop,
     "upgd": UPGD,
     "adaptive_upgd": AdaptiveUPGD,
-    "trac": TRAC,
+    "trac": partial(fused, TRAC),
     "muon": MuonAdamW,
     "kron": kron,
     "schedule_free": schedule_free,

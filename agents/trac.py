@@ -7,7 +7,7 @@ arXiv 2405.16642. Code: the package trac-optimizer 0.0.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,21 +20,20 @@ BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 """Discount factors of the tuners."""
 START = 1e-8
 """Scale of every tuner at the start, and its sigma."""
-SERIES = torch.arange(120, dtype=torch.float64, device="cpu")
+POWERS = 2 * torch.arange(120, dtype=torch.float64, device="cpu") + 1
+FACTORIALS = torch.lgamma((POWERS + 1) / 2)  # their logarithms
 BEYOND = 5.0  # beyond, the asymptotic series is the better one
+TAIL = [math.prod(range(1, 2 * n, 2)) / 2**n for n in range(20)]
 
 
 def erfi(x: Tensor) -> Tensor:
     """Return the imaginary error function, -i erf(i x), of a float64 tensor; inf where it is too large."""
-    k = SERIES.to(x.device)
-    inner = x.clamp(-BEYOND, BEYOND)[..., None].abs()
-    terms = torch.exp((2 * k + 1) * inner.clamp_min(1e-300).log() - torch.lgamma(k + 1)) / (2 * k + 1)
+    size, powers, factorials = x.abs()[..., None], POWERS.to(x.device), FACTORIALS.to(x.device)
+    terms = torch.exp(powers * size.clamp(1e-300, BEYOND).log() - factorials) / powers
     near = 2 / math.sqrt(math.pi) * terms.sum(-1)
-    size = x.abs().clamp_min(BEYOND)
-    tail, term = torch.ones_like(size), torch.ones_like(size)
-    for n in range(1, 20):
-        term = term * (2 * n - 1) / (2 * size.square())
-        tail = tail + term
+    size = size.clamp_min(BEYOND)
+    tail = (size.new_tensor(TAIL) * size ** (1 - powers[: len(TAIL)])).sum(-1)
+    size = size[..., 0]
     far = torch.exp(size.square()) / (size * math.sqrt(math.pi)) * tail
     return x.sign() * torch.where(x.abs() <= BEYOND, near, far)
 
@@ -69,8 +68,10 @@ class TRAC(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        *,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay, fused=fused)
         self.tuners = torch.zeros(3, len(BETAS), dtype=torch.float64, device=self.param_groups[0]["params"][0].device)
         """sigma, v and scale of every tuner."""
         self.tuners[0::2] = START
@@ -79,25 +80,34 @@ class TRAC(Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step; parameters without a gradient are left alone."""
         moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        known = [p for p in moved if "delta" in self.state[p]]
-        for p in known:
-            self._follow(p)
-        agreement = [(p.grad * self.state[p]["delta"]).sum().double() for p in known]
-        before = [p.clone() for p in moved]
+        agreement, before = self._follow(moved), [p.clone() for p in moved]
         bare_step(Adam)(self)
-        scale = self._tune(torch.stack(agreement).sum() if agreement else None)
         for p, old in zip(moved, before, strict=True):
-            state = self.state[p]
-            if "delta" not in state:
-                state["delta"], state["reference"] = torch.zeros_like(p), old
-            state["delta"] += p - old
-            p.copy_(state["reference"] + scale.to(p) * state["delta"])
+            if "delta" not in self.state[p]:
+                self.state[p] |= {"delta": torch.zeros_like(p), "reference": old.clone()}
+        deltas, references = self._held(moved)
+        torch._foreach_add_(deltas, torch._foreach_sub(moved, before))
+        torch._foreach_copy_(moved, torch._foreach_add(references, self._ways(deltas, self._tune(agreement))))
 
-    def _follow(self, p: Tensor) -> None:
-        """Move the reference of a parameter by what others did to its weights since the last step."""
-        state, scale = self.state[p], self.tuners[2].sum().to(p)
-        way = scale * state["delta"]
-        state["reference"] = torch.where(p == state["reference"] + way, state["reference"], p - way)
+    def _follow(self, moved: Sequence[Tensor]) -> Tensor | None:
+        """Move references by what others did to weights since the last step; return h, None in the first step."""
+        known = [p for p in moved if "delta" in self.state[p]]
+        if not known:
+            return None
+        deltas, references = self._held(known)
+        left = torch._foreach_add(references, self._ways(deltas, self.tuners[2].sum()))
+        torch._foreach_add_(references, torch._foreach_sub(known, left))
+        products = [(p.grad * delta).sum() for p, delta in zip(known, deltas, strict=True)]
+        return torch.stack(products).double().sum()
+
+    def _held(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return theta_base - theta_ref, and theta_ref, of each parameter."""
+        return [self.state[p]["delta"] for p in parameters], [self.state[p]["reference"] for p in parameters]
+
+    @staticmethod
+    def _ways(deltas: Sequence[Tensor], scale: Tensor) -> Sequence[Tensor]:
+        """Return S (theta_base - theta_ref) of each parameter."""
+        return torch._foreach_mul(deltas, scale.to(deltas[0]))
 
     def _tune(self, agreement: Tensor | None) -> Tensor:
         """Move the tuners by h, and return the sum of their scales."""

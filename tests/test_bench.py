@@ -14,7 +14,7 @@ from plasticity.cli import main
 from plasticity.commands import fleet, random_actions
 from plasticity.commands.bench import BenchConfig
 from plasticity.commands.bench_cells import method_of, place_of
-from plasticity.commands.bench_kept import read_kept
+from plasticity.commands.bench_kept import file_of, kept_streams, read_kept
 from plasticity.commands.bench_page import verdict
 from plasticity.commands.bench_picture import drawn_methods
 from plasticity.commands.bench_runs import Bench
@@ -70,6 +70,10 @@ def test_methods_are_read_from_text() -> None:
         "l2-init:coef=0.1,norms=False",
         "redo+nap",
     )
+    assert split_methods("shrink_perturb:every=9,sync_targets=True,optimizer=adaptive_upgd") == (
+        "shrink-perturb:every=9,sync-targets=True",
+        "optimizer=adaptive_upgd",
+    )
     assert split_methods("l2-init:coef=0.1,optimizer=trac,cbp+redo:every=9,threshold=0.1,norm=layer") == (
         "l2-init:coef=0.1",
         "optimizer=trac",
@@ -81,7 +85,7 @@ def test_methods_are_read_from_text() -> None:
     ]  # fmt: skip
     assert method_arguments("redo+norm=layer") == ["--redo", "--norm", "layer"]
     assert method_arguments("none") == method_arguments("oracle") == []
-    for wrong in ("", "none,none"):
+    for wrong in ("", "none,none", "l2_init:coef=1,l2-init:coef=1"):
         with pytest.raises(ValueError, match="at least one method"):
             split_methods(wrong)
     for wrong in ("none+redo", "redo+oracle", "oracle:every=9", "redo++nap"):
@@ -248,6 +252,16 @@ def _page_grows_without_its_runs(out: Path, page: Path, first: list[Path]) -> No
         with pytest.raises(ValueError, match=rf"cartpole\.jsonl, line 9: no numbers of a run \(.*{re.escape(said)}"):
             read_kept(kept, "cgym-short/cartpole")
     kept.write_bytes(files[kept])
+
+
+def test_a_page_finds_its_streams_among_the_files_beside_it(tmp_path: Path) -> None:
+    for suite, env in (("cgym", "cgym/cartpole"), ("cgym", "permute/Other-v1"), ("cgym-short", "cgym-short/cartpole")):
+        rows = [{"random": "1 2", "returns": [1.0]}, {"env": env}]
+        file_of(tmp_path, suite, env).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "cgym-damaged.jsonl").write_text("[]\n{")
+    assert kept_streams(tmp_path, "cgym") == ["cgym/cartpole", "permute/Other-v1"]
+    assert kept_streams(tmp_path, "cgym-short") == ["cgym-short/cartpole"]
+    assert kept_streams(tmp_path / "nothing", "cgym") == []
 
 
 def test_random_actions_play_the_tasks_of_their_seed_in_episodes_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:

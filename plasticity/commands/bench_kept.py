@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.storage.files import write_atomically
+from plasticity.storage.files import file_name, write_atomically
 
 from .bench_cells import Cell
 from .bench_numbers import CellNumbers
@@ -21,6 +22,17 @@ from .bench_numbers import CellNumbers
 RandomReturns = dict[str, list[float]]
 """Key of a seed, as in ``random.json``, -> mean return of random actions in every task."""
 FIELD_TYPES = {"env": str, "method": str, "seed": int, "steps": int}
+
+
+def file_of(folder: Path, suite: str, env: str) -> Path:
+    """Return the file of a stream of a suite."""
+    return folder / f"{suite}-{file_name(env)}.jsonl"
+
+
+def kept_streams(folder: Path, suite: str) -> list[str]:
+    """Return the streams whose files a folder has, also those that the suite does not name."""
+    files = sorted(folder.glob(f"{suite}-*.jsonl"))
+    return [env for file in files if file_of(folder, suite, env := _first_stream(file)) == file]
 
 
 def read_kept(file: Path, env: str) -> tuple[list[CellNumbers], RandomReturns]:
@@ -44,9 +56,9 @@ def read_kept(file: Path, env: str) -> tuple[list[CellNumbers], RandomReturns]:
 
 
 def write_kept(file: Path, runs: Iterable[CellNumbers], random: RandomReturns) -> None:
-    """Write the runs of a stream, sorted, and the random returns."""
+    """Write the random returns and the runs of a stream, in their order."""
     rows: list[dict[str, Any]] = [{"random": key, "returns": random[key]} for key in sorted(random)]
-    rows += [_row(run) for run in sorted(runs, key=_place)]
+    rows += map(_row, runs)
     text = "".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows)
     write_atomically(file, text.encode())
 
@@ -54,6 +66,15 @@ def write_kept(file: Path, runs: Iterable[CellNumbers], random: RandomReturns) -
 def with_new(kept: Iterable[CellNumbers], new: Iterable[CellNumbers]) -> list[CellNumbers]:
     """Return the runs of both, sorted; of a run that both have, the new one."""
     return sorted({run.cell: run for run in (*kept, *new)}.values(), key=_place)
+
+
+def _first_stream(file: Path) -> str:
+    """Return the stream of the first run in a file; empty where there is none that can be read."""
+    for line in file.read_bytes().splitlines():
+        with suppress(ValueError, AttributeError):  # read_kept says what is wrong with a line
+            if env := json.loads(line).get("env"):
+                return str(env)
+    return ""
 
 
 def _place(run: CellNumbers) -> tuple[Any, ...]:

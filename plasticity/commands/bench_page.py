@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from plasticity.reports.statistics import Interval
 from plasticity.reports.tables import Table, cell, markdown
 from plasticity.reports.tasks import Protocol, over_seeds
-from plasticity.storage.files import file_name, write_atomically
+from plasticity.storage.files import write_atomically
 
 from .bench_cells import Cell, find_cells
-from .bench_kept import read_kept, with_new, write_kept
+from .bench_kept import file_of, kept_streams, read_kept, with_new, write_kept
 from .bench_numbers import numbers_of, plans_of
 from .bench_picture import draw, drawn_methods
 from .bench_report import BenchReport
@@ -38,8 +38,8 @@ def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
     new = [
         run for place, cell in found.finished.items() if (run := numbers_of(place, cell, suite.bin_steps)) is not None
     ]
-    streams = dict.fromkeys([*suite.envs, *(run.cell.env for run in new)])
-    files = {env: folder / f"{name}-{file_name(env)}.jsonl" for env in streams}
+    streams = dict.fromkeys([*suite.envs, *(run.cell.env for run in new), *kept_streams(folder, name)])
+    files = {env: file_of(folder, name, env) for env in streams}
     kept = {env: read_kept(file, env) for env, file in files.items()}
     every = with_new((run for before, _ in kept.values() for run in before), new)
     if not every:

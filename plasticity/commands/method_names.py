@@ -12,13 +12,17 @@ ORACLE, NONE = "oracle", "none"
 
 
 def split_methods(text: str) -> tuple[str, ...]:
-    """Return the methods of a text; options after a comma belong to the method before them, where it has such ones."""
+    """Return the methods of a text, spelled with hyphens.
+
+    Options after a comma belong to the method before them, where it has such ones.
+    """
     methods: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         if methods and takes(methods[-1], part):
             methods[-1] += f",{part}"
         else:
             methods.append(part)
+    methods = [spelled(method) for method in methods]
     for method in methods:
         names = [part.partition(":")[0] for part in method.split("+")]
         if "" in names or (method not in (NONE, ORACLE) and {NONE, ORACLE} & {*names}):
@@ -26,6 +30,16 @@ def split_methods(text: str) -> tuple[str, ...]:
     if not methods or len(set(methods)) < len(methods):
         raise ValueError(f"--methods needs at least one method, each once; got {text!r}")
     return tuple(methods)
+
+
+def spelled(method: str) -> str:
+    """Return a method with hyphens in the names of methods and options, so that it has one name in tables."""
+    return "+".join(":".join(map(_hyphened, part.split(":", 1))) for part in method.split("+"))
+
+
+def _hyphened(options: str) -> str:
+    keys = (option.partition("=") for option in options.split(","))
+    return ",".join(key.replace("_", "-") + equals + value for key, equals, value in keys)
 
 
 def takes(method: str, part: str) -> bool:

@@ -17,6 +17,7 @@ from test_interventions import run_sac, small_sac
 from torch import Tensor, nn, optim
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from plasticity.agents import muon as muon_module
 from plasticity.agents.dqn import DQNConfig
 from plasticity.agents.optimizers import OPTIMIZERS, AgentConfig, load_optimizer_
 from plasticity.agents.trac import BETAS, TRAC, erfi, tuned
@@ -163,7 +164,8 @@ def test_what_others_do_to_weights_moves_the_reference() -> None:
 # -- Muon --------------------------------------------------------------------------------------------------------------
 
 
-def test_muon_steps_matrices_and_adamw_the_rest() -> None:
+def test_muon_steps_matrices_and_adamw_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon_module, "bf16_is_emulated", lambda: False)
     net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
     twin = copy.deepcopy(net)
     ours = OPTIMIZERS["muon"](net.parameters(), lr=0.01)
@@ -182,6 +184,25 @@ def test_muon_steps_matrices_and_adamw_the_rest() -> None:
     before = [p.detach().clone() for p in net.parameters()]
     ours.step()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.on_cpu
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_muon_iterates_in_float32_where_bfloat16_is_emulated(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    """The iterations act on singular values alone: x <- a x + b x^3 + c x^5, five times."""
+    monkeypatch.setattr(muon_module, "bf16_is_emulated", lambda: True)
+    theta = nn.Parameter(models.normal(*shape))
+    start, theta.grad = theta.detach().clone(), models.normal(*shape, seed=1)
+    OPTIMIZERS["muon"]([theta], lr=0.01, momentum=0.0).step()
+    u, x, v = np.linalg.svd(theta.grad.double().numpy(), full_matrices=False)
+    x = x / np.sqrt((x**2).sum())
+    for _ in range(5):
+        x = 3.4445 * x - 4.775 * x**3 + 2.0315 * x**5
+    moved = (start - theta.detach()).double().numpy() / (0.01 * 0.2 * np.sqrt(5))
+    np.testing.assert_allclose(moved, u @ np.diag(x) @ v, atol=1e-4)
+    assert theta.grad.bfloat16().dtype == torch.bfloat16  # outside of a step
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------

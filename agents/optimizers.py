@@ -25,11 +25,13 @@ AS_IT_IS = "__dynamo_disable"  # an attribute of a method: what torch calls in i
 FUSED = ("cpu", "cuda")  # devices with one kernel for all parameters
 
 
-def fused(kind: Callable[..., Optimizer], params: Iterable[Tensor], **settings: Any) -> Optimizer:
+def fused(kind: Callable[..., Optimizer], params: Iterable[Any], **settings: Any) -> Optimizer:
     """Return an optimizer that steps all parameters in one kernel where the device has it; elsewhere torch chooses."""
-    params = list(params)
     with without_dynamo():
-        return kind(params, fused=all(p.device.type in FUSED for p in params) or None, **settings)
+        made = kind(params, **settings)
+        if not all(p.device.type in FUSED for group in made.param_groups for p in group["params"]):
+            return made
+        return kind([{**group, "fused": True} for group in made.param_groups], fused=True, **settings)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ START = 1e-8
 POWERS = 2 * torch.arange(120, dtype=torch.float64, device="cpu") + 1
 FACTORIALS = torch.lgamma((POWERS + 1) / 2)  # their logarithms
 BEYOND = 5.0  # beyond, the asymptotic series is the better one
+INFINITE = 1e3  # from about 26.64 on, exp(x^2) is inf
 TAIL = [math.prod(range(1, 2 * n, 2)) / 2**n for n in range(20)]
 
 
@@ -31,7 +32,7 @@ def erfi(x: Tensor) -> Tensor:
     size, powers, factorials = x.abs()[..., None], POWERS.to(x.device), FACTORIALS.to(x.device)
     terms = torch.exp(powers * size.clamp(1e-300, BEYOND).log() - factorials) / powers
     near = 2 / math.sqrt(math.pi) * terms.sum(-1)
-    size = size.clamp_min(BEYOND)
+    size = size.clamp(BEYOND, INFINITE)
     tail = (size.new_tensor(TAIL) * size ** (1 - powers[: len(TAIL)])).sum(-1)
     size = size[..., 0]
     far = torch.exp(size.square()) / (size * math.sqrt(math.pi)) * tail
@@ -72,7 +73,9 @@ class TRAC(Adam):
         fused: bool | None = None,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, fused=fused)
-        self.tuners = torch.zeros(3, len(BETAS), dtype=torch.float64, device=self.param_groups[0]["params"][0].device)
+        self._step_supports_amp_scaling = False  # h is of gradients that a scaler has scaled back
+        device = next((p.device for group in self.param_groups for p in group["params"]), None)
+        self.tuners = torch.zeros(3, len(BETAS), dtype=torch.float64, device=device)
         """sigma, v and scale of every tuner."""
         self.tuners[0::2] = START
 
@@ -80,44 +83,43 @@ class TRAC(Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step; parameters without a gradient are left alone."""
         moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not moved:
+            return
         agreement, before = self._follow(moved), [p.clone() for p in moved]
         bare_step(Adam)(self)
         for p, old in zip(moved, before, strict=True):
             if "delta" not in self.state[p]:
                 self.state[p] |= {"delta": torch.zeros_like(p), "reference": old.clone()}
-        deltas, references = self._held(moved)
-        torch._foreach_add_(deltas, torch._foreach_sub(moved, before))
-        torch._foreach_copy_(moved, torch._foreach_add(references, self._ways(deltas, self._tune(agreement))))
+        torch._foreach_add_(self._held("delta", moved), torch._foreach_sub(moved, before))
+        if agreement is not None:
+            self._tune(agreement)
+        torch._foreach_copy_(moved, self._placed(moved))
 
     def _follow(self, moved: Sequence[Tensor]) -> Tensor | None:
         """Move references by what others did to weights since the last step; return h, None in the first step."""
         known = [p for p in moved if "delta" in self.state[p]]
         if not known:
             return None
-        deltas, references = self._held(known)
-        left = torch._foreach_add(references, self._ways(deltas, self.tuners[2].sum()))
-        torch._foreach_add_(references, torch._foreach_sub(known, left))
-        products = [(p.grad * delta).sum() for p, delta in zip(known, deltas, strict=True)]
+        torch._foreach_add_(self._held("reference", known), torch._foreach_sub(known, self._placed(known)))
+        products = [(p.grad * delta).sum() for p, delta in zip(known, self._held("delta", known), strict=True)]
         return torch.stack(products).double().sum()
 
-    def _held(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return theta_base - theta_ref, and theta_ref, of each parameter."""
-        return [self.state[p]["delta"] for p in parameters], [self.state[p]["reference"] for p in parameters]
+    def _held(self, name: str, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return "delta", theta_base - theta_ref, or "reference", theta_ref, of each parameter."""
+        return [self.state[p][name] for p in parameters]
 
-    @staticmethod
-    def _ways(deltas: Sequence[Tensor], scale: Tensor) -> Sequence[Tensor]:
-        """Return S (theta_base - theta_ref) of each parameter."""
-        return torch._foreach_mul(deltas, scale.to(deltas[0]))
+    def _placed(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return theta_ref + S (theta_base - theta_ref) of each parameter."""
+        scale = self.tuners[2].sum()
+        return [(scale.to(p) * self.state[p]["delta"]).add_(self.state[p]["reference"]) for p in parameters]
 
-    def _tune(self, agreement: Tensor | None) -> Tensor:
-        """Move the tuners by h, and return the sum of their scales."""
-        if agreement is not None:
-            betas = torch.tensor(BETAS, dtype=torch.float64, device=self.tuners.device)
-            sigma, variance, _ = self.tuners
-            variance.mul_(betas.square()).add_(agreement.square())
-            sigma.mul_(betas).sub_(agreement)
-            self.tuners[2] = tuned(sigma, variance)
-        return self.tuners[2].sum()
+    def _tune(self, agreement: Tensor) -> None:
+        """Move the tuners by h."""
+        betas = torch.tensor(BETAS, dtype=torch.float64, device=self.tuners.device)
+        sigma, variance, _ = self.tuners
+        variance.mul_(betas.square()).add_(agreement.square())
+        sigma.mul_(betas).sub_(agreement)
+        self.tuners[2] = tuned(sigma, variance)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tuners, too."""

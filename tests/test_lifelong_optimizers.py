@@ -119,6 +119,9 @@ def test_erfi_is_scipys() -> None:
     x = torch.linspace(-12, 12, 2001, dtype=torch.float64)
     expected = torch.from_numpy(scipy.special.erfi(x.numpy()))
     torch.testing.assert_close(erfi(x), expected, rtol=1e-6, atol=1e-12)
+    x = torch.tensor([0.0, 1e-300, -1e-300, 26.6, 26.7, 1e300, -1e300, math.inf, -math.inf, math.nan]).double()
+    expected = torch.from_numpy(scipy.special.erfi(x.numpy()))
+    torch.testing.assert_close(erfi(x), expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 @pytest.mark.on_cpu
@@ -159,6 +162,54 @@ def test_what_others_do_to_weights_moves_the_reference() -> None:
     optimizer.step()
     assert theta[0].item() == pytest.approx(50.0, abs=1.0)
     assert theta[1].item() == pytest.approx(2.0, abs=1.0)
+
+
+def test_trac_of_several_types_and_rates_is_trac_of_each() -> None:
+    """Where all gradients are of one sign, h is the sum of parts: with one part 0, each type can be stepped apart."""
+    low, high = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(2, dtype=torch.float64))
+    alone = nn.Parameter(high.detach().clone())
+    both = OPTIMIZERS["trac"]([{"params": [low], "lr": 0.5}, {"params": iter([high])}], lr=1.0)
+    one = OPTIMIZERS["trac"]([alone], lr=1.0)
+    for seed in range(25):
+        low.grad = torch.zeros(3)
+        high.grad = models.normal(2, seed=seed).double().abs() + 1
+        alone.grad = high.grad.clone()
+        both.step()
+        one.step()
+    assert [group["lr"] for group in both.param_groups] == [0.5, 1.0]
+    assert (alone - 1).abs().min() > 1e-6
+    torch.testing.assert_close(high - 1, alone - 1, rtol=1e-12, atol=0)
+
+
+def test_trac_without_a_gradient_or_a_parameter_waits() -> None:
+    theta = weight(1.0)
+    optimizer = TRAC([{"params": []}, {"params": [theta]}], lr=0.1)
+    optimizer.step()
+    assert theta.item() == 1.0
+    theta.grad = torch.ones(1)
+    optimizer.step()
+    assert optimizer.state[theta]["delta"].item() == pytest.approx(-0.1)
+    theta.grad, before = None, theta.item()
+    optimizer.step()
+    assert theta.item() == before
+
+
+@pytest.mark.on_cpu
+def test_a_scaler_of_gradients_skips_what_is_not_finite() -> None:
+    one, other = weight(1.0, 2.0), weight(1.0, 2.0)
+    scaled, plain = (OPTIMIZERS["trac"]([theta], lr=0.1) for theta in (one, other))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for seed in range(10):
+        loss = (models.normal(2, seed=seed).abs() * one).sum()
+        scaler.scale(loss * math.inf if seed == 5 else loss).backward()
+        scaler.step(scaled)
+        scaler.update()
+        scaled.zero_grad()
+        if seed != 5:
+            other.grad = models.normal(2, seed=seed).abs()
+            plain.step()
+    torch.testing.assert_close(scaled.tuners, plain.tuners)
+    assert torch.equal(one, other)
 
 
 # -- Muon --------------------------------------------------------------------------------------------------------------
@@ -300,6 +351,20 @@ def test_what_joins_later_is_stepped_as_if_it_had_been_there(name: str) -> None:
     for parameter, twin, first in zip(whole, late, parts, strict=True):
         assert torch.equal(parameter, twin)
         assert name == "trac" or not torch.equal(parameter, first)  # whose first steps are 1e-8 of its base's
+
+
+@pytest.mark.on_cpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - PACKAGES))
+def test_groups_have_rates_of_their_own(name: str) -> None:
+    fast, slow = ([nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))] for _ in range(2))
+    optimizer = OPTIMIZERS[name]([{"params": iter(fast)}, {"params": iter(slow), "lr": 0.0}], lr=0.1)
+    for _ in range(2):
+        for parameter in fast + slow:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert not any(p.any() for p in slow)
+    assert all(p.all() for p in fast)
 
 
 @pytest.mark.parametrize("name", INSTALLED)

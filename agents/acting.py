@@ -154,12 +154,15 @@ class NumpyPlan:
         return MAX_ROWS if max(bias.size for _, bias, _ in self.steps) <= SMALL else MAX_ROWS_WIDE
 
     def _program(self, layers: Sequence[Any]) -> bytes:
-        """Return layers as `native.forward` reads them; none where it does not know one."""
+        """Return layers as `native.forward` reads them; none where it does not know one, or one does not fit."""
         found: list[tuple] = []
         for layer in layers:
-            if is_linear(layer) and layer.weight.is_contiguous():
-                addresses = layer.weight.data_ptr(), layer.bias.data_ptr()
-                found.append((*addresses, layer.in_features, layer.out_features, 0, 0.0))
+            if is_linear(layer):
+                (outputs, inputs), before = layer.weight.shape, found[: len(self.steps)][-1:]
+                fits = all(inputs == one[3] for one in before)
+                if not (fits and layer.weight.is_contiguous() and layer.bias.is_contiguous()):
+                    return b""
+                found.append((layer.weight.data_ptr(), layer.bias.data_ptr(), inputs, outputs, 0, 0.0))
             elif type(layer) in native.COMPILED_ACTIVATIONS:
                 code = native.COMPILED_ACTIVATIONS.index(type(layer))
                 found[-1] = *found[-1][:4], code, getattr(layer, "negative_slope", 0.0)
@@ -215,8 +218,10 @@ def same_bits(one: Any, other: Any) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a Linear layer with a bias, and no subclass."""
-    return type(module) is nn.Linear and module.bias is not None
+    """Return whether a module is a Linear layer with a number of the bias for each output, and no subclass."""
+    if type(module) is not nn.Linear or module.bias is None:
+        return False
+    return module.weight.dim() == 2 and module.bias.shape == module.weight.shape[:1]
 
 
 def numpy_layer(linear: Any) -> NumpyLayer:

@@ -26,20 +26,26 @@ SOURCE = r"""
 
 static DLPackDLTensorFromPyObjectNoSync look_at;  // at a tensor; null where torch has no such function
 
-// The memory of an argument: an array of `itemsize` in one piece; else there is none.
-struct Memory {
-    void* data = nullptr;
+// The numbers of an argument: an array of floats or doubles in order, in one piece; else there are none.
+template <typename T>
+struct Numbers {
+    T* data = nullptr;
     int64_t size = 0;
-    Memory(PyObject* object, int itemsize) {
-        if (Py_TYPE(object) != &PyArray_Type) return;
-        auto* array = reinterpret_cast<PyArrayObject*>(object);
-        if (!PyArray_IS_C_CONTIGUOUS(array) || PyArray_ITEMSIZE(array) != itemsize) return;
-        data = PyArray_DATA(array), size = 1;
-        for (int i = 0; i < PyArray_NDIM(array); ++i) size *= PyArray_DIM(array, i);
+    PyArrayObject* array;
+    explicit Numbers(PyObject* object) : array(reinterpret_cast<PyArrayObject*>(object)) {
+        if (Py_TYPE(object) != &PyArray_Type || !PyArray_ISCARRAY_RO(array)) return;
+        if (PyArray_TYPE(array) != (sizeof(T) == 4 ? NPY_FLOAT : NPY_DOUBLE)) return;
+        data = static_cast<T*>(PyArray_DATA(array)), size = PyArray_SIZE(array);
     }
-    float* floats() { return static_cast<float*>(data); }
-    double* doubles() { return static_cast<double*>(data); }
+    // Whether this is rows of one entry at least, each in the shape of another array.
+    template <typename U>
+    bool is_rows_of(const Numbers<U>& other) const {
+        return data && other.size && PyArray_NDIM(array) == PyArray_NDIM(other.array) + 1
+            && PyArray_CompareLists(PyArray_DIMS(array) + 1, PyArray_DIMS(other.array), PyArray_NDIM(other.array));
+    }
 };
+using Floats = Numbers<float>;
+using Doubles = Numbers<double>;
 
 static PyObject* answer(bool yes) { return PyBool_FromLong(yes); }
 
@@ -153,21 +159,20 @@ static void run(const Layer& layer, const float* x, float* y) {
 static PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t) {
     const auto* layers = reinterpret_cast<const Layer*>(PyBytes_AS_STRING(args[0]));
     const int64_t count = PyBytes_GET_SIZE(args[0]) / sizeof(Layer), trunk = count - PyLong_AsLong(args[1]);
-    Memory in(args[2], 4);
-    auto* array = reinterpret_cast<PyArrayObject*>(args[2]);
-    if (!in.data || PyArray_NDIM(array) != 2 || PyArray_DIM(array, 1) != layers[0].inputs) Py_RETURN_NONE;
+    Floats in(args[2]);
+    if (!in.data || PyArray_NDIM(in.array) != 2 || PyArray_DIM(in.array, 1) != layers[0].inputs) Py_RETURN_NONE;
     PyObject* found = PyList_New(0);
     std::vector<float*> outputs;
     for (int64_t i = trunk; i < count; ++i) {
-        npy_intp shape[] = {PyArray_DIM(array, 0), layers[i].outputs};
+        npy_intp shape[] = {PyArray_DIM(in.array, 0), layers[i].outputs};
         PyObject* one = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
         if (!one || PyList_Append(found, one)) return nullptr;
         outputs.push_back(static_cast<float*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(one))));
         Py_DECREF(one);
     }
     static thread_local std::vector<float> scratch[2];
-    for (const float* x = in.floats(); x < in.floats() + in.size; x += layers[0].inputs) {
-        const float* seen = x;
+    for (int64_t row = 0; row < PyArray_DIM(in.array, 0); ++row) {
+        const float* seen = in.data + row * layers[0].inputs;
         for (int64_t i = 0; i < trunk; ++i) {
             auto& next = scratch[i % 2];
             if (next.size() < size_t(layers[i].outputs)) next.resize(layers[i].outputs);
@@ -182,25 +187,26 @@ static PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t) {
     return found;
 }
 
-// take_in(mean, var, count, x, width): Chan, Golub & LeVeque for rows x (n, width), as in normalise.py.
+// take_in(mean, var, count, x): Chan, Golub & LeVeque for rows x (n, *shape of mean), as in normalise.py.
 static PyObject* take_in(PyObject*, PyObject* const* args, Py_ssize_t) {
-    Memory mean_(args[0], 8), var_(args[1], 8), count(args[2], 8), x(args[3], 4);
-    if (!mean_.data || !var_.data || !count.data || !x.data) return answer(false);
-    double *mean = mean_.doubles(), *var = var_.doubles();
-    const int64_t width = PyLong_AsLong(args[4]), rows = x.size / width;
-    const double total = *count.doubles() += rows, share = rows / total;
+    Doubles mean_(args[0]), var_(args[1]), count(args[2]);
+    Floats x(args[3]);
+    if (!mean_.data || var_.size != mean_.size || !count.size || !x.is_rows_of(mean_)) return answer(false);
+    double *mean = mean_.data, *var = var_.data;
+    const int64_t width = mean_.size, rows = x.size / width;
+    const double total = *count.data += rows, share = rows / total;
     for (int64_t i = 0; i < width; ++i) {
         if (rows == 1) {  // its mean is itself, and its variance 0
-            const double delta = x.floats()[i] - mean[i], moved = delta * share;
+            const double delta = x.data[i] - mean[i], moved = delta * share;
             mean[i] += moved;
             var[i] = (var[i] + moved * delta) * (1 - share);
             continue;
         }
         double centre = 0, spread = 0;
-        for (int64_t row = 0; row < rows; ++row) centre += x.floats()[row * width + i];
+        for (int64_t row = 0; row < rows; ++row) centre += x.data[row * width + i];
         centre /= rows;
         for (int64_t row = 0; row < rows; ++row) {
-            const double off = x.floats()[row * width + i] - centre;
+            const double off = x.data[row * width + i] - centre;
             spread += off * off;
         }
         spread /= rows;
@@ -211,18 +217,18 @@ static PyObject* take_in(PyObject*, PyObject* const* args, Py_ssize_t) {
     return answer(true);
 }
 
-// standardise(mean, var, x, y, eps, bound, width): rows y of x, as in normalise.py.
+// standardise(mean, var, x, y, eps, bound): rows y of x, as in normalise.py.
 static PyObject* standardise(PyObject*, PyObject* const* args, Py_ssize_t) {
-    Memory mean(args[0], 8), var(args[1], 8), in(args[2], 4), out(args[3], 4);
-    if (!mean.data || !var.data || !in.data || !out.data) return answer(false);
+    Doubles mean(args[0]), var(args[1]);
+    Floats in(args[2]), out(args[3]);
+    if (!mean.data || var.size != mean.size || !in.is_rows_of(mean) || out.size != in.size) return answer(false);
     const double eps = PyFloat_AsDouble(args[4]), bound = PyFloat_AsDouble(args[5]);
-    const int64_t width = PyLong_AsLong(args[6]);
-    for (int64_t i = 0; i < width; ++i) {
-        const double root = std::sqrt(var.doubles()[i] + eps);
-        for (int64_t at = i; at < in.size; at += width) {
-            double value = (in.floats()[at] - mean.doubles()[i]) / root;
+    for (int64_t i = 0; i < mean.size; ++i) {
+        const double root = std::sqrt(var.data[i] + eps);
+        for (int64_t at = i; at < in.size; at += mean.size) {
+            double value = (in.data[at] - mean.data[i]) / root;
             value = value > bound ? bound : value;
-            out.floats()[at] = value < -bound ? -bound : value;
+            out.data[at] = value < -bound ? -bound : value;
         }
     }
     return answer(true);
@@ -230,27 +236,31 @@ static PyObject* standardise(PyObject*, PyObject* const* args, Py_ssize_t) {
 
 // scale(returns, mean, var, count, reward, out, ended, gamma, eps, bound): the reward of one environment; rewards.py.
 static PyObject* scale(PyObject*, PyObject* const* args, Py_ssize_t) {
-    Memory returns(args[0], 8), mean(args[1], 8), var(args[2], 8), count(args[3], 8), in(args[4], 4), out(args[5], 4);
-    if (!returns.data || !mean.data || !in.data || !out.data) return answer(false);
+    Doubles returns(args[0]), mean(args[1]), var(args[2]), count(args[3]);
+    Floats in(args[4]), out(args[5]);
+    for (int64_t size : {returns.size, mean.size, var.size, count.size, in.size, out.size})
+        if (size != 1) return answer(false);
     const double gamma = PyFloat_AsDouble(args[7]), eps = PyFloat_AsDouble(args[8]), bound = PyFloat_AsDouble(args[9]);
-    const double given = *in.floats(), so_far = *returns.doubles() * gamma + given;
-    const double total = *count.doubles() += 1, share = 1 / total, delta = so_far - *mean.doubles();
-    *mean.doubles() += delta * share;
-    *var.doubles() = (*var.doubles() + delta * delta * share) * (1 - share);
-    *returns.doubles() = PyObject_IsTrue(args[6]) ? 0.0 : so_far;
-    const double scaled = given / std::sqrt(*var.doubles() + eps);
-    *out.floats() = scaled > bound ? bound : scaled < -bound ? -bound : scaled;
+    const double given = *in.data, so_far = *returns.data * gamma + given;
+    const double total = *count.data += 1, share = 1 / total, delta = so_far - *mean.data;
+    *mean.data += delta * share;
+    *var.data = (*var.data + delta * delta * share) * (1 - share);
+    *returns.data = PyObject_IsTrue(args[6]) ? 0.0 : so_far;
+    const double scaled = given / std::sqrt(*var.data + eps);
+    *out.data = scaled > bound ? bound : scaled < -bound ? -bound : scaled;
     return answer(true);
 }
 
 // sample(mean, log_std, noise, sample, action): of Gaussians; actions are samples within [-1, 1].
 static PyObject* sample(PyObject*, PyObject* const* args, Py_ssize_t) {
-    Memory mean(args[0], 4), log_std(args[1], 4), noise(args[2], 4), sample(args[3], 4), action(args[4], 4);
-    if (!mean.data || !log_std.data || !noise.data) return answer(false);
+    Floats mean(args[0]), log_std(args[1]), noise(args[2]), sample(args[3]), action(args[4]);
+    if (!mean.is_rows_of(log_std)) return answer(false);
+    for (const Floats& other : {noise, sample, action})
+        if (!other.data || !PyArray_SAMESHAPE(mean.array, other.array)) return answer(false);
     for (int64_t i = 0; i < mean.size; ++i) {
-        const float value = mean.floats()[i] + std::exp(log_std.floats()[i % log_std.size]) * noise.floats()[i];
-        sample.floats()[i] = value;
-        action.floats()[i] = value > 1 ? 1 : value < -1 ? -1 : value;
+        const float value = mean.data[i] + std::exp(log_std.data[i % log_std.size]) * noise.data[i];
+        sample.data[i] = value;
+        action.data[i] = value > 1 ? 1 : value < -1 ? -1 : value;
     }
     return answer(true);
 }

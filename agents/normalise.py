@@ -23,7 +23,7 @@ class RunningNorm(nn.Module):
     def __init__(self, shape: Sequence[int], *, eps: float = 1e-8, clip: float | None = None) -> None:
         super().__init__()
         self.eps, self.clip, self._shape = eps, clip, tuple(shape)
-        self.bound, self.width = math.inf if clip is None else clip, math.prod(shape)
+        self.bound = math.inf if clip is None else clip
         # float64: after millions of steps float32 would no longer take up new ones.
         self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
         self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
@@ -43,7 +43,7 @@ class RunningNorm(nn.Module):
         mean, var, _, eps, low, high = self._arrays()
         if native.loaded is not None:
             rows = np.empty_like(x)
-            if native.loaded.standardise(mean, var, x, rows, self.eps, self.bound, self.width):
+            if native.loaded.standardise(mean, var, x, rows, self.eps, self.bound):
                 return rows
         rows = x - mean
         rows /= np.sqrt(var + eps)
@@ -61,6 +61,8 @@ class RunningNorm(nn.Module):
         if x.shape[1:] != self._shape or len(x.shape) != len(self._shape) + 1:
             needed, found = ", ".join(["batch", *map(str, self.mean.shape)]), tuple(x.shape)
             raise ValueError(f"RunningNorm needs observations of shape ({needed}), got {found}")
+        if not len(x):
+            return
         if isinstance(x, np.ndarray):
             self.update_by_rows(x)
         elif is_one_row(x) and self._buffers["mean"].is_cpu:  # type: ignore[union-attr]
@@ -81,7 +83,7 @@ class RunningNorm(nn.Module):
     def update_by_rows(self, x: np.ndarray) -> None:
         """The same for an array, and statistics on the CPU, in a fraction of the time."""
         mean, var, count, *_ = self._arrays()
-        if native.loaded is not None and native.loaded.take_in(mean, var, count, x, self.width):
+        if native.loaded is not None and native.loaded.take_in(mean, var, count, x):
             return
         count[()] = total = count.item() + len(x)
         share = len(x) / total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import models
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_acting import EDITS, HEADS, make
+from torch import Tensor, nn
 
 from plasticity.agents import native
 from plasticity.agents.acting import NATIVE_ROWS, NumpyPlan
@@ -58,6 +60,53 @@ def test_statistics_of_numbers_that_are_not_finite_are_numpys(monkeypatch: pytes
             np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+NUMBERS: dict[str, Any] = {"whole": np.int32, "turned": ">f4", "double": np.float64, "half": np.float16}
+
+
+@pytest.mark.parametrize("dtype", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_of_another_type_are_left_to_numpy(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, twin, scaler, other = RunningNorm((2,)), RunningNorm((2,)), ReturnScaler(1, 0.9), ReturnScaler(1, 0.9)
+    for seed in range(5):
+        x = (7 * models.normal(3, 2, seed=seed)).numpy().astype(dtype)
+        norm.update(x)
+        by_numpy(monkeypatch, lambda x=x: twin.update(x))
+        np.testing.assert_array_equal(norm.of_rows(x), by_numpy(monkeypatch, lambda x=x: twin.of_rows(x)))
+        reward, done = x[0, :1], np.array([False])
+        expected = by_numpy(monkeypatch, lambda r=reward, d=done: other.update(r, d))
+        np.testing.assert_array_equal(scaler.update(reward, done), expected)
+    assert all(map(torch.equal, norm.buffers(), twin.buffers()))
+    assert all(map(torch.equal, scaler.buffers(), other.buffers()))
+
+
+@pytest.mark.parametrize("shape", [(2,), (0,), ()])
+def test_no_rows_and_rows_of_nothing_change_nothing(shape: tuple[int, ...]) -> None:
+    norm = RunningNorm(shape)
+    for x in (models.normal(3, *shape), models.normal(1, *shape)):
+        norm.update(x.numpy())
+        before = [buffer.clone() for buffer in norm.buffers()]
+        for none in (x[:0], x[:0].numpy()):
+            norm.update(none)
+            assert norm(none if isinstance(none, Tensor) else torch.from_numpy(none)).shape == (0, *shape)
+        assert all(map(torch.equal, norm.buffers(), before))
+
+
+def test_rows_of_another_shape_are_refused_as_by_numpy() -> None:
+    norm, one = RunningNorm((2,)), np.zeros((1, 3), np.float32)
+    with pytest.raises(ValueError, match="broadcast"):
+        norm.of_rows(one)
+    mean, log_std, wide = (np.zeros(shape, np.float32) for shape in ((1, 3), (3,), (1, 4)))
+    assert native.loaded.sample(mean, log_std, *(mean.copy() for _ in range(3)))
+    assert not native.loaded.sample(mean, log_std[:2].copy(), *(mean.copy() for _ in range(3)))
+    for place in range(3):
+        others = [mean.copy() for _ in range(3)]
+        for wrong in (wide, None):
+            others[place] = wrong  # type: ignore[call-overload]
+            assert not native.loaded.sample(mean, log_std, *others)
+    returns = ReturnScaler(3, 0.9)
+    with pytest.raises(ValueError, match="size 1"):
+        returns.update(np.ones(1, np.float32), np.array([False]))
+
+
 @pytest.mark.parametrize("change", ["float32", "strided"])
 def test_what_is_not_in_one_piece_or_of_another_type_is_left_to_numpy(change: str) -> None:
     norm, twin = RunningNorm((2,)), RunningNorm((2,))
@@ -94,6 +143,58 @@ def test_the_numbers_are_the_modules(head: str, activation: str) -> None:
             for one, other in zip(*(y if isinstance(y, tuple) else (y,) for y in (found, expected)), strict=True):
                 torch.testing.assert_close(torch.as_tensor(one).expand_as(other), other, rtol=1e-5, atol=1e-6)
     assert NumpyPlan(network).run_compiled(x.numpy()) is not None
+
+
+def resized(network: Any) -> None:
+    """Replace parameters by those of more neurons; what the layers say of their sizes is left as it was."""
+    first, second = network.q[2], network.q[4]
+    first.weight, first.bias = nn.Parameter(torch.randn(12, 8)), nn.Parameter(torch.randn(12))
+    second.weight = nn.Parameter(torch.randn(3, 12))
+
+
+ODD: dict[str, Callable[[Any], Any]] = {
+    "every other number of a bias": lambda net: setattr(net.q[2].bias, "data", torch.randn(16)[::2]),
+    "one number that is expanded": lambda net: setattr(net.q[2].bias, "data", torch.randn(1).expand(8)),
+    "one number for all": lambda net: setattr(net.q[2].bias, "data", torch.randn(1)),
+    "other sizes": resized,
+    "a vector of weights": lambda net: net.q[2].register_parameter("weight", nn.Parameter(torch.randn(8))),
+}
+
+
+@pytest.mark.parametrize("edit", ODD)
+def test_parameters_are_read_as_they_lie(edit: str) -> None:
+    network, act = make()
+    act.compiles = lambda: True
+    x = models.normal(2, 5)
+    act(x.numpy())
+    ODD[edit](network)
+    try:
+        expected = network(x).detach().numpy()
+    except RuntimeError as error:
+        with pytest.raises(type(error)):
+            act(x.numpy())
+        return
+    np.testing.assert_allclose(act(x.numpy()), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_do_not_fit_one_another_are_refused() -> None:
+    for head in ("q", "squashed"):
+        network, act = make(head)
+        act.compiles = lambda: True
+        if head == "q":
+            network.q[4] = nn.Linear(1000, 3)
+        else:
+            network.log_std = nn.Linear(1000, 3)
+        with pytest.raises(ValueError, match="aligned"):
+            act(models.normal(2, 5).numpy())
+
+
+def test_observations_of_nothing_give_the_bias() -> None:
+    layer = nn.Linear(1, 3)
+    layer.weight = nn.Parameter(torch.empty(3, 0))
+    program = np.array([(0, layer.bias.data_ptr(), 0, 3, 0, 0.0)], "i8,i8,i8,i8,i8,f8").tobytes()
+    (found,) = native.loaded.forward(program, 1, np.empty((2, 0), np.float32))
+    np.testing.assert_array_equal(found, layer.bias.detach().numpy()[None].repeat(2, 0))
 
 
 def test_tanh_is_tanh() -> None:

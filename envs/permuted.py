@@ -73,9 +73,11 @@ def _make(name: str, seed: int, max_episode_steps: int | None = None) -> gymnasi
 
 
 def _accepts(name: str) -> bool:
+    from . import find_family
+
     try:
-        return name.startswith(PREFIX) and _inner(name) is not None
-    except ValueError:
+        return name.startswith(PREFIX) and find_family(name.removeprefix(PREFIX)) is not None
+    except ValueError:  # what exists and cannot be permuted is refused when it is made
         return False
 
 

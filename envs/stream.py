@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """The tasks of a stream: which, how many, how long. Raises ValueError for counts below 1."""
+    """The tasks of a stream: which, how many, how long. Raises ValueError for counts below 1 and seeds below 0."""
 
     seed: int = 0
     """Root of everything that is drawn for a task."""
@@ -29,12 +29,12 @@ class TaskPlan:
     """Task that comes first; with num=1 a fresh agent learns one task of the stream by itself."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"a stream needs at least 1 of task {name}, got {value}")
-        if self.first < 0:
-            raise ValueError(f"the first task of a stream is at least 0, got {self.first}")
+        for what, value, least in (
+            ("the length of a task", self.steps, 1), ("the number of tasks", self.num, 1),
+            ("the first task of a stream", self.first, 0), ("the seed of a stream", self.seed, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ValueError(f"{what} is at least {least}, got {value}")
 
     def filled(self, usual: TaskPlan) -> TaskPlan:
         """Return the same with what is None as in `usual`."""

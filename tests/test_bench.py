@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 
 from plasticity.cli import main
-from plasticity.commands import fleet, random_actions
+from plasticity.commands import bench_report, fleet, random_actions
 from plasticity.commands.bench import BenchConfig
-from plasticity.commands.bench_cells import method_of, place_of
+from plasticity.commands.bench_cells import Cell, find_cells, method_of, place_of
 from plasticity.commands.bench_kept import file_of, kept_streams, read_kept
+from plasticity.commands.bench_numbers import CellNumbers, all_numbers, numbers_of, plans_of
+from plasticity.commands.bench_options import options_beside
 from plasticity.commands.bench_page import verdict
 from plasticity.commands.bench_picture import drawn_methods
+from plasticity.commands.bench_report import BenchReport
 from plasticity.commands.bench_runs import Bench
 from plasticity.commands.method_names import method_arguments, split_methods
 from plasticity.commands.parsing import parse
 from plasticity.commands.random_actions import random_returns
 from plasticity.commands.settings import settings
-from plasticity.commands.suites import SUITES
+from plasticity.commands.suites import SUITES, Suite
 from plasticity.commands.training import TrainingRun
 from plasticity.envs import is_stream
 from plasticity.reports.bench_tables import bench_tables, without_oracles
@@ -88,6 +91,10 @@ def test_methods_are_read_from_text() -> None:
     for wrong in ("", "none,none", "l2_init:coef=1,l2-init:coef=1"):
         with pytest.raises(ValueError, match="at least one method"):
             split_methods(wrong)
+    assert split_methods("l2_init:,redo:,redo:every=9,") == ("l2-init", "redo", "redo:every=9")
+    for wrong in ("redo+redo", "none,redo:every=9,every=8", "norm=layer+nap+norm=batch"):
+        with pytest.raises(ValueError, match="more than once"):
+            split_methods(wrong)
     for wrong in ("none+redo", "redo+oracle", "oracle:every=9", "redo++nap"):
         with pytest.raises(ValueError, match="none and oracle stand alone"):
             split_methods(wrong)
@@ -99,8 +106,10 @@ def test_what_does_not_exist_is_refused_before_anything_is_trained(
     for arguments, text in (
         (["cgim"], "did you mean cgym"),
         (["cgym", "--envs", "cgym/pong"], "has no cgym/pong"),
-        (["cgym", "--methods", "none,redoo"], "redoo"),
-        (["cgym", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["cgym", "--methods", "none,redoo"], "method 'redoo': no option --redoo"),
+        (["cgym", "--methods", "redo", "--", "--lrr", "3"], "bench: no option --lrr"),
+        (["cgym", "--seeds", "0"], "--seeds is at least 1 and --seed at least 0, got 0 and 1"),
+        (["cgym", "--seed", "-1"], "got 5 and -1"),
         (["cgym", "--methods", "none,seed=3"], "--seed: the bench says this for every run"),
         (["cgym", "--methods", "none", "--", "--steps=100"], "--steps: the bench says this for every run"),
         (["cgym", "--methods", "none", "--envs", "cgym/cartpole", "--agent", "sac"], "sac"),
@@ -254,6 +263,89 @@ def _page_grows_without_its_runs(out: Path, page: Path, first: list[Path]) -> No
     kept.write_bytes(files[kept])
 
 
+def finished(folder: Path, rows: list[dict[str, Any]], **changed: Any) -> None:
+    """Write a finished run of a bench."""
+    folder.mkdir(parents=True)
+    config = {"env": "cgym/cartpole", "num_envs": 1, "task_steps": 400, "num_tasks": 2, **changed}
+    write_record(folder, {"agent": "ppo", "status": "finished", "config": config})
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_what_a_folder_holds_besides_good_runs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, none = tmp_path / "cgym-cartpole" / "none" / "seed_1", tmp_path / "cgym-cartpole" / "none" / "seed_2"
+    finished(good, [{"step": 400, "charts/episodic_return": 3.0}])
+    finished(none, [{"step": 400, "losses/policy": 3.0}])
+    assert [run.cell.seed for run in all_numbers(find_cells(tmp_path).finished, SUITES["cgym"])] == [1]
+    assert capsys.readouterr().err == f"{none} is left out: no episode ended in it\n"
+    finished(tmp_path / "a" / "b" / "seed_1", [], num_tasks=None)  # of plasticity train
+    with pytest.raises(ValueError, match="seed_1 is no run of plasticity bench: its settings lack num_tasks"):
+        find_cells(tmp_path)
+
+
+def test_a_task_of_several_environments_is_as_long_as_they_make_it(tmp_path: Path) -> None:
+    folder = tmp_path / "seed_1"
+    rows = [{"step": step, "charts/episodic_return": (step - 1) // 405} for step in range(3, 811, 3)]
+    finished(folder, rows, num_envs=15)
+    found = numbers_of(folder, Cell("cgym/cartpole", "none", 1, None), Suite((), "ppo", ""))
+    assert found is not None
+    assert found.steps == 405
+    assert found.curves.tolist() == [[0.0] * BINS, [1.0] * BINS]
+
+
+def lived(method: str, seed: int = 1, tasks: int = 10, **more: Any) -> CellNumbers:
+    """Return the numbers of a run on `cgym/cartpole`."""
+    curves = np.ones((tasks, more.pop("bins", 200)))
+    return CellNumbers(Cell("cgym/cartpole", method, seed, None), 160_000, curves, **more)
+
+
+def test_published_areas_stand_beside_the_form_of_the_paper_alone(tmp_path: Path) -> None:
+    def published(*runs: CellNumbers) -> list[str]:
+        found = BenchReport(SUITES["cgym"], tmp_path, plans_of(runs), runs).protocol("cgym/cartpole")
+        assert found is not None
+        return sorted({*found.published} - {"oracle"})
+
+    tuned, joined = "l2-init:coef=0.0001", "l2-init:coef=0.0001+redo"
+    assert published(lived("none"), lived("l2-init"), lived(joined), lived("optimizer=trac")) == [
+        "l2-init", "none", "optimizer=trac",
+    ]  # fmt: skip
+    assert published(lived("l2-init"), lived(tuned), lived("l2-init:coef=0.1"), lived("chain")) == ["chain", tuned]
+    assert published(lived("none", tasks=2)) == []  # the paper has ten
+    assert published(lived("none", options="--lr 0.1")) == []
+
+
+def test_runs_of_other_settings_share_no_page() -> None:
+    suite = SUITES["cgym"]
+    usual = ["--env", "cgym/cartpole", "--seed=3", "--log", *suite.arguments.split(), "--name", "seed_3", "--quiet"]
+    for agent, words, method, expected in (
+        ("ppo", usual, "none", ""),
+        ("ppo", [*usual, "--redo", "--redo.every=9"], "redo:every=9", ""),
+        ("ppo", [*usual, "--num_envs", "4", "--hidden", "64", "64"], "none", "--hidden 64 64 --num-envs 4"),
+        ("ppo", [*usual, "--probes", "all", "--churn", "--churn.every", "9", "--compile", "off"], "none", ""),
+        ("ppo", ["--env", "cgym/cartpole"], "none", "ppo"),  # without the settings of the suite
+        ("dqn", ["--lr", "0.1"], "none", "dqn --lr 0.1"),
+    ):
+        assert options_beside({"agent": agent, "arguments": words}, suite, method) == expected
+    assert options_beside({"agent": "ppo"}, suite, "none") == ""
+    plans_of([lived("none", options="--lr 0.1"), lived("none", 2, options="--lr 0.1")])
+    for other, words in (
+        (lived("none", 2, options="--lr 0.1"), "seed 2: --lr 0.1, where other runs have those of the suite"),
+        (lived("none", 2, bins=40), "seed 2: 40 returns in a task, where other runs have 200"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            plans_of([lived("none"), other])
+
+
+def test_damaged_returns_of_random_actions_are_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_report, "random_returns", lambda *_, **__: [7.0] * 10)
+    file = tmp_path / "cgym-cartpole" / "random.json"
+    for damaged in ('{"1 10": [', "[]", '{"1 10": [3.0]}'):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(damaged)
+        report = BenchReport(SUITES["cgym"], tmp_path, plans_of([lived("none")]), [lived("none")])
+        assert report.random("cgym/cartpole", 1).tolist() == [7.0] * 10
+        assert json.loads(file.read_text()) == {"1 10": [7.0] * 10}
+
+
 def test_a_page_finds_its_streams_among_the_files_beside_it(tmp_path: Path) -> None:
     for suite, env in (("cgym", "cgym/cartpole"), ("cgym", "permute/Other-v1"), ("cgym-short", "cgym-short/cartpole")):
         rows = [{"random": "1 2", "returns": [1.0]}, {"env": env}]
@@ -287,6 +379,8 @@ def test_a_page_pairs_seeds_and_says_what_it_cannot_judge() -> None:
         Protocol("e", both, fresh, np.zeros(4), {}, {}, {}, {"oracle": [1], "none": [6, 7]})
     )
     assert "nothing was trained without" in verdict(Protocol("e", {"redo": ones}, None, None, {}, {}, {}))
+    assert "one task only" in verdict(Protocol("e", {"none": ones[:, :1]}, fresh[:, :1], np.zeros(1), {}, {}, {}))
+    assert Protocol("e", {}, fresh, np.zeros(4), {}, {}, {}).gaps_by_task() is None
 
 
 def test_a_picture_has_only_what_was_trained() -> None:

@@ -150,11 +150,31 @@ def test_factors_stay_in_their_range() -> None:
 
 
 def test_counts_below_one_and_tasks_of_no_stream_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 of task steps"):
-        TaskPlan(steps=0)
+    for wrong, words in (
+        ({"steps": 0}, "the length of a task is at least 1, got 0"), ({"num": -1}, "the number of tasks is at least 1"),
+        ({"first": -1}, "the first task of a stream is at least 0"), ({"seed": -1}, "the seed of a stream is at least"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            TaskPlan(**wrong)
+    for name in ("cgym/cartpole", "bitflip", "dmc-pixels/walker-walk", "permute/CartPole-v1"):
+        with pytest.raises(ValueError, match="cannot be permuted; streams, images and Atari games cannot"):
+            make_env(f"permute/{name}")
+    with pytest.raises(ValueError, match="CartPole-v1"):
+        make_env("permute/CartPole")
     with pytest.raises(ValueError, match="CartPole-v1 has no tasks"):
         make_env("CartPole-v1", tasks=TaskPlan(steps=10))
     assert {"cgym", "slippery", "cdmc", "cminatar", "permute"} <= ENVS.keys()
+
+
+def test_options_of_streams_are_not_ignored_elsewhere(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["train", "dqn", "--env", "CartPole-v1", "--steps", "20", "--eval-every", "0", "--eval-episodes", "1"]
+    run += ["--out", str(tmp_path), "--quiet"]
+    assert main([*run, "--task-seed", "3"]) != 0
+    assert "--task-seed: CartPole-v1 is no stream" in capsys.readouterr().err
+    assert main([*run, "--seed", "-3"]) != 0
+    assert "--seed must be at least 0, got -3" in capsys.readouterr().err
+    with pytest.warns(RuntimeWarning, match="--normaliser reset did nothing: the environment has no tasks"):
+        assert main([*run, "--normaliser", "reset"]) == 0
 
 
 def test_statistics_start_anew() -> None:

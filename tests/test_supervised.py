@@ -160,6 +160,8 @@ def test_wrong_use_says_what_is_needed(capsys: pytest.CaptureFixture[str], tmp_p
     for arguments, text in (
         (["stream", "bitflop"], "did you mean bitflip"),
         (["stream", "bitflip", "--method"], "--method needs the name"),
+        (["stream", "bitflip", "--method", "--quiet"], "--method needs the name"),
+        (["stream", "bitflip", "--env", "warm-start", *out], "the name of the stream, bitflip, says this"),
         (["stream", "bitflip", "--method", "cpb", *out], "--cpb"),
         (["stream", "bitflip", "--method", "oracle", *out], "bench supervised trains several, and an oracle"),
         (["stream", "bitflip", "--method=cbp,l2-init", *out], "--method takes one method"),

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     config = read_arguments(BenchConfig, "bench", own, imports="torch")
     suite = find_suite(config.suite)
-    from .bench_numbers import numbers_of
+    from .bench_numbers import all_numbers
     from .bench_page import write_page
     from .bench_report import BenchReport
     from .bench_runs import Bench
@@ -74,8 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     for seed in bench.seeds:
         if seed.state == "failed":
             print(f"{seed.folder}: failed, {seed.error}; see {seed.console}", file=sys.stderr)
-    runs = [numbers_of(folder, cell, suite.bin_steps) for folder, cell in bench.finished().items()]
-    BenchReport(suite, bench.folder, bench.plans, [run for run in runs if run is not None]).write()
+    BenchReport(suite, bench.folder, bench.plans, all_numbers(bench.finished(), suite)).write()
     return code
 
 

@@ -14,6 +14,10 @@ PLACE = re.compile(r"seed_(\d+)(?:_task_(\d+))?")
 """Name of a run's folder."""
 
 
+NUMBERS_NEED = "env", "num_envs", "task_steps", "num_tasks"
+"""Settings that the numbers of a run are computed with."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A run of the benchmark."""
@@ -38,8 +42,10 @@ def find_cells(folder: Path) -> FoundCells:
     found = FoundCells()
     for place, (seed, task) in _runs(folder):
         record = read_record(place)
+        if missing := [name for name in NUMBERS_NEED if record["config"].get(name) is None]:
+            raise ValueError(f"{place} is no run of plasticity bench: its settings lack {', '.join(missing)}; move it")
         cell = Cell(record["config"]["env"], method_of(place.parent.name), seed, task)
-        if record["status"] == "finished":
+        if record.get("status") == "finished":
             found.finished[place] = cell
         else:
             found.unfinished.append(cell)

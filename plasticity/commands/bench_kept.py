@@ -85,7 +85,7 @@ def _place(run: CellNumbers) -> tuple[Any, ...]:
 def _row(run: CellNumbers) -> dict[str, Any]:
     cell = {name: value for name, value in vars(run.cell).items() if value is not None}
     metrics = {name: _numbers(values) for name, values in run.metrics.items()}
-    more = {"speed": run.speed, "limits": run.limits, "metrics": metrics, "code": run.code}
+    more = {"speed": run.speed, "limits": run.limits, "metrics": metrics, "code": run.code, "options": run.options}
     filled = {name: value for name, value in more.items() if value}
     return {**cell, "steps": run.steps, **filled, "returns": _numbers(run.curves)}
 
@@ -101,7 +101,8 @@ def _run(row: Mapping[str, Any], env: str) -> CellNumbers:
     curves = _array(row["returns"])
     if curves.ndim != 2:
         raise ValueError(f"returns have {curves.ndim} dimensions, not tasks and bins")
-    return CellNumbers(cell, row["steps"], curves, row.get("speed"), metrics, row.get("limits", {}), row.get("code"))
+    more = {name: row[name] for name in ("speed", "limits", "code", "options") if name in row}
+    return CellNumbers(cell, row["steps"], curves, metrics=metrics, **more)
 
 
 def _numbers(values: NDArray[Any]) -> Any:

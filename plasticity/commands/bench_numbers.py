@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from plasticity.storage.rows import read_metrics
 from plasticity.tags import ALL, EPISODIC_RETURN, SPEED, parse_tag
 
 from .bench_cells import Cell
+from .bench_options import options_beside
+from .suites import Suite
 
 UNDISTURBED = 0.9
 """Quantile of a run's speeds that counts: what else the machine does slows the rest."""
@@ -43,24 +46,35 @@ class CellNumbers:
     """Those of ``LIMITS`` that were given."""
     code: str | None = None
     """Commit of the code that trained it, seven digits; where that is unknown its version, or other words."""
+    options: str = ""
+    """Those that it was given besides the settings of the suite and of the method; another agent before them."""
 
 
-def numbers_of(folder: Path, cell: Cell, bin_steps: int | None = None) -> CellNumbers | None:
-    """Return the numbers of a finished run, None if no episode ended in it.
+def all_numbers(folders: Mapping[Path, Cell], suite: Suite) -> list[CellNumbers]:
+    """Return the numbers of finished runs; say which have none, as no episode ended in them."""
+    found = []
+    for folder, cell in folders.items():
+        if (numbers := numbers_of(folder, cell, suite)) is None:
+            print(f"{folder} is left out: no episode ended in it", file=sys.stderr)
+        else:
+            found.append(numbers)
+    return found
 
-    ``bin_steps``: environment steps in which episodes are averaged.
-    """
+
+def numbers_of(folder: Path, cell: Cell, suite: Suite) -> CellNumbers | None:
+    """Return the numbers of a finished run, None if no episode ended in it."""
     record, series = read_record(folder), columns(read_metrics(folder))
     if EPISODIC_RETURN not in series:
         return None
     config = record["config"]
-    steps, num = config["task_steps"], config["num_tasks"] if cell.task is None else 1
-    curves = task_curves(series[EPISODIC_RETURN], num, steps, BINS if bin_steps is None else max(1, steps // bin_steps))
+    num, num_envs = config["num_tasks"] if cell.task is None else 1, config["num_envs"]
+    steps = -(-config["task_steps"] // num_envs) * num_envs  # as TaskPlan.shared
+    bins = BINS if suite.bin_steps is None else max(1, steps // suite.bin_steps)
+    curves = task_curves(series[EPISODIC_RETURN], num, steps, bins)
     limits = {name: config[name] for name in LIMITS if config.get(name) is not None}
     commit = (record.get("git") or {}).get("commit")
-    found = CellNumbers(
-        cell, steps, rounded(curves), limits=limits, code=str(commit)[:7] if commit else record.get("version")
-    )
+    code, options = str(commit)[:7] if commit else record.get("version"), options_beside(record, suite, cell.method)
+    found = CellNumbers(cell, steps, rounded(curves), limits=limits, code=code, options=options)
     if cell.task is not None:
         return found
     speeds = series[SPEED].finite().values if SPEED in series else ()
@@ -84,11 +98,12 @@ def measured(series: Mapping[str, Series], num_tasks: int, task_steps: int) -> d
 
 
 def plans_of(runs: Iterable[CellNumbers]) -> dict[str, TaskPlan]:
-    """Return stream -> length and number of its tasks; ValueError where those of two runs differ.
+    """Return stream -> length and number of its tasks; ValueError where those of two runs differ, or their settings.
 
     An agent that is fresh in every task may have more or fewer tasks: without runs of others its last task counts.
     """
     found: dict[str, TaskPlan] = {}
+    first: dict[str, CellNumbers] = {}
     wholes = set[str]()
     for run in runs:
         cell = run.cell
@@ -96,17 +111,25 @@ def plans_of(runs: Iterable[CellNumbers]) -> dict[str, TaskPlan]:
         plan = found.setdefault(cell.env, own)
         whole = cell.env in wholes
         if plan.steps != own.steps or (whole and cell.task is None and plan.num != own.num):
-            raise ValueError(
-                f"{cell.env}, {cell.method}, seed {cell.seed}: {own.num} tasks of {own.steps} steps, where other runs "
-                f"have {plan.num} of {plan.steps}; take the ones or the others out of their folder, or give the page "
-                "a folder of its own"
-            )
+            raise _unlike(run, f"{own.num} tasks of {own.steps} steps", f"{plan.num} of {plan.steps}")
+        other = first.setdefault(cell.env, run)
+        if run.options != other.options:
+            raise _unlike(run, run.options or "the suite's settings", other.options or "those of the suite")
+        if run.curves.shape[1] != other.curves.shape[1]:
+            raise _unlike(run, f"{run.curves.shape[1]} returns in a task", f"{other.curves.shape[1]}")
         if cell.task is None:
             wholes.add(cell.env)
             found[cell.env] = own
         elif not whole:
             found[cell.env] = replace(plan, num=max(plan.num or 1, own.num or 1))
     return found
+
+
+def _unlike(run: CellNumbers, own: str, others: str) -> ValueError:
+    return ValueError(
+        f"{run.cell.env}, {run.cell.method}, seed {run.cell.seed}: {own}, where other runs have {others}; take the "
+        "ones or the others out of their folder, or give the page a folder of its own"
+    )
 
 
 @dataclass

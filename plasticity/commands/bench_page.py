@@ -20,10 +20,10 @@ from plasticity.storage.files import write_atomically
 
 from .bench_cells import Cell, find_cells
 from .bench_kept import file_of, kept_streams, read_kept, with_new, write_kept
-from .bench_numbers import numbers_of, plans_of
+from .bench_numbers import all_numbers, plans_of
 from .bench_picture import draw, drawn_methods
 from .bench_report import BenchReport
-from .method_names import NONE, ORACLE
+from .method_names import NONE, ORACLE, published_name
 from .suites import Suite
 
 LOST = 0.1
@@ -35,9 +35,7 @@ AREA_COLUMNS = 10
 def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
     """Write NAME.md and a picture per stream to a folder, from the runs of the suite; return the exit status."""
     found = find_cells(runs)
-    new = [
-        run for place, cell in found.finished.items() if (run := numbers_of(place, cell, suite.bin_steps)) is not None
-    ]
+    new = all_numbers(found.finished, suite)
     streams = dict.fromkeys([*suite.envs, *(run.cell.env for run in new), *kept_streams(folder, name)])
     files = {env: file_of(folder, name, env) for env in streams}
     kept = {env: read_kept(file, env) for env, file in files.items()}
@@ -68,7 +66,9 @@ def write_page(name: str, suite: Suite, runs: Path, folder: Path) -> int:
 def _stream(report: BenchReport, env: str, protocol: Protocol, picture: Path | None) -> Iterator[str]:
     """Yield the parts of a page on one stream."""
     plan = report.plans[env]
-    yield f"## {env}\n\n{plan.num} tasks of {plan.steps:,} steps. {verdict(protocol)}\n"
+    options = next(run.options for run in report.runs if run.cell.env == env)
+    beside = f", trained with `{options}`" if options else ""
+    yield f"## {env}\n\n{plan.num} tasks of {plan.steps:,} steps{beside}. {verdict(protocol)}\n"
     if picture is not None:
         names = ", ".join(drawn_methods(protocol))
         yield f"![{env}: returns over tasks, and the gap to a fresh agent, of {names}]({picture.name})\n"
@@ -93,6 +93,8 @@ def verdict(protocol: Protocol) -> str:
     if NONE not in protocol.curves:
         return "No verdict: nothing was trained without a method."
     by_task = protocol.curves[NONE].mean((0, 2))
+    if len(by_task) < 2:
+        return "No verdict: there is one task only."
     said = f"Without a method the return goes from {cell(float(by_task[0]))} in the first task to " \
            f"{cell(float(by_task[-1]))} in the last"  # fmt: skip
     gap = late_gap(protocol.gaps_of(NONE)) if protocol.oracle is not None else float("nan")
@@ -123,8 +125,7 @@ def _value(number: Any) -> float:
 
 def _missing(suite: Suite, report: BenchReport, unfinished: list[Cell]) -> Iterator[str]:
     """Yield what the page lacks."""
-    there = {(one.env, one.method.partition(":")[0].removeprefix("optimizer=").replace("-", "_"))
-             for one in (run.cell for run in report.runs)}  # fmt: skip
+    there = {(run.cell.env, published_name(run.cell.method)) for run in report.runs}
     lacks = [f"{env}: {name}" for env, areas in suite.published.items() for name in areas
              if env in report.plans and (env, name) not in there]  # fmt: skip
     lacks += [env for env in suite.envs if env not in report.plans]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.envs import TaskPlan
+from plasticity.envs import TaskPlan, find_family
 from plasticity.reports.tables import comma_separated, markdown
 from plasticity.reports.tasks import Protocol, disorder
 from plasticity.storage.files import file_name, write_atomically
@@ -91,11 +92,13 @@ class BenchReport:
         return Protocol(env, stacked, oracle, random, speed, published, metrics, seeds)
 
     def _published(self, env: str, method: str, there: Iterable[str]) -> float | None:
-        """Return the area that was published of a method; None beside the tuned setting, if that is there."""
+        """Return the area that was published of a method; None for other tasks, agents or options than those there."""
         name = published_name(method)
-        if (tuned := self.suite.tuned.get(name, method)) != method and tuned in there:
+        area, tuned = self.suite.published.get(env, {}).get(name), self.suite.tuned.get(name)
+        if area is None or (method != tuned and (":" in method or {tuned} & {*there})):
             return None
-        return self.suite.published.get(env, {}).get(name)
+        other = any(run.options for run in self.runs if run.cell.env == env)
+        return None if other or self.plans[env] != find_family(env).tasks else area
 
     def random(self, env: str, seed: int) -> NDArray[Any]:
         """Return the mean return of random actions in every task of a seed, (tasks,); kept in a file beside the runs.
@@ -106,9 +109,10 @@ class BenchReport:
         limits = next(run.limits for run in self.runs if (run.cell.env, run.cell.seed) == (env, seed))
         key = " ".join([str(seed), str(num), *(f"{name}={value}" for name, value in limits.items())])
         file, known = self._place(env) / "random.json", self.known.setdefault(env, {})
-        if key not in known and file.is_file():
-            known |= json.loads(file.read_text(encoding="utf-8"))
-        if key not in known:
+        if len(known.get(key, ())) != num and file.is_file():
+            with suppress(ValueError, TypeError):  # a damaged one is written anew
+                known |= json.loads(file.read_bytes())
+        if len(known.get(key, ())) != num:
             known[key] = rounded(np.array(random_returns(env, seed, num, **limits))).tolist()
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(known).encode())

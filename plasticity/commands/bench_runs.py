@@ -16,19 +16,14 @@ from plasticity.tags import EPISODIC_RETURN
 from .arguments import UsageError
 from .bench import BenchConfig
 from .bench_cells import Cell, place_of
+from .bench_options import SAID_HERE
 from .fleet import Fleet
-from .method_names import ORACLE, meant, method_arguments, split_methods
+from .method_names import NONE, ORACLE, meant, method_arguments, split_methods
 from .parsing import parse
 from .seed import Seed
 from .settings import settings
 from .suites import Suite
 from .training import TrainingRun
-
-SAID_HERE = (
-    "agent", "config", "dry-run", "env", "first-task", "help", "jobs", "like", "name", "num-tasks", "out", "resume",
-    "retries", "seed", "seeds", "steps", "task-seed", "task-steps",
-)  # fmt: skip
-"""Options of ``plasticity train`` that the bench gives to every run."""
 
 
 class Bench(Fleet):
@@ -42,8 +37,8 @@ class Bench(Fleet):
         self.agent = config.agent or suite.agent
         self.envs, self.methods = config.envs or suite.envs, split_methods(config.methods)
         self.folder = config.out / config.suite
-        if config.seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, got {config.seeds}")
+        if config.seeds < 1 or config.seed < 0:
+            raise ValueError(f"--seeds is at least 1 and --seed at least 0, got {config.seeds} and {config.seed}")
         if unknown := set(self.envs) - set(suite.envs):
             raise ValueError(f"{config.suite} has no {', '.join(unknown)}; it has {', '.join(suite.envs)}")
         self.plans = {env: self.given.filled(find_family(env).tasks) for env in self.envs}
@@ -51,6 +46,8 @@ class Bench(Fleet):
         self.cells = {self._folder(cell): cell for cell in self._all_cells()}
         runs = [Seed(cell.seed, folder) for folder, cell in self.cells.items()]
         super().__init__(config.suite, runs, config.jobs, config.retries, config.quiet)
+        for env in self.plans:  # what is wrong for every method
+            settings(parse(self.agent, self._arguments(Cell(env, NONE, config.seed, None))))
         parsed: dict[tuple[str, str], Any] = {}
         for run in runs:  # a method that does not exist fails here, before anything is trained
             cell = self.cells[run.folder]
@@ -64,7 +61,7 @@ class Bench(Fleet):
         try:
             return settings(parse(self.agent, self._arguments(cell)))
         except UsageError as error:
-            raise UsageError(f"{error}{meant(cell.method, self.methods)}") from None
+            raise UsageError(f"method {cell.method!r}: {error}{meant(cell.method, self.methods)}") from None
 
     def require_trainable(self) -> None:
         """Make the environment and the agent of every stream that is to be trained; raise what making them raises."""

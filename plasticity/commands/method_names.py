@@ -24,6 +24,9 @@ def split_methods(text: str) -> tuple[str, ...]:
             methods.append(part)
     methods = [spelled(method) for method in methods]
     for method in methods:
+        flags = [word for word in method_arguments(method) if word.startswith("--")]
+        if twice := [flag for flag in dict.fromkeys(flags) if flags.count(flag) > 1]:
+            raise ValueError(f"{method!r} says {', '.join(twice)} more than once")
         names = [part.partition(":")[0] for part in method.split("+")]
         if "" in names or (method not in (NONE, ORACLE) and {NONE, ORACLE} & {*names}):
             raise ValueError(f"{method!r}: several methods are joined as in redo+nap; none and oracle stand alone")
@@ -34,11 +37,12 @@ def split_methods(text: str) -> tuple[str, ...]:
 
 def spelled(method: str) -> str:
     """Return a method with hyphens in the names of methods and options, so that it has one name in tables."""
-    return "+".join(":".join(map(_hyphened, part.split(":", 1))) for part in method.split("+"))
+    parts = (part.partition(":") for part in method.split("+"))
+    return "+".join(f"{_hyphened(name)}:{_hyphened(options)}".removesuffix(":") for name, _, options in parts)
 
 
 def _hyphened(options: str) -> str:
-    keys = (option.partition("=") for option in options.split(","))
+    keys = (option.partition("=") for option in options.split(",") if option)
     return ",".join(key.replace("_", "-") + equals + value for key, equals, value in keys)
 
 
@@ -81,5 +85,5 @@ def method_arguments(method: str) -> list[str]:
 
 
 def published_name(method: str) -> str:
-    """Return the name under which a method stands in published tables."""
-    return method.partition(":")[0].removeprefix("optimizer=").replace("-", "_")
+    """Return the name under which a method stands in published tables; of several methods joined, all of the text."""
+    return method if "+" in method else method.partition(":")[0].removeprefix("optimizer=").replace("-", "_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import chain
 from typing import Any
 
@@ -31,6 +32,11 @@ class NormaliserReset(Callback):
         if ctx.num_tasks > 1:
             for module in chain(getattr(self.agent, "normalisers", {}).values(), ctx.networks.values()):
                 reset_statistics_(module)
+
+    def on_train_end(self, ctx: Context) -> None:
+        """Warn where there were no tasks, so that nothing was reset."""
+        if ctx.num_tasks == 0:
+            warnings.warn("--normaliser reset did nothing: the environment has no tasks", RuntimeWarning, stacklevel=2)
 
 
 @torch.no_grad()

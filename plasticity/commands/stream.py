@@ -42,6 +42,8 @@ def translated(arguments: Sequence[str]) -> list[str]:
     name, *rest = arguments
     if name not in SOURCES:
         raise ValueError(f"no stream {name!r}; {nearest(name, SOURCES)}there are {', '.join(SOURCES)}")
+    if values_of("--env", rest):
+        raise ValueError(f"--env: the name of the stream, {name}, says this")
     plan = ENVS[name].tasks
     steps = (_number(rest, "--task-steps") or plan.steps or 0) * (_number(rest, "--num-tasks") or plan.num or 0)
     own = ["--env", name, "--preset", "streams", "--steps", str(steps), "--eval-every", "0"]
@@ -62,7 +64,7 @@ def _methods(arguments: Sequence[str]) -> list[str]:
     found, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
-        if word == "--method" and not rest:
+        if word == "--method" and (not rest or rest[0].startswith("--")):
             raise ValueError("--method needs the name of a method, such as cbp")
         flag, _, value = word.partition("=")
         if word == "--method":

@@ -23,7 +23,7 @@ from plasticity.callback import Callback, noting, rebuild
 from plasticity.commands.return_text import return_text
 from plasticity.commands.stopping import Stopper
 from plasticity.dashboard.live import LiveView
-from plasticity.envs import TaskPlan, make_env
+from plasticity.envs import TaskPlan, is_stream, make_env
 from plasticity.interventions.intervention import never_acted
 from plasticity.measuring import Measure
 from plasticity.metrics import DEFAULT_PROBES
@@ -71,6 +71,8 @@ class TrainingRun:
         self.agent_name, self.config, self.arguments = agent, config, list(arguments)
         # One root seed; environment, agent and evaluation get their own streams from it, and the global generators
         # one for all other code, such as environments from outside: while parts are made, and in training.
+        if config.seed < 0:
+            raise ValueError(f"--seed must be at least 0, got {config.seed}")
         self.seeds = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(config.seed).spawn(5)]
         seed_globally(self.seeds[4])
         self.env = self._make_env(config.num_envs, self.seeds[0])
@@ -95,6 +97,8 @@ class TrainingRun:
 
     def _make_env(self, num_envs: int, seed: int) -> Any:
         c = self.config
+        if c.task_seed is not None and not is_stream(c.env):
+            raise ValueError(f"--task-seed: {c.env} is no stream, nothing is drawn for its tasks")
         with noting(f"raised while making {c.env}"):
             return make_env(
                 c.env,

@@ -128,7 +128,7 @@ class Protocol:
 
     def gaps_by_task(self) -> Table | None:
         """Return the gap to the fresh agent in every task; None without one."""
-        if self.oracle is None or self.random is None:
+        if self.oracle is None or self.random is None or not self.curves:
             return None
         rows = []
         for name in self.curves:

@@ -26,6 +26,8 @@ def step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
 
     Anything but PyTorch's own Adam or AdamW, fused, with one group and no pre-hooks is that call.
     """
+    if any(group.get("fused") for group in optimizer.param_groups):
+        put_in_order(optimizer, parameters)
     if not is_plain(optimizer):
         optimizer.step()
         return
@@ -38,6 +40,18 @@ def step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     torch._foreach_add_(counters, ONE if counters[0].is_cpu else 1)
     kernel(optimizer, parameters, gradients, *moments, counters)
     after(optimizer)
+
+
+def put_in_order(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Make parameters, gradients and state contiguous: fused kernels on the CPU take them for that and do not ask."""
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    tensors = [*parameters, *(p.grad for p in parameters), *chain.from_iterable(map(dict.values, states))]
+    if all(one.is_contiguous() for one in tensors if isinstance(one, Tensor)):
+        return
+    for parameter, state in zip(parameters, states, strict=True):
+        parameter.data = parameter.data.contiguous()
+        parameter.grad = None if parameter.grad is None else parameter.grad.contiguous()
+        state.update({name: one.contiguous() for name, one in state.items() if isinstance(one, Tensor)})
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .native import places_of
+
 STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -38,7 +40,7 @@ class Flat:
         self._gradients = self.views(self.gradients)
         for parameter, view in zip(self.parameters, self.views(self.weights), strict=True):
             parameter.data = view
-        self._addresses = addresses(self.parameters)
+        self._places = places_of(self.parameters)
         self.moments: list[Tensor] = []
         self.counters: Tensor | None = None
         self.rate = torch.zeros((), dtype=torch.float64, device=self.weights.device)
@@ -55,7 +57,7 @@ class Flat:
 
     def holds(self) -> bool:
         """Return whether the parameters still are where they were put."""
-        return addresses(self.parameters) == self._addresses
+        return places_of(self.parameters) == self._places
 
     def vectors(self, adam: bool) -> list[Tensor]:
         """Return weights and gradients, and with `adam` all that its step needs besides."""
@@ -114,11 +116,6 @@ class Flat:
     @staticmethod
     def _joined(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-
-def addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """Return where tensors begin in memory."""
-    return [tensor.data_ptr() for tensor in tensors]
 
 
 def runs(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import adam
+from . import adam, native
 from .aside import untouched
 from .compiled import Loss, Precision, bf16_is_emulated
 from .constants import objects_read, reader_of
@@ -215,7 +215,7 @@ class GradientStep:
         def more() -> list[Any]:
             return [
                 *(self._loss, getattr(self.loss, "__func__", None), self.max_norm, self.compile, self.precision),
-                *(self.optimizers[self.name], layout is self._layout, flat.holds(), flat.is_even()),
+                *(self.optimizers[self.name], layout is self._layout, layout.forms, flat.holds(), flat.is_even()),
                 *chain.from_iterable([mapping.values() for mapping in self.networks]),
                 *read(),
                 *map(groups[0].get, settings),
@@ -271,6 +271,7 @@ class GradientStep:
             objective.key() if objective.terms else (),
             self.max_norm,
             move,
+            layout.forms,
             self.precision,
         )
         found = self._graphs.get(key)
@@ -285,9 +286,10 @@ class GradientStep:
         """Return the step of the optimizer as a graph has it, None where that is left to the optimizer."""
         optimizer = self.optimizers[self.name]
         with suppress(ValueError):  # said where the graph is made
+            flat = layout.flat
             if adam.is_plain(optimizer):
                 adam.begin(optimizer, layout.trained)
-                return adam.Move.of(optimizer) if layout.flat.take_state(optimizer.state) else None
+                return adam.Move.of(optimizer) if flat.take_state(optimizer.state) else None
         return None
 
     def _compile(
@@ -301,7 +303,9 @@ class GradientStep:
                 raise RuntimeError(CHANGING)
             with COMPILING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
-                return Graph(objective, layout, inputs, self.max_norm, move, self.precision, rides)
+                graph = Graph(objective, layout, inputs, self.max_norm, move, self.precision, rides)
+                native.available()  # to look at its tensors before every step
+                return graph
         except Exception as error:
             if rides.aboard:
                 self._takes_riders = False

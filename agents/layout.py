@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
 
 from .flat import Flat
-from .native import items_of, values_are
+from .native import items_of, places_of, values_are
 
 
 class Ride(Protocol):
@@ -48,6 +48,7 @@ class Held:
         modules = [module for network in networks for module in network.modules()]
         self.slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
         self._networks, self._objects = list(networks), [*chain.from_iterable(map(dict.values, self.slots))]
+        self.tensors = [one for one in self._objects if isinstance(one, Tensor)]
 
     def holds(self, networks: Sequence[nn.Module]) -> bool:
         """Return whether nothing was replaced."""
@@ -70,6 +71,7 @@ class Layout:
         self.trained = trained_by(optimizer)
         self._trained = [*map(id, self.trained)]
         self._flat: Flat | None = None
+        self._places, self._forms = None, ()
         owned = {id(p) for p in self.trained}
         self._owned, self._hooks, self._rides = owned, list[Any](), Rides([], [], True)
         self.hooks = list({id(one): one for one in hooks_of(self.modules, MODULE_HOOKS)}.values())
@@ -89,6 +91,13 @@ class Layout:
         if self._flat is None or not self._flat.holds():
             self._flat = Flat(self.trained)
         return self._flat
+
+    @property
+    def forms(self) -> Hashable:
+        """The shapes, strides and types of all tensors, which graphs are made for; looked up where one has moved."""
+        if (places := places_of(self._held.tensors)) != self._places:
+            self._places, self._forms = places, tuple((t.shape, t.stride(), t.dtype) for t in self._held.tensors)
+        return self._forms
 
     def rides(self) -> Rides:
         """Return the observers behind the hooks of all modules and weights."""

@@ -76,7 +76,7 @@ static PyObject* places(PyObject*, PyObject* const* args, Py_ssize_t) {
     found.clear();
     for (Py_ssize_t i = 0; look_at && i < PyList_GET_SIZE(args[0]); ++i) {
         DLTensor tensor;
-        if (look_at(PyList_GET_ITEM(args[0], i), &tensor)) {
+        if (look_at(PyList_GET_ITEM(args[0], i), &tensor) || !tensor.data) {
             PyErr_Clear();
             Py_RETURN_NONE;
         }
@@ -311,11 +311,12 @@ def items_of(parts: list[Any]) -> list[Any]:
     return [*chain.from_iterable([dict.values(part) if isinstance(part, dict) else part for part in parts])]
 
 
-def places_of(tensors: list[Tensor]) -> Any:
+def places_of(tensors: list[Tensor]) -> bytes:
     """Return where tensors lie in memory, their shapes and strides: to be compared with what was returned before."""
     found = None if loaded is None else loaded.places(tensors)
-    if found is None:
-        return [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(Tensor.size, tensors)]
+    if found is None:  # the same bytes: what is compared may have been asked for before there was compiled code
+        numbers = chain.from_iterable((one.data_ptr(), *one.size(), *one.stride()) for one in tensors)
+        return np.fromiter(numbers, np.int64).tobytes()
     return found
 
 

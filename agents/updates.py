@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import adam
-from .flat import Flat, addresses, runs
+from .flat import Flat, runs
 from .layout import Held
+from .native import places_of
 from .replay import Batch
 
 # Updates on a device between two looks at whether the losses are finite: each waits for all that was launched.
@@ -86,7 +87,7 @@ class Followers:
     def settle(self) -> None:
         """Make vectors of the targets, where that is not done or one of them was given other memory."""
         modules = [*self.targets.values(), *(self.networks[name] for name in self.targets)]
-        if self._held is None or not self._held.holds(modules) or addresses(self._parameters) != self._addresses:
+        if self._held is None or not self._held.holds(modules) or places_of(self._parameters) != self._places:
             self._find(modules)
 
     def _find(self, modules: list[nn.Module]) -> None:
@@ -98,7 +99,7 @@ class Followers:
         except ValueError:  # of several types, or not contiguous
             self._from, self._to = source, to
         self._parameters = [*to, *source]
-        self._addresses = addresses(self._parameters)
+        self._places = places_of(self._parameters)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"networks": self.networks, "targets": self.targets, "_held": None}  # a copy has others

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import elsewhere
 import models
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from plasticity.agents import adam
 from plasticity.agents.flat import Flat
+from plasticity.agents.optimizers import OPTIMIZERS
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -203,6 +205,35 @@ def test_hooks_after_a_step_do_not_make_it_slow(monkeypatch: pytest.MonkeyPatch)
     calls = count_calls(optimizer, monkeypatch)
     adam.step(optimizer, parameters)
     assert not calls
+
+
+LAYOUTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "gradient": lambda p, _: setattr(p, "grad", p.grad.t().contiguous().t()),
+    "gradient of one number": lambda p, _: setattr(p, "grad", torch.ones(1, 1).expand(4, 4)),
+    "weight": lambda p, _: setattr(p, "data", p.data.t()),
+    "part of a larger one": lambda p, whole: setattr(p, "data", whole[:, ::2]),
+}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "trac"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_other_than_the_usual_one_are_read_as_they_are(layout: str, name: str) -> None:
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        parameter, whole = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 8)
+        around = whole[:, 1::2].clone()
+        optimizer = OPTIMIZERS[name]([parameter], lr=0.1)
+        for group in optimizer.param_groups:
+            group["fused"] = fused and models.place() != elsewhere.NAME
+        for seed in range(8):
+            parameter.grad = torch.randn(4, 4, generator=models.generator(seed))
+            if seed == 4:
+                LAYOUTS[layout](parameter, whole)
+            adam.step(optimizer, [parameter])
+        assert torch.equal(whole[:, 1::2], around)
+        ends.append(parameter.detach().clone())
+    torch.testing.assert_close(*ends)
 
 
 def test_a_parameter_without_a_gradient_stays() -> None:

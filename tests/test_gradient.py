@@ -485,6 +485,51 @@ def test_what_changes_between_two_steps_of_adam_is_noticed(name: str) -> None:
     torch.testing.assert_close(*[[p.detach() for p in all_parameters(of(learner))] for learner in (one, other)])
 
 
+@torch.no_grad()
+def resize(net: Any, hidden: int) -> None:
+    """Give parameters other numbers of neurons, the objects as they are."""
+    draw = models.generator(9)
+    for parameter, shape in zip(net.parameters(), ((hidden, 3), (hidden,), (1, hidden), (1,)), strict=True):
+        parameter.data, parameter.grad = torch.randn(shape, generator=draw), None
+
+
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "transposed": lambda net: setattr(net[0].weight, "data", net[0].weight.data.t()),
+    "in another order": lambda net: setattr(net[0].weight, "data", net[0].weight.data.t().contiguous().t()),
+    "more neurons": lambda net: resize(net, 5),
+    "fewer neurons": lambda net: resize(net, 2),
+}
+
+
+@pytest.mark.on_real_devices
+@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_parameters_that_were_given_another_form_in_place_are_noticed(
+    form: str, trained: bool, kind: type[Optimizer]
+) -> None:
+    """Also of a network that the loss only reads; a graph takes weights for what they were when it was made."""
+    ends = []
+    for compile in ("off", "on"):
+        one = Quadratic(compile=compile)
+        one.networks["net"] = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+        one.networks["other"] = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+        one.optimizers["net"] = kind(one.networks["net"].parameters(), lr=0.05, fused=models.place() != elsewhere.NAME)
+        one.step.add("near", lambda nets, batch: (nets["net"](batch) - nets["other"](batch)).square().mean())
+        for step in range(2):  # without a term the step is looked at less closely
+            one.learn(step)
+            FORMS[form](one.networks["net" if trained else "other"])
+            if "neurons" in form:
+                of(one).state.clear()
+            for seed in range(3, 6):
+                one.learn(seed)
+            one.step.terms.clear()
+            if not trained:
+                break
+        ends.append(one.weights())
+    torch.testing.assert_close(*ends)
+
+
 @pytest.mark.on_real_devices
 def test_a_rate_that_became_a_tensor_may_change_in_place() -> None:
     one, other = twins()

@@ -313,9 +313,8 @@ def test_places_tell_every_way_to_move_a_parameter() -> None:
 
 
 def test_places_of_what_does_not_tell_are_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = torch.nn.Parameter(torch.randn(3, 2))
-    found = by_numpy(monkeypatch, lambda: native.places_of([one]))
-    assert found == [one.data_ptr(), one.stride(), one.size()]
+    tensors = [torch.nn.Parameter(torch.randn(3, 2).t()), torch.randn(4)[1:], torch.randn(())]
+    assert native.places_of(tensors) == by_numpy(monkeypatch, lambda: native.places_of(tensors))
     meta = torch.nn.Parameter(torch.empty(3, device="meta"))
     assert native.places_of([meta]) == by_numpy(monkeypatch, lambda: native.places_of([meta]))
 

@@ -102,8 +102,8 @@ SUITES: dict[str, Suite] = {
             "that falls for 100,000 steps, where a dict that is only logged says 500,000. The paper has 2,000,000 "
             "steps of each game; its code acts at random for the first 10,000 steps of every game, here of the first "
             "one, and gives up an episode of Seaquest after 1,000 steps without a point, here after 5,000 in any game. "
-            "In 200,000 steps a fresh agent learns Space Invaders, and next to nothing of the other two: their gaps say "
-            "little."
+            "In 200,000 steps a fresh agent learns Space Invaders, and next to nothing of the other two: their gaps "
+            "say little."
         ),
     ),
     "cdmc": Suite(

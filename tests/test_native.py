@@ -98,9 +98,9 @@ def test_rows_of_another_shape_are_refused_as_by_numpy() -> None:
     assert native.loaded.sample(mean, log_std, *(mean.copy() for _ in range(3)))
     assert not native.loaded.sample(mean, log_std[:2].copy(), *(mean.copy() for _ in range(3)))
     for place in range(3):
-        others = [mean.copy() for _ in range(3)]
+        others: list[Any] = [mean.copy() for _ in range(3)]
         for wrong in (wide, None):
-            others[place] = wrong  # type: ignore[call-overload]
+            others[place] = wrong
             assert not native.loaded.sample(mean, log_std, *others)
     returns = ReturnScaler(3, 0.9)
     with pytest.raises(ValueError, match="size 1"):

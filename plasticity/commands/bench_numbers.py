@@ -68,7 +68,7 @@ def numbers_of(folder: Path, cell: Cell, suite: Suite) -> CellNumbers | None:
         return None
     config = record["config"]
     num, num_envs = config["num_tasks"] if cell.task is None else 1, config["num_envs"]
-    steps = -(-config["task_steps"] // num_envs) * num_envs  # as TaskPlan.shared
+    steps = num_envs * (TaskPlan(steps=config["task_steps"]).shared(num_envs).steps or 0)
     bins = BINS if suite.bin_steps is None else max(1, steps // suite.bin_steps)
     curves = task_curves(series[EPISODIC_RETURN], num, steps, bins)
     limits = {name: config[name] for name in LIMITS if config.get(name) is not None}

@@ -1,12 +1,12 @@
 """A few rows through a small network without modules: one observation costs microseconds, a module call ten times that.
 
-Linear layers and simple activations are computed by numpy on the parameters' own memory, so that every change of a
-weight in place is seen. The results equal the module's up to the last bits of float32, not bit for bit.
+Linear layers, norms and simple activations are computed by numpy on the parameters' own memory, so that every change
+of a weight in place is seen. The results equal the module's up to the last bits of float32, not bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import repeat
 from operator import contains
 from types import SimpleNamespace
@@ -37,12 +37,37 @@ NATIVE_ROWS = 8  # beyond which numpy is faster than C++
 ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 PASS_HOOKS = "_forward_pre_hooks", "_forward_hooks"
 
-# Activation -> what computes it in place, of its module.
+
+def normalised(norm: Any) -> Callable[[np.ndarray], Any]:
+    """Return what applies a LayerNorm or RMSNorm in place."""
+    weight, bias = (None if one is None else one.detach().numpy() for one in (norm.weight, getattr(norm, "bias", None)))
+    centred, eps = type(norm) is nn.LayerNorm, eps_of(norm)
+
+    def apply(x: np.ndarray) -> None:
+        if centred:
+            x -= x.mean(-1, keepdims=True)
+        x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + eps)
+        if weight is not None:
+            x *= weight
+        if bias is not None:
+            x += bias
+
+    return apply
+
+
+def eps_of(norm: Any) -> float:
+    """Return what a norm adds to the mean square."""
+    return torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
+
+
+# Layer behind a Linear layer -> what computes it in place, of its module.
 IN_PLACE: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], Any]]] = {
     nn.ReLU: lambda _: lambda x: np.maximum(x, ZERO, out=x),
     nn.LeakyReLU: lambda module: lambda x: np.multiply(x, module.negative_slope, out=x, where=x < ZERO),
     nn.Tanh: lambda _: lambda x: np.tanh(x, out=x),
     nn.Identity: lambda _: lambda x: x,
+    nn.LayerNorm: normalised,
+    nn.RMSNorm: normalised,
 }
 
 # Network -> its nn.Sequential, the heads on top of that, and a function of their outputs that ends its `forward`: of
@@ -121,7 +146,8 @@ class NumpyPlan:
         self.modules = [vars(m) for m in network.modules()]
         hooks = hooks_of(self.modules, PASS_HOOKS)
         slots = [module[name] for module in self.modules for name in ("_modules", "_parameters")]
-        self.held = [*hooks, *slots]
+        numbers = [module for module in self.modules if "eps" in module or "negative_slope" in module]
+        self.held = [*hooks, *slots, *numbers]
         self.parts = native.items_of(self.held)
         self.tensors = [part for part in self.parts if isinstance(part, Tensor)]
         self.places = native.places_of(self.tensors)
@@ -141,7 +167,7 @@ class NumpyPlan:
         for layer in layers:
             if is_linear(layer):
                 self.steps.append(numpy_layer(layer))
-            elif type(layer) in IN_PLACE and self.steps:  # in front it would write into the input
+            elif type(layer) in IN_PLACE and self.steps and fits(layer, self.steps[-1][1].size):
                 self.steps[-1][2].append(IN_PLACE[type(layer)](layer))
             else:
                 return 0
@@ -150,24 +176,19 @@ class NumpyPlan:
         self.own = SimpleNamespace(num_atoms=getattr(network, "num_atoms", 1), **own)
         if not self.steps or len(self.tops) < len(tops):
             return 0
-        self.program = self._program([*layers, *tops])
+        self.program = self._program()
         return MAX_ROWS if max(bias.size for _, bias, _ in self.steps) <= SMALL else MAX_ROWS_WIDE
 
-    def _program(self, layers: Sequence[Any]) -> bytes:
-        """Return layers as `native.forward` reads them; none where it does not know one, or one does not fit."""
+    def _program(self) -> bytes:
+        """Return the layers as `native.forward` reads them; none where it does not know one, or one does not fit."""
         found: list[tuple] = []
-        for layer in layers:
-            if is_linear(layer):
-                (outputs, inputs), before = layer.weight.shape, found[: len(self.steps)][-1:]
-                fits = all(inputs == one[3] for one in before)
-                if not (fits and layer.weight.is_contiguous() and layer.bias.is_contiguous()):
-                    return b""
-                found.append((layer.weight.data_ptr(), layer.bias.data_ptr(), inputs, outputs, 0, 0.0))
-            elif type(layer) in native.COMPILED_ACTIVATIONS:
-                code = native.COMPILED_ACTIVATIONS.index(type(layer))
-                found[-1] = *found[-1][:4], code, getattr(layer, "negative_slope", 0.0)
-            else:
+        width = None
+        for place, layer in enumerate([*self.layers, *self.heads]):
+            row = compiled_layer(layer, width)
+            if row is None:
                 return b""
+            found.append(row)
+            width = row[4] if place < len(self.layers) else width
         return np.array(found, "i8,i8,i8,i8,i8,f8").tobytes()
 
     def holds(self, network: nn.Module) -> bool:
@@ -235,6 +256,26 @@ def is_few(obs: Any) -> bool:
         return obs.dtype == np.float32 and obs.ndim == 2 and len(obs) <= MAX_ROWS
     plain = obs.is_cpu and obs.dtype is torch.float32 and not obs.requires_grad
     return plain and obs.dim() == 2 and obs.size(0) <= MAX_ROWS
+
+
+def fits(layer: Any, width: int) -> bool:
+    """Return whether what computes a layer in place takes `width` numbers: of norms their own width alone."""
+    shapes = getattr(layer, "normalized_shape", (width,)), *(parameter.shape for parameter in layer.parameters())
+    return all(shape == (width,) for shape in shapes)
+
+
+def compiled_layer(layer: Any, width: int | None) -> tuple | None:
+    """Return a layer behind `width` numbers as `native.forward` reads it; None if it does not know it, or cannot."""
+    outputs, inputs = layer.weight.shape if is_linear(layer) else (width, width)
+    known = type(layer) in native.COMPILED_LAYERS and width in (None, inputs)
+    if not known or not all(parameter.is_contiguous() for parameter in layer.parameters()):
+        return None
+    kind, parameters = (
+        native.COMPILED_LAYERS.index(type(layer)),
+        [getattr(layer, name, None) for name in ("weight", "bias")],
+    )
+    number = eps_of(layer) if hasattr(layer, "eps") else getattr(layer, "negative_slope", 0.0)
+    return kind, *(0 if one is None else one.data_ptr() for one in parameters), inputs, outputs, number
 
 
 def like_means(log_std: Any, mean: Any) -> Any:

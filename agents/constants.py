@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
+from inspect import getattr_static
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -35,22 +36,22 @@ def constants_of(function: Callable[..., Any], depth: int = DEPTH) -> Hashable:
     That is the variables it closes over, and the attributes of its object, or of objects that it closes over, whose
     names are in its code or in the methods that this calls. Numbers and strings count by value, also in tuples, lists
     and dicts; everything else, such as a tensor, by identity: its contents are an input of a graph, not a constant.
-    Not seen: globals, attributes of modules, and what functions read that are more than `depth` closures away.
+    Not seen: globals, and what functions read that are more than `depth` closures away.
     """
     if isinstance(function, partial):
-        return constants_of(function.func, depth), _key(function.args, depth), _key(function.keywords, depth)
+        return constants_of(function.func, depth), key_of(function.args, depth), key_of(function.keywords, depth)
     plain, owner = getattr(function, "__func__", function), getattr(function, "__self__", None)
     if not hasattr(plain, "__code__"):  # an object that can be called, or a function of C
         plain, owner = type(function).__call__, function
     if depth < 0 or not hasattr(plain, "__code__"):
         return Same(function)
     closed_over = [value for cell in plain.__closure__ or () for value in _contents(cell)]
-    found = [Same(plain), Same(owner), _key(plain.__defaults__, depth), _key(plain.__kwdefaults__, depth)]
-    found += [_key(value, depth - 1) for value in closed_over]
+    found = [Same(plain), Same(owner), key_of(plain.__defaults__, depth), key_of(plain.__kwdefaults__, depth)]
+    found += [key_of(value, depth - 1) for value in closed_over]
     for it in (owner, *closed_over):
         if hasattr(it, "__dict__") and not isinstance(it, (nn.Module, *FUNCTIONS)):
             names = names_read(plain, type(it))
-            found += [_key(it.__dict__[name], depth - 1) for name in names if name in it.__dict__]
+            found += [key_of(it.__dict__[name], depth - 1) for name in names if name in it.__dict__]
     return tuple(found)
 
 
@@ -73,14 +74,14 @@ def reader_of(function: Callable[..., Any]) -> Callable[[], Iterable[Any]]:
     return lambda: map(own.get, names)
 
 
-def _key(value: Any, depth: int) -> Hashable:
+def key_of(value: Any, depth: int = DEPTH) -> Hashable:
     """Return a number with its type, the keys of what a container has, or the object itself."""
     if isinstance(value, PLAIN_TYPES):
         return type(value), value
     if isinstance(value, (tuple, list)):
-        return type(value), *(_key(item, depth) for item in value)
+        return type(value), *(key_of(item, depth) for item in value)
     if isinstance(value, Mapping):
-        return Same(value), *((name, _key(item, depth)) for name, item in value.items())
+        return Same(value), *((name, key_of(item, depth)) for name, item in value.items())
     return constants_of(value, depth) if isinstance(value, FUNCTIONS) else Same(value)
 
 
@@ -89,6 +90,13 @@ def _contents(cell: CellType) -> Iterator[Any]:
         yield cell.cell_contents
     except ValueError:  # not assigned yet
         return
+
+
+def numbers_read(module: nn.Module) -> list[str]:
+    """Return the names of the numbers, texts and tuples, attributes of a module or its class, that `forward` reads."""
+    forward = getattr(type(module).forward, "__wrapped__", type(module).forward)
+    names = names_read(forward, type(module)) if isinstance(forward, FunctionType) else ()
+    return [name for name in names if isinstance(getattr_static(module, name, module), (*PLAIN_TYPES, tuple))]
 
 
 @lru_cache(maxsize=1024)

@@ -44,8 +44,8 @@ IS_TRAINED = attrgetter("requires_grad")
 MAX_GRAPHS = 16  # of one layout
 COMPILING = threading.Lock()  # torch traces one function at a time
 CHANGING = (
-    f"its inputs, or numbers that its loss or terms read, were different {MAX_GRAPHS} times: a number that changes has "
-    "to be a tensor of no dimensions"
+    f"its inputs, or numbers that its loss, terms or modules read, were different {MAX_GRAPHS} times: a number that "
+    "changes has to be a tensor of no dimensions"
 )
 
 
@@ -272,6 +272,7 @@ class GradientStep:
             self.max_norm,
             move,
             layout.forms,
+            layout.numbers(),
             self.precision,
         )
         found = self._graphs.get(key)

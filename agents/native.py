@@ -126,23 +126,10 @@ static inline float tanh_of(float x) {
     return x * p / q;
 }
 
-struct Layer { int64_t weight, bias, inputs, outputs, activation; double slope; };  // as in `program`
+enum Kind { LINEAR, IDENTITY, RELU, LEAKY_RELU, TANH, LAYER_NORM, RMS_NORM };  // as in COMPILED_LAYERS
+struct Layer { int64_t kind, weight, bias, inputs, outputs; double number; };  // as in `program`
 
-static void activate(float* y, int64_t n, const Layer& layer) {
-    const float slope = layer.slope;
-    if (layer.activation == 1) {
-        #pragma omp simd
-        for (int64_t i = 0; i < n; ++i) y[i] = y[i] < 0 ? 0 : y[i];
-    } else if (layer.activation == 2) {
-        #pragma omp simd
-        for (int64_t i = 0; i < n; ++i) y[i] = y[i] < 0 ? y[i] * slope : y[i];
-    } else if (layer.activation == 3) {
-        #pragma omp simd
-        for (int64_t i = 0; i < n; ++i) y[i] = tanh_of(y[i]);
-    }
-}
-
-static void run(const Layer& layer, const float* x, float* y) {
+static void multiply(const Layer& layer, const float* x, float* y) {
     const float *w = reinterpret_cast<float*>(layer.weight), *b = reinterpret_cast<float*>(layer.bias);
     const int64_t inputs = layer.inputs;
     for (int64_t o = 0; o < layer.outputs; ++o, w += inputs) {
@@ -151,7 +138,45 @@ static void run(const Layer& layer, const float* x, float* y) {
         for (int64_t i = 0; i < inputs; ++i) sum += x[i] * w[i];
         y[o] = sum + b[o];
     }
-    activate(y, layer.outputs, layer);
+}
+
+static void normalise(const Layer& layer, const float* x, float* y) {
+    const float *w = reinterpret_cast<float*>(layer.weight), *b = reinterpret_cast<float*>(layer.bias);
+    const int64_t n = layer.outputs;
+    float mean = 0, square = 0;
+    if (layer.kind == LAYER_NORM) {
+        #pragma omp simd reduction(+ : mean)
+        for (int64_t i = 0; i < n; ++i) mean += x[i];
+        mean /= n;
+    }
+    #pragma omp simd reduction(+ : square)
+    for (int64_t i = 0; i < n; ++i) square += (x[i] - mean) * (x[i] - mean);
+    const float scale = 1 / std::sqrt(square / n + float(layer.number));
+    #pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * scale;
+    for (int64_t i = 0; w && i < n; ++i) y[i] *= w[i];
+    for (int64_t i = 0; b && i < n; ++i) y[i] += b[i];
+}
+
+static void run(const Layer& layer, const float* x, float* y) {
+    const int64_t n = layer.outputs;
+    const float slope = layer.number;
+    switch (layer.kind) {
+        case LINEAR: return multiply(layer, x, y);
+        case LAYER_NORM: case RMS_NORM: return normalise(layer, x, y);
+        case IDENTITY: std::memcpy(y, x, n * sizeof(float)); return;
+        case RELU:
+            #pragma omp simd
+            for (int64_t i = 0; i < n; ++i) y[i] = x[i] < 0 ? 0 : x[i];
+            return;
+        case LEAKY_RELU:
+            #pragma omp simd
+            for (int64_t i = 0; i < n; ++i) y[i] = x[i] < 0 ? x[i] * slope : x[i];
+            return;
+        case TANH:
+            #pragma omp simd
+            for (int64_t i = 0; i < n; ++i) y[i] = tanh_of(x[i]);
+    }
 }
 
 // forward(program, heads, x): the outputs, a list of arrays (n, outputs), of rows x (n, inputs) that go through the
@@ -291,8 +316,8 @@ PyMODINIT_FUNC PyInit_rows() {
 """
 
 
-COMPILED_ACTIVATIONS = nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh
-"""Activations that `forward` knows, by their number."""
+COMPILED_LAYERS = nn.Linear, nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.LayerNorm, nn.RMSNorm
+"""Layers that `forward` knows, by their number."""
 
 loaded: Any = None
 """The compiled functions, once they were asked for; None before, and where they cannot be compiled."""

@@ -73,11 +73,11 @@ def numpy_here() -> bool:
     return models.place() == "cpu"
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "leaky_relu"])
+@pytest.mark.parametrize(("activation", "norm"), [("relu", "none"), ("tanh", "layer"), ("leaky_relu", "rms")])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.slow_off_the_cpu
-def test_the_numbers_are_the_modules(head: str, activation: str) -> None:
-    network, act = make(head, activation=activation)
+def test_the_numbers_are_the_modules(head: str, activation: str, norm: str) -> None:
+    network, act = make(head, activation=activation, norm=norm)
     for rows in range(1, MAX_ROWS + 1):
         x = torch.randn(rows, 5)
         before = x.clone()
@@ -130,7 +130,8 @@ class Doubled(nn.Module):
 REFUSED: dict[str, Callable[[Any], Any]] = {
     "an unknown layer": lambda net: net.q.__setitem__(1, nn.GELU()),
     "a layer of a subclass": lambda net: net.q.__setitem__(0, type("Other", (nn.Linear,), {})(5, 8)),
-    "a norm": lambda net: net.q.__setitem__(1, nn.LayerNorm(8)),
+    "a norm of groups": lambda net: net.q.__setitem__(1, nn.GroupNorm(2, 8)),
+    "a norm in front": lambda net: net.q.insert(0, nn.LayerNorm(5)),
     "nested": lambda net: net.q.__setitem__(1, nn.Sequential(nn.ReLU())),
     "an activation in front": lambda net: net.q.insert(0, nn.ReLU()),
     "no bias": lambda net: net.q[0].register_parameter("bias", None),
@@ -162,7 +163,7 @@ def test_a_forward_put_on_a_module_counts_until_it_is_taken_off() -> None:
 
 
 def test_bodies_that_it_does_not_know_are_the_modules() -> None:
-    for architecture in ({"network": "simba"}, {"network": "bronet"}, {"norm": "layer"}, {"activation": "silu"}):
+    for architecture in ({"network": "simba"}, {"network": "bronet"}, {"activation": "silu"}):
         torch.manual_seed(0)
         network = HEADS["q"](make_body(Architecture(**architecture), (5,), (8,)))  # type: ignore[arg-type]
         assert not by_numpy(network, Acting({"net": network}, "net"))

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from plasticity import Monitor
 from plasticity.agents import compiled, gradient, graph
+from plasticity.agents.activations import SmoothLeaky
 from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.gradient import GradientStep
 from plasticity.agents.ppo import PPO, PPOConfig
@@ -376,6 +377,70 @@ def test_a_forward_put_on_a_module_is_traced_anew() -> None:
         learner.learn(2)
     assert_close(one, other)
     assert not is_eager(other)
+
+
+class Tempered(nn.Module):
+    """x / temperature within bounds, numbers that a method reads; a third number is read by others alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature, self.bounds, self.calls_of_others = 1.0, (-9.0, 9.0), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(x)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return (x / self.temperature).clamp(*self.bounds)
+
+
+NUMBERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
+    "slope": (nn.LeakyReLU, lambda layer: setattr(layer, "negative_slope", 0.9)),
+    "probability": (lambda: nn.Dropout(1.0), lambda layer: setattr(layer, "p", 0.0)),
+    "of a layer of ours": (SmoothLeaky, lambda layer: setattr(layer, "slope", 0.9)),
+    "that a method reads": (Tempered, lambda layer: setattr(layer, "temperature", 3.0)),
+    "a tuple": (Tempered, lambda layer: setattr(layer, "bounds", (-0.1, 0.1))),
+    "eps": (lambda: nn.LayerNorm(8), lambda layer: setattr(layer, "eps", 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_another_number_of_a_module_is_traced_anew(name: str) -> None:
+    one, other = twins()
+    make, change = NUMBERS[name]
+    for learner in (one, other):
+        learner.networks["net"][1] = make()
+        learner.learn(0)
+        change(learner.networks["net"][1])
+        before = learner.weights()
+        learner.learn(1)
+        assert not all(map(torch.equal, before, learner.weights()))
+    assert_close(one, other)
+    assert not is_eager(other)
+
+
+def test_a_number_of_a_module_that_changes_without_end_makes_updates_eager_and_says_so() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.networks["net"][1] = Tempered()
+    for i in range(gradient.MAX_GRAPHS):
+        for learner in (one, other):
+            learner.networks["net"][1].temperature = 1.0 + i
+            learner.networks["net"][1].calls_of_others += 1
+            learner.learn(i)
+    one.networks["net"][1].temperature = other.networks["net"][1].temperature = 0.5
+    one.learn(1)
+    with pytest.warns(RuntimeWarning, match="modules read, were different"):
+        other.learn(1)
+    assert_close(one, other)
+
+
+def test_a_number_that_no_forward_reads_leaves_a_graph_as_it_is() -> None:
+    _, learner = twins()
+    learner.networks["net"][1] = Tempered()
+    for i in range(2 * gradient.MAX_GRAPHS):
+        learner.learn(i)
+        learner.networks["net"][1].calls_of_others += 1
+    assert not is_eager(learner)
 
 
 def test_another_mode_is_traced_anew() -> None:

@@ -145,6 +145,47 @@ def test_the_numbers_are_the_modules(head: str, activation: str) -> None:
     assert NumpyPlan(network).run_compiled(x.numpy()) is not None
 
 
+NORMS: dict[str, Callable[[], Any]] = {
+    "layer": lambda: nn.LayerNorm(8),
+    "layer, plain": lambda: nn.LayerNorm(8, 0.1, elementwise_affine=False),
+    "layer, no bias": lambda: nn.LayerNorm(8, bias=False),
+    "rms": lambda: nn.RMSNorm(8),
+    "rms, plain": lambda: nn.RMSNorm(8, 0.1, elementwise_affine=False),
+}
+NORM_EDITS: dict[str, Callable[[Any], Any]] = {
+    "none": lambda norm: None,
+    "eps": lambda norm: setattr(norm, "eps", 2.0),
+    "in place": lambda norm: [one.data.uniform_(-2, 2) for one in norm.parameters()],
+    "parameters": lambda norm: [setattr(norm, name, nn.Parameter(torch.randn(8))) for name in norm._parameters],
+    "no weight": lambda norm: norm.register_parameter("weight", None),
+    "strided": lambda norm: [setattr(one, "data", torch.randn(16)[::2]) for one in norm.parameters()],
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("edit", NORM_EDITS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_the_modules(norm: str, edit: str, compiled: bool) -> None:
+    network, act = make(activation="leaky_relu")
+    act.compiles = lambda: compiled
+    network.q.insert(1, NORMS[norm]()), network.q.insert(4, nn.Tanh()), network.q.insert(5, NORMS[norm]())
+    for x in (models.normal(2, 5), 1000 + models.normal(2, 5), torch.zeros(2, 5)):
+        for change in (lambda _: None, NORM_EDITS[edit], lambda _: network.q[2].__setattr__("negative_slope", 0.5)):
+            change(network.q[1]), change(network.q[5])
+            expected = network(x).detach().numpy()
+            np.testing.assert_allclose(act(x.numpy()), expected, rtol=1e-4, atol=1e-5)
+    assert NumpyPlan(network).max_rows
+
+
+def test_norms_of_another_width_are_refused_as_by_the_module() -> None:
+    network, act = make()
+    network.q.insert(1, nn.LayerNorm(4))
+    for compiled in (True, False):
+        act.compiles = lambda compiled=compiled: compiled
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            act(models.normal(2, 5).numpy())
+
+
 def resized(network: Any) -> None:
     """Replace parameters by those of more neurons; what the layers say of their sizes is left as it was."""
     first, second = network.q[2], network.q[4]
@@ -192,7 +233,7 @@ def test_layers_that_do_not_fit_one_another_are_refused() -> None:
 def test_observations_of_nothing_give_the_bias() -> None:
     layer = nn.Linear(1, 3)
     layer.weight = nn.Parameter(torch.empty(3, 0))
-    program = np.array([(0, layer.bias.data_ptr(), 0, 3, 0, 0.0)], "i8,i8,i8,i8,i8,f8").tobytes()
+    program = np.array([(0, 0, layer.bias.data_ptr(), 0, 3, 0.0)], "i8,i8,i8,i8,i8,f8").tobytes()
     (found,) = native.loaded.forward(program, 1, np.empty((2, 0), np.float32))
     np.testing.assert_array_equal(found, layer.bias.detach().numpy()[None].repeat(2, 0))
 
@@ -201,7 +242,8 @@ def test_tanh_is_tanh() -> None:
     x = np.linspace(-12, 12, 100_001, dtype=np.float32)[:, None]
     layer = torch.nn.Linear(1, 1)
     torch.nn.init.ones_(layer.weight), torch.nn.init.zeros_(layer.bias)
-    program = np.array([(layer.weight.data_ptr(), layer.bias.data_ptr(), 1, 1, 3, 0.0)], "i8,i8,i8,i8,i8,f8").tobytes()
+    rows = [(0, layer.weight.data_ptr(), layer.bias.data_ptr(), 1, 1, 0.0), (4, 0, 0, 1, 1, 0.0)]
+    program = np.array(rows, "i8,i8,i8,i8,i8,f8").tobytes()
     (found,) = native.loaded.forward(program, 1, x)
     np.testing.assert_allclose(found, np.tanh(x.astype(np.float64)), rtol=1e-6, atol=1e-12)
     x[:3, 0] = np.nan, np.inf, -np.inf

@@ -38,7 +38,7 @@ ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 PASS_HOOKS = "_forward_pre_hooks", "_forward_hooks"
 
 
-def normalised(norm: Any) -> Callable[[np.ndarray], Any]:
+def numpy_norm(norm: Any) -> Callable[[np.ndarray], Any]:
     """Return what applies a LayerNorm or RMSNorm in place."""
     weight, bias = (None if one is None else one.detach().numpy() for one in (norm.weight, getattr(norm, "bias", None)))
     centred, eps = type(norm) is nn.LayerNorm, eps_of(norm)
@@ -66,8 +66,8 @@ IN_PLACE: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], Any]]] = 
     nn.LeakyReLU: lambda module: lambda x: np.multiply(x, module.negative_slope, out=x, where=x < ZERO),
     nn.Tanh: lambda _: lambda x: np.tanh(x, out=x),
     nn.Identity: lambda _: lambda x: x,
-    nn.LayerNorm: normalised,
-    nn.RMSNorm: normalised,
+    nn.LayerNorm: numpy_norm,
+    nn.RMSNorm: numpy_norm,
 }
 
 # Network -> its nn.Sequential, the heads on top of that, and a function of their outputs that ends its `forward`: of
@@ -167,7 +167,7 @@ class NumpyPlan:
         for layer in layers:
             if is_linear(layer):
                 self.steps.append(numpy_layer(layer))
-            elif type(layer) in IN_PLACE and self.steps and fits(layer, self.steps[-1][1].size):
+            elif type(layer) in IN_PLACE and self.steps and is_of_width(layer, self.steps[-1][1].size):
                 self.steps[-1][2].append(IN_PLACE[type(layer)](layer))
             else:
                 return 0
@@ -258,7 +258,7 @@ def is_few(obs: Any) -> bool:
     return plain and obs.dim() == 2 and obs.size(0) <= MAX_ROWS
 
 
-def fits(layer: Any, width: int) -> bool:
+def is_of_width(layer: Any, width: int) -> bool:
     """Return whether what computes a layer in place takes `width` numbers: of norms their own width alone."""
     shapes = getattr(layer, "normalized_shape", (width,)), *(parameter.shape for parameter in layer.parameters())
     return all(shape == (width,) for shape in shapes)

@@ -86,6 +86,8 @@ def test_methods_are_read_from_text() -> None:
     assert method_arguments("l2_init:coef=0.1,norms=False") == [
         "--l2-init", "--l2-init.coef", "0.1", "--l2-init.norms", "False",
     ]  # fmt: skip
+    assert split_methods("lr=1e+3+l2_init:coef=1E+2") == ("lr=1e+3+l2-init:coef=1E+2",)
+    assert method_arguments("lr=1e+3+redo:every=+9") == ["--lr", "1e+3", "--redo", "--redo.every", "+9"]
     assert method_arguments("redo+norm=layer") == ["--redo", "--norm", "layer"]
     assert method_arguments("none") == method_arguments("oracle") == []
     for wrong in ("", "none,none", "l2_init:coef=1,l2-init:coef=1"):
@@ -392,7 +394,7 @@ def test_a_picture_has_only_what_was_trained() -> None:
 
 @pytest.mark.parametrize("method", ["none", "l2-init:coef=0.1", "l2_init:coef=0.1", "redo+norm=layer", "optimizer=trac",
                                     "l2-init:coef=0.1+cbp:rate=0.01", "shrink-perturb",
-                                    "l2-init:coef=0.1,norms=False"])  # fmt: skip
+                                    "l2-init:coef=0.1,norms=False", "lr=1e+3+l2-init:coef=1e+2"])  # fmt: skip
 def test_a_method_is_read_from_the_name_of_its_folder(method: str) -> None:
     assert method_of(place_of(method)) == method
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from plasticity.interventions import INTERVENTIONS
 from plasticity.storage.record import RECORD, read_record
 
-from .method_names import joined
+from .method_names import joined_methods
 
 PLACE = re.compile(r"seed_(\d+)(?:_task_(\d+))?")
 """Name of a run's folder."""
@@ -71,7 +71,7 @@ def method_of(place: str) -> str:
     """Return the method whose folder has this name: l2-init:coef=0.1 of l2-init_coef=0.1."""
     names = sorted((form for name in INTERVENTIONS for form in {name, name.replace("_", "-")}), key=len, reverse=True)
     parts = []
-    for part in joined(place):
+    for part in joined_methods(place):
         name = next((name for name in names if part.startswith(f"{name}_") and "=" in part), None)
         parts.append(part if name is None else f"{name}:{part[len(name) + 1 :]}")
     return "+".join(parts)

@@ -28,7 +28,7 @@ def split_methods(text: str) -> tuple[str, ...]:
         flags = [word for word in method_arguments(method) if word.startswith("--")]
         if twice := [flag for flag in dict.fromkeys(flags) if flags.count(flag) > 1]:
             raise ValueError(f"{method!r} says {', '.join(twice)} more than once")
-        names = [part.partition(":")[0] for part in joined(method)]
+        names = [part.partition(":")[0] for part in joined_methods(method)]
         if "" in names or (method not in (NONE, ORACLE) and {NONE, ORACLE} & {*names}):
             raise ValueError(f"{method!r}: several methods are joined as in redo+nap; none and oracle stand alone")
     if not methods or len(set(methods)) < len(methods):
@@ -36,14 +36,14 @@ def split_methods(text: str) -> tuple[str, ...]:
     return tuple(methods)
 
 
-def joined(method: str) -> list[str]:
+def joined_methods(method: str) -> list[str]:
     """Return the methods that plus signs join; one in front of a digit belongs to a number, as in 1e+3."""
     return re.split(r"\+(?!\d)", method)
 
 
 def spelled(method: str) -> str:
     """Return a method with hyphens in the names of methods and options, so that it has one name in tables."""
-    parts = (part.partition(":") for part in joined(method))
+    parts = (part.partition(":") for part in joined_methods(method))
     return "+".join(f"{_hyphened(name)}:{_hyphened(options)}".removesuffix(":") for name, _, options in parts)
 
 
@@ -54,7 +54,7 @@ def _hyphened(options: str) -> str:
 
 def takes(method: str, part: str) -> bool:
     """Return whether a part of a text is one more option of a method."""
-    name, colon, _ = joined(method)[-1].partition(":")
+    name, colon, _ = joined_methods(method)[-1].partition(":")
     kind = INTERVENTIONS.get(name.replace("-", "_"))
     option, equals, _ = part.partition("=")
     return bool(colon and equals) and kind is not None and option.replace("-", "_") in {f.name for f in fields(kind)}
@@ -62,7 +62,7 @@ def takes(method: str, part: str) -> bool:
 
 def meant(method: str, methods: Sequence[str]) -> str:
     """Return the option that was probably meant by an option that stands behind those of another method, as words."""
-    before = joined(methods[max(0, methods.index(method) - 1)])[-1]
+    before = joined_methods(methods[max(0, methods.index(method) - 1)])[-1]
     name, colon, _ = before.partition(":")
     kind, option = INTERVENTIONS.get(name.replace("-", "_")), method.partition("=")[0]
     if kind is None or not colon or before == method:
@@ -74,7 +74,7 @@ def meant(method: str, methods: Sequence[str]) -> str:
 def method_arguments(method: str) -> list[str]:
     """Return the options of ``plasticity train`` that switch a method on."""
     found: list[str] = []
-    for part in joined(method):
+    for part in joined_methods(method):
         name, _, options = part.partition(":")
         if name in (NONE, ORACLE):
             continue
@@ -92,4 +92,8 @@ def method_arguments(method: str) -> list[str]:
 
 def published_name(method: str) -> str:
     """Return the name under which a method stands in published tables; of several methods joined, all of the text."""
-    return method if len(joined(method)) > 1 else method.partition(":")[0].removeprefix("optimizer=").replace("-", "_")
+    return (
+        method
+        if len(joined_methods(method)) > 1
+        else method.partition(":")[0].removeprefix("optimizer=").replace("-", "_")
+    )

@@ -1,7 +1,7 @@
 """A few rows through a small network without modules: one observation costs microseconds, a module call ten times that.
 
-Linear layers, norms and simple activations are computed by numpy on the parameters' own memory, so that every change
-of a weight in place is seen. The results equal the module's up to the last bits of float32, not bit for bit.
+Layers are computed by numpy on the parameters' own memory (`numpy_layers.py`), so that every change of a weight in
+place is seen. The results equal the module's up to the last bits of float32, not bit for bit.
 """
 
 from __future__ import annotations
@@ -29,46 +29,14 @@ from .networks import (
     Predictor,
     QNetwork,
 )
+from .numpy_layers import NumpyLayer, compiled_layer, is_linear, is_numpy_ready, numpy_function, numpy_layer
+from .parts import expansion
 from .rows import as_tensor
 
 # Rows beyond which torch is the faster one: of networks with layers up to SMALL wide, and of others.
 MAX_ROWS, MAX_ROWS_WIDE, SMALL = 64, 4, 128
 NATIVE_ROWS = 8  # beyond which numpy is faster than C++
-ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 PASS_HOOKS = "_forward_pre_hooks", "_forward_hooks"
-
-
-def numpy_norm(norm: Any) -> Callable[[np.ndarray], Any]:
-    """Return what applies a LayerNorm or RMSNorm in place."""
-    weight, bias = (None if one is None else one.detach().numpy() for one in (norm.weight, getattr(norm, "bias", None)))
-    centred, eps = type(norm) is nn.LayerNorm, eps_of(norm)
-
-    def apply(x: np.ndarray) -> None:
-        if centred:
-            x -= x.mean(-1, keepdims=True)
-        x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + eps)
-        if weight is not None:
-            x *= weight
-        if bias is not None:
-            x += bias
-
-    return apply
-
-
-def eps_of(norm: Any) -> float:
-    """Return what a norm adds to the mean square."""
-    return torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
-
-
-# Layer behind a Linear layer -> what computes it in place, of its module.
-IN_PLACE: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], Any]]] = {
-    nn.ReLU: lambda _: lambda x: np.maximum(x, ZERO, out=x),
-    nn.LeakyReLU: lambda module: lambda x: np.multiply(x, module.negative_slope, out=x, where=x < ZERO),
-    nn.Tanh: lambda _: lambda x: np.tanh(x, out=x),
-    nn.Identity: lambda _: lambda x: x,
-    nn.LayerNorm: numpy_norm,
-    nn.RMSNorm: numpy_norm,
-}
 
 # Network -> its nn.Sequential, the heads on top of that, and a function of their outputs that ends its `forward`: of
 # tensors and the network, or of arrays and those of its own parameters.
@@ -82,10 +50,6 @@ READABLE: dict[type[nn.Module], tuple[str, tuple[str, ...], Callable[..., Any]]]
 }
 
 
-# A Linear layer on views of its parameters, (inputs, outputs) and (1, outputs), and the activations behind it.
-NumpyLayer = tuple[np.ndarray, np.ndarray, list[Callable[[np.ndarray], Any]]]
-
-
 def never() -> bool:
     """Return False: single steps are left to numpy."""
     return False
@@ -95,11 +59,11 @@ class Acting:
     """Return `networks[name](obs)` without gradients: by numpy where that can be done, else by the module.
 
     Of an array it returns arrays, of a tensor tensors. It cannot use numpy where a network is none of READABLE, has an
-    encoder, layers other than Linear and IN_PLACE, or a `forward` put on an instance, or is not float32 on the CPU; nor
-    where there are more than MAX_ROWS rows. What replaces a network, a module or a parameter is noticed. Where there
-    are hooks the module runs, and where they change its result, that is what counts. Hooks that only look on must not
-    change the last bits of an action: then it is numpy's as ever. One that rides on training passes (`gradient.Ride`)
-    ignores passes without gradients and is not even called.
+    encoder, layers other than Linear and those of FUNCTIONS, or a `forward` put on an instance, or is not float32 on
+    the CPU; nor where there are more than MAX_ROWS rows. What replaces a network, a module or a parameter is noticed.
+    Where there are hooks the module runs, and where they change its result, that is what counts. Hooks that only look
+    on must not change the last bits of an action: then it is numpy's as ever. One that rides on training passes
+    (`gradient.Ride`) ignores passes without gradients and is not even called.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], name: str, compiles: Callable[[], bool] = never) -> None:
@@ -167,8 +131,10 @@ class NumpyPlan:
         for layer in layers:
             if is_linear(layer):
                 self.steps.append(numpy_layer(layer))
-            elif type(layer) in IN_PLACE and self.steps and is_of_width(layer, self.steps[-1][1].size):
-                self.steps[-1][2].append(IN_PLACE[type(layer)](layer))
+                width = layer.bias.numel()
+            elif self.steps and (function := numpy_function(layer, width)):  # in front it could write into the input
+                self.steps[-1][2].append(function)
+                width = int(width * expansion(layer))
             else:
                 return 0
         self.tops = [numpy_layer(top) for top in tops if is_linear(top)]
@@ -207,12 +173,13 @@ class NumpyPlan:
     def run(self, obs: Any) -> Any:
         """Return what the network's forward does."""
         x = obs if (array := isinstance(obs, np.ndarray)) else obs.numpy()
-        for weight, bias, activations in self.steps:
-            x = x.dot(weight)
-            x += bias
-            for activate in activations:
-                activate(x)
-        outputs = [x.dot(weight) + bias for weight, bias, _ in self.tops] if self.tops else [x]
+        with np.errstate(all="ignore"):  # as torch
+            for weight, bias, functions in self.steps:
+                x = x.dot(weight)
+                x += bias
+                for function in functions:
+                    x = function(x)
+            outputs = [x.dot(weight) + bias for weight, bias, _ in self.tops] if self.tops else [x]
         if array:
             return self.finish(self.own, *outputs)
         return self.finish(self.network, *map(torch.from_numpy, outputs))
@@ -238,44 +205,12 @@ def same_bits(one: Any, other: Any) -> bool:
     return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a Linear layer with a number of the bias for each output, and no subclass."""
-    if type(module) is not nn.Linear or module.bias is None:
-        return False
-    return module.weight.dim() == 2 and module.bias.shape == module.weight.shape[:1]
-
-
-def numpy_layer(linear: Any) -> NumpyLayer:
-    """Return a Linear layer, without activations yet."""
-    return linear.weight.detach().numpy().T, linear.bias.detach().numpy()[None], []  # one row is added the fastest
-
-
 def is_few(obs: Any) -> bool:
     """Return whether numpy can take these observations, and may be the faster one."""
     if isinstance(obs, np.ndarray):
         return obs.dtype == np.float32 and obs.ndim == 2 and len(obs) <= MAX_ROWS
     plain = obs.is_cpu and obs.dtype is torch.float32 and not obs.requires_grad
     return plain and obs.dim() == 2 and obs.size(0) <= MAX_ROWS
-
-
-def is_of_width(layer: Any, width: int) -> bool:
-    """Return whether what computes a layer in place takes `width` numbers: of norms their own width alone."""
-    shapes = getattr(layer, "normalized_shape", (width,)), *(parameter.shape for parameter in layer.parameters())
-    return all(shape == (width,) for shape in shapes)
-
-
-def compiled_layer(layer: Any, width: int | None) -> tuple | None:
-    """Return a layer behind `width` numbers as `native.forward` reads it; None if it does not know it, or cannot."""
-    outputs, inputs = layer.weight.shape if is_linear(layer) else (width, width)
-    known = type(layer) in native.COMPILED_LAYERS and width in (None, inputs)
-    if not known or not all(parameter.is_contiguous() for parameter in layer.parameters()):
-        return None
-    kind, parameters = (
-        native.COMPILED_LAYERS.index(type(layer)),
-        [getattr(layer, name, None) for name in ("weight", "bias")],
-    )
-    number = eps_of(layer) if hasattr(layer, "eps") else getattr(layer, "negative_slope", 0.0)
-    return kind, *(0 if one is None else one.data_ptr() for one in parameters), inputs, outputs, number
 
 
 def like_means(log_std: Any, mean: Any) -> Any:
@@ -289,8 +224,3 @@ def mapped(outputs: Any, function: Callable[[Tensor], Any]) -> Any:
         return function(outputs)
     found = map(function, outputs)
     return type(outputs)(*found) if hasattr(outputs, "_fields") else tuple(found)
-
-
-def is_numpy_ready(parameter: Tensor) -> bool:
-    """Return whether numpy can look at a parameter."""
-    return parameter.dtype is torch.float32 and parameter.is_cpu

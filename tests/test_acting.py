@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,12 @@ def numpy_here() -> bool:
     return models.place() == "cpu"
 
 
-@pytest.mark.parametrize(("activation", "norm"), [("relu", "none"), ("tanh", "layer"), ("leaky_relu", "rms")])
+@pytest.mark.parametrize(
+    ("activation", "norm"),
+    [("relu", "none"), ("tanh", "layer"), ("leaky_relu", "rms"), ("silu", "none"), ("crelu", "none"),
+     ("fourier", "none"), ("hadamard", "none"), ("smooth_leaky", "none"), ("random_smooth_leaky", "rms"),
+     ("aid", "layer")],
+)  # fmt: skip
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.slow_off_the_cpu
 def test_the_numbers_are_the_modules(head: str, activation: str, norm: str) -> None:
@@ -85,6 +91,16 @@ def test_the_numbers_are_the_modules(head: str, activation: str, norm: str) -> N
         assert torch.equal(x, before)
     with torch.no_grad():
         assert type(act(x)) is type(network(x))
+
+
+@torch.no_grad()
+def test_what_is_not_finite_is_the_modules_without_a_word() -> None:
+    """Warnings are errors here."""
+    for activation in ("fourier", "leaky_relu", "silu"):
+        network, act = make(activation=activation, norm="layer")
+        x = torch.randn(3, 5)
+        x[0, 0], x[1, 1] = math.inf, math.nan
+        torch.testing.assert_close(act(x), network(x), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def test_what_was_returned_stays() -> None:
@@ -163,7 +179,7 @@ def test_a_forward_put_on_a_module_counts_until_it_is_taken_off() -> None:
 
 
 def test_bodies_that_it_does_not_know_are_the_modules() -> None:
-    for architecture in ({"network": "simba"}, {"network": "bronet"}, {"activation": "silu"}):
+    for architecture in ({"network": "simba"}, {"network": "bronet"}, {"activation": "gelu"}):
         torch.manual_seed(0)
         network = HEADS["q"](make_body(Architecture(**architecture), (5,), (8,)))  # type: ignore[arg-type]
         assert not by_numpy(network, Acting({"net": network}, "net"))

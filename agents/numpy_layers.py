@@ -75,7 +75,7 @@ def smooth_leaky(module: Any) -> Function:
 
 
 # Layer -> its function, of the module: without gradients, and it may write into what it gets.
-FUNCTIONS: dict[type[nn.Module], Callable[[Any], Function]] = {
+NUMPY_FUNCTIONS: dict[type[nn.Module], Callable[[Any], Function]] = {
     nn.Identity: lambda _: lambda x: x,
     nn.LayerNorm: numpy_norm,
     nn.RMSNorm: numpy_norm,
@@ -95,9 +95,9 @@ FUNCTIONS: dict[type[nn.Module], Callable[[Any], Function]] = {
 def numpy_function(layer: Any, width: int) -> Function | None:
     """Return a layer behind `width` features as a function; None where it is not known, or has another width."""
     shapes = getattr(layer, "normalized_shape", (width,)), *(parameter.shape for parameter in layer.parameters())
-    if type(layer) not in FUNCTIONS or any(shape != (width,) for shape in shapes):
+    if type(layer) not in NUMPY_FUNCTIONS or any(shape != (width,) for shape in shapes):
         return None
-    return None if type(layer) is Hadamard and width % 2 else FUNCTIONS[type(layer)](layer)
+    return None if type(layer) is Hadamard and width % 2 else NUMPY_FUNCTIONS[type(layer)](layer)
 
 
 def compiled_layer(layer: Any, width: int | None) -> tuple | None:

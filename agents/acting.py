@@ -59,7 +59,7 @@ class Acting:
     """Return `networks[name](obs)` without gradients: by numpy where that can be done, else by the module.
 
     Of an array it returns arrays, of a tensor tensors. It cannot use numpy where a network is none of READABLE, has an
-    encoder, layers other than Linear and those of NUMPY_FUNCTIONS, or a `forward` put on an instance, or is not float32 on
+    encoder, layers besides Linear that NUMPY_FUNCTIONS lacks, a `forward` put on an instance, or is not float32 on
     the CPU; nor where there are more than MAX_ROWS rows. What replaces a network, a module or a parameter is noticed.
     Where there are hooks the module runs, and where they change its result, that is what counts. Hooks that only look
     on must not change the last bits of an action: then it is numpy's as ever. One that rides on training passes

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
-from inspect import getattr_static
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-PLAIN_TYPES = (int, float, complex, str, bytes, type(None))
+PLAIN_TYPES = (int, float, complex, str, bytes, type(None), np.generic)
 FUNCTIONS = (FunctionType, MethodType, partial)
+READS = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")  # an attribute; by the version of Python
+MAX_WRAPPED = 8  # decorators around a function
 DEPTH = 2  # functions that functions close over; bounds what refers to itself
 
 
@@ -92,28 +95,37 @@ def _contents(cell: CellType) -> Iterator[Any]:
         return
 
 
-def numbers_read(module: nn.Module) -> list[str]:
-    """Return the names of the numbers, texts and tuples, attributes of a module or its class, that `forward` reads."""
-    forward = getattr(type(module).forward, "__wrapped__", type(module).forward)
-    names = names_read(forward, type(module)) if isinstance(forward, FunctionType) else ()
-    return [name for name in names if isinstance(getattr_static(module, name, module), (*PLAIN_TYPES, tuple))]
-
-
 @lru_cache(maxsize=1024)
-def names_read(function: FunctionType, kind: type) -> tuple[str, ...]:
-    """Return the names in a function's code, in that of the methods of `kind` and its bases that it names, and so on.
+def names_read(function: Any, kind: type) -> tuple[str, ...]:
+    """Return the names that a function reads, or methods of `kind` and its bases that it names, and so on.
 
-    Also of methods that `kind` overrides: `super()` gets to them.
+    Also of methods that `kind` overrides: `super()` gets to them. Names that are only written are not among them.
     """
     names: set[str] = set()
-    waiting = [function.__code__]
+    waiting = codes_of(function)
     while waiting:
         one = waiting.pop()
         waiting += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
-        for name in set(one.co_names) - names:
+        for name in names_in(one) - names:
             names.add(name)
             for method in [vars(base)[name] for base in kind.__mro__ if name in vars(base)]:
-                plain = method.fget if isinstance(method, property) else getattr(method, "__wrapped__", method)
-                if (inner := getattr(plain, "__code__", None)) is not None:
-                    waiting.append(inner)
+                waiting += codes_of(method)
     return tuple(sorted(names))
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Return the names of attributes that code reads, and the texts that may be names for `getattr`."""
+    names = {one.argval for one in dis.get_instructions(code) if one.opname in READS}
+    asks = {"getattr", "hasattr"}.intersection(code.co_names)
+    return names | {one for one in code.co_consts if isinstance(one, str) and one.isidentifier()} if asks else names
+
+
+def codes_of(function: Any) -> list[CodeType]:
+    """Return the code of a function, method or property, and of what its decorators wrap."""
+    found = []
+    for _ in range(MAX_WRAPPED):
+        if isinstance(code := getattr(function, "__code__", None), CodeType):
+            found.append(code)
+        inner = [getattr(function, name, None) for name in ("__wrapped__", "fget", "func", "__func__")]
+        function = next((one for one in inner if one is not None), None)
+    return found

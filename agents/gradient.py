@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 
 from . import adam, native
 from .aside import untouched
+from .attributes import Attributes
 from .compiled import Loss, Precision, bf16_is_emulated
 from .constants import objects_read, reader_of
 from .graph import Graph
@@ -48,6 +50,10 @@ CHANGING = (
     "changes has to be a tensor of no dimensions"
 )
 
+OF_ITS_OWN = (
+    "the forward of a module changes what it reads from its attribute {}, which no graph does: keep a tensor there "
+    "that changes in place, or change it outside of forward"
+)
 
 CLEAN: dict[str, Any] = {"_layout": None, "_graphs": {}, "_snapshot": None, "_ready": {}, "_latest": None}
 
@@ -207,7 +213,7 @@ class GradientStep:
         optimizer = self.optimizers[self.name]
         groups, flat, read = optimizer.param_groups, layout.flat, reader_of(self.loss)
         of_groups = [group["params"] for group in groups]
-        parts, parameters = [groups, *of_groups], [*chain.from_iterable(of_groups)]
+        parts, parameters = [groups, *of_groups, *layout.attributes.records], [*chain.from_iterable(of_groups)]
         settings = [name for name in groups[0] if name != "lr"]
         if adam.is_plain(optimizer):
             parts += [vars(optimizer), optimizer.state, *optimizer.state.values(), *adam.hooks_before(optimizer)]
@@ -272,7 +278,7 @@ class GradientStep:
             self.max_norm,
             move,
             layout.forms,
-            layout.numbers(),
+            layout.attributes.key(),
             self.precision,
         )
         found = self._graphs.get(key)
@@ -304,7 +310,8 @@ class GradientStep:
                 raise RuntimeError(CHANGING)
             with COMPILING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
-                graph = Graph(objective, layout, inputs, self.max_norm, move, self.precision, rides)
+                make = partial(Graph, objective, layout, inputs, self.max_norm, move, self.precision, rides)
+                graph = steady(make, layout.attributes, partial(pass_through, objective, inputs, rides, layout))
                 native.available()  # to look at its tensors before every step
                 return graph
         except Exception as error:
@@ -317,6 +324,20 @@ class GradientStep:
             self.compile = "off"
             warn("going on without compiled updates", error)
             return None
+
+
+def steady(make: Callable[[], Graph], attributes: Attributes, run: Callable[[], object]) -> Graph:
+    """Return a graph; RuntimeError where forwards change what they read, as no call of the graph would."""
+    with attributes.restored():
+        with attributes.restored() as changed:
+            graph = make()
+        if changed:
+            run()  # which may fill caches, such as of positions: in a trace they are filled with what is no number
+            with attributes.restored() as changed:
+                graph = make()
+    if changed:
+        raise RuntimeError(OF_ITS_OWN.format(" and ".join(map(repr, changed))))
+    return graph
 
 
 @contextmanager
@@ -336,6 +357,12 @@ def show(objective: Objective, inputs: Inputs, rides: Rides, layout: Layout) -> 
         for parameter in trained:
             parameter.grad = None
         loss.backward(inputs=list(trained))
+
+
+def pass_through(objective: Objective, inputs: Inputs, rides: Rides, layout: Layout) -> None:
+    """Run the loss eagerly, seen by nobody; buffers and random numbers stay as they were."""
+    with untouched(layout.networks), paused(rides.without()), torch.no_grad():
+        objective(*inputs.gathered())
 
 
 def warn(what: str, error: Exception) -> None:

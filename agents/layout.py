@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
 
-from .constants import key_of, numbers_read
+from .attributes import Attributes
 from .flat import Flat
 from .native import items_of, places_of, values_are
 
@@ -69,8 +69,7 @@ class Layout:
         self.modules = [vars(module) for module in modules]
         self.slots = self._held.slots
         self._ways = ways_of(self.modules)
-        self._reads = [(vars(module), name) for module in modules for name in numbers_read(module)]
-        self._numbers: tuple[list[Any], Hashable] = [], ()
+        self.attributes = Attributes(modules)
         self.trained = trained_by(optimizer)
         self._trained = [*map(id, self.trained)]
         self._flat: Flat | None = None
@@ -101,13 +100,6 @@ class Layout:
         if (places := places_of(self._held.tensors)) != self._places:
             self._places, self._forms = places, tuple((t.shape, t.stride(), t.dtype) for t in self._held.tensors)
         return self._forms
-
-    def numbers(self) -> Hashable:
-        """Return a key of the numbers, texts and tuples that modules read from their attributes in `forward`."""
-        found, (before, key) = [own.get(name) for own, name in self._reads], self._numbers
-        if len(found) != len(before) or not all(map(is_, found, before)):
-            self._numbers = found, key = found, tuple(map(key_of, found))
-        return key
 
     def rides(self) -> Rides:
         """Return the observers behind the hooks of all modules and weights."""

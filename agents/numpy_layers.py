@@ -21,9 +21,20 @@ ZERO = np.zeros((), np.float32)  # numpy takes an array faster than a number
 
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module is a Linear layer with a number of the bias for each output, and no subclass."""
-    if type(module) is not nn.Linear or module.bias is None:
+    if type(module) is not nn.Linear or not has_own_parameters(module) or module.bias is None:
         return False
     return module.weight.dim() == 2 and module.bias.shape == module.weight.shape[:1]
+
+
+def has_own_parameters(module: Any) -> bool:
+    """Return whether weight and bias are parameters or None: what else is put there may be of any type and shape."""
+    return all(name in module._parameters for name in ("weight", "bias") if hasattr(module, name))
+
+
+def has_numbers(module: Any) -> bool:
+    """Return whether the slope or eps of a layer is a number; of an RMSNorm None, too."""
+    number = getattr(module, "eps", getattr(module, "negative_slope", 0.0))
+    return isinstance(number, (float, int)) or (number is None and type(module) is nn.RMSNorm)
 
 
 def is_numpy_ready(parameter: Tensor) -> bool:
@@ -96,6 +107,8 @@ def numpy_function(layer: Any, width: int) -> Function | None:
     """Return a layer behind `width` features as a function; None where it is not known, or has another width."""
     shapes = getattr(layer, "normalized_shape", (width,)), *(parameter.shape for parameter in layer.parameters())
     if type(layer) not in NUMPY_FUNCTIONS or any(shape != (width,) for shape in shapes):
+        return None
+    if not has_own_parameters(layer) or not has_numbers(layer):
         return None
     return None if type(layer) is Hadamard and width % 2 else NUMPY_FUNCTIONS[type(layer)](layer)
 

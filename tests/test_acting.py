@@ -143,6 +143,12 @@ class Doubled(nn.Module):
         return 2 * x
 
 
+def unregistered(layer: Any, tensor: Tensor, buffer: bool = False) -> None:
+    """Put a tensor that is no parameter in place of the weight."""
+    del layer.weight
+    layer.register_buffer("weight", tensor) if buffer else setattr(layer, "weight", tensor)
+
+
 REFUSED: dict[str, Callable[[Any], Any]] = {
     "an unknown layer": lambda net: net.q.__setitem__(1, nn.GELU()),
     "a layer of a subclass": lambda net: net.q.__setitem__(0, type("Other", (nn.Linear,), {})(5, 8)),
@@ -153,6 +159,17 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "no bias": lambda net: net.q[0].register_parameter("bias", None),
     "an encoder": lambda net: setattr(net, "encoder", nn.Tanh()),
     "a forward": lambda net: setattr(net.q[1], "forward", torch.tanh),
+    "a weight that is a buffer": lambda net: unregistered(net.q[0], torch.randn(8, 5), buffer=True),
+    "a weight that is no parameter": lambda net: unregistered(net.q[0], torch.randn(8, 5)),
+    "a norm's weight that is a buffer": lambda net: (
+        net.q.insert(1, nn.LayerNorm(8)),
+        unregistered(net.q[1], torch.randn(8), buffer=True),
+    ),
+    "a norm's weight that is no parameter": lambda net: (
+        net.q.insert(1, nn.RMSNorm(8)),
+        unregistered(net.q[1], torch.randn(8)),
+    ),
+    "a number that is a tensor": lambda net: net.q.insert(1, nn.LayerNorm(8, eps=torch.tensor(0.5))),  # type: ignore[arg-type]
     "a parametrization": lambda net: parametrize.register_parametrization(net.q[0], "weight", Doubled()),
 }
 

@@ -8,6 +8,8 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import elsewhere
@@ -393,6 +395,42 @@ class Tempered(nn.Module):
         return (x / self.temperature).clamp(*self.bounds)
 
 
+def scaled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Multiply what a method returns by the attribute `factor`."""
+
+    @wraps(forward)
+    def multiplied(self: Any, x: Tensor) -> Tensor:
+        return forward(self, x) * self.factor
+
+    return multiplied
+
+
+class Decorated(nn.Module):
+    factor = 1.0
+
+    @scaled
+    @torch.enable_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+    @property
+    def shift(self) -> float:
+        return 1 - getattr(self, "below", 1.0)
+
+
+class Parent(nn.Module):
+    """Times numbers of a child, of an object, of a list and of numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child, self.config, self.shifts = Tempered(), SimpleNamespace(factor=1.0, steps=0), [0.0]
+        self.power = np.float32(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x * self.child.calls_of_others + x) * self.config.factor
+        return x.abs() ** float(self.power) + self.shifts[0]
+
+
 NUMBERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
     "slope": (nn.LeakyReLU, lambda layer: setattr(layer, "negative_slope", 0.9)),
     "probability": (lambda: nn.Dropout(1.0), lambda layer: setattr(layer, "p", 0.0)),
@@ -400,6 +438,13 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
     "that a method reads": (Tempered, lambda layer: setattr(layer, "temperature", 3.0)),
     "a tuple": (Tempered, lambda layer: setattr(layer, "bounds", (-0.1, 0.1))),
     "eps": (lambda: nn.LayerNorm(8), lambda layer: setattr(layer, "eps", 2.0)),
+    "of a class": (Decorated, lambda layer: setattr(layer, "factor", 3.0)),
+    "that was not there": (Decorated, lambda layer: setattr(layer, "below", 3.0)),
+    "of a child": (Parent, lambda layer: setattr(layer.child, "calls_of_others", 3)),
+    "of a config": (Parent, lambda layer: setattr(layer.config, "factor", 3.0)),
+    "of another config": (Parent, lambda layer: setattr(layer, "config", SimpleNamespace(factor=3.0))),
+    "a list": (Parent, lambda layer: setattr(layer, "shifts", [3.0])),
+    "of numpy": (Parent, lambda layer: setattr(layer, "power", np.float32(2))),
 }
 
 
@@ -414,6 +459,66 @@ def test_another_number_of_a_module_is_traced_anew(name: str) -> None:
         before = learner.weights()
         learner.learn(1)
         assert not all(map(torch.equal, before, learner.weights()))
+        learner.learn(2)
+    assert_close(one, other)
+    assert not is_eager(other)
+
+
+@pytest.mark.on_cpu
+def test_another_tensor_of_a_module_and_a_number_in_its_place_are_traced_anew() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.networks["net"][1] = Tempered()
+        for temperature in (torch.tensor(1.0), torch.tensor(3.0), 9.0, torch.tensor(2.0)):
+            learner.networks["net"][1].temperature = temperature
+            learner.learn()
+    assert_close(one, other)
+    assert not is_eager(other)
+
+
+class Counting(Tempered):
+    """Divides by the number of its calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.temperature += 1
+        return super().forward(x)
+
+
+def test_a_forward_that_counts_its_calls_is_not_compiled() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.networks["net"][1] = Counting()
+    with pytest.raises(RuntimeError, match="changes what it reads from its attribute 'temperature'"):
+        other.learn()
+    other.step.compile = "auto"
+    one.learn()
+    with pytest.warns(RuntimeWarning, match="going on without compiled updates: the forward"):
+        other.learn(updates=gradient.COMPILE_AFTER)
+    assert other.networks["net"][1].temperature == one.networks["net"][1].temperature == 2.0  # type: ignore[index]
+    assert_close(one, other)
+
+
+class Cached(nn.Module):
+    """Adds numbers of places, made in the first pass."""
+
+    places: Tensor | None = None
+    last: tuple[Tensor, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.places is None:
+            self.places = torch.arange(8.0)
+        self.last = (x, self.places)  # which it does not read
+        return x + self.places
+
+
+@pytest.mark.on_cpu
+def test_a_forward_that_fills_a_cache_is_compiled() -> None:
+    one, other = twins()
+    for learner in (one, other):
+        learner.networks["net"][1] = Cached()
+        learner.learn(0)
+        learner.networks["net"](torch.ones(1, 3))
+        learner.learn(1)
     assert_close(one, other)
     assert not is_eager(other)
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .constants import FUNCTIONS, PLAIN_TYPES, Same, key_of, names_read
 
-METHODS = (FunctionType, property, classmethod, staticmethod)
+OF_CLASSES = (FunctionType, property, classmethod, staticmethod)
 NO_RECORDS = (*FUNCTIONS, BuiltinFunctionType, ModuleType, type, Tensor, nn.Module)
-ABSENT = object()
-Place = tuple[dict[str, Any], str]
+MISSING = object()
+Attribute = tuple[dict[str, Any], str]
 """The `vars` of an object, and the name of an attribute in it."""
 
 
@@ -30,15 +30,15 @@ class Attributes:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         names = [names_in_forward(module) for module in modules]
         self._names = set[str]().union(*names)
-        self._places: list[Place] = [
+        self._places: list[Attribute] = [
             (own, name)
             for module, by_itself in zip(modules, names, strict=True)
             for own in [vars(module)]
             for name in sorted({*by_itself, *self._names.intersection(own)})
-            if not isinstance(getattr_static(type(module), name, None), METHODS)
+            if not isinstance(getattr_static(type(module), name, None), OF_CLASSES)
             and not any(name in own[slot] for slot in ("_modules", "_parameters", "_buffers"))
         ]
-        self._in_records: list[Place] = []
+        self._in_records: list[Attribute] = []
         self._found: list[Any] = []
         self._in_found: list[Any] = []
         self._key: Hashable = ()
@@ -65,16 +65,16 @@ class Attributes:
         """Restore on exit what has another key, within this block, and then list the names."""
         self.key()
         places, changed = [*self._places, *self._in_records], list[str]()
-        before = [own.get(name, ABSENT) for own, name in places]
+        before = [own.get(name, MISSING) for own, name in places]
         try:
             yield changed
         finally:
             for (own, name), old in zip(places, before, strict=True):
-                now = own.get(name, ABSENT)
+                now = own.get(name, MISSING)
                 if now is old or value_key(now) == value_key(old):
                     continue
                 changed.append(name)
-                if old is ABSENT:
+                if old is MISSING:
                     del own[name]
                 else:
                     own[name] = old

@@ -21,7 +21,7 @@ Attribute = tuple[dict[str, Any], str]
 
 
 class Attributes:
-    """What forwards may read: attributes of their own module or of another one, and those of objects among these.
+    """Attributes that forwards may read: of their own module or of another one, and of objects among these.
 
     Found by name in the code of `forward` and of the methods that it calls, whether the attribute is there yet or not.
     Not seen: attributes of classes, and what is in containers that change in place or in objects within objects.

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from .acting import Acting
 from .bodies import make_body, widths
 from .choices import OneOf, OrInfinite
-from .compiled import Precision
 from .distributions import numpy_or_torch
 from .draws import uniform
 from .forward import of_obs
@@ -41,6 +40,7 @@ from .networks import HEADS
 from .off_policy import OffPolicy
 from .optimizers import AgentConfig
 from .priorities import Priorities
+from .products import Precision
 from .replay import Batch
 from .returns import LOSSES, RETURNS
 from .rows import like

@@ -26,12 +26,13 @@ from torch.optim import Optimizer
 from . import adam, native
 from .aside import untouched
 from .attributes import Attributes
-from .compiled import Loss, Precision, bf16_is_emulated
+from .compiled import Loss
 from .constants import objects_read, reader_of
 from .graph import Graph
 from .inputs import Inputs, gathered
 from .layout import Layout, Rides, Snapshot
 from .objective import Objective, Split, blamed
+from .products import Precision, bf16_is_emulated
 from .terms import LossTerm, Projection, Term, as_term
 from .updates import gradient_step
 

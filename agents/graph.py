@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 
 from . import adam
 from .aside import untouched
-from .compiled import Loss, Precision, Reads, compile_step
+from .compiled import Loss, Reads, compile_step
 from .flat import Flat
 from .inputs import Inputs
 from .layout import Layout, Rides
+from .products import Precision
 
 
 class Graph:

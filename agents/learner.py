@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 
 from . import native
 from .batch_norm import batch_norms
-from .compiled import Precision
 from .draws import Draws
 from .gradient import COMPILE_AFTER, Compile, GradientStep
 from .normalise import RunningNorm, running_norms
 from .optimizers import load_optimizer_, without_dynamo
+from .products import Precision
 from .replay import Batch, restore_generator
 from .rows import as_array
 from .spaces import obs_dtype, obs_shape

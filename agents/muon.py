@@ -17,7 +17,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.overrides import TorchFunctionMode
 
 from .adam import bare_step
-from .compiled import bf16_is_emulated
+from .products import bf16_is_emulated
 
 SHARED = ("lr", "weight_decay", "momentum")
 """Settings of Muon that stand in the groups; its others are PyTorch's defaults."""

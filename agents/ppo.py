@@ -35,7 +35,6 @@ from .acting import Acting
 from .asymmetric import CriticsConfig, all_values, critic_names, own_mean, sigma_of, turns, without
 from .bodies import NETWORKS, make_body, widths
 from .choices import OneOf, OrInfinite
-from .compiled import Precision
 from .draws import gumbel, normal
 from .forward import of_obs
 from .gradient import Compile
@@ -45,6 +44,7 @@ from .networks import VALUE_HEADS, CategoricalPolicy, GaussianPolicy, StateValue
 from .normalise import RunningNorm, update_norms
 from .optimizers import AgentConfig
 from .parts import ACTIVATIONS
+from .products import Precision
 from .replay import Batch
 from .rewards import ReturnScaler
 from .rollout import Experience, Rollout, gae

@@ -36,7 +36,6 @@ from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig, pooled
 from .batch_norm import batch_statistics
 from .bodies import Body
 from .choices import OneOf
-from .compiled import Precision
 from .gradient import Compile
 from .hl_gauss import Quantiles
 from .inputs import Chosen
@@ -54,6 +53,7 @@ from .optimism import (
 )
 from .optimizers import OPTIMIZERS
 from .policies import ACTORS, ActorKind, AmortizedConfig
+from .products import Precision
 from .replay import Batch
 from .rows import as_tensor
 

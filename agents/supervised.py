@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from .acting import Acting
 from .bodies import make_body, widths
-from .compiled import Precision
 from .forward import of_obs
 from .gradient import Compile
 from .learner import Learner
 from .networks import Predictor
 from .optimizers import AgentConfig
+from .products import Precision
 from .rows import like, row_of, writable
 from .seeding import drawn_on_the_cpu, split_seed
 from .spaces import is_discrete, num_actions

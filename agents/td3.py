@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from .actor_critic import CRITICS, ActorCritic, ActorCriticConfig, pooled
 from .batch_norm import batch_statistics
 from .bodies import Body
-from .compiled import Precision
 from .gradient import Compile
 from .inputs import Chosen
 from .networks import DeterministicActor
+from .products import Precision
 from .replay import Batch
 
 if TYPE_CHECKING:  # importing it takes long, and help needs none of it

@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from machine import describe, multiply_rate, results_file
 
-from plasticity.agents.compiled import onednn_is_faster
+from plasticity.agents.products import onednn_is_faster
 from plasticity.agents.sac import SAC, SACConfig
 
 OBS, ACTIONS, WIDTH, BATCH, ROUNDS = 17, 6, 256, 256, 11

@@ -25,7 +25,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from plasticity import Monitor
-from plasticity.agents import compiled, gradient, graph
+from plasticity.agents import gradient, graph, products
 from plasticity.agents.activations import SmoothLeaky
 from plasticity.agents.dqn import DQN, DQNConfig
 from plasticity.agents.gradient import GradientStep
@@ -780,17 +780,17 @@ def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(torch.ops.plasticity.addmm(bias, left, right.T), bias + left @ right.T)
     torch.testing.assert_close(torch.ops.plasticity.addmm(None, left.T, left), left.T @ left)
 
-    monkeypatch.setattr(compiled, "LARGE", 1)
-    monkeypatch.setattr(compiled, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "LARGE", 1)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     calls = []
-    replace = compiled.use_onednn
+    replace = products.use_onednn
 
     def record(graph: Any) -> None:
         replace(graph)
         graph.recompile()
         calls.append(graph.code)
 
-    monkeypatch.setattr(compiled, "use_onednn", record)
+    monkeypatch.setattr(products, "use_onednn", record)
     make, inputs = AGENTS["dqn"]
     eager, fast = make("off"), make("on")
     for agent in (eager, fast):
@@ -803,7 +803,7 @@ def test_onednn_products_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.on_cpu
 def test_narrow_products_in_a_row_are_turned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "processor", lambda: "AuthenticAMD\ncpu family\t: 25")
+    monkeypatch.setattr(products, "processor", lambda: "AuthenticAMD\ncpu family\t: 25")
     one, other = twins()
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 1))
     for learner in (one, other):
@@ -821,7 +821,7 @@ def test_bf16_rounds_large_products_and_nothing_else(monkeypatch: pytest.MonkeyP
         learner.learn(0)
     assert_same_bits(exact, small)  # none of its products is large
 
-    monkeypatch.setattr(compiled, "LARGE", 1)
+    monkeypatch.setattr(products, "LARGE", 1)
     exact, rounded = Quadratic(), Quadratic(precision="bf16")
     losses = [learner.learn(0) for learner in (exact, rounded)]
     assert losses[0] != losses[1]
@@ -838,12 +838,12 @@ def assert_same_bits(one: Quadratic, other: Quadratic) -> None:
 
 @pytest.mark.on_cpu
 def test_bf16_on_a_processor_without_units_for_it_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "processor", lambda: "flags\t\t: avx2 avx512f")
+    monkeypatch.setattr(products, "processor", lambda: "flags\t\t: avx2 avx512f")
     with pytest.warns(RuntimeWarning, match="slower than 'float32' on this processor"):
         Quadratic(precision="bf16").learn()
     for text in ("", "flags\t\t: avx2 avx512_bf16", "flags\t\t: amx_tile amx_bf16", "Features\t: asimd"):
-        monkeypatch.setattr(compiled, "processor", lambda text=text: text)
-        assert not compiled.bf16_is_emulated()
+        monkeypatch.setattr(products, "processor", lambda text=text: text)
+        assert not products.bf16_is_emulated()
 
 
 def test_bf16_without_compiling_is_refused() -> None:

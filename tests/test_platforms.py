@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from plasticity import cli, clone
-from plasticity.agents import compiled
+from plasticity.agents import products
 from plasticity.commands import seeds, stopping
 from plasticity.envs import graphics, make_env
 from plasticity.storage import files
@@ -334,11 +334,11 @@ LINUX_ALONE = (
 
 def test_nothing_of_linux_alone_is_needed(monkeypatch):
     found = {str(f.relative_to(ROOT)): set(re.findall(LINUX_ALONE, f.read_text(encoding="utf-8"))) for f in INSTALLED}
-    assert {file: names for file, names in found.items() if names} == {"agents/compiled.py": {"/proc/"}}
-    monkeypatch.setattr(compiled, "Path", lambda name: Path("/nowhere") / name.lstrip("/"))
-    compiled.processor.cache_clear()
-    assert (compiled.processor(), compiled.onednn_is_faster(), compiled.bf16_is_emulated()) == ("", False, False)
-    compiled.processor.cache_clear()
+    assert {file: names for file, names in found.items() if names} == {"agents/products.py": {"/proc/"}}
+    monkeypatch.setattr(products, "Path", lambda name: Path("/nowhere") / name.lstrip("/"))
+    products.processor.cache_clear()
+    assert (products.processor(), products.onednn_is_faster(), products.bf16_is_emulated()) == ("", False, False)
+    products.processor.cache_clear()
 
 
 def test_signals_are_those_that_the_system_has():

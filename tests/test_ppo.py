@@ -19,9 +19,8 @@ from plasticity.agents import AGENTS
 from plasticity.agents.distributions import Categorical, Gaussian
 from plasticity.agents.draws import gumbel, normal
 from plasticity.agents.inputs import gathered
-from plasticity.agents.ppo import (
-    PPO,
-    PPOConfig,
+from plasticity.agents.ppo import PPO, PPOConfig
+from plasticity.agents.ppo_losses import (
     approx_kl,
     clip_fraction,
     explained_variance,

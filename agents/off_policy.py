@@ -12,6 +12,7 @@ from .inputs import Chosen
 from .learner import Learner
 from .normalise import update_norms
 from .replay import Batch, ReplayBuffer
+from .updates import Followers
 
 
 class OffPolicy(Learner):
@@ -23,6 +24,7 @@ class OffPolicy(Learner):
     replay_ratio: float | None = None
     """Updates per environment step in the place of the config's; None: those of the config."""
     buffer: ReplayBuffer
+    followers: Followers
 
     def make_buffer(self, action_shape: Sequence[int], seed: int, **options: Any) -> ReplayBuffer:
         """Return the memory; ValueError where learning would never start."""
@@ -57,6 +59,8 @@ class OffPolicy(Learner):
 
     def update(self) -> dict[str, Tensor]:
         """Take one update on a replayed batch. Metrics are tensors on the agent's device."""
+        if self.targets:  # a method may have replaced some: they lie where a resumed run has them
+            self.followers.settle()
         metrics = self.learn(self.sample())
         self.updates += 1
         self.updates_owed -= 1

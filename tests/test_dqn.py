@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,6 +163,19 @@ def constant_agent(target: list[float], online: list[float], **changes: Any) -> 
                 parameter.zero_()
             network.q[-1].bias.copy_(torch.tensor(q))
     return agent
+
+
+def test_targets_that_were_replaced_lie_where_a_resumed_run_has_them() -> None:
+    """Kernels may round by where a weight lies in memory, and a target of DQN waits long for its next move."""
+    agent, generator = small_agent(target_every=10_000), torch.Generator(torch.get_default_device()).manual_seed(0)
+    run(agent, 40, generator)
+    for _ in range(2):
+        agent.targets["q"] = copy.deepcopy(agent.targets["q"])
+        for parameter in agent.targets["q"].parameters():
+            parameter.data = parameter.data.clone()
+        agent.update()
+        places = [(p.data_ptr(), p.numel() * p.element_size()) for p in agent.targets["q"].parameters()]
+        assert all(place + size == following for (place, size), (following, _) in pairwise(places))
 
 
 def test_target_of_terminated_and_not_single_and_double() -> None:

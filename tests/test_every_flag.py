@@ -192,6 +192,10 @@ def test_every_flag_of_the_other_commands(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_flag_of_bench(tmp_path: Path) -> None:
     words = ["--methods", "none", "--envs", "cgym-short/cartpole", "--agent", "ppo", "--seeds", "1", "--seed", "2"]
     words += ["--jobs", "2", "--retries", "0", "--task-steps", "200", "--num-tasks", "2", "--quiet"]
-    words += ["--out", str(tmp_path)]
-    assert {option.flag for option in of_others()["bench"]} == {word for word in words if word.startswith("--")}
+    words += ["--out", str(tmp_path / "runs")]
+    page = ["--page", str(tmp_path / "page"), "--envs", "cgym-short/cartpole", "--out", str(tmp_path / "runs")]
+    said = {word for word in words + page if word.startswith("--")}
+    assert {option.flag for option in of_others()["bench"]} == said
     command("bench", "cgym-short", *words, "--", "--num-steps", "40", "--probes")
+    command("bench", "cgym-short", *page)
+    assert "cgym-short/cartpole" in (tmp_path / "page" / "cgym-short.md").read_text(encoding="utf-8")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Adam
+from torch.optim.adam import adam
 
-from .adam import bare_step
+from .adam import begun
+from .flat import STATE
 
 BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 """Discount factors of the tuners."""
@@ -82,36 +85,49 @@ class TRAC(Adam):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step; parameters without a gradient are left alone."""
-        moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not moved:
+        moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if not (every := [*chain(*moved)]):
             return
-        agreement, before = self._follow(moved), [p.clone() for p in moved]
-        bare_step(Adam)(self)
-        for p, old in zip(moved, before, strict=True):
-            if "delta" not in self.state[p]:
-                self.state[p] |= {"delta": torch.zeros_like(p), "reference": old.clone()}
-        torch._foreach_add_(self._held("delta", moved), torch._foreach_sub(moved, before))
+        agreement = self._follow([p for p in every if self.state[p]])
+        for group, parameters in zip(self.param_groups, moved, strict=True):
+            self._move(group, parameters)
         if agreement is not None:
             self._tune(agreement)
-        torch._foreach_copy_(moved, self._placed(moved))
+        torch._foreach_copy_(every, self._placed(every))
 
-    def _follow(self, moved: Sequence[Tensor]) -> Tensor | None:
+    def _follow(self, known: Sequence[Tensor]) -> Tensor | None:
         """Move references by what others did to weights since the last step; return h, None in the first step."""
-        known = [p for p in moved if "delta" in self.state[p]]
         if not known:
             return None
         torch._foreach_add_(self._held("reference", known), torch._foreach_sub(known, self._placed(known)))
-        products = [(p.grad * delta).sum() for p, delta in zip(known, self._held("delta", known), strict=True)]
-        return torch.stack(products).double().sum()
+        pairs = zip(known, self._held("delta", known), strict=True)
+        return torch.stack([torch.dot(p.grad.reshape(-1), delta.reshape(-1)) for p, delta in pairs]).double().sum()
+
+    def _move(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Move theta_base, which is delta away from the reference, by the step that Adam takes at the weights."""
+        for p in parameters:
+            if not self.state[p]:
+                begun(self, p).update(delta=torch.zeros_like(p), reference=p.clone())
+        *moments, counters = (self._held(name, parameters) for name in STATE)
+        decay = group["weight_decay"]
+        gradients = [p.grad.add(p, alpha=decay) if decay else p.grad for p in parameters]
+        adam(
+            self._held("delta", parameters), gradients, *moments, [], counters, lr=group["lr"],
+            beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=0.0, eps=group["eps"],
+            amsgrad=False, maximize=False, fused=group["fused"],
+        )  # fmt: skip
 
     def _held(self, name: str, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Return "delta", theta_base - theta_ref, or "reference", theta_ref, of each parameter."""
+        """Return "delta", theta_base - theta_ref, or what else is kept, of each parameter."""
         return [self.state[p][name] for p in parameters]
 
-    def _placed(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _placed(self, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return theta_ref + S (theta_base - theta_ref) of each parameter."""
         scale = self.tuners[2].sum()
-        return [(scale.to(p) * self.state[p]["delta"]).add_(self.state[p]["reference"]) for p in parameters]
+        places = [(p.device, p.dtype) for p in parameters]
+        cast = {place: scale.to(*place) for place in {*places}}
+        held = (self._held(name, parameters) for name in ("reference", "delta"))
+        return torch._foreach_addcmul(*held, [cast[place] for place in places])
 
     def _tune(self, agreement: Tensor) -> None:
         """Move the tuners by h."""

@@ -27,14 +27,13 @@ def outgoing_magnitude(wired: Wiring, layer: Layer, reduction: Reduction = "mean
 
     0 for neurons that no column is known to carry.
     """
-    total, number = torch.zeros(2, layer.num_neurons, dtype=torch.float64, device="cpu")
+    total, number = torch.zeros(2, layer.num_neurons + 1, dtype=torch.float64, device="cpu")
     for consumer in layer.consumers:
         weight = weight_of(wired.layers[consumer.layer].module).detach()
-        columns, sums = consumer.columns.cpu(), _per_input(wired, consumer, weight.abs())
-        carried = columns >= 0
-        total.index_add_(0, columns[carried], sums[carried])
-        number.index_add_(0, columns[carried], torch.full_like(sums[carried], weight.numel() / len(sums)))
-    return total if reduction == "sum" else total / number.clamp_min(1)
+        sums, columns = _per_input(wired, consumer, weight.abs()), consumer.columns.cpu() % len(total)
+        total.index_add_(0, columns, sums)  # what is nobody's, -1, is the last
+        number.index_add_(0, columns, torch.full_like(sums, weight.numel() / len(sums)))
+    return (total if reduction == "sum" else total / number.clamp_min(1))[:-1]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import native
 from .distributions import Categorical, Gaussian, numpy_or_torch
-from .layout import hooks_of
+from .layout import hooks_of, modules_of
 from .networks import (
     LOG_STD_MAX,
     LOG_STD_MIN,
@@ -107,7 +107,7 @@ class NumpyPlan:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.modules = [vars(m) for m in network.modules()]
+        self.modules = [vars(m) for m in modules_of([network])]
         hooks = hooks_of(self.modules, PASS_HOOKS)
         slots = [module[name] for module in self.modules for name in ("_modules", "_parameters")]
         numbers = [module for module in self.modules if "eps" in module or "negative_slope" in module]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
 
@@ -42,11 +43,19 @@ class Ride(Protocol):
         """Within, ignore all passes."""
 
 
+def modules_of(networks: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return all modules of networks; TypeError for those of TorchScript, whose state is not Python's."""
+    modules = [module for network in networks for module in network.modules()]
+    if scripted := [module.original_name for module in modules if isinstance(module, ScriptModule)]:
+        raise TypeError(f"agents need modules of Python, got TorchScript's {scripted[0]}: give what it was made of")
+    return modules
+
+
 class Held:
     """The modules, parameters and buffers of networks, to notice what is replaced."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
-        modules = [module for network in networks for module in network.modules()]
+        modules = modules_of(networks)
         self.slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
         self._networks, self._objects = list(networks), [*chain.from_iterable(map(dict.values, self.slots))]
         self.tensors = [one for one in self._objects if isinstance(one, Tensor)]
@@ -65,7 +74,7 @@ class Layout:
 
     def __init__(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> None:
         self.networks, self._held = list(networks), Held(networks)
-        modules = [module for network in networks for module in network.modules()]
+        modules = modules_of(networks)
         self.modules = [vars(module) for module in modules]
         self.slots = self._held.slots
         self._ways = ways_of(self.modules)
@@ -178,7 +187,7 @@ def hooks_of(modules: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list
 
 def ways_of(modules: Sequence[Mapping[str, Any]]) -> list[tuple[bool, Any]]:
     """Return the mode of modules and a `forward` of their own, from their `vars`: both decide how they compute."""
-    return [(module["training"], module.get("forward")) for module in modules]
+    return [(module.get("training"), module.get("forward")) for module in modules]
 
 
 def trained_by(optimizer: Optimizer) -> list[Tensor]:

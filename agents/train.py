@@ -43,8 +43,11 @@ def train(
     Callbacks start in the order of :func:`plasticity.callback.start`, which ``saved`` and ``load`` go to, and their
     events fire as in ``docs/events.md``. Every callback that was started gets its ``on_train_end``, the last one first,
     also when ``stop()`` or an exception ends training early; the exception passes through with a note of the step and
-    the environment. Training that goes on with the same ``ctx`` goes on with the states of its callbacks.
+    the environment. Training that goes on with the same ``ctx`` goes on with the states of its callbacks. TypeError
+    where they are given the other way round.
     """
+    if not hasattr(agent, "act"):
+        raise TypeError(f"train takes an environment, then an agent; got {type(env).__name__}, {type(agent).__name__}")
     ctx = ctx or context(agent)
     ctx.interrupted = True  # until proven otherwise
     start(callbacks, ctx, saved, load)

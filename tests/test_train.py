@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import models
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity import Callback, Context, Measure
-from plasticity.agents import SAC, SACConfig
+from plasticity.agents import DQN, SAC, DQNConfig, SACConfig
 from plasticity.agents.evaluate import Evaluate, evaluate
 from plasticity.agents.records import Episodes, Losses
 from plasticity.agents.train import context, train
@@ -59,6 +60,35 @@ def tensors(state: Any) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
     return [t for value in state.values() for t in tensors(value)] if isinstance(state, dict) else []
+
+
+def test_an_agent_in_place_of_the_environment_is_told() -> None:
+    env = models.here(make_env, "Pendulum-v1", seed=0)
+    agent = models.here(SAC, env.observation_space, env.action_space, SMALL)
+    with pytest.raises(TypeError, match="an environment, then an agent; got SAC, GymEnv"):
+        train(agent, env, 10)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_an_agent_with_a_module_of_torchscript_is_told() -> None:
+    env = models.here(make_env, "Pendulum-v1", seed=0)
+    agent = models.here(SAC, env.observation_space, env.action_space, SMALL)
+    agent.networks["actor"].trunk = torch.jit.script(agent.networks["actor"].trunk)
+    with pytest.raises(TypeError, match="TorchScript's Sequential"):
+        train(env, agent, 200)
+
+
+@pytest.mark.on_cpu
+def test_an_agent_whose_network_torch_compiles_learns_the_same() -> None:
+    weights = []
+    for wrap in (lambda network: network, partial(torch.compile, backend="eager")):
+        env = make_env("CartPole-v1", seed=0)
+        agent = DQN(env.observation_space, env.action_space, DQNConfig(hidden=(16,), learning_starts=50))
+        agent.networks["q"] = wrap(agent.networks["q"])
+        train(env, agent, 80)
+        assert agent.updates
+        weights.append([*agent.networks["q"].parameters()])
+    assert all(map(torch.equal, *weights))
 
 
 @pytest.mark.on_real_devices

@@ -59,6 +59,7 @@ def watched(live: LiveView) -> str:
             live.log(step, {"plasticity/critic/grama/all": 0.25, "plasticity/critic/grama/q.0": 0.9})
             if step % 10 == 0:
                 live.event(step, "regrama", {})
+                live.event(step, "measured", {"rank": "256 samples"})
             ctx.step = step
             live.on_step(ctx, None)
     output = live.console.file

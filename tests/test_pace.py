@@ -42,6 +42,17 @@ def test_the_pace_is_that_of_the_last_two_minutes() -> None:
     assert pace.text(14_500, 1150) == "9:07:30 left"
 
 
+def test_a_step_that_compiles_is_not_the_pace() -> None:
+    for wait in (12.0, 150.0):  # shorter and longer than what is remembered
+        pace = Pace(4000)
+        pace.begin_learning(2501, 0.0)
+        pace.at(2502, wait)
+        assert pace.text(2502, wait) == ""
+        for half in range(1, 21):  # 40 steps a second
+            pace.at(2502 + 20 * half, wait + half / 2)
+        assert pace.left(2902, wait + 10) == pytest.approx((4000 - 2902) / 40)
+
+
 def test_a_clock_that_was_set_and_a_stop_begin_anew() -> None:
     pace = Pace(1000)
     pace.begin_learning(0, 500)

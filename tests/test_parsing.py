@@ -134,3 +134,9 @@ def test_a_value_in_the_place_of_a_flag_is_told_its_option(
     if "did you mean" in hint:  # each hint is one that can be followed
         followed = hint.rpartition("did you mean ")[2].removesuffix("?").split(" or ")[0]
         parse("sac", [*ENV, *followed.split()])
+
+
+def test_a_flag_that_is_nearly_the_same_comes_before_a_value_of_that_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "sac", *ENV, "--step", "100"]) == 2
+    told = capsys.readouterr().err
+    assert "no option --step; did you mean --steps or --optimizer-reset --optimizer-reset.what step?" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from keyword import iskeyword
 from typing import Annotated, Any
@@ -126,12 +127,15 @@ def require_known(arguments: Sequence[str], agent: str, chosen: Mapping[str, Map
         if dot and name in off and argument.startswith("--"):
             raise UsageError(f"{argument} sets an option of {off[name]}, which is off; switch it on with --{name}")
         if argument.startswith("--") and _hyphens(argument) not in {*known, *(f"--{one}" for one in off)}:
-            require_no_value(agent, argument)
+            require_no_value(agent, argument, known)
     require_flags([a for a in arguments if _hyphens(a) not in known], [*known, *(f"--{one}" for one in off)])
 
 
-def require_no_value(agent: str, flag: str) -> None:
-    """Raise UsageError for a flag that bears the name of a value of an option, such as ``--trac``, with that option."""
+def require_no_value(agent: str, flag: str, known: Sequence[str]) -> None:
+    """Raise UsageError for a flag that bears the name of a value of an option, such as ``--trac``, with that option.
+
+    A known flag that is nearly the same, such as ``--steps`` for ``--step``, is named before it.
+    """
     from .values import option_values
 
     found = [(value, option.flag) for value, owner, option in option_values() if owner in (agent, "")]
@@ -142,6 +146,7 @@ def require_no_value(agent: str, flag: str) -> None:
         if _hyphens(f"--{value}") == _hyphens(flag)
     ]
     if asked:
+        asked = [*get_close_matches(_hyphens(flag), known, 1, 0.8), *asked]
         raise UsageError(f"no option {flag}; did you mean {' or '.join(list(dict.fromkeys(asked))[:3])}?")
 
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from plasticity.callback import Callback, Context, Writer
 from plasticity.course import Course, finite_mean
 from plasticity.metrics import find_metric, shown_first
-from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, SPEED, parse_tag
+from plasticity.tags import ALL, EPISODIC_RETURN, EVAL_RETURN, MEASURED, SPEED, UNMEASURED, parse_tag
 
 from .pace import Pace
 from .panel import panel
@@ -83,7 +83,9 @@ class LiveView(Callback, Writer):
             self._course(metric).add(self._mean(metric))
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
-        """Remember the latest events."""
+        """Remember the latest events, but not what says how the numbers were measured."""
+        if name in (MEASURED, UNMEASURED):
+            return
         self.events.append(f"{name} at {step:,}")
 
     def on_train_start(self, ctx: Context) -> None:

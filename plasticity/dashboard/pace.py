@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 
 PACE_SECONDS = 120.0
 """Seconds over which the pace is taken: compiled updates begin in mid-run, and evaluations come now and then."""
 SPACING = 0.5
 """Seconds between two moments that are remembered."""
+FEW_STEPS = 10
+"""Steps that say nothing of the pace by themselves: in the first of them graphs are traced or compiled."""
 
 
 class Pace:
@@ -44,10 +47,14 @@ class Pace:
             return 0.0
         if not self.learns or len(self._moments) < 2:
             return None
-        (begin, first), (end, last) = self._moments[0], self._moments[-1]
-        if last <= first:
+        gaps = sorted((end - begin, last - first) for (begin, first), (end, last) in pairwise(self._moments))
+        if len(gaps) > 1 and gaps[-1][0] > sum(seconds for seconds, _ in gaps[:-1]):
+            gaps.pop()  # longer than all others together: graphs were compiled
+        seconds, steps = (sum(parts) for parts in zip(*gaps, strict=True))
+        if steps < (FEW_STEPS if len(gaps) == 1 else 1):
             return None
-        return max(0.0, (self.total_steps - last) * (end - begin) / (last - first) - (now - end))
+        end, last = self._moments[-1]
+        return max(0.0, (self.total_steps - last) * seconds / steps - (now - end))
 
     def text(self, step: int, now: float) -> str:
         """Return the remaining time in words: ``warm-up`` before the first update, empty before anything is known."""

@@ -35,7 +35,7 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
     """
     flags = [(module, module.training) for module in model.modules()]
     compiled = [(module, call) for module, _ in flags if (call := module._compiled_call_impl) is not None]
-    buffers = [(module, name, b, b.clone()) for module in model.modules() for name, b in _buffers(module)]
+    buffers = [(module, dict(module._buffers), list(map(_Saved, _buffers(module)))) for module, _ in flags]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     fast_path = torch.backends.mha.get_fastpath_enabled()
     token = _OWNER.set(owner)
@@ -62,8 +62,10 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
             module.training = flag
         for module, call in compiled:
             module._compiled_call_impl = call
-        for module, name, buffer, saved in buffers:
-            _restore(module, name, buffer, saved)
+        for module, named, saved in buffers:
+            _put_back(module, named)
+            for buffer in saved:
+                buffer.restore()
 
 
 @contextmanager
@@ -183,18 +185,45 @@ def unwrap(model: nn.Module) -> nn.Module:
     return list(wrapped(model))[-1]
 
 
-def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    own = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
-    return [(name, buffer) for name, buffer in own.items() if not is_lazy(buffer)]
+def _buffers(module: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in module._buffers.values() if buffer is not None and not is_lazy(buffer)]
 
 
-def _restore(module: nn.Module, name: str, buffer: Tensor, saved: Tensor) -> None:
-    if not is_scripted(module):
-        module._buffers[name] = buffer
-    # Writing raises the version counter, which a graph that waits for its backward pass would complain about.
-    if not (torch.equal(buffer, saved) or (buffer.isnan() & saved.isnan() | (buffer == saved)).all()):
-        with torch.no_grad():
-            buffer.copy_(saved)
+def _put_back(module: nn.Module, named: dict[str, Tensor | None]) -> None:
+    """Let a module have the buffers that it had, and no others."""
+    same = module._buffers.keys() == named.keys() and all(module._buffers[n] is b for n, b in named.items())
+    if not same and not is_scripted(module):
+        module._buffers.clear()
+        module._buffers.update(named)
+
+
+class _Saved:
+    """A buffer, with the values that it had."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer, self.values, self._version = buffer, buffer.clone(), _version(buffer)
+
+    def restore(self) -> None:
+        """Write the values back, if they changed."""
+        # Writing raises the version counter, which a graph that waits for its backward pass would complain about.
+        if not self._is_unchanged():
+            with torch.no_grad():
+                if self.buffer.shape != self.values.shape:
+                    self.buffer.resize_(self.values.shape)
+                self.buffer.copy_(self.values)
+
+    def _is_unchanged(self) -> bool:
+        now, then = self.buffer, self.values
+        if now.layout is not torch.strided or now.is_meta:  # what torch does not compare
+            return _version(now) == self._version
+        if now.shape != then.shape:
+            return False
+        return torch.equal(now, then) or bool((now.isnan() & then.isnan() | (now == then)).all())
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to, None where torch does not count it."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

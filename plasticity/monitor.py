@@ -16,6 +16,7 @@ from .observing.distributed import Processes, ProcessesError, process_group
 from .observing.entry_points import require_methods
 from .observing.gathering import Gathering
 from .observing.guide import Guide
+from .observing.hooks import IN_TRANSFORM
 from .observing.observer import Observer
 from .observing.passes import Mask
 from .observing.reading import Coverage, Reading
@@ -251,7 +252,7 @@ class Monitor:
 
     def require_readable(self) -> None:
         """Raise RuntimeError if what was called so far shows that nothing can be read: see :meth:`read`."""
-        if self._guide.error or (not self.num_passes and (self._observer.stray or self._observer.mask_error)):
+        if self._guide.error or (not self.num_passes and self._observer.cannot_read):
             raise RuntimeError(f"no data: {self._guide.error or self._why_nothing()}")
 
     def read(self) -> Reading:
@@ -293,6 +294,8 @@ class Monitor:
                 f"training called parts of {type(self.model).__name__} ({', '.join(parts)}) and never the whole; "
                 "let a method of it call them, and pass calls= with its name"
             )
+        if self._observer.was_hidden:
+            return f"every pass ran {IN_TRANSFORM}; run those to be measured outside"
         if self.passes == "training":
             return (
                 "no forward pass with gradients enabled was followed by a backward pass while attached; a function "

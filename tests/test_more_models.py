@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from models import Net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from plasticity import watch
+from plasticity import watch, wiring
 
 Built = tuple[nn.Module, Callable[[], Tensor], dict[str, str]]
 """A model, its loss, and layer -> the activation module behind it."""
@@ -40,6 +41,27 @@ def scattered() -> Built:
     model = Net(forward, a=nn.Linear(8, 16), x=nn.ReLU(), b=nn.Linear(16, 16), y=nn.ReLU(), o=nn.Linear(16, 1))
     x, edges = torch.randn(48, 8), torch.randint(0, 48, (2, 100))
     return model, lambda: model(x, *edges).square().mean(), {"a": "x", "b": "y"}
+
+
+def messages(how: str) -> Built:
+    """Return a graph network that adds up the linear outputs of neighbours, and activates the sums."""
+    source, sink = edges = torch.randint(0, 48, (2, 100))
+    adjacency = torch.zeros(48, 48).index_put(tuple(edges), torch.rand(100))
+
+    def pass_on(h: Tensor) -> Tensor:
+        zeros, places = torch.zeros(48, 16), sink[:, None].expand(-1, 16)
+        return {
+            "index_add": lambda: zeros.index_add(0, sink, h[source]),
+            "scatter_add": lambda: zeros.scatter_add(0, places, h[source]),
+            "scatter_reduce": lambda: zeros.scatter_reduce(0, places, h[source], "amax"),
+            "sparse": lambda: torch.sparse.mm(adjacency.to_sparse(), h),
+            "channels_first": lambda: (h.t() @ adjacency).t(),
+        }[how]()
+
+    parts = {"a": nn.Linear(8, 16), "b": nn.Linear(16, 16), "o": nn.Linear(16, 1)}
+    model = Net(lambda s, x: s.o(s.y(pass_on(s.b(s.x(pass_on(s.a(x))))))), x=nn.ReLU(), y=nn.ReLU(), **parts)
+    x = torch.randn(48, 8)
+    return model, lambda: model(x).square().mean(), {"a": "x", "b": "y"}
 
 
 def recurrent() -> Built:
@@ -129,9 +151,12 @@ def called_by_function() -> Built:
 BUILDS: list[Callable[[], Built]] = [
     *(graph, scattered, recurrent, autoencoder, siamese, tied, mixture, hypernetwork, checkpointed, called_by_function)
 ]
+MESSAGES = [
+    partial(messages, how) for how in ("index_add", "scatter_add", "scatter_reduce", "sparse", "channels_first")
+]
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", BUILDS + MESSAGES, ids=lambda b: b.__name__ if hasattr(b, "__name__") else b.args[0])
 def test_readings_are_those_of_own_hooks(build: Callable[[], Built]) -> None:
     torch.manual_seed(0)
     model, loss, layers = build()
@@ -160,3 +185,12 @@ def test_readings_are_those_of_own_hooks(build: Callable[[], Built]) -> None:
                     rows = np.concatenate([reference.rows(entry[key]) for entry in seen[name] if "g" in entry])
                     found = scores[probe][layer].numpy(force=True)
                     np.testing.assert_allclose(found, reference.scores(rows), rtol=1e-5, atol=1e-6, err_msg=layer)
+
+
+def test_sums_over_a_graph_with_other_neurons_are_mixed() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.o(s.a(x).index_add(0, torch.tensor([0, 1]), s.b(x[:2])))
+
+    model = Net(forward, a=nn.Linear(8, 16), b=nn.Linear(8, 16), o=nn.Linear(16, 1))
+    wired = wiring(model, torch.randn(4, 8))
+    assert "mixed by index_add before o" in wired.layers["a"].unresolved

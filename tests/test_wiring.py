@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import plasticity
 from plasticity.isolation import undisturbed
 from plasticity.structure.trace import NORM_MODULES, neuron_axis, wiring
 
@@ -332,6 +333,49 @@ def test_buffers_that_a_forward_moves_are_put_back() -> None:
     assert model.count == 0
     assert model.mean is buffer
     assert not model.mean.any()
+
+
+def resize_(buffer: Tensor, x: Tensor) -> None:
+    buffer.resize_(len(x)).copy_(x[:, 0].detach())
+
+
+@pytest.mark.on_cpu
+@pytest.mark.parametrize(
+    ("buffer", "move"),
+    [
+        (torch.zeros(0), resize_),
+        (torch.eye(16).to_sparse(), lambda buffer, x: buffer.mul_(2)),
+        (torch.eye(16).to_sparse(), lambda buffer, x: None),
+        (torch.zeros(3, device="meta"), lambda buffer, x: None),
+        (torch.tensor([torch.nan, torch.inf]), lambda buffer, x: buffer.neg_()),
+        (torch.zeros(3, dtype=torch.complex64), lambda buffer, x: buffer.add_(1j)),
+    ],
+    ids=["resized", "sparse", "sparse stays", "meta", "not finite", "complex"],
+)
+def test_buffers_of_every_kind_are_put_back(buffer: Tensor, move: Any) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        move(s.buffer, x)
+        return s.b(F.relu(s.a(x)))
+
+    model, then = models.Net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2)), buffer.clone()
+    model.register_buffer("buffer", mine := buffer.clone())
+    assert plasticity.measure(model, models.vectors(), probes=["dormancy"]).scores["dormancy"]["a"].shape == (6,)
+    assert model.buffer is mine
+    assert mine.shape == then.shape
+    if not mine.is_meta:
+        assert torch.equal(mine.to_dense().nan_to_num(), then.to_dense().nan_to_num())
+
+
+def test_buffers_that_a_forward_makes_are_gone() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        s.cache = x.detach()
+        s.register_buffer("other", x.detach())
+        return s.a(x)
+
+    model = models.Net(forward, a=nn.Linear(4, 2))
+    model.register_buffer("cache", None)
+    wiring(model, models.vectors())
+    assert model._buffers == {"cache": None}
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from plasticity.isolation import foreign_pass
 
 from .entry_points import EntryPoint, require_methods
-from .hooks import get_inert, inert
+from .hooks import get_inert, inert, is_hidden
 
 
 class FirstPass:
@@ -43,7 +43,7 @@ class FirstPass:
 
     def begin(self, method: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """See the pass, if it is one that counts."""
-        if torch.is_grad_enabled() or not self._training:
+        if (torch.is_grad_enabled() or not self._training) and not is_hidden():
             self.remove()
             self.method = method
             self._see(args, kwargs)

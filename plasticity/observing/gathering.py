@@ -75,6 +75,8 @@ class Gathering:
         self._before: dict[str, Tensor] = {}
         """Layer -> its weight at the start of the window."""
         self._steps = 0
+        self.hidden: set[str] = set()
+        """Layers that ran where their values are wrapped."""
         self._recycled: Mapping[str, Sequence[int]] | None = None
         """Layer -> the neurons that were recycled last before these data; None before the first."""
         self._copies: dict[Key, Probe] = {}
@@ -321,7 +323,7 @@ class Gathering:
         self._weigh(copies, missing, layers)
         complete = {key: probe for key, probe in copies.items() if not missing[key]}
         found = self._compute(complete, readout.activations)
-        state = State(self._metrics, self._failed, missing, found.why_not)
+        state = State(self._metrics, self._failed, missing, found.why_not, self.hidden)
         values = readout.tabulate(_to_host(found.values), complete.keys() - found.why_not.keys(), state)
         return Reading(
             values=values,

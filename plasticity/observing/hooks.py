@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from plasticity.isolation import foreign_pass, map_tensors
 
@@ -180,6 +181,16 @@ def get_inert() -> Callable[..., None]:
 def backward_pass() -> int:
     """Return a number for the backward pass now running, -1 outside; torch has no public name for it."""
     return torch._C._current_graph_task_id()
+
+
+IN_TRANSFORM = "inside a transform (torch.func.vmap, grad, jvp or forward differentiation), where values are wrapped"
+
+
+def is_hidden(gradient: Tensor | None = None) -> bool:
+    """Return whether values are wrapped, as ``torch.func``, forward differentiation and batches of gradients do."""
+    if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:  # type: ignore[attr-defined]
+        return True
+    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def in_backward() -> bool:

@@ -15,7 +15,7 @@ from plasticity.structure.sites import by_neuron, fits
 
 from .gathering import Gathering
 from .gradients import Backward, Backwards
-from .hooks import Recipient, Recording, Seen, backward_pass
+from .hooks import Recipient, Recording, Seen, backward_pass, is_hidden
 from .passes import Pass
 from .sights import ACTIVATION, INPUT, OUTPUT, Sight
 
@@ -182,7 +182,7 @@ class Intake:
             return
 
         def hook(gradient: Tensor) -> None:
-            if holds():
+            if holds() and not is_hidden(gradient):
                 start = perf_counter()
                 if self._accepts(owner):
                     self.count(owner)

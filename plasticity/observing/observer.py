@@ -37,7 +37,7 @@ from .attachment import Attachment
 from .entry_points import MOST_STACKS, calling_method, is_nested
 from .gathering import Gathering
 from .guide import Guide
-from .hooks import Recording, in_backward
+from .hooks import Recording, in_backward, is_hidden
 from .intake import Intake, undivided
 from .passes import Kept, Mask, Pass, mask_for
 from .sights import ACTIVATION, Sights, modules_at
@@ -67,6 +67,8 @@ class Observer:
         self.stray_parts: list[str] = []
         """The parts of the model that ran outside every pass and every method, in order."""
         self._num_strays = 0
+        self.was_hidden = False
+        """True if a pass of the whole model ran where its values are wrapped."""
         self.is_paused = False
         self.share = 1.0
         """Share of the steps, in [0, 1], that are observed: decides whether a compiled graph of their own pays."""
@@ -189,6 +191,9 @@ class Observer:
             self._abandon()
         if self.passes == "training" and not torch.is_grad_enabled():
             return
+        if is_hidden():
+            self.was_hidden = True
+            return
         repeated = in_backward()
         if repeated and self._latest is not None and not self._latest.repeated:
             return  # checkpointing computes again what was already seen
@@ -252,7 +257,7 @@ class Observer:
                 for tensor in tensors_in(output):
                     self._follow(tensor, owner, lambda gradient: None)
             owner.kept = self._pass = None
-        elif self._prepared is None and (self.passes == "all" or torch.is_grad_enabled()):
+        elif self._prepared is None and not is_hidden() and (self.passes == "all" or torch.is_grad_enabled()):
             self.guide.give_up()
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -307,14 +312,14 @@ class Observer:
         self.mask_error = repr(error)
 
     @property
-    def stray(self) -> bool:
-        """Return whether anything of the model ran outside every pass."""
-        return bool(self.strays or self.stray_parts)
+    def cannot_read(self) -> bool:
+        """Return whether what ran shows that nothing can be read, if no pass counted."""
+        return bool(self.strays or self.stray_parts or self.mask_error or self.was_hidden)
 
     def note_stray(self, name: str, module: nn.Module, args: tuple) -> None:
         """Note the method in which a module runs outside every pass."""
         counts = self._pass is None and (self.passes == "all" or torch.is_grad_enabled()) and not in_backward()
-        if not counts or self._num_strays >= MOST_STACKS:
+        if not counts or is_hidden() or self._num_strays >= MOST_STACKS:
             return
         self._num_strays += 1
         if method := calling_method(self.model):
@@ -345,9 +350,13 @@ class Observer:
         events = owner.again if again else owner.events
         step = (events[-1] if events else None, event)
         events.append(event)
-        if not again and (owner.kept is not None or step not in self._sights.steps):
+        hidden = is_hidden()
+        if not (again or hidden) and (owner.kept is not None or step not in self._sights.steps):
             self._keep(owner, items)
         for sight, born in self._sights.seen(events):
+            if hidden:
+                self.gathering.hidden.add(sight.layer.name)
+                continue
             value = shown(items.get(sight.site.key))
             if sight.site.fits(value) and (arrive := self.intake.see(owner, sight, born, value, again)):
                 self._follow(items[sight.site.key], owner, arrive)

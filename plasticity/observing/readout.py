@@ -16,6 +16,7 @@ from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 
 from ..tags import ALL
+from .hooks import IN_TRANSFORM
 from .reading import OUTPUT_LAYER, Coverage
 from .whole_units import WholeUnits
 
@@ -37,6 +38,8 @@ class State(NamedTuple):
     """The signals that did not arrive, by probe and layer."""
     why_not: Mapping[Key, str]
     """The reasons that probes give themselves."""
+    hidden: Collection[str]
+    """Layers that ran where their values are wrapped."""
 
 
 class Readout:
@@ -118,6 +121,8 @@ class Readout:
             return state.why_not.get((probe, layer.name), "")
         if missing == {WEIGHT_BEFORE}:
             return NO_STEP
+        if layer.name in state.hidden:
+            return f"it ran {IN_TRANSFORM}"
         shown = not self.wiring.ran_before_only(layer)
         if shown and missing & {FORWARD, POST} and not layer.sites:
             return "; ".join(layer.unresolved) or "its activations are out of every module's sight"

@@ -66,7 +66,9 @@ POOLS = {
     **{f"upsample_{kind}2d": 2 for kind in ("nearest", "bilinear", "bicubic")},
     **{f"upsample_{kind}3d": 3 for kind in ("nearest", "trilinear")},
 }
-MATRIX_PRODUCTS = {"mm", "bmm", "baddbmm"}
+MATRIX_PRODUCTS = {"mm", "bmm", "baddbmm", "_sparse_mm", "_sparse_addmm"}
+SCATTERED = {"index_add": "source", "index_reduce": "source", "scatter_add": "src", "scatter_reduce": "src"}
+"""Operations that add up samples at the places that an index tells, and the argument that holds the samples."""
 ATTENTION = "_scaled_dot_product"
 
 
@@ -145,6 +147,9 @@ def _rule(op: Operation) -> list[Label]:
         return [_pool(op, POOLS[op.name])]
     if op.name in MATRIX_PRODUCTS or op.name.startswith(ATTENTION):
         return [_weighted_sum(op)]
+    if op.name in SCATTERED:
+        source = op.argument(SCATTERED[op.name])
+        return [_summed(op, next(i for i, (t, _) in enumerate(op.operands) if t is source), op.argument("dim"))]
     if torch.Tag.pointwise in op.func.tags or op.name in LINEAR | ACTIVATION_OPERATIONS:
         return [_pointwise(op, output.shape) for output in op.outputs]
     return [op.mixed] * len(op.outputs)
@@ -228,10 +233,17 @@ def _pool(op: Operation, num_spatial: int) -> Label:
 
 
 def _weighted_sum(op: Operation) -> Label:
-    """Keep the labels of the values that attention weights average over; mix the rest."""
-    value_at = 2 if op.name.startswith(ATTENTION) else len(op.operands) - 1
+    """Keep the labels of the values that attention weights, or those of a graph, average over; mix the rest."""
+    if op.name.startswith(ATTENTION):
+        return _summed(op, 2, -2)
+    channels_first = len(op.operands) == 2 and op.operands[0][1].planes and not op.operands[1][1]
+    return _summed(op, 0, -1) if channels_first else _summed(op, len(op.operands) - 1, -2)
+
+
+def _summed(op: Operation, value_at: int, dim: int) -> Label:
+    """Return the tag of sums of one operand over samples, along ``dim``; what else took part is mixed."""
     value = op.operands[value_at][1]
-    kept = value.map(partial(_averaged, dims=[-2], shape=op.outputs[0].shape))
+    kept = value.map(partial(_averaged, dims=[dim], shape=op.outputs[0].shape))
     kept = kept.map(lambda p: replace(p, averaged=p.averaged + (p.activation is None)))
     rest = mix((tag for i, (_, tag) in enumerate(op.operands) if i != value_at), op.name)
     rest = mix([rest, value.without_planes()], op.name)

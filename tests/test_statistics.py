@@ -180,15 +180,21 @@ def test_what_cannot_be_resampled_is_refused(sample, options, message) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "low", "high"), [(3, 0.70, 0.81), (5, 0.86, 0.94), (10, 0.91, 0.96), (20, 0.91, 0.97)])
-def test_coverage_of_the_iqm_interval_is_what_the_page_says(n: int, low: float, high: float) -> None:
-    """Normal scores, whose true IQM is 0; the numbers of docs/reports.md."""
+@pytest.mark.parametrize(
+    ("statistic", "n", "low", "high"),
+    [
+        (iqm, 3, 0.70, 0.81), (iqm, 5, 0.86, 0.94), (iqm, 10, 0.91, 0.96), (iqm, 20, 0.91, 0.97),
+        (mean, 3, 0.70, 0.81), (mean, 5, 0.80, 0.86), (mean, 10, 0.87, 0.93), (mean, 20, 0.90, 0.95),
+    ],
+)  # fmt: skip
+def test_coverage_of_an_interval_is_what_the_page_says(statistic, n: int, low: float, high: float) -> None:
+    """Normal scores, whose true mean and IQM are 0; the numbers of docs/reports.md."""
     rng = np.random.default_rng(0)
     hits = 0
     for i in range(2000):
-        found = bootstrap(iqm, [rng.normal(size=n)], resamples=1000, seed=i)
+        found = bootstrap(statistic, [rng.normal(size=n)], resamples=1000, seed=i)
         hits += found.low <= 0 <= found.high
-    print(f"n = {n}: covered {hits / 2000:.3f}")
+    print(f"{statistic.__name__}, n = {n}: covered {hits / 2000:.3f}")
     assert low < hits / 2000 < high
 
 

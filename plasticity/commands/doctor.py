@@ -148,7 +148,7 @@ def rendering() -> Checkup:
         return Checkup("ok", "rendering", f"dm_control runs and draws, MUJOCO_GL {backend}")
     error = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
     if "stepped" in done.stdout:
-        advice = "set MUJOCO_GL=egl (a graphics card) or osmesa (none; install libosmesa6)"
+        advice = "install EGL (Debian: libegl1 libgl1-mesa-dri) or OSMesa (libosmesa6), and set no other MUJOCO_GL"
         return Checkup(
             "note", "rendering", f"dm_control runs but cannot draw, so no dmc-pixels/...: {advice} ({error})"
         )

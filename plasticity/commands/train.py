@@ -74,11 +74,12 @@ def start_run(agent: str, arguments: Sequence[str]) -> int:
     from .presets import notes_of_presets
     from .seeds import Seeds
     from .settings import settings
+    from .task_notes import notes_of_tasks
     from .training import TrainingRun
 
     arguments = with_sources(agent, arguments)  # once: the file or the run may be another one later
     config = parse(agent, arguments)
-    for line in [] if config.quiet else notes_of_presets(agent, arguments):
+    for line in [] if config.quiet else [*notes_of_presets(agent, arguments), *notes_of_tasks(config)]:
         print(line, file=sys.stderr)
     if config.seeds > 1 and not config.dry_run:
         return Seeds(agent, config, arguments, settings(config)).train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -11,7 +11,8 @@ from gymnasium import spaces
 from .floats import FLOAT32, to_float32
 
 OBSERVATIONS = (
-    "supported observation spaces are Box, Discrete, and Dict of these; images are uint8 with three dimensions"
+    "supported observation spaces are Box, Discrete, MultiBinary, MultiDiscrete, and Dict and Tuple of these; images "
+    "are uint8 with three dimensions"
 )
 ACTIONS = "supported action spaces are Box of floats with finite bounds, and Discrete"
 
@@ -21,16 +22,16 @@ Form = tuple[spaces.Space, Callable[[Any], Any]]
 def observation_form(space: spaces.Space | None, name: str) -> Form:
     """Return the form of observations, and the function that brings them to it.
 
-    Box, Discrete (one-hot) and Dict become one float32 vector, uint8 images (channels, height, width). Raises
-    ValueError, naming `name` and the space, for one that has no such form.
+    Numbers and choices (one-hot), and Dict and Tuple of them, become one float32 vector, uint8 images (channels,
+    height, width). Raises ValueError, naming `name` and the space, for one that has no such form.
     """
     if isinstance(space, spaces.Box) and is_image(space):
         return image_form(space, name)
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 3:
         raise ValueError(f"{name}: images of shape {space.shape} have too many dimensions; {OBSERVATIONS}")
-    low, high = _flat_bounds(space, name)
-    assert space is not None
-    is_box, dtype = isinstance(space, spaces.Box), space.dtype
+    if space is None or not is_vector(space) or not spaces.flatdim(space):
+        raise ValueError(f"{name}: cannot use the observation space {space}; {OBSERVATIONS}")
+    is_box, dtype, flat = isinstance(space, spaces.Box), space.dtype, cast("spaces.Box", spaces.flatten_space(space))
 
     def flatten(obs: Any) -> np.ndarray:
         # What spaces.flatten does, without the detour; a copy, as wrappers and journals keep it.
@@ -40,7 +41,7 @@ def observation_form(space: spaces.Space | None, name: str) -> Form:
             return to_float32(np.asarray(spaces.flatten(space, obs)))
 
     with np.errstate(over="ignore"):
-        return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32), flatten
+        return spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32), flatten
 
 
 def is_image(space: spaces.Space | None) -> bool:
@@ -75,16 +76,11 @@ def has_channels_last(shape: tuple[int, ...], name: str) -> bool:
     return last < first
 
 
-def _flat_bounds(space: spaces.Space | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bounds of the flattened `space`, each (n,) float64, in the order of `spaces.flatten`."""
-    if isinstance(space, spaces.Box) and np.prod(space.shape) and space.dtype.kind in "fiub":
-        return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
-    if isinstance(space, spaces.Discrete):
-        return np.zeros(int(space.n)), np.ones(int(space.n))
-    if isinstance(space, spaces.Dict) and space.spaces:
-        lows, highs = zip(*(_flat_bounds(part, name) for part in space.spaces.values()), strict=True)
-        return np.concatenate(lows), np.concatenate(highs)
-    raise ValueError(f"{name}: cannot use the observation space {space}; {OBSERVATIONS}")
+def is_vector(space: spaces.Space | None) -> bool:
+    """Return whether every part of `space` is numbers or choices, of a fixed number."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return all(map(is_vector, space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces))
+    return isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete))
 
 
 def action_form(space: spaces.Space | None, name: str) -> Form:
@@ -100,7 +96,10 @@ def action_form(space: spaces.Space | None, name: str) -> Form:
         raise ValueError(f"{name}: cannot use the action space {space}; {ACTIONS}")
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ValueError(f"{name}: the action space {space} has infinite bounds, so [-1, 1] cannot be mapped to it")
+        raise ValueError(
+            f"{name}: the action space {space} has infinite bounds, so [-1, 1] cannot be mapped to it: give it finite "
+            "ones, and leave out ClipAction, as actions are clipped to the bounds anyway"
+        )
     centre, half = (low + high) / 2, (high - low) / 2
     shape, dtype, flat = space.shape, space.dtype, len(space.shape) == 1
     unit = bool((low == -1).all() and (high == 1).all())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from plasticity.callback import Context
 from plasticity.commands.training import warn_of_idle
+from plasticity.interventions.first_inputs import FirstInputs
 from plasticity.interventions.scheduled import Scheduled
 from plasticity.interventions.trigger import Trigger, parse_stalled, parse_when
 
@@ -293,6 +294,14 @@ def test_first_inputs_are_those_of_a_training_pass() -> None:
     assert isinstance(found[0][0], Tensor)
     assert torch.equal(found[0][0], torch.ones(3, 2))
     assert not ctx.networks["net"]._forward_pre_hooks
+
+
+def test_first_inputs_lie_as_a_checkpoint_gives_them_back() -> None:
+    network = nn.Conv2d(2, 1, 1)
+    first = FirstInputs(network)
+    network(torch.ones(3, 4, 4, 2).movedim(-1, 1))
+    assert first.found is not None
+    assert first.found[0][0].is_contiguous()
 
 
 def test_a_schedule_that_never_came_to_act_says_so():

@@ -26,7 +26,8 @@ class FirstInputs:
 
     def _keep(self, args: tuple, kwargs: dict) -> None:
         self.method = self._hook.method
-        self.found = map_tensors((args, kwargs), lambda tensor: tensor.detach().clone())
+        # In order, as a checkpoint gives them back: a convolution's last bits depend on the layout of images.
+        self.found = map_tensors((args, kwargs), lambda tensor: tensor.detach().contiguous().clone())
 
     def wiring(self, network: nn.Module) -> Wiring:
         """Return how the layers of the network are connected in a pass on these inputs."""

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from plasticity.value_types import OrInfinite as OrInfinite
-from plasticity.value_types import require_types
+from plasticity.value_types import require, require_types
 
 T = TypeVar("T")
 
@@ -42,8 +42,7 @@ class Settings:
             for choice in _choices(hint) if value is not None else ():
                 pick(choice.registry, value, name)
         require_types(self)
-        if broken := [rule for rule, holds in self.rules().items() if not holds]:
-            raise ValueError(f"{type(self).__name__} needs {', '.join(broken)}; got {self}")
+        require(type(self).__name__, self.rules(), self)
 
     def rules(self) -> dict[str, bool]:
         """Return text -> whether it holds; a subclass adds its own."""

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +37,14 @@ def require_types(settings: Any, skip: Collection[str] = ()) -> None:
     for name, value in _required(type(settings).__name__, given, _field_types(settings.__class__)).items():
         if value is not given[name]:
             object.__setattr__(settings, name, value)  # also of frozen ones
+
+
+def require(name: str, rules: Mapping[str, bool], settings: Any) -> None:
+    """Raise ValueError with all rules, text -> whether it holds, that do not hold, and the settings that they name."""
+    if broken := ", ".join(rule for rule, holds in rules.items() if not holds):
+        words = set(re.findall(r"\w+", broken))
+        given = [f"{f.name}={getattr(settings, f.name)!r}" for f in dataclasses.fields(settings) if f.name in words]
+        raise ValueError(f"{name} needs {broken}; got {', '.join(given) or settings}")
 
 
 def checked(init: F) -> F:

@@ -21,7 +21,7 @@ from plasticity.interventions.conditions import OnPlateau, OnSmallChange
 from plasticity.interventions.trigger import Trigger
 from plasticity.meters import METERS
 from plasticity.probes import PROBES
-from plasticity.value_types import OrInfinite, misfit, require_types
+from plasticity.value_types import OrInfinite, misfit, require, require_types
 
 CONFIGURED: list[type] = [
     *INTERVENTIONS.values(),
@@ -159,3 +159,19 @@ def test_a_type_that_cannot_be_resolved_is_not_checked_and_those_of_bases_are() 
 @pytest.mark.parametrize("kind", [dict[str, int], Any, list[int], dataclasses.Field])
 def test_types_of_other_kinds_are_left_alone(kind: Any) -> None:
     assert misfit("anything", kind) == ""
+
+
+def test_a_broken_rule_names_its_settings_and_no_others():
+    @dataclasses.dataclass
+    class Mine:
+        low: int = 3
+        high: int = 2
+        other: int = 0
+
+    with pytest.raises(ValueError, match=r"^Mine needs low < high, other > 0; got low=3, high=2, other=0$"):
+        require("Mine", {"low < high": False, "other > 0": False, "high > 0": True}, Mine())
+    with pytest.raises(ValueError, match=r"^Mine needs low > 5; got low=3$"):
+        require("Mine", {"low > 5": False}, Mine())
+    with pytest.raises(ValueError, match=r"^Mine needs more; got .*Mine\(low=3, high=2, other=0\)$"):
+        require("Mine", {"more": False}, Mine())
+    require("Mine", {"low > 0": True}, Mine())

@@ -28,6 +28,8 @@ from .settings import TrainConfig, resolve
 
 TAKEN = ("--help", "--resume", "--debug", *SOURCE_FLAGS)
 """Flags of the command itself."""
+LEAST = {"steps": 1, "seeds": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "torch_threads": 1}
+"""Smallest values of settings of a run."""
 
 
 def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None = None) -> Any:
@@ -43,9 +45,9 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     require_classes(chosen)
     require_known(rest, agent, chosen)
     config: Any = parse_arguments(config_type(agent, chosen), f"train {agent}", rest)
-    for what in ("steps", "seeds"):
-        if getattr(config, what) < 1:
-            raise ValueError(f"{what} must be at least 1, got {getattr(config, what)}")
+    for what, least in LEAST.items():
+        if getattr(config, what) < least:
+            raise ValueError(f"{what} must be at least {least}, got {getattr(config, what)}")
     make_probes(config.probes)  # an unknown name fails here, before anything is written
     require_writers(config.log)
     require_device(config.device)

@@ -18,8 +18,8 @@ from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.unit_weights import incoming_magnitude, outgoing_magnitude, transfer_to_biases_
+from plasticity.value_types import require
 
-from .rules import require
 from .unit_signals import ActivationRows, MomentsProbe, unit_moments
 from .units import UnitRecycling, Units
 

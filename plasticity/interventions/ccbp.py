@@ -24,8 +24,8 @@ from plasticity.surgery.initialisers import bias_of, weight_layers, weight_of
 from plasticity.surgery.optimizer_state import entry_state
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.unit_weights import scale_columns_
+from plasticity.value_types import require
 
-from .rules import require
 from .unit_signals import MomentsProbe, unit_moments
 from .units import UnitMethod
 

@@ -11,9 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from plasticity.value_types import require_types
-
-from .rules import require
+from plasticity.value_types import require, require_types
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*")
 _TAG = re.compile(r"[^\s()'\"]+")

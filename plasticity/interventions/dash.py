@@ -17,10 +17,10 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules
 from plasticity.structure.layers import NORM_MODULES, neuron_axis
 from plasticity.surgery.entries import by_group
+from plasticity.value_types import require
 
 from .anchors import Anchors
 from .intervention import Listener, numbers_in
-from .rules import require
 from .whole import RESET_SCHEDULE, WholeNetwork
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from plasticity.callback import Context
 from plasticity.isolation import undisturbed
 from plasticity.surgery.origin import fresh_values
+from plasticity.value_types import require
 
-from .rules import require
 from .shrink_perturb import shrink_perturb_
 from .whole import WholeNetwork
 

@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from plasticity.callback import Context
+from plasticity.value_types import require
 
 from .intervention import Intervention
-from .rules import require
 from .swd import Window
 
 

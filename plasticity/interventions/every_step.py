@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from plasticity.callback import Context
 from plasticity.isolation import named_modules, unwrap
 from plasticity.structure.layers import weight_layers_of
+from plasticity.value_types import require
 
 from .intervention import Intervention
-from .rules import require
 
 
 @dataclass

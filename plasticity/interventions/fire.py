@@ -19,10 +19,10 @@ from plasticity.callback import Context
 from plasticity.isolation import named_modules
 from plasticity.structure.layers import neuron_axis
 from plasticity.surgery.entries import by_group
+from plasticity.value_types import require
 
 from .anchors import Anchors
 from .intervention import numbers_in
-from .rules import require
 from .whole import RESET_SCHEDULE, WholeNetwork
 
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from plasticity.callback import Context
+from plasticity.value_types import require
 
 from .anchors import Anchors
 from .intervention import numbers_in
-from .rules import require
 from .whole import RESET_SCHEDULE, WholeNetwork
 
 

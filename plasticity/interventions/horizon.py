@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from plasticity.callback import Context
+from plasticity.value_types import require
 
-from .rules import require
 from .scheduled import Scheduled
 
 

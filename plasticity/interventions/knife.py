@@ -19,10 +19,10 @@ from plasticity.isolation import named_modules, unwrap
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.probes.gradient import UnitUpdates
+from plasticity.value_types import require
 
 from .composite import CompositeUnits, compose_
 from .recycling import select
-from .rules import require
 from .units import UnitRecycling
 
 _SETTINGS = {

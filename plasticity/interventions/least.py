@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from plasticity.callback import Context
+from plasticity.value_types import require
 
 from .episodes import MAX_JUDGED, History, Running
 from .intervention import Intervention
-from .rules import require
 
 SMALLEST = 1e-8
 """Guards the two divisions."""

@@ -29,10 +29,10 @@ from plasticity.surgery.entries import incoming_entries
 from plasticity.surgery.initialisers import weight_of
 from plasticity.surgery.masks import Masks
 from plasticity.surgery.optimizer_state import clear_state_, state_refusal
+from plasticity.value_types import require
 
 from .every_step import layers_of
 from .intervention import Listener
-from .rules import require
 from .topology import (
     ActiveFraction,
     Oldest,
@@ -170,7 +170,7 @@ class NeuroplasticExpansion(Watches):
             "0 <= rewire <= 1": 0 <= (self.rewire or 0) <= 1,
             "0 < review_share <= 1": 0 < self.review_share <= 1,
         }
-        require("NeuroplasticExpansion", rules, self.settings())
+        require("NeuroplasticExpansion", rules, self)
         self._masks: dict[str, Masks] = {}
         self._layers: dict[str, list[SparseLayer]] = {}
         self._active: dict[str, float] = {}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from plasticity.callback import Context
+from plasticity.value_types import require
 
 from .intervention import Intervention
-from .rules import require
 
 
 def shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from torch import Tensor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy, Probe
 from plasticity.surgery.split import split_, split_refusal
+from plasticity.value_types import require
 
 from .recycling import Recycling
-from .rules import require
 
 Shares = dict[int, list[int]]
 """Over-active neuron -> the dormant ones that share its work."""

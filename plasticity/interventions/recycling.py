@@ -13,9 +13,9 @@ from plasticity.isolation import unwrap
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.structure.wirings import Wiring
+from plasticity.value_types import require
 
 from .published import published as published
-from .rules import require
 from .trigger import Trigger
 from .units import UnitRecycling
 

@@ -14,9 +14,9 @@ from plasticity.observing.reading import Reading
 from plasticity.probes import Dormancy, Probe
 from plasticity.probes.activity import normalised_scores
 from plasticity.surgery.unit_weights import incoming_magnitude, outgoing_magnitude, scale_rows_
+from plasticity.value_types import require
 
 from .recycling import Recycling
-from .rules import require
 from .unit_signals import ActivationRows, GradientRows, MomentsProbe, unit_moments
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from plasticity.callback import Context
 from plasticity.isolation import undisturbed, unwrap
 from plasticity.monitor import Monitor
+from plasticity.value_types import require
 
 from .intervention import Intervention
-from .rules import require
 from .trigger import beyond
 
 

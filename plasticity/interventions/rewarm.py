@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 from torch.optim import Optimizer
 
 from plasticity.callback import Context
+from plasticity.value_types import require
 
-from .rules import require
 from .scheduled import Scheduled
 
 _WHOLE: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()

@@ -22,9 +22,9 @@ from plasticity.structure.layers import NORM_MODULES
 from plasticity.structure.optimizers import all_parameters
 from plasticity.surgery.optimizer_state import forget_
 from plasticity.surgery.origin import fresh_values
+from plasticity.value_types import require
 
 from .reset import copy_to_target_, modules_of_last
-from .rules import require
 from .trigger import Trigger
 from .whole import WholeNetwork
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from plasticity.observing.reading import Reading
 from plasticity.probes import Probe
 from plasticity.structure.layers import Layer
+from plasticity.value_types import require
 
-from .rules import require
 from .unit_signals import MomentsProbe, unit_moments
 from .units import UnitRecycling, Units
 

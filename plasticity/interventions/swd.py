@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from plasticity.callback import Context
+from plasticity.value_types import require
 
 from .intervention import Intervention
-from .rules import require
 
 
 @dataclass(frozen=True)

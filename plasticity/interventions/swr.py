@@ -17,10 +17,10 @@ from torch import Tensor
 from plasticity.callback import Context
 from plasticity.surgery.optimizer_state import clear_state_, state_refusal
 from plasticity.surgery.origin import fresh_values
+from plasticity.value_types import require
 
 from .anchors import Anchors
 from .intervention import Listener, numbers_in
-from .rules import require
 from .whole import WholeNetwork
 
 

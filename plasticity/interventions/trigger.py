@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from plasticity.tags import relatives
-from plasticity.value_types import require_types
+from plasticity.value_types import require, require_types
 
 from .conditions import GRAMMAR, parse_condition
-from .rules import require
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WHEN = re.compile(rf"\s*([^\s<>]+)\s*(>=|<=|>|<)\s*({_NUMBER})\s*")

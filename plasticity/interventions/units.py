@@ -25,10 +25,10 @@ from plasticity.surgery.origin import Origins, Replacement
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
 from plasticity.surgery.stores import store_of
+from plasticity.value_types import require
 
 from .intervention import Listener, numbers_in
 from .published import published
-from .rules import require
 from .trigger import beyond
 from .watches import Watches
 

@@ -129,6 +129,7 @@ def test_normalised_scores_over_two_environments(tmp_path: Path, capsys: pytest.
     assert "no scale for Walk-v0" in refusal(capsys, tmp_path, "--normalise", "Swim-v0=0,1")
     assert "no runs in Fly-v0" in refusal(capsys, tmp_path, "--normalise", "Fly-v0=0,1")
     assert "LOW must be below HIGH" in refusal(capsys, tmp_path, "--normalise", "5,1")
+    assert "and both finite" in refusal(capsys, tmp_path, "--normalise", "0,inf")
     assert "neither LOW,HIGH nor" in refusal(capsys, tmp_path, "--normalise", "nonsense")
     one = compare(capsys, tmp_path, "--env", "Walk-v0")
     assert numbers(row(one, "Aggregate scores", "redo")[3])[0] == 8.5
@@ -257,6 +258,9 @@ def test_unfinished_runs_are_left_out_and_named(tmp_path: Path, capsys: pytest.C
     text = compare(capsys, tmp_path, "--until", "20")
     assert row(text, "Aggregate scores", "no intervention")[0] == "6"
     assert f"left out {early}: it ends at step 10, before 20" in text
+    assert "logged its first charts/eval_return at step 10, beyond --until 5" in refusal(
+        capsys, tmp_path, "--until", "5"
+    )
 
 
 def test_a_score_that_is_not_finite_is_no_reason_to_forget_the_run(

@@ -39,8 +39,11 @@ def test_each_difference_is_a_line_with_both_values() -> None:
         "agent.gamma: 0.99 in the run, 0.9 asked for",
         "agent.hidden: 256 256 in the run, 256 128 asked for",
         "agent.target_entropy: None in the run, -1.0 asked for",
-        "interventions.redo.every: 1000 in the run, not there asked for",
-        "interventions.regrama.every: not there in the run, 500 asked for",
+        "interventions.redo: on in the run, not there asked for",
+        "interventions.regrama: not there in the run, on asked for",
+    ]
+    assert differences(SAVED, changed(interventions={"redo": {"every": 500}})) == [
+        "interventions.redo.every: 1000 in the run, 500 asked for"
     ]
 
 

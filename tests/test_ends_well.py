@@ -95,6 +95,11 @@ def test_the_number_of_steps_is_a_setting_of_training_and_eval(tmp_path: Path) -
     told = command("eval", tmp_path / "run", "--episodes", "2", "--eval-max-steps", "3")
     assert "returns: 3.0 3.0" in told
     assert "returns: 5.0 5.0" in command("eval", tmp_path / "run", "--episodes", "2")
+    record = (tmp_path / "run" / "run.json").read_text()
+    code, _, errors = attempt("train", "--resume", tmp_path / "run", "--steps", "10")
+    assert code == 1
+    assert "is at step 20 already, beyond --steps 10" in errors
+    assert (tmp_path / "run" / "run.json").read_text() == record
     for words in (("train", "sac", "--env", "endless/one"), ("eval", tmp_path / "run")):
         code, _, errors = attempt(*words, "--eval-max-steps", "0")
         assert code != 0

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from .contents import SWITCHED
+
 SAFE = frozenset(
     {
         "steps",
@@ -48,7 +50,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Itera
     Settings are nested mappings of plain values, named by dotted keys; ``allowed``: names or globs to leave out. A
     tuple equals the list that JSON makes of it, and nan itself.
     """
-    before, after = _flat(saved), _flat(now)
+    before, after = _flat(_whole(saved, now)), _flat(_whole(now, saved))
     before = {**{name: value for name, value in IMPLIED.items() if name in after}, **before}
     names = [name for name in dict.fromkeys([*before, *after]) if not _matches(name, allowed)]
     pairs = [(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
@@ -59,6 +61,14 @@ def notes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line for every setting of ``NOTED`` that differs: the run goes on, but not to the same bits."""
     before, after = ({n: v for n, v in _flat(config).items() if _matches(n, NOTED)} for config in (saved, now))
     return [f"{line}; results will differ in the last bits" for line in differences(before, after, ())]
+
+
+def _whole(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with one word for each method or meter that the other ones do not have at all."""
+    parts = {}
+    for kind in SWITCHED:
+        parts[kind] = {n: one if n in other.get(kind, {}) else "on" for n, one in config.get(kind, {}).items()}
+    return {**config, **parts}
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

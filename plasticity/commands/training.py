@@ -146,6 +146,8 @@ class TrainingRun:
             if resume:
                 state = upgraded_state(checkpoints.load_latest()[1])
                 ctx.step, ctx.latest = state["step"], dict(state["latest"])
+                if before is not None and ctx.step > self.config.steps != before["config"]["steps"]:
+                    raise ValueError(f"{folder} is at step {ctx.step} already, beyond --steps {self.config.steps}")
                 ctx.logged = dict(state.get("logged", {}))  # 0.1.0 did not count
                 ctx.task, ctx.num_tasks = state.get("task"), state.get("num_tasks", 0)
                 begin["saved"] = [*(state["callbacks"].get(name) for name in self.callbacks), None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from plasticity.storage.record import package_version
@@ -136,8 +137,8 @@ def _ends(text: str, item: str, names: Sequence[str]) -> tuple[float, float]:
         raise ValueError(
             f"--normalise {item} is neither LOW,HIGH nor ENV=LOW,HIGH nor a configuration; there are {'; '.join(names)}"
         ) from None
-    if not low < high:
-        raise ValueError(f"--normalise {item}: LOW must be below HIGH")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"--normalise {item}: LOW must be below HIGH, and both finite")
     return low, high
 
 

@@ -49,6 +49,9 @@ class Question:
         value = score(series, at or self.at)
         if math.isfinite(value):
             return value
+        if not len(series.steps):
+            first = f"its first {self.metric} at step {run.series[self.metric].steps[0]:,.0f}"
+            raise ValueError(f"{run.folder} logged {first}, beyond --until {self.until}")
         if self.nonfinite is None:
             raise ValueError(
                 f"{run.folder}: {self.at} {self.metric} is not finite, so the run has no score; leaving it out would "

@@ -1,6 +1,6 @@
 """transformers: probes and ReDo as one callback of Trainer; the numbers are in its log.
 
-pip install "plasticity-toolkit[hf]" && python examples/hf_callback.py [steps]
+pip install ".[hf]" && python examples/hf_callback.py [steps]
 """
 
 import sys

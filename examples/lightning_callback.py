@@ -1,6 +1,6 @@
 """Lightning: probes and ReDo as one callback of Trainer.
 
-pip install "plasticity-toolkit[lightning]" && python examples/lightning_callback.py [steps]
+pip install ".[lightning]" && python examples/lightning_callback.py [steps]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Stable-Baselines3: probes and ReDo as one callback; the logger gets the numbers.
 
-pip install "plasticity-toolkit[sb3]" && python examples/sb3_callback.py [steps]
+pip install ".[sb3]" && python examples/sb3_callback.py [steps]
 """
 
 import sys

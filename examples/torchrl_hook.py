@@ -1,6 +1,6 @@
 """TorchRL: SAC on Pendulum with ReDo and Sample Weight Decay; every stacked critic is read and recycled by itself.
 
-pip install "plasticity-toolkit[torchrl]" && python examples/torchrl_hook.py [steps]
+pip install ".[torchrl]" && python examples/torchrl_hook.py [steps]
 """
 
 import sys

@@ -21,6 +21,7 @@ from plasticity.interventions import ReDo
 from plasticity.measuring import measure
 from plasticity.monitor import Monitor
 from plasticity.observing import guide
+from plasticity.watching import watch
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -342,3 +343,25 @@ def test_layers_dropped_at_random_are_never_mistaken_for_others() -> None:
     assert monitor.wiring is not None
     assert not monitor.wiring.unfollowed
     assert len(monitor.wiring.ways) <= 8
+
+
+def test_a_layer_that_is_pruned_or_grown_in_place_is_measured_anew() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with watch(model, optimizer, every=1, log=None, probes=["dormancy", "grama"], strict=True) as session:
+        for size in (8, 5, 7, 7):
+            with torch.no_grad():
+                rows, columns = torch.randn(size, 4), torch.randn(6, size)
+                model[0].weight, model[2].weight = nn.Parameter(rows), nn.Parameter(columns)
+                model[0].bias = nn.Parameter(torch.zeros(size))
+                model[0].out_features = model[2].in_features = size
+            optimizer.param_groups[0]["params"] = list(model.parameters())
+            optimizer.zero_grad()
+            x = models.normal(12, 4)
+            hidden = model[:2](x).detach().abs().mean(0)
+            model(x).square().mean().backward()
+            optimizer.step()
+            scores = session.last["model"].scores
+            torch.testing.assert_close(scores["dormancy"]["0"], (hidden / hidden.mean()).to(scores["dormancy"]["0"]))
+            assert scores["grama"]["0"].shape == (size,)

@@ -197,8 +197,8 @@ class Observer:
         repeated = in_backward()
         if repeated and self._latest is not None and not self._latest.repeated:
             return  # checkpointing computes again what was already seen
-        if self._hooks.restructured():
-            # Modules were replaced: what was gathered, and where it is gathered, belongs to another network.
+        if self._hooks.restructured() or (self.guide.wiring is not None and self.guide.wiring.resized):
+            # Modules were replaced or resized: what was gathered, and where it is gathered, belongs to another network.
             self.detach()
             self.intake.reset()
             self.attach()

@@ -11,7 +11,7 @@ from torch import nn
 
 from plasticity.isolation import is_scripted, named_modules
 
-from .layers import Consumer, Layer, neuron_axis, num_inputs, union
+from .layers import Consumer, Layer, neuron_axis, num_inputs, num_neurons, union
 from .sites import Event
 from .slices import Slice
 
@@ -104,6 +104,11 @@ class Wiring:
         """The ways that this run has traced itself."""
         return [way for way in self.ways if not way.recalled]
 
+    @property
+    def resized(self) -> bool:
+        """True if a layer has another number of neurons now, as pruning and growing leave it."""
+        return any(la.rows is None and la.num_neurons != num_neurons(la.module) for la in self.layers.values())
+
     def ran_before_only(self, layer: Layer) -> bool:
         """Return whether a layer, or the one that it is a part of, ran only in the run that this one resumes."""
         name = layer.name if layer.rows is None else layer.name.rpartition(".")[0]
@@ -157,7 +162,10 @@ class Wiring:
         """Return what is known of the layers that are still in place after some modules were replaced by others.
 
         A layer keeps the consumers that it had in earlier passes; of its way through new modules a new trace tells.
+        Of layers that were resized nothing is known any more.
         """
+        if self.resized:
+            return Wiring.of((), modules, self.unfollowed)
         ways = (way.among({name for name, m in modules.items() if self.modules.get(name) is m}) for way in self.ways)
         return Wiring.of(tuple(way for way in ways if way.layers), modules, self.unfollowed)
 
@@ -165,6 +173,8 @@ class Wiring:
         """Return whether the model still consists of the modules that were traced: True if these are not known."""
         if not self.modules:
             return True
+        if self.resized:
+            return False
         if self._parts and self._parts[0][0] is model._modules and all(now == then for now, then in self._parts):
             return True
         found = named_modules(model)

@@ -88,7 +88,7 @@ class TRAC(Adam):
         moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if not (every := [*chain(*moved)]):
             return
-        agreement = self._follow([p for p in every if self.state[p]])
+        agreement = self._follow([p for p in every if "delta" in self.state[p]])
         for group, parameters in zip(self.param_groups, moved, strict=True):
             self._move(group, parameters)
         if agreement is not None:
@@ -106,8 +106,9 @@ class TRAC(Adam):
     def _move(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
         """Move theta_base, which is delta away from the reference, by the step that Adam takes at the weights."""
         for p in parameters:
-            if not self.state[p]:
-                begun(self, p).update(delta=torch.zeros_like(p), reference=p.clone())
+            if "delta" not in self.state[p]:
+                state = self.state[p] or begun(self, p)
+                state.update(delta=torch.zeros_like(p), reference=p.clone())
         *moments, counters = (self._held(name, parameters) for name in STATE)
         decay = group["weight_decay"]
         gradients = [p.grad.add(p, alpha=decay) if decay else p.grad for p in parameters]

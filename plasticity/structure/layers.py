@@ -23,6 +23,8 @@ CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
+SIZES = ("out_features", "out_channels", "nf")
+"""Attributes that hold the number of neurons of a layer, of which each kind of layer has one."""
 WIDE = (torch.float32, torch.float64)
 """The dtypes in which values are taken as they are."""
 NORM_MODULES = (
@@ -77,8 +79,9 @@ def inputs_first(module: nn.Module) -> bool:
 
 def num_neurons(module: nn.Module) -> int:
     """Return the number of neurons of a weight layer: output features or channels."""
-    sizes = (getattr(module, name, 0) for name in ("out_features", "out_channels", "nf"))
-    return int(next(filter(None, sizes), 0))
+    own = vars(module).get  # a module takes long to say that it lacks an attribute
+    size = own("out_features") or own("out_channels") or own("nf")
+    return int(size or next(filter(None, (getattr(module, name, 0) for name in SIZES)), 0))
 
 
 def num_inputs(module: nn.Module) -> int:

@@ -55,8 +55,8 @@ class Held:
     """The modules, parameters and buffers of networks, to notice what is replaced."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
-        modules = modules_of(networks)
-        self.slots = [s for m in modules for s in (m._modules, m._parameters, m._buffers) if s]
+        self.modules = modules_of(networks)
+        self.slots = [s for m in self.modules for s in (m._modules, m._parameters, m._buffers) if s]
         self._networks, self._objects = list(networks), [*chain.from_iterable(map(dict.values, self.slots))]
         self.tensors = [one for one in self._objects if isinstance(one, Tensor)]
 
@@ -74,11 +74,10 @@ class Layout:
 
     def __init__(self, networks: Sequence[nn.Module], optimizer: Optimizer) -> None:
         self.networks, self._held = list(networks), Held(networks)
-        modules = modules_of(networks)
-        self.modules = [vars(module) for module in modules]
+        self.modules = [vars(module) for module in self._held.modules]
         self.slots = self._held.slots
         self._ways = ways_of(self.modules)
-        self.attributes = Attributes(modules)
+        self.attributes = Attributes(self._held.modules)
         self.trained = trained_by(optimizer)
         self._trained = [*map(id, self.trained)]
         self._flat: Flat | None = None

@@ -79,9 +79,8 @@ def inputs_first(module: nn.Module) -> bool:
 
 def num_neurons(module: nn.Module) -> int:
     """Return the number of neurons of a weight layer: output features or channels."""
-    own = vars(module).get  # a module takes long to say that it lacks an attribute
-    size = own("out_features") or own("out_channels") or own("nf")
-    return int(size or next(filter(None, (getattr(module, name, 0) for name in SIZES)), 0))
+    own = map(vars(module).get, SIZES)  # first: a module takes long to say that it lacks an attribute
+    return int(next(filter(None, own), 0) or next(filter(None, (getattr(module, name, 0) for name in SIZES)), 0))
 
 
 def num_inputs(module: nn.Module) -> int:

@@ -30,7 +30,7 @@ from .compiled import Loss
 from .constants import objects_read, reader_of
 from .graph import Graph
 from .inputs import Inputs, gathered
-from .layout import Layout, Rides, Snapshot
+from .layout import Layout, Rides, Snapshot, modules_of
 from .objective import Objective, Split, blamed
 from .products import Precision, bf16_is_emulated
 from .terms import LossTerm, Projection, Term, as_term
@@ -50,7 +50,7 @@ CHANGING = (
     f"its inputs, or numbers that its loss, terms or modules read, were different {MAX_GRAPHS} times: a number that "
     "changes has to be a tensor of no dimensions"
 )
-
+BY_TORCH = "updates are compiled here, so a network that torch.compile wraps cannot be part of them: give what it wraps"
 OF_ITS_OWN = (
     "the forward of a module changes what it reads from its attribute {}, which no graph does: keep a tensor there "
     "that changes in place, or change it outside of forward"
@@ -309,6 +309,8 @@ class GradientStep:
         try:
             if len(self._graphs) >= MAX_GRAPHS and not rides.aboard:
                 raise RuntimeError(CHANGING)
+            if any(map(is_compiled, modules_of(layout.networks))):
+                raise RuntimeError(BY_TORCH)
             with COMPILING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
                 make = partial(Graph, objective, layout, inputs, self.max_norm, move, self.precision, rides)
@@ -325,6 +327,11 @@ class GradientStep:
             self.compile = "off"
             warn("going on without compiled updates", error)
             return None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether this is a wrapper of `torch.compile`, or a module that was compiled in place."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
 def steady(make: Callable[[], Graph], attributes: Attributes, run: Callable[[], object]) -> Graph:

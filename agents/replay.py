@@ -22,6 +22,7 @@ from .ages import AgeFunction, draw_ages, multiply, probabilities
 from .inputs import Chosen
 from .nstep import n_step_return
 from .priorities import Priorities
+from .reserve import reserve
 from .rows import as_tensor, require_shape, row_of, writable, write
 from .successors import Successors
 
@@ -93,10 +94,7 @@ class ReplayBuffer:
             del fields["next_obs"]
         if not images and n_step == 1:
             del fields["truncated"]  # a truncated transition bootstraps like any other
-        self.storage = {
-            name: torch.empty((self.capacity, *shape), dtype=dtype, device=self.device)
-            for name, (shape, dtype) in fields.items()
-        }
+        self.storage = reserve(self.capacity, fields, self.device)
         self._bind()
         self._is_plain = n_step == 1 and not images and priorities is None and self._on_cpu
         self.successors = Successors(self.storage["obs"], num_envs) if images else None

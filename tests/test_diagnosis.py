@@ -539,7 +539,23 @@ def test_a_budget_that_is_too_small_is_said(tmp_path) -> None:
     p = trained("mlp", 0)
     cut = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, fresh=mlp, budget=0.0, store=tmp_path / "d.json")
     assert cut.cause == "cannot tell"
-    assert "budget" in str(cut)
+    assert "the budget ended before the 28 fits of the first lesson were made; give more" in str(cut)
+
+
+def test_a_budget_that_would_do_for_a_first_answer_is_told() -> None:
+    budget, told = Budget(600.0), []
+
+    def tell(what: str) -> None:
+        told.append(what)
+        budget.seconds = 600.0 if len(told) < 3 else 0.0
+
+    budget.tell = tell
+    trials = Trials(patient(), 3, budget)
+    cut = str(judge(examine(trials, Size(teachers=2))))
+    each = sum(trials.took) / len(trials.took)
+    assert len(told) == len(trials.took) == 3
+    assert "the budget ended before the 14 fits of the first lesson were made" in cut
+    assert f"one takes {each:.2g} s, so that a first answer needs some {math.ceil(14 * each)} s" in cut
 
 
 def test_a_diagnosis_goes_on_from_its_file(tmp_path) -> None:

@@ -91,6 +91,21 @@ def test_an_agent_whose_network_torch_compiles_learns_the_same() -> None:
     assert all(map(torch.equal, *weights))
 
 
+@pytest.mark.on_cpu
+def test_a_compiled_network_in_a_compiled_update_is_told() -> None:
+    def in_place(network: nn.Module) -> nn.Module:
+        network.compile(backend="eager")
+        return network
+
+    for wrap in (in_place, partial(torch.compile, backend="eager")):
+        env = make_env("CartPole-v1", seed=0)
+        config = DQNConfig(hidden=(16,), learning_starts=50)
+        agent = DQN(env.observation_space, env.action_space, config, compile="on")
+        agent.networks["q"] = wrap(agent.networks["q"])
+        with pytest.raises(RuntimeError, match="give what it wraps"):
+            train(env, agent, 80)
+
+
 @pytest.mark.on_real_devices
 def test_probes_leave_sac_the_same_bits() -> None:
     plain, _ = run([])

@@ -206,8 +206,20 @@ def examine(
             _try_remedies(*look_ahead(trials, ahead, size.teachers), found)
         found.complete = True
     except OutOfTime:
-        found.remarks.append("the budget ended before all trials were made; give more")
+        found.remarks.append(_ended(trials, size, found.residual is None))
     return found
+
+
+def _ended(trials: Trials, size: Size, has_no_answer: bool) -> str:
+    """Return that the budget ended, and the one that would do for a first answer where there is none."""
+    if not has_no_answer:
+        return "the budget ended before all trials were made; give more"
+    needed = size.teachers * (1 + size.fresh)
+    remark = f"the budget ended before the {needed} fits of the first lesson were made"
+    if not trials.took:
+        return f"{remark}; give more"
+    each = sum(trials.took) / len(trials.took)
+    return f"{remark}; one takes {each:.2g} s, so that a first answer needs some {math.ceil(needed * each)} s for each network"
 
 
 def _look_at_symptoms(trials: Trials, num_fresh: int, found: Examination) -> None:

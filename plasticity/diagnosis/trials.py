@@ -64,6 +64,8 @@ class Trials:
         self._curves: dict[str, list[float]] = {}
         self.notes: dict[str, list[float]] = {}
         """Other numbers of trials by key, such as by how much a method changed the outputs; kept with the curves."""
+        self.took: list[float] = []
+        """Seconds of each fit that was made here; those of the store took none."""
         self._signals: dict[int, Any] = {}
         self._weights: dict[str, float] = {}
         self._twins: dict[int, nn.Module] = {}
@@ -82,7 +84,9 @@ class Trials:
         key = f"{self.patient.name}|{lesson}|{who}|{teacher}|{rate}"
         if key not in self._curves:
             self.budget.require()
+            began = perf_counter()
             self._curves[key] = list(self._fit(lesson, who, teacher, change, rate).losses)
+            self.took.append(perf_counter() - began)
             self._save()
             self.budget.tell(f"{self.patient.name}: {lesson}, {who}")
         return FitCurve(tuple(math.inf if loss is None else loss for loss in self._curves[key]))

@@ -19,6 +19,8 @@ MOST = 3
 """Collapses of one layer that are told, the worst; more are noise."""
 COLLAPSE = 1 / 3
 """Share of a layer that must be lost within ``WINDOW`` measurements to be called a collapse."""
+LEFT = 1 / 3
+"""Share of its effective rank at most that a layer has left after a collapse, however small the rank was."""
 WINDOW = 8
 
 
@@ -59,21 +61,20 @@ def tell(row: Mapping[str, Any]) -> dict[str, Any]:
 def collapses(series: Curves, widths: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return where a layer lost at least ``COLLAPSE`` of itself within ``WINDOW`` measurements, the worst first.
 
-    Metrics that are shares count as they are, the effective rank relative to the layer's width (``widths``:
-    ``network/layer`` -> neurons). One entry per layer and stretch of steps: ``network, layer, metric, start, stop,
-    before, after, size``.
+    Metrics that are shares count as they are. Of the effective rank, a loss of ``COLLAPSE`` of the layer's width
+    (``widths``: ``network/layer`` -> neurons) is one, and a fall to ``LEFT`` of what it was: few layers use a third of
+    their width. One entry per layer and stretch of steps: ``network, layer, metric, start, stop, before, after,
+    size``, the share of the layer, or of its rank, that was lost.
     """
     found: list[dict[str, Any]] = []
     places = {name: place for place, name in enumerate(ordered(tag.metric for tag in plasticity_tags(series)))}
     for network, metric, layer in sorted(plasticity_tags(series), key=lambda tag: (places[tag.metric], tag)):
-        steps, values = series[plasticity_tag(network, metric, layer)]
-        loss = _loss(metric, values, widths.get(f"{network}/{layer}"))
-        if layer == ALL or loss is None:
+        if layer == ALL:
             continue
-        steepest = sorted(jumps(loss, COLLAPSE, WINDOW), key=lambda jump: loss[jump[0]] - loss[jump[1]])
-        for start, stop in steepest[:MOST]:
+        steps, values = series[plasticity_tag(network, metric, layer)]
+        for start, stop, size in _worst(metric, values, widths.get(f"{network}/{layer}")):
             entry = {"network": network, "layer": layer, "metric": metric, "start": steps[start], "stop": steps[stop]}
-            entry |= {"before": values[start], "after": values[stop], "size": loss[stop] - loss[start]}
+            entry |= {"before": values[start], "after": values[stop], "size": size}
             if not any(_same(entry, other) for other in found):
                 found.append(entry)
     return sorted(found, key=lambda entry: -entry["size"])
@@ -121,14 +122,20 @@ def effects(event: Mapping[str, Any], series: Curves) -> list[str]:
     return lines
 
 
-def _loss(metric: str, values: Sequence[float], width: int | None) -> list[float] | None:
-    """Return the lost share of a layer at each measurement, up to a constant; None for a metric that does not say."""
+def _worst(metric: str, values: Sequence[float], width: int | None) -> list[tuple[int, int, float]]:
+    """Return the collapses that a metric shows, at most ``MOST``: (start, stop, size), the largest first."""
     shown = find_metric(metric)
     if not shown.tells_loss:
-        return None
+        return []
     if shown.kind == "share":
-        return list(values)
-    return [-value / width for value in values] if width else None
+        found = [(start, stop, values[stop] - values[start]) for start, stop in jumps(values, COLLAPSE, WINDOW)]
+    else:
+        lost = [-math.log(max(value, 1)) for value in values]  # the least rank that a layer has is 1
+        places = {*jumps(lost, -math.log(LEFT), WINDOW)}
+        if width:
+            places |= {*jumps([-value / width for value in values], COLLAPSE, WINDOW)}
+        found = [(start, stop, 1 - values[stop] / values[start]) for start, stop in places]
+    return sorted(found, key=lambda jump: -jump[2])[:MOST]
 
 
 def _same(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -43,10 +44,8 @@ def reserve(capacity: int, fields: Fields, device: torch.device) -> dict[str, Te
 def machine_memory() -> int:
     """Return the bytes of memory that a process may have here: the machine's, or the limit of its container."""
     limits = [int(text) for file in LIMITS if file.is_file() and (text := file.read_text().strip()).isdigit()]
-    try:
+    with suppress(AttributeError, ValueError, OSError):  # of a system that does not tell
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # a system that does not tell
-        pass
     return min(limits, default=2**63)
 
 

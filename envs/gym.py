@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import gymnasium
@@ -16,6 +17,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from . import extras
+from .advice import GYMNASIUM_MUJOCO, without_advice
 from .drawing import picture
 from .family import Family
 from .floats import FLOAT32, LARGEST, ordinary, to_float32
@@ -289,10 +291,12 @@ def make_gymnasium(name: str, seed: int, max_episode_steps: int | None = None) -
     """Make one Gymnasium environment; `seed` comes with the first reset, as Gymnasium wants it."""
     del seed
     spec = find_spec(name)
-    if spec is not None and str(spec.entry_point).startswith(BOX2D):
+    place = "" if spec is None else str(spec.entry_point)
+    if place.startswith(BOX2D):
         extras.require_extra("box2d", name)
     try:
-        return gymnasium.make(name, max_episode_steps=max_episode_steps)
+        with without_advice() if place.startswith(GYMNASIUM_MUJOCO) else nullcontext():
+            return gymnasium.make(name, max_episode_steps=max_episode_steps)
     except gymnasium.error.DependencyNotInstalled as error:
         raise ModuleNotFoundError(f"{name} cannot be made: {error}") from error
 

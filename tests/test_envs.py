@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plasticity.envs import ENVS, Env, graphics, make_env, missing_extras
+from plasticity.envs.advice import without_advice
 from plasticity.envs.dmc import DMControl, find_task
 from plasticity.envs.floats import ordinary, to_float32
 from plasticity.envs.serial import Serial
@@ -216,6 +217,17 @@ def test_gymnasium_equals_gymnasium(name, scale):
 @pytest.mark.parametrize("name", ["Taxi-v4", "CliffWalking-v1", "Ant-v5", "MountainCarContinuous-v0", "FrozenLake-v1"])
 def test_gymnasium_ids_run_without_a_warning(name):
     runs(name, torch.float32)
+
+
+def test_deprecations_in_gymnasiums_model_files_are_not_the_users(tmp_path, monkeypatch, capfd):
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes MUJOCO_LOG.TXT where it is
+    make_env("HalfCheetah-v5", num_envs=2)
+    assert capfd.readouterr() == ("", "")
+    assert [*tmp_path.iterdir()] == []
+    with without_advice(), pytest.warns(RuntimeWarning, match="MuJoCo: the simulation is unstable"):
+        mujoco.get_mju_user_warning()("the simulation is unstable")
+    assert mujoco.get_mju_user_warning() is None
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("LunarLander-v3", torch.float32), ("CarRacing-v3", torch.uint8)])

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from gymnasium import spaces
 from scipy import stats
 
+from plasticity.agents import reserve
 from plasticity.agents.nstep import n_step_return
 from plasticity.agents.priorities import Priorities
 from plasticity.agents.replay import Batch, ReplayBuffer, restore_generator
@@ -39,6 +41,27 @@ def filled(num_rows: int, *, capacity: int = 12, num_envs: int = 1, seed: int = 
     for time in range(num_rows):
         buffer.add(row(time, num_envs))
     return buffer
+
+
+@pytest.mark.on_cpu
+def test_a_memory_that_the_machine_does_not_have_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MemoryError, match=r"1,000,000,000,000 transitions takes 25.0 TB, more than cpu gives: choose"):
+        ReplayBuffer(10**12, (2,), (1,))  # 4 * (2 + 1 + 1 + 2) + 1 bytes each
+    monkeypatch.setattr(reserve, "machine_memory", lambda: 10_000)
+    with pytest.warns(RuntimeWarning, match=r"the system will end the run before 400 transitions"):
+        ReplayBuffer(401, (2,), (1,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ReplayBuffer(400, (2,), (1,))
+
+
+def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(reserve, "LIMITS", (limit, tmp_path / "none"))
+    for text, expected in (("123456\n", 123456), ("max\n", whole), (str(2**63), whole)):
+        limit.write_text(text)
+        assert reserve.machine_memory() == expected
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])

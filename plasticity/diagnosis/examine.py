@@ -219,7 +219,8 @@ def _ended(trials: Trials, size: Size, has_no_answer: bool) -> str:
     if not trials.took:
         return f"{remark}; give more"
     each = sum(trials.took) / len(trials.took)
-    return f"{remark}; one takes {each:.2g} s, so that a first answer needs some {math.ceil(needed * each)} s for each network"
+    enough = f"a first answer needs some {math.ceil(needed * each)} s for each network"
+    return f"{remark}; one takes {each:.2g} s, so that {enough}"
 
 
 def _look_at_symptoms(trials: Trials, num_fresh: int, found: Examination) -> None:

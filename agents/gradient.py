@@ -309,7 +309,7 @@ class GradientStep:
         try:
             if len(self._graphs) >= MAX_GRAPHS and not rides.aboard:
                 raise RuntimeError(CHANGING)
-            if any(map(is_compiled, modules_of(layout.networks))):
+            if any(map(compiled_by_torch, modules_of(layout.networks))):
                 raise RuntimeError(BY_TORCH)
             with COMPILING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's about itself: nothing that a user could do
@@ -329,7 +329,7 @@ class GradientStep:
             return None
 
 
-def is_compiled(module: nn.Module) -> bool:
+def compiled_by_torch(module: nn.Module) -> bool:
     """Return whether this is a wrapper of `torch.compile`, or a module that was compiled in place."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 

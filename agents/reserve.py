@@ -13,7 +13,7 @@ from torch import Tensor
 Fields = Mapping[str, tuple[Sequence[int], torch.dtype]]
 """Name of a field -> shape and type of one transition's."""
 
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files with the limit, in bytes, of a container or of a job of a cluster."""
 
 
@@ -43,7 +43,7 @@ def reserve(capacity: int, fields: Fields, device: torch.device) -> dict[str, Te
 
 def machine_memory() -> int:
     """Return the bytes of memory that a process may have here: the machine's, or the limit of its container."""
-    limits = [int(text) for file in LIMITS if file.is_file() and (text := file.read_text().strip()).isdigit()]
+    limits = [int(text) for file in MEMORY_LIMITS if file.is_file() and (text := file.read_text().strip()).isdigit()]
     with suppress(AttributeError, ValueError, OSError):  # of a system that does not tell
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=2**63)

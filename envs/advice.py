@@ -1,4 +1,4 @@
-"""What MuJoCo says while it reads Gymnasium's own model files, which no user could act on."""
+"""Remarks of MuJoCo on Gymnasium's own model files, about which a user could do nothing."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_memory_that_the_machine_does_not_have_is_told(monkeypatch: pytest.Mon
 def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(reserve, "LIMITS", (limit, tmp_path / "none"))
+    monkeypatch.setattr(reserve, "MEMORY_LIMITS", (limit, tmp_path / "none"))
     for text, expected in (("123456\n", 123456), ("max\n", whole), (str(2**63), whole)):
         limit.write_text(text)
         assert reserve.machine_memory() == expected

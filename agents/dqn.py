@@ -68,7 +68,7 @@ class DQNConfig(AgentConfig):
     """Environment steps (each of num_envs parallel environments counts) between two rounds of updates."""
     updates_per_train: int = 1
     """Updates per round."""
-    target_every: int = 50
+    target_every: int = 250
     """Updates between two moves of the target network."""
     target_tau: float = 1.0
     """Share by which the target network then moves towards the network."""

@@ -206,9 +206,11 @@ def test_a_fall_of_the_rank_is_a_collapse_however_wide_the_layer_is():
     assert told(9.0, 8.0, 7.0, 6.0, 4.0) == []  # more than a third is left
     assert told(*(9 * 0.9**i for i in range(30))) == []  # slowly: 0.43 of it is left after eight measurements
     assert told(2.0, 0.0, 0.0) == []  # a layer has a rank of 1 at least: one that is dead is told by its neurons
-    assert told(9.0, math.nan, 1.0) == [(9.0, 1.0, 0.89)]
-    assert told(200.0, 100.0) == [(200.0, 100.0, 0.5)]  # a third of the width
-    assert told(9.0, 1.0, metric="srank") == []  # the headline of the ranks tells, once
+    assert told(8.0, 9.0, math.nan, 1.0) == [(9.0, 1.0, 0.89)]
+    assert told(150.0, 200.0, 100.0) == [(200.0, 100.0, 0.5)]  # a third of the width
+    assert told(9.0, 9.0, 1.0, metric="srank") == []  # the headline of the ranks tells, once
+    assert told(10.1, 9.0, 3.2, 2.5, 2.3) == []  # a DQN that learns: random features, given up
+    assert told(math.nan, 10.1, 3.2, math.nan, 2.5, 9.0, 1.0) == [(9.0, 1.0, 0.89)]
 
 
 def test_seeds_of_one_configuration_share_a_label():

@@ -46,7 +46,8 @@ HIGH_LR = {
 }
 OFF_POLICY = ("--hidden", "64", "64", "--batch-size", "64", "--learning-starts", "200")
 AGENTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("dqn", "sac", "td3"), OFF_POLICY),
+    **dict.fromkeys(("sac", "td3"), OFF_POLICY),
+    "dqn": (*OFF_POLICY, "--target-every", "50"),
     "ppo": ("--hidden", "64", "64", "--num-steps", "256"),
 }
 COMMON = ("--churn", "--policy", "--feature-dot", "--fit-probe", "--overestimation")

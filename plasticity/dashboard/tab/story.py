@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from plasticity.metrics import find_metric, headlines, ordered
@@ -63,8 +64,9 @@ def collapses(series: Curves, widths: Mapping[str, int]) -> list[dict[str, Any]]
 
     Metrics that are shares count as they are. Of the effective rank, a loss of ``COLLAPSE`` of the layer's width
     (``widths``: ``network/layer`` -> neurons) is one, and a fall to ``LEFT`` of what it was: few layers use a third of
-    their width. One entry per layer and stretch of steps: ``network, layer, metric, start, stop, before, after,
-    size``, the share of the layer, or of its rank, that was lost.
+    their width. A rank that has only fallen since the first measurement is that of random features, which healthy
+    learning gives up, too. One entry per layer and stretch of steps: ``network, layer, metric, start, stop, before,
+    after, size``, the share of the layer, or of its rank, that was lost.
     """
     found: list[dict[str, Any]] = []
     places = {name: place for place, name in enumerate(ordered(tag.metric for tag in plasticity_tags(series)))}
@@ -130,12 +132,21 @@ def _worst(metric: str, values: Sequence[float], width: int | None) -> list[tupl
     if shown.kind == "share":
         found = [(start, stop, values[stop] - values[start]) for start, stop in jumps(values, COLLAPSE, WINDOW)]
     else:
-        lost = [-math.log(max(value, 1)) for value in values]  # the least rank that a layer has is 1
-        places = {*jumps(lost, -math.log(LEFT), WINDOW)}
+        learned = _behind_the_first_fall(values)
+        places = {*jumps([-math.log(max(value, 1)) for value in learned], -math.log(LEFT), WINDOW)}  # the least rank: 1
         if width:
-            places |= {*jumps([-value / width for value in values], COLLAPSE, WINDOW)}
+            places |= {*jumps([-value / width for value in learned], COLLAPSE, WINDOW)}
         found = [(start, stop, 1 - values[stop] / values[start]) for start, stop in places]
     return sorted(found, key=lambda jump: -jump[2])[:MOST]
+
+
+def _behind_the_first_fall(values: Sequence[float]) -> list[float]:
+    """Return ranks with NaN for those that only fell since the first: learning gives up random features, in health."""
+    known = [place for place, value in enumerate(values) if math.isfinite(value)]
+    for before, place in pairwise(known):
+        if values[place] >= values[before]:
+            return [math.nan] * before + [*values[before:]]
+    return [math.nan] * len(values)
 
 
 def _same(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -46,7 +46,9 @@ class ReplayBuffer:
     """First in, first out memory of `capacity` transitions, sampled with replacement from a generator of its own.
 
     A row is written as a whole, so capacity is rounded down to a multiple of num_envs (`buffer.capacity` tells).
-    Memory is reserved at once, but on the CPU the system provides each page when it is first written.
+    Memory is reserved at once, but on the CPU the system provides each page when it is first written: a RuntimeWarning
+    tells of one that the machine does not have. Raises MemoryError where the device refuses it, ValueError for a
+    capacity below one row and for n_step below 1.
 
     `n_step` > 1 replays sums of up to n rewards, discounted by `gamma`; a sum stops at the end of an episode and at
     the newest row. `priorities` (of the same capacity) draws by error. Both n-step sums and images, which are uint8

@@ -43,7 +43,8 @@ def reserve(capacity: int, fields: Fields, device: torch.device) -> dict[str, Te
 
 def machine_memory() -> int:
     """Return the bytes of memory that a process may have here: the machine's, or the limit of its container."""
-    limits = [int(text) for file in MEMORY_LIMITS if file.is_file() and (text := file.read_text().strip()).isdigit()]
+    texts = [file.read_text(encoding="utf-8").strip() for file in MEMORY_LIMITS if file.is_file()]
+    limits = [int(text) for text in texts if text.isdigit()]
     with suppress(AttributeError, ValueError, OSError):  # of a system that does not tell
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=2**63)

@@ -11,7 +11,7 @@ from plasticity.commands.run import load_state
 from plasticity.storage.folder import Checkpoints
 from plasticity.storage.record import read_record
 from plasticity.storage.rows import read_metrics
-from plasticity.testing.runs import command
+from plasticity.testing.runs import attempt, command
 
 OLD = Path(__file__).with_name("old_runs")
 RUNS = ("sac", "dqn_injected", "ppo")
@@ -44,6 +44,15 @@ def test_it_goes_on_to_its_end(run: Path) -> None:
     assert read_record(run)["status"] == "finished"
     assert len(read_record(run)["eval_returns"]) == len(record["eval_returns"])
     assert read_metrics(run)[-1]["step"] == 120
+
+
+def test_a_default_that_is_another_one_now_is_that_of_the_run(tmp_path: Path) -> None:
+    run = shutil.copytree(OLD / "dqn_injected", tmp_path / "run")
+    shutil.rmtree(run / "model")
+    code, _, errors = attempt("train", "--resume", run, "--target-every", "250")  # the default of today
+    assert (code, "agent.target_every: 50 in the run, 250 asked for" in errors) == (1, True)
+    command("train", "--resume", run, "--steps", "130")
+    assert read_record(run)["config"]["agent"]["target_every"] == 50
 
 
 def test_they_are_compared_and_reported(tmp_path: Path) -> None:

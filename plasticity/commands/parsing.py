@@ -32,8 +32,8 @@ LEAST = {"steps": 1, "seeds": 1, "eval_every": 0, "eval_episodes": 1, "log_every
 """Smallest values of settings of a run."""
 
 
-def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None = None) -> Any:
-    """Return the settings that ``arguments`` say, checked; what depends on others is filled in, or as it was saved.
+def parse(agent: str, arguments: Sequence[str]) -> Any:
+    """Return the settings that ``arguments`` say, checked; what depends on others is filled in.
 
     An intervention or a meter is switched on by its bare flag, ``--regrama``, and set by dotted ones,
     ``--regrama.every 500``.
@@ -51,7 +51,7 @@ def parse(agent: str, arguments: Sequence[str], saved: Mapping[str, Any] | None 
     make_probes(config.probes)  # an unknown name fails here, before anything is written
     require_writers(config.log)
     require_device(config.device)
-    return resolve(config, saved)
+    return resolve(config)
 
 
 def switches() -> dict[str, Mapping[str, type]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -143,8 +143,8 @@ def probe_interval(config: Any, agent: Any) -> int:
     return PROBE_EVERY if updates_in is None else max(config.probe_window, updates_in(PROBE_EVERY))
 
 
-def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
-    """Return ``config`` with ``anneal_steps`` filled in where the agent left it open: all steps, or as was saved.
+def resolve(config: Any) -> Any:
+    """Return ``config`` with ``anneal_steps`` filled in where the agent left it open: all steps.
 
     On a stream of tasks it is 0: a rate that falls from task to task would pass for a loss of plasticity.
     """
@@ -152,8 +152,19 @@ def resolve(config: Any, saved: Mapping[str, Any] | None = None) -> Any:
 
     if getattr(config.agent, "anneal_steps", 0) is not None:
         return config
-    steps = saved["anneal_steps"] if saved is not None else 0 if is_stream(config.env) else config.steps
+    steps = 0 if is_stream(config.env) else config.steps
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, anneal_steps=steps))
+
+
+def as_saved(config: Any, saved: Mapping[str, Any], given: Container[str]) -> Any:
+    """Return ``config`` with the agent's settings of a run, but for those ``given`` now, by name.
+
+    What nobody names is the default, which may be another one than in the version that began the run.
+    """
+    names = [field.name for field in dataclasses.fields(config.agent)]
+    kept = {name: saved[name] for name in names if name in saved and name not in given}
+    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **kept))
 
 
 def unresolved(config: Mapping[str, Any]) -> dict[str, Any]:

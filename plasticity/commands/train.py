@@ -96,7 +96,7 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
 
     from .differences import NOTED, SAFE, differences, notes
     from .parsing import parse
-    from .settings import CONTROL, settings
+    from .settings import CONTROL, as_saved, settings
     from .training import TrainingRun
 
     given = {change.partition("=")[0].removeprefix("--").replace("-", "_") for change in changes}
@@ -115,7 +115,8 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
     if ":" in record["config"]["env"] and not any(change.split("=")[0] == "--env" for change in changes):
         name = record["config"]["env"]
         raise ValueError(f"the run's environment {name} imports a module; pass --env {name} if you trust it")
-    config = parse(agent, [*record.get("arguments", []), *changes], record["config"]["agent"])
+    config = parse(agent, [*record.get("arguments", []), *changes])
+    config = as_saved(config, record["config"]["agent"], given | {name.removeprefix("no_") for name in given})
     now, saved = settings(config), record["config"]
     if different := differences(saved, now, SAFE | NOTED | {"name"}):
         raise ValueError(f"{folder} cannot go on with other settings: {'; '.join(different)}")

@@ -16,6 +16,9 @@ Fields = Mapping[str, tuple[Sequence[int], torch.dtype]]
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files with the limit, in bytes, of a container or of a job of a cluster."""
 
+OF_ALLOCATORS = ("memory", "overflow", "buffer size")
+"""Words of which one is in the error of every device whose memory is too small."""
+
 
 def reserve(capacity: int, fields: Fields, device: torch.device) -> dict[str, Tensor]:
     """Return a tensor (capacity, *shape) for each field, not yet written.
@@ -29,7 +32,9 @@ def reserve(capacity: int, fields: Fields, device: torch.device) -> dict[str, Te
         tensors = {
             name: torch.empty((capacity, *shape), dtype=dtype, device=device) for name, (shape, dtype) in fields.items()
         }
-    except RuntimeError as error:  # what allocators raise, of a CPU and of a GPU
+    except RuntimeError as error:
+        if not any(word in str(error) for word in OF_ALLOCATORS):
+            raise
         raise MemoryError(f"{need}, more than {device} gives: choose a smaller buffer_size") from error
     if device.type == "cpu" and capacity * each > (there := machine_memory()):
         warnings.warn(

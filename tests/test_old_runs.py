@@ -51,6 +51,10 @@ def test_a_default_that_is_another_one_now_is_that_of_the_run(tmp_path: Path) ->
     shutil.rmtree(run / "model")
     code, _, errors = attempt("train", "--resume", run, "--target-every", "250")  # the default of today
     assert (code, "agent.target_every: 50 in the run, 250 asked for" in errors) == (1, True)
+    config = tmp_path / "more.toml"
+    config.write_text('loss = "mse"\n')  # which names it without a flag
+    code, _, errors = attempt("train", "--resume", run, "--config", config)
+    assert (code, "agent.loss: huber in the run, mse asked for" in errors) == (1, True)
     command("train", "--resume", run, "--steps", "130")
     assert read_record(run)["config"]["agent"]["target_every"] == 50
 

@@ -156,13 +156,15 @@ def resolve(config: Any) -> Any:
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, anneal_steps=steps))
 
 
-def as_saved(config: Any, saved: Mapping[str, Any], given: Container[str]) -> Any:
-    """Return ``config`` with the agent's settings of a run, but for those ``given`` now, by name.
+def as_saved(config: Any, begun: Any, saved: Mapping[str, Any], given: Container[str]) -> Any:
+    """Return ``config`` with the agent's settings of a run, but for those ``given`` now, or changed against ``begun``.
 
-    What nobody names is the default, which may be another one than in the version that began the run.
+    ``begun``: what the arguments say by which the run was begun. What they do not name is the default, which may be
+    another one than in the version that began it.
     """
-    names = [field.name for field in dataclasses.fields(config.agent)]
-    kept = {name: saved[name] for name in names if name in saved and name not in given}
+    before, now = vars(begun.agent), vars(config.agent)
+    names = [field.name for field in dataclasses.fields(config.agent) if field.name in saved]
+    kept = {name: saved[name] for name in names if name not in given and before[name] == now[name]}
     kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **kept))
 

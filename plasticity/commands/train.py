@@ -115,15 +115,17 @@ def resume(folder: Path, changes: Sequence[str]) -> int:
     if ":" in record["config"]["env"] and not any(change.split("=")[0] == "--env" for change in changes):
         name = record["config"]["env"]
         raise ValueError(f"the run's environment {name} imports a module; pass --env {name} if you trust it")
-    config = parse(agent, [*record.get("arguments", []), *changes])
-    config = as_saved(config, record["config"]["agent"], given | {name.removeprefix("no_") for name in given})
-    now, saved = settings(config), record["config"]
+    saved, words = record["config"], record.get("arguments", [])
+    asked = parse(agent, [*words, *changes])
+    begun = parse(agent, [*words, f"--steps={asked.steps}"])  # on which a rate that falls depends
+    config = as_saved(asked, begun, saved["agent"], given | {name.removeprefix("no_") for name in given})
+    now = settings(config)
     if different := differences(saved, now, SAFE | NOTED | {"name"}):
         raise ValueError(f"{folder} cannot go on with other settings: {'; '.join(different)}")
     for line in notes(saved, now):
         print(f"note: {line}")
     torch.set_num_threads(config.torch_threads)
-    return TrainingRun(agent, config, [*record.get("arguments", []), *changes]).train(folder, resume=True)
+    return TrainingRun(agent, config, [*words, *changes]).train(folder, resume=True)
 
 
 def _take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:

@@ -166,7 +166,7 @@ def make_agent(record: Mapping[str, Any], env: Any, device: str, overrides: Mapp
     if name not in AGENTS:
         raise ValueError(f"the run has the agent {name!r}; this version knows {', '.join(AGENTS)}")
     kind, config_kind = find_agent(name)
-    settings = _tuples(record["config"].get("agent", {}))
+    settings = with_tuples(record["config"].get("agent", {}))
     known = {field.name for field in dataclasses.fields(config_kind)}
     if unknown := sorted(settings.keys() - known):
         raise ValueError(
@@ -221,13 +221,13 @@ def saved_methods(record: Mapping[str, Any]) -> dict[str, Callback]:
                 f"registers it in INTERVENTIONS (there are {', '.join(INTERVENTIONS)})"
             )
         try:
-            methods[name] = INTERVENTIONS[name](**_tuples(settings))
+            methods[name] = INTERVENTIONS[name](**with_tuples(settings))
         except TypeError as error:
             raise ValueError(f"this version's {name} does not take the settings of the run: {error}") from error
     return methods
 
 
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the tuples that JSON made lists of."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 

@@ -12,7 +12,7 @@ from plasticity.metrics import DEFAULT_PROBES
 from plasticity.writers import DEFAULT_WRITERS
 
 from .contents import SWITCHED
-from .run import plain
+from .run import plain, with_tuples
 
 PROBE_EVERY = 1000
 """Optimizer steps, or environment steps of agents that learn in rounds, between two measurements by default."""
@@ -164,8 +164,7 @@ def as_saved(config: Any, begun: Any, saved: Mapping[str, Any], given: Container
     """
     before, now = vars(begun.agent), vars(config.agent)
     names = [field.name for field in dataclasses.fields(config.agent) if field.name in saved]
-    kept = {name: saved[name] for name in names if name not in given and before[name] == now[name]}
-    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    kept = with_tuples({name: saved[name] for name in names if name not in given and before[name] == now[name]})
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **kept))
 
 

@@ -187,8 +187,7 @@ def test_a_collapse_is_one_entry_however_many_metrics_show_it():
         (c["layer"], c["metric"], c["start"], c["stop"], c["before"], c["after"])
         for c in collapses(series, {"critic/q": 8, "critic/r": 10})
     ]
-    unknown = ("unknown_width", "effective_rank", 30, 40, 8.0, 2.0)
-    assert found == [("q", "dormancy", 20, 30, 0.08, 0.9), ("r", "effective_rank", 30, 40, 8.0, 2.0), unknown]
+    assert found == [("q", "dormancy", 20, 30, 0.08, 0.9), ("r", "effective_rank", 30, 40, 8.0, 2.0)]
     event = {"step": 30, "sites": [["critic", "q", 3], ["critic", "other", 1]]}
     series["plasticity/critic/dormancy/q"] = (steps, [0.0, 0.1, 0.9, 0.25])
     assert effects(event, series) == ["critic/q dormancy 0.9 to 0.25 at step 40"]
@@ -203,8 +202,8 @@ def test_a_fall_of_the_rank_is_a_collapse_however_wide_the_layer_is():
         return [(c["before"], c["after"], round(c["size"], 2)) for c in collapses(series, {"actor/pi.4": 256})]
 
     assert told(9.0, 9.2, 9.1, 1.1, 1.2) == [(9.1, 1.1, 0.88)]
-    assert told(9.0, 8.0, 7.0, 6.0, 4.0) == []  # more than a third is left
-    assert told(*(9 * 0.9**i for i in range(30))) == []  # slowly: 0.43 of it is left after eight measurements
+    assert told(4.0, 4.7, 1.04) == told(9.0, 9.8, 2.97) == []  # critics and actors of PPO that learn well
+    assert told(*(9 * 0.9**i for i in range(30))) == []  # slowly: nearly half of it is left after eight measurements
     assert told(2.0, 0.0, 0.0) == []  # a layer has a rank of 1 at least: one that is dead is told by its neurons
     assert told(8.0, 9.0, math.nan, 1.0) == [(9.0, 1.0, 0.89)]
     assert told(150.0, 200.0, 100.0) == [(200.0, 100.0, 0.5)]  # a third of the width

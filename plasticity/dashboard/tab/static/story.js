@@ -9,7 +9,7 @@ const SHOWN = 4, CASES = 4;
 /** The list for one group of runs; `open(network, layer)` shows a layer's neurons. */
 export function story(runs, expanded, { open, expand }) {
   const lines = happened(runs);
-  if (!lines.length) return h("p", { class: "story quiet" }, "No intervention so far; no layer lost a third of its neurons, two thirds of its effective rank, or effective rank of a third of its width.");
+  if (!lines.length) return h("p", { class: "story quiet" }, "No intervention so far; no layer lost a third of its neurons, four fifths of its effective rank, or effective rank of a third of its width.");
   const worst = [...lines].sort((a, b) => (b.kind === "collapse") - (a.kind === "collapse") || (b.size ?? 0) - (a.size ?? 0));
   const chosen = expanded ? lines : lines.filter((line) => worst.indexOf(line) < SHOWN);
   const rest = lines.length - chosen.length, isCut = rest > 0 || lines.some((line) => line.cases?.length > CASES);

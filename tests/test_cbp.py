@@ -32,6 +32,12 @@ def golden_net() -> nn.Sequential:
     return net
 
 
+def utility(kind: str, magnitude: Tensor, *others: Tensor) -> Tensor:
+    """The utility made of a magnitude, and of deviation, outgoing and incoming weights; a draw is not asked for."""
+    deviation, outgoing, incoming = ((lambda known=known: known) for known in others)
+    return contribution(kind, magnitude, deviation, outgoing, incoming, lambda: pytest.fail("drawn"))
+
+
 @pytest.mark.on_cpu  # numbers on the host
 def test_golden_numbers_of_utilities() -> None:
     net = golden_net()
@@ -46,7 +52,7 @@ def test_golden_numbers_of_utilities() -> None:
     for _ in range(2):
         f = 0.5 * f + 0.5 * H.mean(0)
         for name, outgoing in (("mean", mean), ("sum", total)):
-            u[name] = 0.5 * u[name] + 0.5 * contribution("contribution", magnitude, f, outgoing, mean, f)
+            u[name] = 0.5 * u[name] + 0.5 * utility("contribution", magnitude, f, outgoing, mean)
     assert u["mean"].tolist() == [1.5, 1.5]
     assert u["sum"].tolist() == [3.0, 3.0]
     assert (u["sum"] / (1 - 0.5**2)).tolist() == [4.0, 4.0]
@@ -54,10 +60,10 @@ def test_golden_numbers_of_utilities() -> None:
     assert mean_h.tolist() == [2.0, -2.0]
     deviation = (H - mean_h).abs().mean(0)
     for kind in ("zero_contribution", "adaptable_contribution"):
-        assert contribution(kind, magnitude, deviation, mean, incoming_magnitude(layer), f).tolist() == [1.0, 2.0]
-    assert contribution("feature_by_input", magnitude, deviation, mean, mean, f).tolist() == [1.0, 2.0]
-    assert contribution("adaptation", magnitude, deviation, mean, 2 * mean, f).tolist() == [0.5, 0.5]
-    assert contribution("weight", magnitude, deviation, mean, mean, f).tolist() == [1.0, 1.0]
+        assert utility(kind, magnitude, deviation, mean, incoming_magnitude(layer)).tolist() == [1.0, 2.0]
+    assert utility("feature_by_input", magnitude, deviation, mean, mean).tolist() == [1.0, 2.0]
+    assert utility("adaptation", magnitude, deviation, mean, 2 * mean).tolist() == [0.5, 0.5]
+    assert utility("weight", magnitude, deviation, mean, mean).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("unit", "given"), [(0, [4.0, 0.0]), (1, [2.0, -2.0])])

@@ -7,7 +7,7 @@ algorithm 1; code: github.com/shibhansh/loss-of-plasticity, `lop/algos/gnt.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -28,21 +28,26 @@ OF_ROWS = ("zero_contribution", "adaptable_contribution", "feature_by_input")
 
 
 def contribution(
-    utility: str, magnitude: Tensor, deviation: Tensor, outgoing: Tensor, incoming: Tensor, draw: Tensor
+    utility: str,
+    magnitude: Tensor,
+    deviation: Callable[[], Tensor],
+    outgoing: Callable[[], Tensor],
+    incoming: Callable[[], Tensor],
+    draw: Callable[[], Tensor],
 ) -> Tensor:
-    """Return the instantaneous utility of each neuron; all arguments (neurons,).
+    """Return the instantaneous utility of each neuron, (neurons,), and compute only what it is made of.
 
     ``magnitude``: mean |h|. ``deviation``: mean |h - f^|, f^ the running mean of h. ``outgoing``, ``incoming``: mean
-    (or sum) of |weights|. ``draw``: random numbers.
+    (or sum) of |weights|. ``draw``: random numbers. All (neurons,).
     """
     return {
-        "contribution": lambda: magnitude * outgoing,
-        "weight": lambda: outgoing,
-        "adaptation": lambda: 1 / incoming,
-        "zero_contribution": lambda: outgoing * deviation,
-        "adaptable_contribution": lambda: outgoing * deviation / incoming,
-        "feature_by_input": lambda: deviation / incoming,
-        "random": lambda: draw,
+        "contribution": lambda: magnitude * outgoing(),
+        "weight": outgoing,
+        "adaptation": lambda: 1 / incoming(),
+        "zero_contribution": lambda: outgoing() * deviation(),
+        "adaptable_contribution": lambda: outgoing() * deviation() / incoming(),
+        "feature_by_input": lambda: deviation() / incoming(),
+        "random": draw,
     }[utility]()
 
 
@@ -151,15 +156,15 @@ class ContinualBackprop(UnitRecycling):
         known, eta = self.units[network].setdefault(layer, new), self.decay
         known["age"] += 1
         known["mean"].mul_(eta).add_(found.mean, alpha=1 - eta)
-        rows = reading.scores.get("rows", {}).get(layer)
-        deviation = found.mean if rows is None else (rows.double() - self.mean(known)).abs().mean(0)
-        if self.utility == "random":
-            draw = torch.rand(len(found.mean), generator=self.generator, dtype=torch.float64, device="cpu")
-        else:
-            draw = found.mean
-        outgoing = outgoing_magnitude(wired, wired.layers[layer], "sum" if self.outgoing_sum else "mean")
-        incoming = incoming_magnitude(wired.layers[layer])
-        now = contribution(self.utility, found.magnitude, deviation, outgoing, incoming, draw)
+        wires = wired.layers[layer]
+        now = contribution(
+            self.utility,
+            found.magnitude,
+            lambda: (reading.scores["rows"][layer].double() - self.mean(known)).abs().mean(0),
+            lambda: outgoing_magnitude(wired, wires, "sum" if self.outgoing_sum else "mean"),
+            lambda: incoming_magnitude(wires),
+            lambda: torch.rand(len(found.mean), generator=self.generator, dtype=torch.float64, device="cpu"),
+        )
         known["utility"].mul_(eta).add_(now, alpha=1 - eta)
         return known
 

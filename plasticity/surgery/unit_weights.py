@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plasticity.structure.layers import Consumer, Layer, weight_rows
+from plasticity.structure.layers import Consumer, Layer, precise, weight_rows
 from plasticity.structure.wirings import Wiring
 
 from .entries import by_group, spread
@@ -19,7 +19,7 @@ Reduction = Literal["mean", "sum"]
 
 def incoming_magnitude(layer: Layer) -> Tensor:
     """Return the mean |incoming weight| of every neuron, (neurons,) float64 on the CPU."""
-    return weight_rows(layer.module, weight_of(layer.module).detach().abs()).double().mean(1).cpu()
+    return weight_rows(layer.module, precise(weight_of(layer.module).detach().abs())).mean(1).double().cpu()
 
 
 def outgoing_magnitude(wired: Wiring, layer: Layer, reduction: Reduction = "mean") -> Tensor:
@@ -95,8 +95,8 @@ def scale_columns_(wired: Wiring, layer: Layer, factors: Tensor) -> None:
 
 def _per_input(wired: Wiring, consumer: Consumer, weight: Tensor) -> Tensor:
     """Return the sum over all that leaves each input of a consumer, (inputs,) float64 on the CPU."""
-    view = by_group(wired.layers[consumer.layer].module, weight).double()
-    return view.sum([d for d in range(view.dim()) if d not in (0, 2)]).flatten().cpu()
+    view = by_group(wired.layers[consumer.layer].module, precise(weight))
+    return view.sum([d for d in range(view.dim()) if d not in (0, 2)]).flatten().double().cpu()
 
 
 def _grouped(vector: Tensor, view: Tensor) -> Tensor:

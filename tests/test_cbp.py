@@ -224,3 +224,9 @@ def test_layers_that_cannot_be_cut_are_named_once() -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="ContinualBackprop needs"):
         ContinualBackprop(**settings)
+
+
+@pytest.mark.parametrize(("preset", "first"), [("paper", 10_001), ("supervised", 101), ("official", 21)])
+def test_every_preset_says_when_neurons_are_mature(preset: Any, first: int) -> None:
+    assert ContinualBackprop(preset=preset).earliest() == first
+    assert ContinualBackprop(preset=preset).transfer == (preset != "official")

@@ -12,7 +12,7 @@ USAGE = "usage: plasticity stream NAME [--method METHOD] [options of plasticity 
 ABOUT = """
 Train a network on a stream of supervised tasks: {names}.
 
-METHOD is written as in plasticity bench: cbp; l2-init:coef=0.001; norm=layer; several joined by plus signs.
+METHOD is written as in plasticity bench: redo; cbp:preset=supervised; norm=layer; several joined by plus signs.
 The settings of the network are those of the stream (--preset streams), the length is that of all its tasks. The run
 folder, the dashboard and the reports are those of any other run; the return is the accuracy while learning, or minus
 the mean squared error. The same as: plasticity train supervised --env NAME --preset streams --steps N [--METHOD]

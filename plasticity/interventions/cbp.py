@@ -60,11 +60,11 @@ class ContinualBackprop(UnitRecycling):
     number is added to a counter, and as many as its whole part, of the lowest u, are replaced: incoming weights are
     redrawn, outgoing ones 0, what they gave to the next layer on average goes to its biases, u = f = age = 0.
 
-    ``paper``: maturity 10 000, of the paper's RL, whose Adam has betas 0.99, 0.99 (100 in its supervised streams).
-    ``official``: maturity 20, the class's default, and no transfer to biases: the code zeroes f before it uses it, so
-    that its transfer is always 0. Utilities look at mean |outgoing weights| in both; with ``outgoing_sum`` they look at
-    the sum. ``zero_contribution``, ``adaptable_contribution`` and ``feature_by_input`` need the rows of every step;
-    sums are enough for the others.
+    ``paper``: maturity 10 000, of the paper's RL, whose Adam has betas 0.99, 0.99. ``supervised``: maturity 100, of its
+    supervised streams; those of this package are too short for the other. ``official``: maturity 20, the class's
+    default, and no transfer to biases: the code zeroes f before it uses it, so that its transfer is always 0. Utilities
+    look at mean |outgoing weights| in all; with ``outgoing_sum`` they look at the sum. ``zero_contribution``,
+    ``adaptable_contribution`` and ``feature_by_input`` need the rows of every step; sums are enough for the others.
 
     The optimizer's step counter is one for a tensor and stays. Behind a norm the transfer is not exact: compare
     ``function_change``. Layers that cannot be cut are left alone and named once in an event.
@@ -78,10 +78,14 @@ class ContinualBackprop(UnitRecycling):
     PRESETS: ClassVar = {
         "paper": {"maturity": 10_000, "transfer": True, "outgoing": "zero", "init": "own", "moments": True,
                   "adam_step": "keep", "norms": True},
+        "supervised": {"maturity": 100, "transfer": True, "outgoing": "zero", "init": "own", "moments": True,
+                       "adam_step": "keep", "norms": True},
         "official": {"maturity": 20, "transfer": False, "outgoing": "zero", "init": "own", "moments": True,
                      "adam_step": "keep", "norms": False},
     }  # fmt: skip
 
+    preset: Literal["paper", "supervised", "official"] = "paper"  # type: ignore[assignment]  # one more than its kin
+    """Defaults of the options that are None: as the paper says for RL, or supervised streams, or as the code does."""
     rate: float = 1e-4
     """Replaced neurons per eligible one and step (rho)."""
     decay: float = 0.99

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -13,8 +14,10 @@ from plasticity.cli import main
 from plasticity.commands.diagnose import DiagnoseConfig, _patients, seconds_of, state_at
 from plasticity.commands.patients import step_of, with_fresh_targets
 from plasticity.commands.run import find_run
+from plasticity.diagnosis.parts import renew_all
 from plasticity.reports.runs import load_runs
 from plasticity.reports.verdicts import VERDICT, verdicts
+from plasticity.surgery.origin import Moved
 from plasticity.testing.runs import QUICK_RUNS, SHORT, command, require_same
 
 OPTIONS = ["--steps", "3", "--teachers", "2", "--no-remedies", "--budget", "10m"]
@@ -95,6 +98,39 @@ def test_replay_and_target_networks_can_be_made_fresh(run: Path) -> None:
         assert any(not torch.equal(new, old) for new, old in pairs)
         made = patient.surroundings["target network"].made()
         assert patient.loss(patient.model, patient.batches[0]) != made.loss(patient.model, patient.batches[0])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["--knife", "--knife.every", "10", "--knife.window", "5", "--knife.cap", "0.5", "--knife.threshold", "9"],
+        ["--plasticity-injection", "--plasticity-injection.at", "60"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_networks_that_a_method_rebuilt_have_fresh_twins(method: list[str], tmp_path: Path) -> None:
+    command("train", "dqn", *QUICK_RUNS["dqn"], *SHORT, *method, "--out", tmp_path, "--name", "run")
+    folder, record = find_run(tmp_path / "run")
+    _, _, (patient,) = _patients(DiagnoseConfig(folder), record, state_at(folder, folder, None)[0])
+    rebuilt = [module for module in patient.model.modules() if isinstance(module, Moved)]
+    assert rebuilt
+    aged, twin, batch = patient.aged(), patient.twin(1), patient.batches[0]
+    kept = copy.deepcopy(aged.model)
+    for module in kept.modules():
+        if isinstance(module, Moved):
+            module.cancel_()
+    before = patient.forward(aged.model, batch)
+    assert not torch.equal(patient.forward(kept, batch), before)  # the method did keep something
+    renew_all(aged, twin)
+    fresh = patient.forward(twin, batch)
+    assert not torch.equal(fresh, before)
+    torch.testing.assert_close(patient.forward(aged.model, batch), fresh, rtol=0, atol=0)
+    alone = copy.deepcopy(twin)
+    for module in alone.modules():
+        if isinstance(module, Moved):
+            module.cancel_()
+    torch.testing.assert_close(patient.forward(alone, batch), fresh, rtol=0, atol=0)
+    assert command("diagnose", folder, *OPTIONS)
 
 
 @pytest.mark.slow

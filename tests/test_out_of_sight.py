@@ -14,7 +14,7 @@ from models import Net
 from test_interventions import plain_loop
 from torch import Tensor, nn
 
-from plasticity import watch, wiring
+from plasticity import measure, watch, wiring
 from plasticity.interventions import ReDo
 
 Then = Callable[[Tensor], Tensor]
@@ -31,6 +31,19 @@ SEQUENCES: dict[str, Then] = {
     "dropout": lambda h: F.dropout(h, 0.5),
     "alpha dropout": lambda h: F.alpha_dropout(h, 0.5, training=True),
     "squares": lambda h: h.square().mean(1),
+}
+CHANGES: dict[str, Then] = {
+    "plus one": lambda h: h + 1,
+    "in place": lambda h: h.clone().add_(1),
+    "scaled": lambda h: h * torch.linspace(0.5, 2, 8) + 0.3,
+    "power": lambda h: h**2,
+    "cosine": torch.cos,
+    "second activation": lambda h: F.relu(1 - h),
+    "clamped": lambda h: h.clamp(0.5, 2),
+    "filled": lambda h: h.masked_fill(h == 0, 1.0),
+    "chosen": lambda h: torch.where(h > 0, h, torch.ones_like(h)),
+    "with itself": lambda h: h * torch.sigmoid(h),
+    "and dropped": lambda h: F.dropout(h + 1, 0.5),
 }
 IMAGES: dict[str, tuple[Callable[[], nn.Module], Then]] = {
     "max": (nn.Identity, lambda h: F.max_pool2d(h, 2)),
@@ -52,6 +65,15 @@ def sequence(name: str) -> tuple[nn.Module, Tensor, str, int]:
     return Net(forward, a=nn.Linear(6, 8), o=nn.Linear(8, 2)), torch.randn(12, 5, 6), "a", -1
 
 
+def changed(name: str) -> tuple[nn.Module, Tensor, str, int]:
+    """Return the same of values that are changed one by one."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.o(CHANGES[name](F.relu(s.a(x))))
+
+    return Net(forward, a=nn.Linear(6, 8), o=nn.Linear(8, 2)), torch.randn(64, 6), "a", -1
+
+
 def images(name: str) -> tuple[nn.Module, Tensor, str, int]:
     """Return the same of images."""
     norm, then = IMAGES[name]
@@ -63,7 +85,9 @@ def images(name: str) -> tuple[nn.Module, Tensor, str, int]:
     return model, torch.randn(6, 3, 6, 6), "a" if norm is nn.Identity else "n", 1
 
 
-CASES = [(sequence, name) for name in SEQUENCES] + [(images, name) for name in IMAGES]
+CASES = [
+    (build, name) for build, names in ((sequence, SEQUENCES), (changed, CHANGES), (images, IMAGES)) for name in names
+]
 
 
 @pytest.mark.parametrize(("build", "name"), CASES, ids=[name for _, name in CASES])
@@ -80,8 +104,6 @@ def test_what_follows_an_activation_does_not_change_its_readings(build: Callable
         model(x).square().mean().backward()
         optimizer.step()
         h = seen[-1].relu().movedim(axis, -1).reshape(-1, 8).double().numpy()
-        if name == "squares":
-            h = h**2
         reading = session.last["model"]
         np.testing.assert_allclose(reading.scores["dormancy"]["a"], np.abs(h).mean(0) / np.abs(h).mean(), rtol=1e-5)
         np.testing.assert_allclose(
@@ -113,5 +135,50 @@ def test_what_is_seen_only_behind_a_pool_says_so() -> None:
 
     model = Net(forward, a=nn.Linear(6, 8), b=nn.Linear(6, 8), o=nn.Linear(8, 2))
     assert wiring(model, torch.randn(4, 5, 6)).layers["a"].remarks == [
-        "seen behind a pool, a sum or a selection of samples"
+        "seen behind a pool, a sum, a selection of samples or a change of values"
     ]
+
+
+FUNCTIONS: dict[str, tuple[Then, Then]] = {
+    "leaky relu": (F.leaky_relu, nn.LeakyReLU()),
+    "elu": (F.elu, nn.ELU()),
+    "selu": (F.selu, nn.SELU()),
+    "gelu": (F.gelu, nn.GELU()),
+    "silu": (F.silu, nn.SiLU()),
+    "mish": (F.mish, nn.Mish()),
+    "hardswish": (F.hardswish, nn.Hardswish()),
+    "softplus": (F.softplus, nn.Softplus()),
+    "log sigmoid": (F.logsigmoid, nn.LogSigmoid()),
+    "tanh": (torch.tanh, nn.Tanh()),
+    "relu 6": (F.relu6, nn.ReLU6()),
+    "clamp": (lambda z: z.clamp(min=0), nn.ReLU()),
+}
+BY_HAND: dict[str, Then] = {
+    "swish": lambda z: z * torch.sigmoid(z),
+    "gelu": lambda z: (1 + torch.tanh(z)) * 0.5 * z,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_whose_values_are_changed_reads_as_its_module(name: str) -> None:
+    scores = []
+    for act in FUNCTIONS[name]:
+        torch.manual_seed(0)
+        model = Net(lambda s, x, act=act: s.o(act(s.a(x)) + 1), a=nn.Linear(6, 8), o=nn.Linear(8, 2))
+        if isinstance(act, nn.Module):
+            model.act = act
+        scores.append(measure(model, torch.randn(64, 6), probes=["dormancy"]).scores["dormancy"]["a"])
+    torch.testing.assert_close(*scores)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_an_activation_by_hand_is_read_whole_and_its_changes_are_told(name: str) -> None:
+    torch.manual_seed(0)
+    act = BY_HAND[name]
+    whole = Net(lambda s, x: s.o(act(s.a(x))), a=nn.Linear(6, 8), o=nn.Linear(8, 2))
+    x = torch.randn(64, 6)
+    h = act(whole.a(x)).detach().abs().mean(0)
+    torch.testing.assert_close(measure(whole, x, probes=["dormancy"]).scores["dormancy"]["a"].float(), h / h.mean())
+    assert wiring(whole, x).layers["a"].remarks == []
+    after = Net(lambda s, x: s.o(act(s.a(x)) + 1), a=nn.Linear(6, 8), o=nn.Linear(8, 2))
+    assert "change of values" in str(wiring(after, x))

@@ -90,18 +90,69 @@ def test_a_crash_is_retried_reported_and_loses_nothing(tmp_path: Path, capsys: p
     assert (tmp_path / "crash" / "seed_1.log").read_text().count("not finite") == 2
 
 
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("exit 3", "exit code 3: out of luck"),
+        ("exit 0", "ended before the run was finished, exit code 0: out of luck"),  # as some simulators do
+        ("kill -9 $$", "killed by SIGKILL, maybe for want of memory: out of luck"),
+    ],
+)
 def test_a_process_that_fails_is_started_once_more(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    end: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "fails"
-    program.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
+    stand_in(f"echo out of luck\n{end}", tmp_path, monkeypatch)
     assert main([*TINY, "--seeds", "2", "--jobs", "2", "--out", str(tmp_path), "--name", "crash"]) == 1
     out = capsys.readouterr().out
-    assert "seed 1: failed  exit code 3: out of luck" in out
+    assert f"seed 1: failed  {words}" in out
     assert "0 of 2 finished" in out
     assert (tmp_path / "crash" / "seed_2.log").read_text().split() == ["out", "of", "luck"] * 2
+
+
+def stand_in(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a shell script run in place of the interpreter that trains a seed."""
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def test_an_attempt_that_says_nothing_is_not_told_by_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "again"
+    stand_in(f"[ -e {again} ] && kill -9 $$\ntouch {again}\necho out of luck\nexit 3", tmp_path, monkeypatch)
+    assert main([*TINY, "--seeds", "2", "--jobs", "1", "--out", str(tmp_path), "--name", "two"]) == 1
+    assert "seed 1: failed  killed by SIGKILL, maybe for want of memory: no output" in capsys.readouterr().out
+
+
+def test_a_seed_that_cannot_begin_leaves_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in("exit 3", tmp_path, monkeypatch)
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group" / "seed_2").write_text("a file")
+    assert main([*TINY, "--seeds", "3", "--jobs", "2", "--out", str(tmp_path), "--name", "group"]) == 1
+    out = capsys.readouterr().out
+    assert "seed 1: failed  exit code 3" in out
+    assert "seed 2: failed" in out
+    assert "seed_2" in out.split("seed 2: failed")[1].splitlines()[0]
+    assert "seed 3: failed  exit code 3" in out
+
+
+def test_an_error_of_the_command_itself_stops_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = tmp_path / "began"
+    stand_in(f"echo $$ > {began}\nexec sleep 100", tmp_path, monkeypatch)
+
+    def look(seed: Seed) -> None:
+        if began.exists() and began.read_text().strip():
+            raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(Seed, "look", look)
+    with pytest.raises(KeyError, match="a fault of ours"):
+        main([*TINY, "--seeds", "2", "--jobs", "1", "--out", str(tmp_path), "--name", "group"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(began.read_text()), 0)
 
 
 def test_jobs_and_retries_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -66,14 +67,18 @@ class Fleet:
     def run(self) -> int:
         """Train; return 0 if all are finished then, else 1 (130 after Ctrl-C, 143 after SIGTERM)."""
         with _signals() as received, self._display() as show:
-            while any(seed.state in UNDER_WAY for seed in self.seeds):
-                if received:
-                    self._stop(received[0])
-                    break
-                self._advance()
+            try:
+                while any(seed.state in UNDER_WAY for seed in self.seeds):
+                    if received:
+                        self._stop(received[0])
+                        break
+                    self._advance()
+                    show()
+                    time.sleep(POLL)
                 show()
-                time.sleep(POLL)
-            show()
+            except BaseException:  # nobody would wait for what goes on
+                self._stop(signal.SIGTERM)
+                raise
         if received:
             return 128 + received[0]
         return 0 if all(seed.state in ("finished", "skipped") for seed in self.seeds) else 1
@@ -111,17 +116,17 @@ class Fleet:
 
     def _start(self, seed: Seed) -> None:
         """Begin a run or go on with it, unless another command trains it, or has finished it meanwhile."""
-        if is_locked(seed.folder):
-            seed.state = "elsewhere"
-            return
         try:
+            if is_locked(seed.folder):
+                seed.state = "elsewhere"
+                return
             self.claim(seed, seed.expected)
-        except ValueError as error:
+            if seed.state == "waiting":
+                self._begin(seed)
+        except (ValueError, OSError, RuntimeError) as error:
             seed.state, seed.error = "failed", str(error)
-        if seed.state != "waiting":
-            return
-        seed.attempts += 1
-        seed.state, seed.offset, seed.step, seed.pace = "running", 0, 0, Pace(self.steps(seed))
+
+    def _begin(self, seed: Seed) -> None:
         if Checkpoints(seed.folder / CHECKPOINTS).latest() is not None:
             command = ["--resume", str(seed.folder), "--env", self.environment(seed)]  # typed by whoever started this
         else:
@@ -129,6 +134,7 @@ class Fleet:
             command = self.command(seed)
         seed.folder.parent.mkdir(parents=True, exist_ok=True)
         seed.log = seed.console.open("ab")
+        seed.said = seed.console.stat().st_size
         seed.process = subprocess.Popen(
             [sys.executable, "-m", "plasticity", *import_flags(), "train", *command],
             stdin=subprocess.DEVNULL,
@@ -137,19 +143,20 @@ class Fleet:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             **own_group(),
         )
+        seed.attempts += 1
+        seed.state, seed.offset, seed.step, seed.pace = "running", 0, 0, Pace(self.steps(seed))
 
     def _ended(self, seed: Seed, code: int) -> None:
         assert seed.log is not None
         seed.log.close()
         seed.process = None
-        if code == 0:
+        if code == 0 and is_finished(seed.folder):  # a simulator may end the process with 0, too
             seed.state = "finished"
             return
         if is_locked(seed.folder):  # the other command was faster
             seed.state, seed.attempts = "elsewhere", seed.attempts - 1
             return
-        lines = seed.console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        seed.error = f"exit code {code}: {lines[-1] if lines else 'no output'}"
+        seed.error = f"{_end(code)}: {seed.last_line() or 'no output'}"
         seed.state = "failed" if seed.attempts > self.retries else "waiting"
 
     def _stop(self, number: int) -> None:
@@ -160,7 +167,9 @@ class Fleet:
             pass_on(seed.process, number)
         for seed in running:
             assert seed.process is not None
+            assert seed.log is not None
             seed.process.wait()
+            seed.log.close()
         for seed in self.seeds:
             if seed.state in UNDER_WAY:
                 seed.state = "stopped"
@@ -196,3 +205,21 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run says of itself that it is finished."""
+    try:
+        return read_record(folder)["status"] == "finished"
+    except (OSError, ValueError):
+        return False
+
+
+def _end(code: int) -> str:
+    """Return how a process ended, in words."""
+    if code == 0:
+        return "ended before the run was finished, exit code 0"
+    if code > 0 or os.name == "nt":
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"killed by {name}{', maybe for want of memory' if name == 'SIGKILL' else ''}"

@@ -31,6 +31,8 @@ class Seed:
     last_event: str = ""
     process: subprocess.Popen[bytes] | None = None
     log: BinaryIO | None = None
+    said: int = 0
+    """Bytes of the console file before the present attempt."""
     offset: int = 0
     pace: Pace | None = None
     expected: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +42,11 @@ class Seed:
     def console(self) -> Path:
         """Return the file for the output of the process; it stands beside the folder, which the run makes itself."""
         return self.folder.with_name(f"{self.folder.name}.log")
+
+    def last_line(self) -> str:
+        """Return the last line that the present attempt printed; empty without one."""
+        lines = self.console.read_bytes()[self.said :].decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
 
     def look(self) -> None:
         """Read the rows that were written since the last call."""

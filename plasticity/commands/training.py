@@ -169,7 +169,11 @@ class TrainingRun:
                 )
                 with self.live:
                     callbacks = [*self.callbacks.values(), present, save]
-                    train(self.env, self.agent, self.config.steps, callbacks, ctx, lambda: save.stopped, **begin)
+                    try:
+                        train(self.env, self.agent, self.config.steps, callbacks, ctx, lambda: save.stopped, **begin)
+                    except SystemExit as error:  # the process would end as if all were well
+                        with noting(f"at step {ctx.step:,} of {self.env.name}"):
+                            raise RuntimeError(f"sys.exit({error.code!r}) was called in training") from error
                     if not stopper.stop():
                         warn_of_idle(self.callbacks)
                         self.evaluate.run(ctx)

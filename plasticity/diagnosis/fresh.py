@@ -12,7 +12,7 @@ from plasticity.isolation import copied, named_modules, named_parameters, unwrap
 from plasticity.structure.layers import NORM_MODULES
 from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.initialisers import fresh_parameters
-from plasticity.surgery.origin import Origin, Replacement, fresh_copy
+from plasticity.surgery.origin import Moved, Origin, Replacement, fresh_copy
 
 from .trainee import seed_everything
 
@@ -86,6 +86,8 @@ def _can_reset(module: nn.Module) -> bool:
 
 def _restarted(twin: nn.Module) -> nn.Module:
     for module in twin.modules():
+        if isinstance(module, Moved):
+            module.cancel_()
         if isinstance(module, NORM_MODULES) and hasattr(module, "reset_running_stats"):
             module.reset_running_stats()  # type: ignore[operator]
     renew_derived_(twin)

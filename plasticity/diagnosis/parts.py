@@ -20,6 +20,7 @@ from plasticity.structure.trace import trace
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.initialisers import Initialiser, weight_layers
 from plasticity.surgery.laws import Law
+from plasticity.surgery.origin import Moved
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
 
@@ -64,12 +65,12 @@ def parts_of(patient: Patient) -> list[FreshPart]:
 
 
 def renew_all(trainee: Trainee, twin: nn.Module) -> None:
-    """Make all of it fresh: parameters, buffers of norms, optimizer state, and what was frozen."""
+    """Make all fresh: parameters, buffers of norms, optimizer state, and what was frozen or kept of old layers."""
     trainee.thaw_()
     trainee.forget_()
     _take(named_parameters(trainee.model))(trainee, twin)
     for path, module in named_modules(trainee.model).items():
-        if isinstance(module, NORM_MODULES):
+        if isinstance(module, (*NORM_MODULES, Moved)):
             module.load_state_dict(named_modules(twin)[path].state_dict())
 
 

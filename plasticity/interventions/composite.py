@@ -65,6 +65,14 @@ class CompositeUnits(nn.Module):
         """Return the activations of the units."""
         return self.retained(self.activation(self.layer(x)), x, self.layer, self.activation)
 
+    def original_name(self, path: str, name: str) -> str:
+        """Return what a parameter of the layer was called before its units could be composite."""
+        return f"{path}.{name.removeprefix(f'{path}.').removeprefix('layer.')}".removeprefix(".")
+
+    def cancel_(self) -> None:
+        """Let no unit be composite."""
+        self.retained.composite.zero_()
+
 
 def is_elementwise(module: nn.Module) -> bool:
     """Return whether a module without weights acts on every entry by itself, and draws no random numbers."""

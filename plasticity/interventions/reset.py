@@ -22,7 +22,7 @@ from plasticity.structure.optimizers import all_parameters
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.optimizer_state import forget_
-from plasticity.surgery.origin import Origin, Origins, Replacement, fresh_values
+from plasticity.surgery.origin import Moved, Origin, Origins, fresh_values
 
 from .anchors import Anchors
 from .intervention import numbers_in
@@ -72,7 +72,7 @@ def reset_(
     for path, module in named_modules(network).items():
         if (modules is None or path in modules) and isinstance(module, NORM_MODULES):
             restart_norm_(module)
-        if isinstance(module, Replacement) and any(name.startswith(f"{path}.") for name in fresh):
+        if isinstance(module, Moved) and any(name.startswith(f"{path}.") for name in fresh):
             module.cancel_()
             changed += [name for name in parameters if name.startswith(f"{path}.") and name not in fresh]
     renew_derived_(network, modules)

@@ -21,7 +21,7 @@ from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers
 from plasticity.surgery.optimizer_state import state_refusal
-from plasticity.surgery.origin import Origins, Replacement
+from plasticity.surgery.origin import Moved, Origins
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
 from plasticity.surgery.stores import store_of
@@ -149,7 +149,7 @@ class UnitMethod(Watches):
             return self._origins[network].initialiser_of_slice(layer, module)
         laws, name = self._origins[network].laws, f"{layer}.weight".removeprefix(".")
         for path, part in named_modules(unwrap(self._networks[network])).items():
-            if name not in laws and isinstance(part, Replacement) and name.startswith(f"{path}."):
+            if name not in laws and isinstance(part, Moved) and name.startswith(f"{path}."):
                 name = part.original_name(path, name)
         if name not in laws:
             return default_initialiser(module)

@@ -48,10 +48,15 @@ class Plane:
     """The operations that lead here from the layer's own output, or from the last norm module before the activation;
     None where other tensors took part."""
     condensed: bool = False
-    """True if, once activated, samples were added up, pooled or left out: not every activation is seen any more."""
+    """True if, once activated, samples were added up, pooled or left out, or values were changed: not every activation
+    is seen any more as it was."""
     whole: Replay | None = None
-    """The operations that lead to its present values, or to the last before it was condensed, as in :attr:`replay`:
-    what only moves values leaves them as they are."""
+    """:attr:`replay` as it was before values were moved or condensed: what only moves them leaves them as they are."""
+
+    @property
+    def path(self) -> Replay | None:
+        """The operations that lead to its present values, or to the last before it was condensed."""
+        return self.whole if self.replay is None else self.replay
 
     @property
     def clean(self) -> bool:
@@ -60,10 +65,10 @@ class Plane:
 
     def moved(self, ids: Tensor) -> Plane:
         """Return the plane with its values elsewhere."""
-        return replace(self, ids=ids, replay=None, whole=self.whole if self.replay is None else self.replay)
+        return replace(self, ids=ids, replay=None, whole=self.path)
 
     def condense(self, ids: Tensor) -> Plane:
-        """Return the plane after an operation over samples."""
+        """Return the plane after an operation over samples, or one that changed values."""
         return replace(self.moved(ids), condensed=self.activation is not None)
 
     def seen_anew(self) -> Plane:

@@ -203,7 +203,7 @@ class Layer:
     gated: bool = False
     """True if its neurons are factors of gated units (SwiGLU, GLU), and observed as these products."""
     condensed: bool = False
-    """True if its activations are observed only after samples were added up, pooled or left out."""
+    """True if its activations are observed only after samples were added up, pooled or left out, or values changed."""
     is_output: bool = False
     """True if the neurons are what the model returns and nothing else consumes them."""
     writes_to_stream: bool = False
@@ -262,7 +262,7 @@ class Layer:
             "output": self.is_output,
             "writes to a residual stream": self.writes_to_stream,
             "factor of a gated unit": self.gated,
-            "seen behind a pool, a sum or a selection of samples": self.condensed,
+            "seen behind a pool, a sum, a selection of samples or a change of values": self.condensed,
             f"called {self.num_calls} times": self.num_calls > 1,
             f"{len(self.parts)} parts": bool(self.parts),
         }

@@ -49,6 +49,13 @@ ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise", "hardswis
 JOINS = {"add", "sub", "rsub", "maximum", "minimum"}
 """Operations that make one unit of the neurons of several layers, where none has been activated before."""
 PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}
+ACTIVATIONS = {
+    *("relu", "leaky_relu", "elu", "celu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "threshold"),
+    *("hardtanh", "hardsigmoid", "softshrink", "hardshrink", "clamp", "clamp_min", "maximum", "where"),
+    *ACTIVATION_OPERATIONS,
+    *PRODUCTS,  # of a neuron with itself, as in x * sigmoid(x)
+}
+"""Activation functions of networks. Others, such as exp and abs, may be steps to one that a model computes itself."""
 SOFTMAX = {"_softmax", "_safe_softmax", "_log_softmax"}
 NORM_OPERATIONS = {
     *("native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
@@ -271,7 +278,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
 
     def passed_on(plane: Plane, others: list[Label]) -> Plane:
         activation = plane.activation or (op.name if nonlinear or plane.calls & decided else None)
-        return replace(
+        result = replace(
             plane,
             ids=plane.ids.broadcast_to(shape),
             activation=activation,
@@ -286,6 +293,9 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
             whole=plane.whole if plane.condensed else None,
         )
+        if plane.activation in ACTIVATIONS and result.clean and not same:  # as relu(z) + 1, whose activation is relu(z)
+            return plane.condense(result.ids)
+        return result
 
     planes = []
     for tag in live:
@@ -293,7 +303,7 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
         planes += [passed_on(plane, others) for plane in tag.planes]
     if same:
         each = len(live[0].planes)
-        planes = [_merge(planes[i::each]) for i in range(each)]
+        planes = [_merge(planes[i::each], [tag.planes[i] for tag in live]) for i in range(each)]
     rest = mix((tag.without_planes() for tag in live), op.name, statistic=bool(live) and all(t.statistic for t in live))
     return replace(rest, planes=tuple(planes), mixed={**rest.mixed, **mix(others_say, op.name).mixed})
 
@@ -317,7 +327,7 @@ def _absorb_statistics(live: list[Label]) -> tuple[list[Label], bool]:
 
 
 def _play(func: Callable[..., Tensor], args: tuple, kwargs: dict, x: Tensor) -> Tensor:
-    return func(x.clone(), *args, **kwargs)
+    return next(tensors_in(func(x.clone(), *args, **kwargs)))
 
 
 def _same_neurons(live: list[Label], shape: torch.Size) -> bool:
@@ -331,7 +341,13 @@ def _same_neurons(live: list[Label], shape: torch.Size) -> bool:
     return all(a.ids is b.ids or torch.equal(a.ids.broadcast_to(shape), b.ids.broadcast_to(shape)) for a, b in pairs)
 
 
-def _merge(planes: list[Plane]) -> Plane:
+def _merge(planes: list[Plane], before: list[Plane]) -> Plane:
+    """Return the plane of a neuron that an operation took up twice, ``before`` it and after.
+
+    It may have made an activation, as x * sigmoid(x), or changed the values of one, as relu(z) * sigmoid(relu(z)).
+    """
+    complete = all(p.activation is not None for p in before)
+    changed = complete and before[0].activation in ACTIVATIONS and len({p.path for p in before}) == 1
     return replace(
         planes[0],
         activation=next((p.activation for p in planes if p.activation), None),
@@ -342,4 +358,6 @@ def _merge(planes: list[Plane]) -> Plane:
         weighted=any(p.weighted for p in planes),
         norms=max(p.norms for p in planes),
         replay=None,
+        condensed=changed or (complete and any(p.condensed for p in before)),
+        whole=before[0].path if changed else None,
     )

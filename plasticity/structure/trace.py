@@ -119,8 +119,8 @@ class _Trace:
         self.sites: dict[tuple[int, CallNumbers], Site] = {}
         """Number of a layer call, and calls that it is joined with -> where its activations are seen."""
         self.condensed: dict[tuple[int, CallNumbers], Replay | None] = {}
-        """Those of which that site shows no more than sums, pools or a selection of the samples, and the operations
-        that lead to where all are seen."""
+        """Those of which that site shows no more than sums, pools or a selection of the samples, or changed values, and
+        the operations that lead to where all are seen as they were."""
         self.products: dict[int, Site] = {}
         """Number of a layer call -> where the gated units are seen of which its neurons are factors."""
         self.alone: set[int] = set()

@@ -101,26 +101,33 @@ class Origins(dict[str, Origin]):
 
 
 @runtime_checkable
-class Replacement(Protocol):
-    """A module that took the place of layers, as a plasticity injection does, and knows whose."""
+class Moved(Protocol):
+    """A module that layers were put into, which knows what they were called, and keeps parts of earlier ones."""
 
     def original_name(self, path: str, name: str) -> str:
         """Return what the parameter ``name`` was called when training began, given the module's own ``path``."""
 
     def cancel_(self) -> None:
-        """Let the fresh layers stand alone: what was frozen no longer adds anything."""
+        """Let the layers stand alone: what was kept of earlier ones no longer adds anything."""
+
+
+@runtime_checkable
+class Replacement(Moved, Protocol):
+    """One that took the place of layers, as a plasticity injection does: they are frozen, and fresh ones are added."""
+
+    frozen: nn.Module
 
 
 def fresh_values(
     network: nn.Module, origin: Origin, generator: torch.Generator, chosen: Callable[[str, Tensor], bool]
 ) -> dict[str, Tensor]:
     """Return name -> fresh value of the trainable parameters for which ``chosen(name, parameter)`` holds."""
-    replaced = {path: m for path, m in named_modules(network).items() if isinstance(m, Replacement)}
+    moved = {path: m for path, m in named_modules(network).items() if isinstance(m, Moved)}
     found = {}
     for name, parameter in named_parameters(network).items():
         if parameter.requires_grad and chosen(name, parameter):
             origin_name = name
-            for path, module in replaced.items():
+            for path, module in moved.items():
                 if name.startswith(f"{path}.") and name not in origin:
                     origin_name = module.original_name(path, name)
             found[name] = origin.draw(origin_name, parameter, generator)

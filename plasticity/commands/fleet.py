@@ -150,7 +150,7 @@ class Fleet:
         assert seed.log is not None
         seed.log.close()
         seed.process = None
-        if code == 0 and is_finished(seed.folder):  # a simulator may end the process with 0, too
+        if code == 0 and _is_finished(seed.folder):  # a simulator may end the process with 0, too
             seed.state = "finished"
             return
         if is_locked(seed.folder):  # the other command was faster
@@ -207,7 +207,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def is_finished(folder: Path) -> bool:
+def _is_finished(folder: Path) -> bool:
     """Return whether a run says of itself that it is finished."""
     try:
         return read_record(folder)["status"] == "finished"

@@ -49,7 +49,7 @@ ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise", "hardswis
 JOINS = {"add", "sub", "rsub", "maximum", "minimum"}
 """Operations that make one unit of the neurons of several layers, where none has been activated before."""
 PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}
-ACTIVATIONS = {
+ACTIVATION_FUNCTIONS = {
     *("relu", "leaky_relu", "elu", "celu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "threshold"),
     *("hardtanh", "hardsigmoid", "softshrink", "hardshrink", "clamp", "clamp_min", "maximum", "where"),
     *ACTIVATION_OPERATIONS,
@@ -293,7 +293,9 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
             whole=plane.whole if plane.condensed else None,
         )
-        if plane.activation in ACTIVATIONS and result.clean and not same:  # as relu(z) + 1, whose activation is relu(z)
+        if (
+            plane.activation in ACTIVATION_FUNCTIONS and result.clean and not same
+        ):  # as relu(z) + 1, whose activation is relu(z)
             return plane.condense(result.ids)
         return result
 
@@ -347,7 +349,7 @@ def _merge(planes: list[Plane], before: list[Plane]) -> Plane:
     It may have made an activation, as x * sigmoid(x), or changed the values of one, as relu(z) * sigmoid(relu(z)).
     """
     complete = all(p.activation is not None for p in before)
-    changed = complete and before[0].activation in ACTIVATIONS and len({p.path for p in before}) == 1
+    changed = complete and before[0].activation in ACTIVATION_FUNCTIONS and len({p.path for p in before}) == 1
     return replace(
         planes[0],
         activation=next((p.activation for p in planes if p.activation), None),

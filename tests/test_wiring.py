@@ -431,3 +431,10 @@ def test_refusals() -> None:
 def test_producers_are_the_mirror_of_consumers() -> None:
     found = wired("residual")
     assert [p.name for p, _ in found.producers("2.up")] == ["0", "1.down"]
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match="Sequential has no numbers: its device is meta"):
+        wiring(model, torch.randn(4, 4))

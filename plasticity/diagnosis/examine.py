@@ -184,6 +184,8 @@ def examine(
     """Make the trials of one network, the most telling first, until they are made or the budget ends."""
     size = size or Size()
     found = Examination(trials.patient, trials.steps, remarks=list(remarks))
+    if names := not_finite(trials.patient):
+        found.remarks.append(f"not finite: {', '.join(names)}")
     try:
         found.residual = compare(trials, RESIDUAL, size)
         if not found.residual.fresh_learns:
@@ -210,6 +212,16 @@ def examine(
     return found
 
 
+def not_finite(patient: Patient) -> list[str]:
+    """Return the parameters, buffers and entries of the optimizer's state that hold numbers that are not finite."""
+    model = unwrap(patient.model)
+    names = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    held = {**model.state_dict(keep_vars=True)}
+    for parameter, state in patient.optimizer.state.items():
+        held |= {f"the optimizer's {key} of {names.get(id(parameter), 'a parameter')}": v for key, v in state.items()}
+    return [name for name, value in held.items() if isinstance(value, Tensor) and not bool(value.isfinite().all())]
+
+
 def _ended(trials: Trials, size: Size, has_no_answer: bool) -> str:
     """Return that the budget ended, and the one that would do for a first answer where there is none."""
     if not has_no_answer:
@@ -218,7 +230,8 @@ def _ended(trials: Trials, size: Size, has_no_answer: bool) -> str:
     remark = f"the budget ended before the {needed} fits of the first lesson were made"
     if not trials.took:
         return f"{remark}; give more"
-    each = sum(trials.took) / len(trials.took)
+    usual = trials.took[1:] or trials.took  # the first one also starts what runs for the first time
+    each = sum(usual) / len(usual)
     enough = f"a first answer needs some {math.ceil(needed * each)} s for each network"
     return f"{remark}; one takes {each:.2g} s, so that {enough}"
 

@@ -217,6 +217,10 @@ def _best_of_rates(found: Examination, residual: Comparison) -> dict[str, Estima
     return {f"at its best rate, {rate:g}": aged.learned, f"fresh networks at theirs, {other:g}": fresh.null}
 
 
+COLLAPSED = 0.5
+"""Share of a fresh network's effective rank up to which features are said to have collapsed: less is no cause."""
+
+
 def _cause(found: Examination, part: Tried) -> tuple[str, str]:
     """Return the cause that a part stands for, and the words for it; symptoms say what is wrong with a layer.
 
@@ -232,6 +236,8 @@ def _cause(found: Examination, part: Tried) -> tuple[str, str]:
             continue
         for layer in (layer for layer in layers if layer != "all"):
             value, usual = found.symptoms.aged[metric][layer], found.symptoms.fresh[metric][layer]
+            if cause == "collapsed features" and value > COLLAPSED * usual.value:
+                continue
             words = (
                 "neurons of {} are dormant," if cause == "dead neurons" else "features of {} collapsed, effective rank"
             )

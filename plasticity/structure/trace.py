@@ -69,6 +69,8 @@ def trace(
     }
     if lazy := [name for name, module in modules.items() if any(map(is_lazy, module.parameters(recurse=False)))]:
         raise ValueError(f"{', '.join(lazy)}: lazy, without weights before the first pass; call the model once before")
+    if any(parameter.is_meta for module in modules.values() for parameter in module.parameters(recurse=False)):
+        raise ValueError(f"{type(model).__name__} has no numbers: its device is meta; call to_empty() and set them")
     if not (layers or slices_of(modules)):
         raise ValueError(f"wiring needs a model with Linear or Conv layers; {type(model).__name__} has none")
     traced = _Trace(modules, layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from plasticity.commands.bench_kept import file_of, kept_streams, read_kept
 from plasticity.commands.bench_numbers import CellNumbers, all_numbers, numbers_of, plans_of
 from plasticity.commands.bench_options import options_beside
 from plasticity.commands.bench_page import verdict
-from plasticity.commands.bench_picture import drawn_methods
+from plasticity.commands.bench_picture import _returns, drawn_methods
 from plasticity.commands.bench_report import BenchReport
 from plasticity.commands.bench_runs import Bench
 from plasticity.commands.method_names import method_arguments, split_methods
@@ -410,3 +411,14 @@ def test_a_bench_trains_and_goes_on_where_it_was_stopped(tmp_path: Path, capsys:
     assert all(file.stat().st_mtime == time for file, time in before.items())
     assert len(list(tmp_path.rglob("metrics.jsonl"))) == 8
     assert "| l2-init | 2 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("tasks", "points"), [(2, 20), (10, 20), (11, 1), (100, 1)])
+def test_a_curve_of_many_tasks_has_the_mean_of_each(tasks: int, points: int) -> None:
+    """Every nth of their points would be the beginning of one task and the end of another."""
+    rising = np.tile(np.linspace(0.0, 1.0, 40), (1, tasks, 1))
+    protocol: Any = SimpleNamespace(everyone=lambda: {"none": rising})
+    curve = _returns(protocol, "none", 0, 400)
+    assert curve is not None
+    np.testing.assert_allclose(curve.band.steps, (np.arange(tasks * points) + 0.5) * 400 / points)
+    np.testing.assert_allclose(curve.band.value, rising.reshape(tasks * points, -1).mean(1))

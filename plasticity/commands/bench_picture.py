@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plasticity.reports.series import Series, band
+from plasticity.reports.series import MAX_POINTS, Series, band
 from plasticity.reports.tasks import Protocol
 from plasticity.storage.files import write_atomically
 
@@ -22,7 +22,7 @@ NUM_DRAWN = 7
 """Methods in a picture: the oracle, none, and those with the highest areas."""
 
 TASK_POINTS = 20
-"""Points of a curve in each task."""
+"""Points of a curve in each task; one where there would be more than a curve has."""
 
 
 def draw(protocol: Protocol, task_steps: int, file: Path) -> Path | None:
@@ -56,9 +56,10 @@ def drawn_methods(protocol: Protocol) -> list[str]:
 def _returns(protocol: Protocol, name: str, style: int, task_steps: int) -> Curve | None:
     values = protocol.everyone()[name]
     seeds, tasks, bins = values.shape
-    if bins % TASK_POINTS == 0:  # iterations are too many to be seen
-        bins, values = TASK_POINTS, values.reshape(seeds, tasks, TASK_POINTS, -1).mean(-1)
-    return _curve(name, style, (np.arange(tasks * bins) + 1) * task_steps / bins, values.reshape(len(values), -1))
+    points = TASK_POINTS if tasks * TASK_POINTS <= MAX_POINTS else 1  # few of many would be drawn, each of another part
+    if bins % points == 0:  # iterations are too many to be seen
+        bins, values = points, values.reshape(seeds, tasks, points, -1).mean(-1)
+    return _curve(name, style, (np.arange(tasks * bins) + 0.5) * task_steps / bins, values.reshape(len(values), -1))
 
 
 def _gaps(protocol: Protocol, name: str, style: int, task_steps: int) -> Curve | None:

@@ -96,6 +96,14 @@ def test_events_and_hooks_are_timed_each_moment_once(monkeypatch: pytest.MonkeyP
     assert writer.scalars["interventions/slower/seconds"][-1] == 24
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_that_is_cut_logs_nothing_that_an_unbroken_one_lacks(interrupted: bool) -> None:
+    writer, ctx = Recorder(), Context(interrupted=interrupted)
+    ctx.writer = writer
+    Slow().on_train_end(ctx)
+    assert bool(writer.scalars) != interrupted
+
+
 def test_a_stopwatch_goes_on_after_an_error() -> None:
     watch = Stopwatch()
     with pytest.raises(ZeroDivisionError), watch:

@@ -130,8 +130,9 @@ class Intervention(Callback):
         return self._kept[name]
 
     def on_train_end(self, ctx: Context) -> None:
-        """Take every hook off, and log what the method has cost."""
-        self.log(ctx, self.costs())
+        """Take every hook off, and log what the method has cost, unless training was cut and may go on."""
+        if not ctx.interrupted:
+            self.log(ctx, self.costs())
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

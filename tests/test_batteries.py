@@ -37,8 +37,9 @@ NOT_FOR = {
     ("least", "ppo"): "it has no value of (observation, action)",
 }
 """(method, agent) -> why the one cannot do without something that the other lacks."""
-NEVER_IDLE = {("replay_ratio", "dqn")}
-"""(method, agent) where no settings change nothing: DQN updates once in some steps, a ratio a little in each."""
+NEVER_IDLE = {("replay_ratio", "dqn"), ("least", "dqn")}
+"""(method, agent) where no settings change nothing: DQN updates once in some steps, a ratio a little in each; epsilon
+ends at 0.05, with LEAST and no stops at 0.1."""
 CARTPOLE = ("--env", "CartPole-v1")
 
 

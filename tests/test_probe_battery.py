@@ -51,7 +51,8 @@ class Drawing(Faulty):
 
 class Random(Faulty):
     def compute(self) -> Tensor:
-        return super().compute() + torch.rand((), generator=torch.Generator().manual_seed(id(self) % 999))
+        generator = torch.Generator("cpu").manual_seed(id(self) % 999)
+        return super().compute() + float(torch.rand((), generator=generator, device="cpu"))
 
 
 class Deaf(Faulty):

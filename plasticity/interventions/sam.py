@@ -50,6 +50,7 @@ class SAM(EveryStep):
     EAGER: ClassVar[str] = "the ascent of every step"
     KIND: ClassVar[str] = "optimizer"
     NEEDS: ClassVar[tuple[str, ...]] = ("networks", "optimizers", "steps")
+    STATE: ClassVar[tuple[str, ...]] = (*EveryStep.STATE, "norms")
 
     rho: float = 0.1
     """Length of the ascent step; 0 switches it off."""
@@ -58,7 +59,8 @@ class SAM(EveryStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._norms: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        """Step -> ||g|| of its last ascent."""
         self._names: dict[str, list[str]] = {}
 
     def rules(self) -> dict[str, bool]:
@@ -89,13 +91,17 @@ class SAM(EveryStep):
             gradients = torch.autograd.grad(step.evaluate(*inputs), moved, allow_unused=True)
         pairs = [(p, g) for p, g in zip(moved, gradients, strict=True) if g is not None]
         before = [(p, p.detach().clone()) for p, _ in pairs]
-        self._norms[key] = climb_([p for p, _ in pairs], [g for _, g in pairs], self.rho)
+        self.norms[key] = climb_([p for p, _ in pairs], [g for _, g in pairs], self.rho)
         ctx.edited()  # the ascent of a sparse network stays within it
         return before
 
     def measured(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Return the rise of the loss that the last ascent of every step had to expect."""
-        return {f"{key}/sharpness": self.rho * float(norm) for key, norm in self._norms.items()}
+        return {f"{key}/sharpness": self.rho * float(norm) for key, norm in self.norms.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; runs of 0.2.0 have no norms."""
+        super().load_state_dict({"norms": {}, **state})
 
 
 class Climbing:

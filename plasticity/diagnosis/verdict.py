@@ -218,7 +218,7 @@ def _best_of_rates(found: Examination, residual: Comparison) -> dict[str, Estima
 
 
 COLLAPSED = 0.5
-"""Share of a fresh network's effective rank up to which features are said to have collapsed: less is no cause."""
+"""Share of a fresh network's effective rank up to which features are said to have collapsed."""
 
 
 def _cause(found: Examination, part: Tried) -> tuple[str, str]:

@@ -293,9 +293,8 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
             whole=plane.whole if plane.condensed else None,
         )
-        if (
-            plane.activation in ACTIVATION_FUNCTIONS and result.clean and not same
-        ):  # as relu(z) + 1, whose activation is relu(z)
+        # As relu(z) + 1, whose activation is relu(z).
+        if plane.activation in ACTIVATION_FUNCTIONS and result.clean and not same:
             return plane.condense(result.ids)
         return result
 

@@ -216,7 +216,7 @@ def not_finite(patient: Patient) -> list[str]:
     """Return the parameters, buffers and entries of the optimizer's state that hold numbers that are not finite."""
     model = unwrap(patient.model)
     names = {id(parameter): name for name, parameter in named_parameters(model).items()}
-    held = {**model.state_dict(keep_vars=True)}
+    held: dict[str, Any] = dict(model.state_dict())
     for parameter, state in patient.optimizer.state.items():
         held |= {f"the optimizer's {key} of {names.get(id(parameter), 'a parameter')}": v for key, v in state.items()}
     return [name for name, value in held.items() if isinstance(value, Tensor) and not bool(value.isfinite().all())]

@@ -23,10 +23,17 @@ class Symptoms:
     aged: dict[str, dict[str, float]]
     fresh: dict[str, dict[str, Estimate]]
 
-    def lower(self, metric: str) -> list[str]:
-        """Return the layers in which the aged network has less of a metric than another fresh one would have."""
+    def lower(self, metric: str, share: float = 1.0) -> list[str]:
+        """Return the layers in which the aged network has less of a metric than another fresh one would have.
+
+        ``share``: and at most this share of what fresh ones have.
+        """
         known = self.fresh.get(metric, {})
-        return [la for la, value in self.aged.get(metric, {}).items() if la in known and value < known[la].low]
+        return [
+            layer
+            for layer, value in self.aged.get(metric, {}).items()
+            if layer in known and value < known[layer].low and value <= share * known[layer].value
+        ]
 
     def higher(self, metric: str) -> list[str]:
         """Return the layers in which the aged network has more of a metric than another fresh one would have."""

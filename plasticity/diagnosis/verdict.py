@@ -230,14 +230,12 @@ def _cause(found: Examination, part: Tried) -> tuple[str, str]:
         return part.cause, TITLES[part.cause]
     for cause, metric, layers, form in (
         ("dead neurons", "dormancy", found.symptoms.higher("dormancy"), ".0%"),
-        ("collapsed features", "effective_rank", found.symptoms.lower("effective_rank"), ".1f"),
+        ("collapsed features", "effective_rank", found.symptoms.lower("effective_rank", COLLAPSED), ".1f"),
     ):
         if cause == "dead neurons" and part.cause == "last layer" and part.suffices:
             continue
         for layer in (layer for layer in layers if layer != "all"):
             value, usual = found.symptoms.aged[metric][layer], found.symptoms.fresh[metric][layer]
-            if cause == "collapsed features" and value > COLLAPSED * usual.value:
-                continue
             words = (
                 "neurons of {} are dormant," if cause == "dead neurons" else "features of {} collapsed, effective rank"
             )

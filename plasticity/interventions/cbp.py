@@ -23,6 +23,15 @@ from plasticity.value_types import require
 from .unit_signals import ActivationRows, MomentsProbe, unit_moments
 from .units import UnitRecycling, Units
 
+_SETTINGS = {
+    "maturity": 10_000,
+    "transfer": True,
+    "outgoing": "zero",
+    "init": "own",
+    "moments": True,
+    "adam_step": "keep",
+    "norms": True,
+}
 OF_ROWS = ("zero_contribution", "adaptable_contribution", "feature_by_input")
 """Utilities of |h - f^|, which no sum over earlier steps gives."""
 
@@ -76,13 +85,10 @@ class ContinualBackprop(UnitRecycling):
     NAME: ClassVar[str] = "cbp"
     KIND: ClassVar[str] = "reset"
     PRESETS: ClassVar = {
-        "paper": {"maturity": 10_000, "transfer": True, "outgoing": "zero", "init": "own", "moments": True,
-                  "adam_step": "keep", "norms": True},
-        "supervised": {"maturity": 100, "transfer": True, "outgoing": "zero", "init": "own", "moments": True,
-                       "adam_step": "keep", "norms": True},
-        "official": {"maturity": 20, "transfer": False, "outgoing": "zero", "init": "own", "moments": True,
-                     "adam_step": "keep", "norms": False},
-    }  # fmt: skip
+        "paper": _SETTINGS,
+        "supervised": {**_SETTINGS, "maturity": 100},
+        "official": {**_SETTINGS, "maturity": 20, "transfer": False, "norms": False},
+    }
 
     preset: Literal["paper", "supervised", "official"] = "paper"  # type: ignore[assignment]  # one more than its kin
     """Defaults of the options that are None: as the paper says for RL, or supervised streams, or as the code does."""

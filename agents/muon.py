@@ -27,9 +27,10 @@ class InFloat32(TorchFunctionMode):
     """Within, what is to be made bfloat16 on the CPU stays what it is."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is Tensor.bfloat16 and args[0].is_cpu:
-            return args[0].clone()
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        asked = function is Tensor.to and any(one is torch.bfloat16 for one in (*args, *kwargs.values()))
+        halves = asked or function is Tensor.bfloat16  # the latter up to PyTorch 2.14
+        return args[0].clone() if halves and args[0].is_cpu else function(*args, **kwargs)
 
 
 class MuonAdamW(Optimizer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
@@ -70,9 +71,10 @@ class Watcher:
     ) -> None:
         self._read, self._require = read, require
         calls, masks = calls or {}, masks or {}
-        if every < 1:
-            raise ValueError(f"every is a number of optimizer steps, at least 1; got {every}")
-        if not 1 <= window <= (every if due is None else 1):
+        for name, steps in (("every", every), ("window", window)):
+            if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+                raise ValueError(f"{name} is a whole number of optimizer steps, at least 1; got {steps!r}")
+        if window > (every if due is None else 1):
             longest = f"every, which is {every}" if due is None else "1, because the steps are not known in advance"
             raise ValueError(f"window is a number of optimizer steps, from 1 to {longest}; got {window}")
         self.on_reading, self.strict = on_reading, strict

@@ -133,6 +133,19 @@ def test_networks_that_a_method_rebuilt_have_fresh_twins(method: list[str], tmp_
     assert command("diagnose", folder, *OPTIONS)
 
 
+def test_networks_whose_weights_a_method_computes_have_fresh_twins(tmp_path: Path) -> None:
+    command("train", "dqn", *QUICK_RUNS["dqn"], *SHORT, "--spectral-normalization", "--out", tmp_path, "--name", "run")
+    folder, record = find_run(tmp_path / "run")
+    _, _, (patient,) = _patients(DiagnoseConfig(folder), record, state_at(folder, folder, None)[0])
+    parameters = dict(patient.model.named_parameters())
+    assert any("parametrizations" in name for name in parameters)
+    twins = [dict(patient.twin(seed).named_parameters()) for seed in (1, 2)]
+    for name, parameter in parameters.items():
+        assert not torch.equal(twins[0][name], parameter)
+        assert parameter.dim() < 2 or not torch.equal(twins[0][name], twins[1][name])
+    assert command("diagnose", folder, *OPTIONS)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Rank. fewer samples")
 def test_an_agent_of_images_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

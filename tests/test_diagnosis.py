@@ -612,9 +612,40 @@ def test_what_cannot_be_made_fresh_is_said() -> None:
     how = {"steps": 3, "teachers": 2, "remedies": False, "budget": 600}
     found = plasticity.diagnose(p.model, lbfgs, p.batches, fresh=mlp, **how)
     assert found.examination.main is None or "dead neurons: not made fresh, cannot recycle: LBFGS" in str(found)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)))
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Scaled(8), nn.Linear(8, 3))
     found = plasticity.diagnose(model, torch.optim.Adam(model.parameters()), p.batches, **how)
     assert "not drawn anew, for want of reset_parameters: 2" in str(found)
+    assert found.cause != "nothing is wrong" or "as a fresh network that shares its 2 would" in str(found)
+
+
+@pytest.mark.parametrize("undrawn", [[], ["2"]])
+def test_a_healthy_network_is_told_beside_which_fresh_ones(undrawn: list[str]) -> None:
+    curves = (FitCurve((1.0, 0.2)), FitCurve((1.0, 0.4)))
+    found = Examination(patient(), 2, Comparison("residual", None, curves, (curves, curves)), undrawn=undrawn)
+    told = "as a fresh network that shares its 2 would" if undrawn else "as a fresh network would"
+    assert judge(found).findings[0].sentence.endswith(told)
+
+
+def test_a_gap_that_differs_between_teachers_is_told_as_one_that_may_be_chance() -> None:
+    fresh = (FitCurve((1.0, 0.2)), FitCurve((1.0, 0.2)))
+    slow = (FitCurve((1.0, 0.2)), FitCurve((1.0, 0.9)))
+    slower = (FitCurve((1.0, 0.8)), FitCurve((1.0, 0.9)))
+    for aged, is_unsure in ((slow, True), (slower, False)):
+        found = Comparison("bandit", None, aged, (fresh, fresh))
+        assert found.is_slower
+        assert found.may_be_chance == is_unsure
+
+
+class Scaled(nn.Module):
+    """A gain that knows no start."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(num))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the features, scaled."""
+        return x * self.gain
 
 
 def backward(loss: torch.Tensor) -> torch.Tensor:

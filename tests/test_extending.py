@@ -46,7 +46,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], list[str], str]] = {
     "saturation": (ALL, ["--probes", "saturation"], "plasticity/.*/saturation/all"),
     "reach": (ALL, ["--probes", "reach"], "plasticity/.*/reach/all"),
     "spectral": (ALL, ["--probes", "spectral_norm"], "plasticity/.*/spectral_norm/all"),
-    "parseval": (ALL, ["--parseval"], "losses/parseval_.*"),
+    "orthogonality": (ALL, ["--orthogonality"], "losses/orthogonality_.*"),
     "towards_init": (ALL, ["--towards-init"], "losses/towards_init_.*"),
     "coadaptation": (ALL, ["--coadaptation"], "losses/coadaptation_.*"),
     "churn_penalty": (ALL, ["--churn-penalty"], "losses/churn_.*"),
@@ -62,7 +62,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], list[str], str]] = {
 }
 """Example -> the agents that it applies to, its options, and a pattern of a tag or event that it leaves in the rows."""
 TOGETHER = [
-    *("saturation", "reach", "spectral", "parseval", "towards_init", "coadaptation", "churn_penalty", "sign"),
+    *("saturation", "reach", "spectral", "orthogonality", "towards_init", "coadaptation", "churn_penalty", "sign"),
     *("bottleneck", "prelu", "relearning", "console"),
 ]
 """Examples that one run can have at once: quick one by one on DQN, together on the others."""
@@ -181,7 +181,7 @@ def test_the_example_of_an_agent_passes_its_battery() -> None:
 
 @pytest.mark.slow
 def test_examples_of_terms_pass_the_battery_of_methods() -> None:
-    for name in ("parseval", "towards_init"):
+    for name in ("orthogonality", "towards_init"):
         register(name)
         check_method(INTERVENTIONS[name], {})
 

@@ -194,6 +194,8 @@ def test_what_was_added_is_listed_too(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setitem(INTERVENTIONS, "mine", Method)
     assert re.search(r"^ +mine +Do nothing, at a rate", text_of(capsys, "list", "interventions"), re.MULTILINE)
     assert "mine" in text_of(capsys, "help")
+    monkeypatch.setitem(INTERVENTIONS, "redo", Method)
+    assert re.search(r"^ +redo +Do nothing, at a rate", text_of(capsys, "list", "interventions"), re.MULTILINE)
 
 
 @pytest.mark.parametrize(

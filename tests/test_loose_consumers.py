@@ -15,8 +15,10 @@ from models import Net
 from test_interventions import plain_loop
 from torch import Tensor, nn
 
+from plasticity.agents.flat import Flat
 from plasticity.interventions import ReDo
 from plasticity.measuring import measure
+from plasticity.structure.recall import as_data, recalled
 from plasticity.structure.trace import wiring
 
 pytestmark = pytest.mark.usefixtures("everywhere")
@@ -136,3 +138,57 @@ def test_what_the_model_returns_is_an_output(kind: str) -> None:
     layer = wiring(model, models.vectors()).layers["b"]
     assert layer.is_output
     assert "weights of no" not in " ".join(layer.unresolved)
+
+
+class Decoded(nn.Module):
+    """A deep autoencoder whose decoder is the encoder's weight, turned, scaled or looked up."""
+
+    def __init__(self, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.e, self.f, self.g, self.decode = nn.Linear(8, 12), nn.Linear(12, 6), nn.Linear(6, 12), decode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the reconstruction."""
+        return self.decode(F.relu(self.g(F.relu(self.f(F.relu(self.e(x)))))), self.e.weight)
+
+
+DECODERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": lambda h, weight: F.linear(h, weight.T),
+    "matmul": lambda h, weight: h @ weight,
+    "einsum": lambda h, weight: torch.einsum("bi,io->bo", h, weight),
+    "scaled first": lambda h, weight: h @ (weight * 0.5),
+    "a part": lambda h, weight: h[:, :6] @ weight[6:],
+    "by rows": lambda h, weight: h.mean(1, keepdim=True) * weight[0],
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_layer_whose_weight_is_used_elsewhere_is_measured_and_left_alone(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Decoded(DECODERS[name]), torch.randn(32, 8)
+    with torch.no_grad():
+        model.e.bias[:2], model.f.bias[:2] = -100, -100
+    wired = wiring(model, x)
+    assert "weights also taken by" in wired.layers["e"].remarks[0]
+    assert not wired.layers["f"].borrowed_by
+    recalled_layers = recalled(as_data(wired), dict(model.named_modules())).layers
+    assert recalled_layers["e"].borrowed_by == wired.layers["e"].borrowed_by
+    before, old = model(x).detach(), model.e.weight.detach().clone()
+    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    model(x).square().mean().backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    assert writer.named("redo")[0]["neurons"] == {"f": [0, 1]}
+    assert "the weights of e are also taken by" in next(e["reason"] for e in writer.named("redo_skipped"))
+    assert torch.equal(model.e.weight, old)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_weights_that_share_their_memory_with_others_are_told_apart() -> None:
+    model, x = Decoded(lambda h, weight: h), torch.randn(32, 8)
+    model.gain = nn.Parameter(torch.ones(12, 12))
+    model.decode = lambda h, weight: h @ model.gain
+    Flat(list(model.parameters()))
+    assert not any(layer.borrowed_by for layer in wiring(model, x).layers.values())

@@ -380,9 +380,8 @@ def test_refusals() -> None:
         watch(other, optimizer, log=None)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         watch(model, optimizer, every=0, log=None)
-    for window in (0, 3):
-        with pytest.raises(ValueError, match=f"window is .*, from 1 to every, which is 2; got {window}"):
-            watch(model, optimizer, every=2, window=window, log=None)
+    with pytest.raises(ValueError, match=r"window is .*, from 1 to every, which is 2; got 3"):
+        watch(model, optimizer, every=2, window=3, log=None)
     with pytest.raises(ValueError, match="from 1 to 1, because the steps are not known in advance; got 2"):
         Watcher({"net": model}, [optimizer], lambda *reading: None, due=lambda network, step: True, window=2)
     with pytest.raises(ValueError, match="compiled"):
@@ -522,3 +521,11 @@ def test_layers_of_hidden_units_alone():
     assert [*units.scores["dormancy"]] == ["0", "3"]
     with pytest.raises(ValueError, match="layers is a list of globs, or 'units'; got the text 'mlp'"):
         measure(model, torch.randn(32, 4), layers="mlp")
+
+
+@pytest.mark.parametrize("steps", [0, 2.5, True, "3", float("nan")])
+@pytest.mark.parametrize("name", ["every", "window"])
+def test_steps_are_whole_numbers(name: str, steps: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+    with pytest.raises(ValueError, match=f"{name} is a whole number of optimizer steps, at least 1; got {steps!r}"):
+        watch(model, torch.optim.SGD(model.parameters(), 0.1), log=None, **{name: steps})

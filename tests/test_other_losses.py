@@ -127,3 +127,24 @@ def test_only_the_passes_of_its_own_loss_count(name: str, none: bool) -> None:
         for _ in range(4):
             LOOPS[name](pair, none)
     assert number == 4
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("when", ["before the pass", "after the step", "to zeros"])
+def test_a_step_that_a_scaler_skips_is_left_out_without_a_word(when: str) -> None:
+    torch.manual_seed(0)
+    x, y, model = torch.randn(64, 8), torch.randn(64, 1), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with watch(model, optimizer, every=1, log=None, probes=["dormancy", "grama"]) as session:
+        for step in range(3):
+            if when != "after the step":
+                optimizer.zero_grad(set_to_none=when != "to zeros")
+            loss = (model(x) - y).square().mean() * (float("inf") if step == 0 else 1)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if when == "after the step":
+                optimizer.zero_grad()
+            assert len(session.last) == min(step, 1)
+        assert session.last["model"].num_passes == 1
+        assert np.isfinite(session.last["model"].values["grama"]["all"])

@@ -447,7 +447,7 @@ SCRIPTED: dict[str, tuple[Callable[[], dict[str, nn.Module]], str]] = {
 
 
 @pytest.mark.on_cpu
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("name", SCRIPTED)
 def test_partly_scripted_models_name_the_part_and_measure_the_rest(name: str) -> None:
     make, named = SCRIPTED[name]

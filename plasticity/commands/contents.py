@@ -13,6 +13,7 @@ from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from plasticity.meanings import MEANINGS
@@ -76,7 +77,13 @@ def contents(kind: str) -> dict[str, Entry]:
     entries = written(kind)
     if entries and REGISTRIES[kind][0] not in sys.modules:  # none: installed without its source
         return entries
-    return {key: entries.get(key) or _described(key, value) for key, value in registry(kind).items()}
+    known = {key: value for key, value in registry(kind).items() if key not in entries or _is_foreign(value)}
+    return {key: _described(key, known[key]) if key in known else entries[key] for key in registry(kind)}
+
+
+def _is_foreign(value: Any) -> bool:
+    """Return whether somebody else's class or function has taken an entry's place."""
+    return isinstance(value, type | FunctionType) and value.__module__.partition(".")[0] not in ("plasticity", "torch")
 
 
 @cache

@@ -131,8 +131,8 @@ def _patients(
         env = make_run_env(record, name=config.env, seed=config.seed, device=config.device)
         try:
             agent = make_agent(record, env, config.device, {} if replayed else _small(record))
-            origins = Origins.of(agent.networks)  # before anything is loaded: the laws of this architecture
-            load_weights(agent, config.run, record, state)
+            origins = Origins.of(agent.networks)  # the laws of this architecture; methods add to it, then it is loaded
+            load_weights(agent, config.run, record, state, lambda: origins.add(agent.networks))
             if replayed:
                 agent.buffer.load_state_dict(state["buffer"])
             return agent, origins, record_inputs(agent, env, MAX_BATCHES)

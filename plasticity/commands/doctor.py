@@ -178,7 +178,7 @@ def packages(tested: Sequence[Tested]) -> list[Checkup]:
 
 def package(tested: Tested, found: str) -> Checkup:
     """Say which version of a package is installed beside the one that was tested."""
-    if found.partition("+")[0] == tested.version:
+    if found.partition("+")[0] in (tested.version, *tested.others):
         return Checkup("ok", tested.package, f"{found}, as tested")
     return Checkup("note", tested.package, f"{found}; tested is {tested.version}")
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -183,19 +183,31 @@ def make_agent(record: Mapping[str, Any], env: Any, device: str, overrides: Mapp
         return kind(*spaces, config, num_envs=env.num_envs, device=device, name=name)
 
 
-def load_weights(agent: Any, path: Path, record: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+def load_weights(
+    agent: Any,
+    path: Path,
+    record: Mapping[str, Any],
+    state: Mapping[str, Any] | None = None,
+    restructured: Callable[[], object] = lambda: None,
+) -> None:
     """Restructure a new agent by the methods of its run, and load its saved state; ValueError where these do not fit.
 
     ``path``: of the run or of a checkpoint; ``state``: what is saved there, where it was read already.
+    ``restructured()`` is called in between.
     """
     from plasticity.agents.train import context
 
     state = load_state(path) if state is None else state
     states = state.get("callbacks", {})
     pairs = [(method, states.get(name)) for name, method in saved_methods(record).items()]
+
+    def load() -> None:
+        restructured()
+        agent.load_state_dict(state["agent"])
+
     try:
         with noting(f"raised while loading {path}"):
-            rebuild(pairs, context(agent), lambda: agent.load_state_dict(state["agent"]))
+            rebuild(pairs, context(agent), load)
     except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not fit the agent that run.json describes: {error}") from error
 

@@ -15,10 +15,12 @@ class Tested:
     install: str
     page: str = ""
     """The page of the documentation about it."""
+    others: tuple[str, ...] = ()
+    """Further versions with which the tests were run by hand."""
 
 
 TESTED = (
-    Tested("torch", "2.13.0", "everything", "torch"),
+    Tested("torch", "2.13.0", "everything", "torch", others=("2.15.0",)),
     Tested("gymnasium", "1.4.0", "environments", "gymnasium[mujoco]", "environments"),
     Tested("dm-control", "1.0.50", "environments dmc/...", "dm-control", "environments"),
     Tested("tensorboard", "2.21.0", "plasticity dashboard, --log tensorboard", "tensorboard", "dashboard"),
@@ -50,9 +52,8 @@ BEGIN, END = "<!-- tested versions -->", "<!-- end of tested versions -->"
 def versions_table() -> str:
     """Return the table of tested versions in Markdown, with the marks that it stands between."""
     rows = [
-        f'| [{one.package}]({one.page}.md) | {one.version} | {one.use} | `pip install "{one.install}"` |'
-        if one.page
-        else f'| {one.package} | {one.version} | {one.use} | `pip install "{one.install}"` |'
+        f"| {f'[{one.package}]({one.page}.md)' if one.page else one.package} | {', '.join((one.version, *one.others))} "
+        f'| {one.use} | `pip install "{one.install}"` |'
         for one in TESTED
     ]
-    return "\n".join([BEGIN, "| package | tested version | for | install |", "|---|---|---|---|", *rows, END])
+    return "\n".join([BEGIN, "| package | tested versions | for | install |", "|---|---|---|---|", *rows, END])

@@ -79,6 +79,11 @@ class Comparison:
         return [f - self.outcome(a) for f, a in zip(fresh, self.aged, strict=True)]
 
     @property
+    def may_be_chance(self) -> bool:
+        """Return whether the mean gap over teachers is no larger than their differences allow by chance."""
+        return of_mean(self.gaps).low <= 0
+
+    @property
     def slowdown(self) -> Estimate:
         """The steps of the aged network over those of the fresh ones to the same loss, with its interval over teachers.
 

@@ -22,7 +22,7 @@ from .ahead import MAX_AHEAD, Ahead, look_ahead
 from .comparison import Comparison, Size, changed, compare
 from .fit import FitCurve
 from .fresh import Fresh, from_builder, from_defaults, from_origin, undrawn
-from .intervals import Estimate
+from .intervals import Estimate, of_mean
 from .parts import parts_of
 from .rates import at_other_rates
 from .remedies import Remedy, remedies_of
@@ -72,6 +72,8 @@ class Examination:
     """Methods are ordered by the loss on what comes next, not by what they return of a gap."""
     symptoms: Symptoms | None = None
     remarks: list[str] = field(default_factory=list)
+    undrawn: list[str] = field(default_factory=list)
+    """Modules that fresh networks have from the aged one, as they cannot be drawn anew."""
     complete: bool = False
 
     @property
@@ -135,11 +137,12 @@ def diagnose(
     if teachers < 2 or steps < 2:
         raise ValueError(f"diagnose needs at least 2 teachers and 2 steps; got {teachers} and {steps}")
     _require_trained_by(model, optimizer)
-    maker, remarks = _maker(model, fresh)
+    maker = _maker(model, fresh)
+    kept = [name or "the model" for name in undrawn(model)] if fresh is None else []
     _require_draws(model, maker)
     patient = Patient(name, unwrap(model), optimizer, found, forward or first_output, maker, loss=loss, policy=policy)
     trials = Trials(patient, steps, Budget(budget, tell), None if store is None else Path(store), seed)
-    return judge(examine(trials, Size(teachers=teachers), remarks, remedies, coming))
+    return judge(examine(trials, Size(teachers=teachers), remedies, coming, by_default=fresh is None, undrawn=kept))
 
 
 def _require_trained_by(model: nn.Module, optimizer: Optimizer) -> None:
@@ -161,29 +164,33 @@ def _require_draws(model: nn.Module, maker: Fresh) -> None:
         )
 
 
-def _maker(model: nn.Module, fresh: Callable[[], nn.Module] | Origin | None) -> tuple[Fresh, list[str]]:
+def _maker(model: nn.Module, fresh: Callable[[], nn.Module] | Origin | None) -> Fresh:
     if isinstance(fresh, Origin):
-        return from_origin(model, fresh), []
-    if fresh is not None:
-        return from_builder(fresh, model), []
-    remarks = ["fresh networks are drawn by each module's reset_parameters; pass fresh= where the start was another"]
-    if kept := undrawn(model):
-        remarks.append(
-            f"not drawn anew, for want of reset_parameters: {', '.join(name or 'the model' for name in kept)}"
-        )
-    return from_defaults(model), remarks
+        return from_origin(model, fresh)
+    return from_defaults(model) if fresh is None else from_builder(fresh, model)
 
 
 def examine(
     trials: Trials,
     size: Size | None = None,
-    remarks: Sequence[str] = (),
     remedies: bool = True,
     ahead: Sequence[Any] | None = None,
+    *,
+    by_default: bool = False,
+    undrawn: Sequence[str] = (),
 ) -> Examination:
-    """Make the trials of one network, the most telling first, until they are made or the budget ends."""
+    """Make the trials of one network, the most telling first, until they are made or the budget ends.
+
+    ``by_default``: whether fresh networks are drawn by ``reset_parameters``, but for the modules in ``undrawn``.
+    """
     size = size or Size()
-    found = Examination(trials.patient, trials.steps, remarks=list(remarks))
+    found = Examination(trials.patient, trials.steps, undrawn=list(undrawn))
+    if by_default:
+        found.remarks.append(
+            "fresh networks are drawn by each module's reset_parameters; pass fresh= where the start was another"
+        )
+    if found.undrawn:
+        found.remarks.append(f"not drawn anew, for want of reset_parameters: {', '.join(found.undrawn)}")
     if names := not_finite(trials.patient):
         found.remarks.append(f"not finite: {', '.join(names)}")
     try:
@@ -196,6 +203,11 @@ def examine(
             found.bandit = compare(trials, BANDIT, size)
         _look_at_symptoms(trials, size.fresh, found)
         _let_settle(trials, found)
+        if found.main is not None and found.main.may_be_chance:
+            found.remarks.append(
+                f"{found.main.lesson}: what is lost differs between teachers, {of_mean(found.main.gaps).text()} on "
+                "average, and may be chance; more teachers tell"
+            )
         if found.main is not None and found.residual.fresh_learns:
             _try_parts(trials, found.main, found)
             _try_surroundings(trials, found.main, found)

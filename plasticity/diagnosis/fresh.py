@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 
 from plasticity.isolation import copied, named_modules, named_parameters, unwrap
 from plasticity.structure.layers import NORM_MODULES
+from plasticity.surgery.computed import plain_copy, setters_of
 from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.initialisers import fresh_parameters
 from plasticity.surgery.origin import Moved, Origin, Replacement, fresh_copy
@@ -61,13 +62,9 @@ def from_defaults(model: nn.Module) -> Fresh:
 
     def make(generator: torch.Generator) -> nn.Module:
         twin = copied(unwrap(model))
-        for module in twin.modules():
-            if not module._parameters or not _can_reset(module):
-                continue
-            with torch.no_grad():
-                for name, value in fresh_parameters(module, generator).items():
-                    if value is not None:
-                        module._parameters[name].copy_(value)  # type: ignore[union-attr]
+        for module in _with_parameters(twin).values():
+            if _can_reset(module):
+                _redraw_(module, generator)
         return _restarted(twin)
 
     return make
@@ -75,13 +72,43 @@ def from_defaults(model: nn.Module) -> Fresh:
 
 def undrawn(model: nn.Module) -> list[str]:
     """Return the names of modules with parameters of their own that cannot be drawn anew by default."""
-    return [name for name, m in named_modules(unwrap(model)).items() if m._parameters and not _can_reset(m)]
+    found = _with_parameters(unwrap(model))
+    return [name for name, module in found.items() if not _can_reset(module) or not _redraws(module)]
+
+
+def _with_parameters(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules with parameters of their own, or with tensors that are computed from such."""
+    lists = {id(one) for one in model.modules() if isinstance(one, ParametrizationList)}
+    return {
+        name: module
+        for name, module in named_modules(model).items()
+        if (module._parameters or hasattr(module, "parametrizations")) and id(module) not in lists
+    }
 
 
 def _can_reset(module: nn.Module) -> bool:
-    if is_parametrized(module):  # it cannot be copied alone, and its reset would write to a product
-        return False
     return hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")
+
+
+def _redraws(module: nn.Module) -> bool:
+    """Return whether a module can be given new values of what it computes its tensors from: tried on a copy."""
+    if not setters_of(module):
+        return True
+    try:
+        _redraw_(copied(module), torch.Generator())
+    except (RuntimeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+@torch.no_grad()
+def _redraw_(module: nn.Module, generator: torch.Generator) -> None:
+    """Give a module the parameters of its own ``reset_parameters``, in place."""
+    setters = setters_of(module)
+    for name, value in fresh_parameters(plain_copy(module) if setters else module, generator).items():
+        if value is not None:
+            place = setters.get(name) or module._parameters[name].copy_  # type: ignore[union-attr]
+            place(value.to(next(module.parameters()).device))
 
 
 def _restarted(twin: nn.Module) -> nn.Module:

@@ -259,9 +259,11 @@ def _nothing(found: Examination) -> Finding:
     residual = found.residual
     assert residual is not None
     settled = ", once the momentum of its optimizer has turned" if found.settled else ""
+    shared = f" that shares its {', '.join(found.undrawn)}" if found.undrawn else ""
     return Finding(
         NOTHING,
-        f"Nothing is wrong with {found.patient.name}: it learns a random teacher as a fresh network would{settled}",
+        f"Nothing is wrong with {found.patient.name}: "
+        f"it learns a random teacher as a fresh network{shared} would{settled}",
         {"learned": residual.learned, "fresh networks": residual.null},
     )
 

@@ -69,5 +69,6 @@ class StrayPasses:
             )
 
     def _note(self, weight: Tensor) -> None:
-        """Note that a gradient has arrived; one of zeros could not be told from a cleared one."""
-        self._arrived = not self._stepping and weight.grad is not None and bool(weight.grad.any())
+        """Note that a gradient has arrived, but one of zeros, as if cleared, or one whose step a scaler will skip."""
+        gradient = None if self._stepping else weight.grad
+        self._arrived = gradient is not None and bool(gradient.any()) and bool(gradient.isfinite().all())

@@ -208,6 +208,8 @@ class Layer:
     """True if the neurons are what the model returns and nothing else consumes them."""
     writes_to_stream: bool = False
     """True if the neurons are added to something: then they have no columns of their own."""
+    borrowed_by: str = ""
+    """The operation outside of the layer that takes its weights, too, as the decoder of a tied autoencoder does."""
     unresolved: list[str] = field(default_factory=list)
     """Operations that could not be followed, in words."""
     parts: list[Layer] = field(default_factory=list)
@@ -264,6 +266,7 @@ class Layer:
             "factor of a gated unit": self.gated,
             "seen behind a pool, a sum, a selection of samples or a change of values": self.condensed,
             f"called {self.num_calls} times": self.num_calls > 1,
+            f"weights also taken by {self.borrowed_by}": bool(self.borrowed_by),
             f"{len(self.parts)} parts": bool(self.parts),
         }
         return [text for text, holds in flags.items() if holds] + self.unresolved
@@ -295,6 +298,7 @@ def union(layers: list[Layer]) -> Layer:
         found.activation = found.activation or layer.activation
         found.gated, found.condensed = found.gated or layer.gated, found.condensed or layer.condensed
         found.writes_to_stream |= layer.writes_to_stream
+        found.borrowed_by = found.borrowed_by or layer.borrowed_by
         found.sites += [site for site in layer.sites if not any(map(site.same_as, found.sites))]
         found.inputs += [site for site in layer.inputs if not any(map(site.same_as, found.inputs))]
         for consumer in layer.consumers:

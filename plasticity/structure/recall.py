@@ -13,7 +13,7 @@ from .layers import Consumer, Layer, Norm, neuron_axis, num_inputs, num_neurons,
 from .slices import Slice
 from .wirings import Way, Wiring
 
-COPIED = ("num_calls", "activation", "gated", "is_output", "writes_to_stream")
+COPIED = ("num_calls", "activation", "gated", "is_output", "writes_to_stream", "borrowed_by")
 """Attributes of a layer that are saved as they are."""
 
 
@@ -87,7 +87,7 @@ def _slice(name: str, neurons_last: bool, modules: Mapping[str, nn.Module]) -> n
 
 def _layer(layer: Layer, data: Mapping[str, Any]) -> Layer:
     for key in COPIED:
-        setattr(layer, key, data[key])
+        setattr(layer, key, data.get(key, getattr(layer, key)))
     layer.consumers = [Consumer(name, _long(columns), *flags) for name, columns, *flags in data["consumers"]]
     layer.norms = [Norm(name, _long(entries), before) for name, entries, before in data["norms"]]
     layer.unresolved = [*data["unresolved"]]

@@ -347,6 +347,9 @@ class _Trace:
             raise ValueError(f"cannot trace an empty batch: {next(iter(self.empty.values()))}")
         tags = [tag for tensor in tensors_in(output) if (tag := self.tracer.tag(tensor))]
         self._settle_sums(tags)
+        for layer in self.layers.values():
+            users = (op for name, op in self.tracer.borrowed.items() if self.modules.get(name) is layer.module)
+            layer.borrowed_by = next(users, "")
         for number, operation in self.tracer.absorbed.items():
             self._layer(number).note(f"feeds {operation} with {LOOSE_WEIGHTS}")
         for tag in tags:

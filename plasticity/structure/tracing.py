@@ -31,6 +31,10 @@ MOST_ACTIVATED = 4
 """How many planes per call are considered: the first activation is among the first ones."""
 
 
+Owner = tuple[str, bool]
+"""The name of a module, and whether its parameter is a matrix, as weights are, or a vector, as biases are."""
+
+
 @dataclass
 class Activated:
     """A plane that may be a layer's activation, and what was done with it next."""
@@ -59,14 +63,16 @@ class Tracer(TorchDispatchMode):
         """How many known weight layers are running: products with their parameters are no surprise."""
         self.paused = 0
         """How many modules are running whose effect is put in by hand."""
-        self._owners: defaultdict[int, set[str]] = defaultdict(set)
-        """Where in memory a parameter lies -> the modules that it belongs to."""
+        self.borrowed: dict[str, str] = {}
+        """Module -> the first operation outside of all known weight layers that joined its weight with data."""
+        self._owners: defaultdict[int, list[tuple[range, Owner]]] = defaultdict(list)
+        """Memory -> where in it parameters lie, and to whom they belong."""
         for name, own in parameters.items():
-            for memory in filter(None, map(_memory, own)):
-                self._owners[memory].add(name)
+            for parameter in filter(_memory, own):
+                self._owners[_memory(parameter) or 0].append((_place(parameter), (name, parameter.dim() > 1)))
         self.fused = Divisions(self.calls)
         self._weights = WeakIdKeyDictionary()
-        """The tensors that were computed from parameters alone."""
+        """The tensors that were computed from parameters alone, and the owners of these."""
 
     def label(self, layer: str, index: int, output: Tensor, axis: int) -> None:
         """Give ``output`` fresh neuron numbers along ``axis``: a weight layer has just written it."""
@@ -106,19 +112,23 @@ class Tracer(TorchDispatchMode):
             return func(*args, **kwargs)
         # Read before running: an in-place operation must not see its own result.
         operands = [(t, self.tag(t)) for t in tensors_in((args, kwargs))]
-        weights = [self._is_weight(t) for t, tag in operands if not tag]
+        weights = set[Owner]().union(*(self._owners_of(t) for t, tag in operands if not tag))
         out = func(*args, **kwargs)
         if any(tag for _, tag in operands):
-            self._follow(func, args, kwargs, operands, out, any(weights) and not self.inside)
-        elif any(weights):
-            self._weights.update((t, True) for t in tensors_in(out) if t.is_floating_point() or t.is_complex())
+            weights = set() if self.inside else weights
+            for name in (name for name, is_matrix in weights if is_matrix):
+                self.borrowed.setdefault(name, func.overloadpacket.__name__)
+            self._follow(func, args, kwargs, operands, out, bool(weights))
+        elif weights:
+            self._weights.update((t, weights) for t in tensors_in(out) if t.is_floating_point() or t.is_complex())
         return out
 
-    def _is_weight(self, tensor: Tensor) -> bool:
-        """Return whether a tensor that carries no neurons is a parameter or was computed from one."""
-        owners = self._owners.get(_memory(tensor) or 0, ())
-        self.used.update(owners)
-        return bool(owners) or tensor in self._weights
+    def _owners_of(self, tensor: Tensor) -> set[Owner]:
+        """Return to whom a tensor that carries no neurons belongs as a parameter, or as computed from some."""
+        known, where = self._owners.get(_memory(tensor) or 0, ()), tensor.data_ptr() if _memory(tensor) else 0
+        owners = {owner for place, owner in known if where in place}
+        self.used.update(name for name, _ in owners)
+        return owners | self._weights.get(tensor, set())
 
     def _follow(
         self, func: Any, args: tuple, kwargs: dict, operands: list[tuple[Tensor, Label]], out: Any, weights: bool
@@ -187,6 +197,12 @@ class Tracer(TorchDispatchMode):
         alike = (found for found in self._activated[number] if found.plane.joined == joined)
         found = (found.plane for found in alike if found.used or not found.reduced)
         return next(found, None)
+
+
+def _place(tensor: Tensor) -> range:
+    """Return the addresses of a tensor's entries, from the first to the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return range(tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size())
 
 
 def _memory(tensor: Tensor) -> int | None:

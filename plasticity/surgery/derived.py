@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from plasticity.isolation import named_modules
@@ -23,17 +24,26 @@ def renew_derived_(network: nn.Module, modules: set[str] | None = None) -> None:
     for path, module in named_modules(network).items():
         if modules is not None and path not in modules and not any(path.startswith(f"{name}.") for name in modules):
             continue
-        if isinstance(module, nn.utils.parametrize.ParametrizationList):
-            for part in (part for part in module if isinstance(part, _SpectralNorm) and hasattr(part, "_u")):
-                part._power_method(part._reshape_weight_to_matrix(_original(module)), ITERATIONS)
+        if isinstance(module, ParametrizationList):
+            _renew_(module)
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
                 _iterate_(hook, module)
 
 
-def _original(parametrized: nn.utils.parametrize.ParametrizationList) -> Tensor:
-    """Return the tensor that the first of the parametrisations takes."""
-    return parametrized.original  # type: ignore[return-value]
+def _renew_(parametrized: ParametrizationList) -> None:
+    """Iterate the vectors of spectral norms among parametrizations, each on what those before it make."""
+    parts = [*parametrized]
+    normed = [i for i, part in enumerate(parts) if isinstance(part, _SpectralNorm) and hasattr(part, "_u")]
+    if not normed:
+        return
+    value: tuple[Tensor, ...] = tuple(original for _, original in parametrized.named_parameters(recurse=False))
+    for i, part in enumerate(parts[: normed[-1] + 1]):
+        if i in normed:
+            matrix = part._reshape_weight_to_matrix(value[0])  # type: ignore[operator]
+            part._power_method(matrix, ITERATIONS)  # type: ignore[operator]
+        if i < normed[-1]:
+            value = (part(*value),)
 
 
 def _iterate_(hook: SpectralNorm, module: nn.Module) -> None:

@@ -83,6 +83,18 @@ class Origins(dict[str, Origin]):
         """Record the origins of networks that have not been trained yet, or whose origins are loaded next."""
         return cls({name: Origin.of(network) for name, network in networks.items()})
 
+    def add(self, networks: Mapping[str, nn.Module]) -> None:
+        """Record what methods have put into the networks since, before these are trained or loaded.
+
+        Modules into which layers were put are left to what these were before.
+        """
+        for name, network in networks.items():
+            known, now = self[name], Origin.of(network)
+            inside = tuple(f"{path}." for path, module in named_modules(network).items() if isinstance(module, Moved))
+            new = {n for n in (*now.laws, *now.values) if n not in known and not n.startswith(inside)}
+            known.laws |= {n: law for n, law in now.laws.items() if n in new}
+            known.values |= {n: value for n, value in now.values.items() if n in new}
+
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values and tensors."""
         return {

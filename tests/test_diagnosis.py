@@ -462,6 +462,9 @@ def test_a_loss_among_the_outputs_is_no_output() -> None:
     assert first_output(model, x) is x
     with pytest.raises(ValueError, match="no floating-point tensor with a batch"):
         first_output(lambda x: x.sum(), x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError) as raised:
+        first_output(nn.Linear(4, 2), {"x": x})
+    assert "pass forward=" in "".join(raised.value.__notes__)
     one = patient()
     with pytest.raises(ValueError, match="got a single number, such as a loss"):
         teach(replace(one, forward=lambda m, b: first_output(m, b).sum()), 0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.callback import noting
 from plasticity.isolation import copied, is_compiled, named_parameters, other_generators, unwrap
 from plasticity.structure.labels import tensors_in
 from plasticity.structure.optimizers import all_parameters
@@ -193,7 +194,8 @@ def first_output(model: nn.Module, batch: Any) -> Tensor:
     """
     if isinstance(batch, (tuple, list)):
         batch = batch[0]
-    result = model(**batch) if isinstance(batch, Mapping) and not hasattr(batch, "batch_size") else model(batch)
+    with noting("from calling the model on the inputs of a batch; where it takes them otherwise, pass forward="):
+        result = model(**batch) if isinstance(batch, Mapping) and not hasattr(batch, "batch_size") else model(batch)
     found = next((tensor for tensor in tensors_in(result) if tensor.is_floating_point() and tensor.dim()), None)
     if found is None:
         raise ValueError(

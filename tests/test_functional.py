@@ -14,7 +14,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from models import Net, linears
-from test_interventions import plain_loop
+from test_interventions import plain_loop, recycled_once
 from torch import Tensor, nn
 
 from plasticity import Monitor, measure, watch, wiring
@@ -236,12 +236,7 @@ def test_every_member_of_a_vectorised_critic_is_measured_and_recycled(name: str)
             score = found.scores["grama"][f"{layer}.weight.{member}"].numpy(force=True)
             np.testing.assert_allclose(score, by_hand, rtol=1e-4, atol=1e-6)
     assert {entry.reason for entry in found.unmeasured} == {"output layer"}
-    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
-    redo = ReDo(every=1, threshold=0.0)
-    redo.on_train_start(ctx)
-    model(x).square().mean().backward()
-    ctx.optimizers["net"].step()
-    redo.on_train_end(ctx)
+    writer = recycled_once(model, x)
     neurons = writer.named("redo")[0]["neurons"]
     assert {0, 1} <= {*neurons["0.weight.1"]}
     if "norm" not in name:  # its statistics tie neurons together
@@ -266,12 +261,7 @@ def test_a_layer_whose_weight_is_given_to_a_function_is_measured_and_recycled(na
         model.a.bias[:2], model.b.bias[:] = -100, 1
         model.b.bias[3:5] = -100
     before, old = model(x).detach(), {key: value.clone() for key, value in model.state_dict().items()}
-    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
-    redo = ReDo(every=1, threshold=0.0)
-    redo.on_train_start(ctx)
-    model(x).square().mean().backward()
-    ctx.optimizers["net"].step()
-    redo.on_train_end(ctx)
+    writer = recycled_once(model, x)
     assert writer.named("redo")[0]["neurons"] == {"a": [0, 1], "b": [3, 4]}
     torch.testing.assert_close(model(x).detach(), before)
     assert not model.b.weight[[0, 1, 2, 5]][:, :2].any()

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_interventions import plain_loop
+from test_interventions import recycled_once
 from torch import Tensor, nn
 
 from plasticity import measure, wiring
-from plasticity.interventions import ReDo
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -143,12 +142,7 @@ def test_redo_leaves_fused_projections_alone() -> None:
             tensor[[0, WIDTH + 1, 2 * WIDTH + 2]] = 0
         model.up.bias[3] = -100
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
-    redo = ReDo(every=1, threshold=0.0)
-    redo.on_train_start(ctx)
-    model(x).square().mean().backward()
-    ctx.optimizers["net"].step()
-    redo.on_train_end(ctx)
+    writer = recycled_once(model, x)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed <= {"up.weight", "up.bias", "head.weight"}
     neurons = writer.named("redo")[0]["neurons"]

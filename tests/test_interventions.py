@@ -212,6 +212,17 @@ def plain_loop(net: nn.Module, optimizer: optim.Optimizer) -> tuple[Context, Rec
     return Context({"net": net}, {"net": optimizer}, writer=writer), writer
 
 
+def recycled_once(model: nn.Module, x: Tensor) -> Recorder:
+    """Let ReDo recycle the dead neurons of a model in a step that moves nothing else; return its events."""
+    ctx, writer = plain_loop(model, optim.SGD(model.parameters(), 0.0))
+    redo = ReDo(every=1, threshold=0.0)
+    redo.on_train_start(ctx)
+    model(x).square().mean().backward()
+    ctx.optimizers["net"].step()
+    redo.on_train_end(ctx)
+    return writer
+
+
 def weights(agent: SAC) -> dict[str, Tensor]:
     parts = {**{f"target {n}": t for n, t in agent.targets.items()}, **agent.networks}
     return {f"{name}.{key}": t.clone() for name, net in parts.items() for key, t in net.state_dict().items()}

@@ -12,7 +12,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from models import Net
-from test_interventions import plain_loop
+from test_interventions import plain_loop, recycled_once
 from torch import Tensor, nn
 
 from plasticity.agents.flat import Flat
@@ -174,12 +174,7 @@ def test_a_layer_whose_weight_is_used_elsewhere_is_measured_and_left_alone(name:
     recalled_layers = recalled(as_data(wired), dict(model.named_modules())).layers
     assert recalled_layers["e"].borrowed_by == wired.layers["e"].borrowed_by
     before, old = model(x).detach(), model.e.weight.detach().clone()
-    ctx, writer = plain_loop(model, torch.optim.SGD(model.parameters(), 0.0))
-    redo = ReDo(every=1, threshold=0.0)
-    redo.on_train_start(ctx)
-    model(x).square().mean().backward()
-    ctx.optimizers["net"].step()
-    redo.on_train_end(ctx)
+    writer = recycled_once(model, x)
     assert writer.named("redo")[0]["neurons"] == {"f": [0, 1]}
     assert "the weights of e are also taken by" in next(e["reason"] for e in writer.named("redo_skipped"))
     assert torch.equal(model.e.weight, old)

@@ -77,8 +77,10 @@ def contents(kind: str) -> dict[str, Entry]:
     entries = written(kind)
     if entries and REGISTRIES[kind][0] not in sys.modules:  # none: installed without its source
         return entries
-    known = {key: value for key, value in registry(kind).items() if key not in entries or _is_foreign(value)}
-    return {key: _described(key, known[key]) if key in known else entries[key] for key in registry(kind)}
+    return {
+        key: entries[key] if key in entries and not _is_foreign(value) else _described(key, value)
+        for key, value in registry(kind).items()
+    }
 
 
 def _is_foreign(value: Any) -> bool:

@@ -96,7 +96,7 @@ def _redraws(module: nn.Module) -> bool:
         return True
     try:
         _redraw_(copied(module), torch.Generator())
-    except (RuntimeError, ValueError, NotImplementedError):
+    except (RuntimeError, ValueError):
         return False
     return True
 
@@ -107,7 +107,7 @@ def _redraw_(module: nn.Module, generator: torch.Generator) -> None:
     setters = setters_of(module)
     for name, value in fresh_parameters(plain_copy(module) if setters else module, generator).items():
         if value is not None:
-            place = setters.get(name) or module._parameters[name].copy_  # type: ignore[union-attr]
+            place = setters.get(name) or getattr(module, name).copy_
             place(value.to(next(module.parameters()).device))
 
 

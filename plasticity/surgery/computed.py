@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -19,24 +20,23 @@ HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 SetValue = Callable[[Tensor], object]
 
 
-def setters_of(module: nn.Module) -> dict[str, SetValue]:
+def setters_of(module: Any) -> dict[str, SetValue]:
     """Return name -> what sets, in place, all that the module computes the tensor of this name from, by its value."""
     found: dict[str, SetValue] = {}
     if is_parametrized(module):
-        lists = module.parametrizations.items()  # type: ignore[operator, union-attr]
-        found |= {name: partial(_set_original, parts) for name, parts in lists}
+        found |= {name: partial(_set_parametrized, module, name) for name in module.parametrizations}
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             found[hook.name] = partial(_set_normed, module, hook)
         elif isinstance(hook, SpectralNorm | BasePruningMethod):
             name = hook.name if isinstance(hook, SpectralNorm) else hook._tensor_name
-            found[name] = module._parameters[f"{name}_orig"].copy_  # type: ignore[union-attr]
+            found[name] = getattr(module, f"{name}_orig").copy_
     return found
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
     """Return a copy of a module in which every computed tensor is a parameter, of the value that was used last."""
-    plain = copied(module)
+    plain: Any = copied(module)
     values = {name: getattr(plain, name).detach().clone() for name in setters_of(plain)}
     if is_parametrized(plain):  # torch's own way back would take the property from the class, which copies share
         plain.__class__ = type(plain).__bases__[0]
@@ -52,21 +52,16 @@ def plain_copy(module: nn.Module) -> nn.Module:
     return plain
 
 
-def _set_original(parts: ParametrizationList, value: Tensor) -> None:
-    """Set what a list of parametrizations starts from; where they have no inverse, by torch's rule to the value."""
-    inverses = [getattr(part, "right_inverse", None) for part in reversed(parts)]  # type: ignore[call-overload]
-    if None in inverses:
-        value = value.clone()
+def _set_parametrized(module: Any, name: str, value: Tensor) -> None:
+    """Set a parametrized tensor by torch's setter; without an inverse, what it is computed from, as it began."""
+    parts = module.parametrizations[name]
+    if all(hasattr(part, "right_inverse") for part in parts):
+        setattr(module, name, value)
     else:
-        for inverse in inverses:
-            value = inverse(value)  # type: ignore[misc]
-    values = [value] if isinstance(value, Tensor) else list(value)
-    originals = [parts.original] if parts.is_tensor else [getattr(parts, f"original{i}") for i in range(len(values))]
-    for original, new in zip(originals, values, strict=True):
-        original.copy_(new)  # type: ignore[operator]
+        parts.original.copy_(value)
 
 
 def _set_normed(module: nn.Module, hook: WeightNorm, value: Tensor) -> None:
     """Set length and direction of torch's older weight norm."""
-    module._parameters[f"{hook.name}_g"].copy_(torch.norm_except_dim(value, 2, hook.dim))  # type: ignore[union-attr]
-    module._parameters[f"{hook.name}_v"].copy_(value)  # type: ignore[union-attr]
+    getattr(module, f"{hook.name}_g").copy_(torch.norm_except_dim(value, 2, hook.dim))
+    getattr(module, f"{hook.name}_v").copy_(value)

@@ -11,8 +11,26 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from plasticity.diagnosis.fresh import from_defaults, undrawn
+from plasticity.diagnosis.parts import parts_of
+from plasticity.diagnosis.trainee import Patient
 from plasticity.surgery.computed import plain_copy, setters_of
 from plasticity.surgery.derived import renew_derived_
+
+
+class Sum(nn.Module):
+    """A parametrization with an inverse and weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(8, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add the weights."""
+        return x + self.part.weight
+
+    def right_inverse(self, x: torch.Tensor) -> torch.Tensor:
+        """Take them away."""
+        return x - self.part.weight
 
 
 class Doubled(nn.Module):
@@ -28,12 +46,23 @@ def doubled(layer: nn.Module, name: str = "weight") -> nn.Module:
     return parametrize.register_parametrization(layer, name, Doubled())
 
 
+def summed(layer: nn.Module) -> nn.Module:
+    """Return a layer whose weight is the sum of two."""
+    return parametrize.register_parametrization(layer, "weight", Sum())
+
+
 WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "weight norm": parametrizations.weight_norm,
     "spectral norm": parametrizations.spectral_norm,
     "orthogonal": parametrizations.orthogonal,
     "spectral of weight norm": lambda layer: parametrizations.spectral_norm(parametrizations.weight_norm(layer)),
+    "orthogonal without an inverse": lambda layer: parametrizations.orthogonal(
+        layer, orthogonal_map="cayley", use_trivialization=False
+    ),
     "no inverse": doubled,
+    "no inverse of weight norm": lambda layer: doubled(parametrizations.weight_norm(layer)),
+    "two with an inverse": lambda layer: summed(summed(layer)),
+    "weights of its own": summed,
     "of the bias": lambda layer: doubled(layer, "bias"),
     "older weight norm": nn.utils.weight_norm,
     "older spectral norm": nn.utils.spectral_norm,
@@ -98,13 +127,30 @@ def test_what_cannot_be_drawn_is_named() -> None:
 
     class Stuck(Doubled):
         def right_inverse(self, x: torch.Tensor) -> torch.Tensor:
-            """Have none."""
-            raise NotImplementedError
+            """Have one of positive numbers alone."""
+            assert (x > 0).all()
+            return x.log()
 
     stuck = nn.Linear(3, 3)
-    parametrize.register_parametrization(stuck, "weight", Doubled())
-    stuck.parametrizations.weight[0].__class__ = Stuck
-    assert undrawn(nn.Sequential(nn.Linear(3, 3), Own(), stuck)) == ["1", "2"]
+    stuck.weight.detach().abs_()
+    parametrize.register_parametrization(stuck, "weight", Stuck())
+    model = nn.Sequential(nn.Linear(3, 3), Own(), stuck)
+    assert undrawn(model) == ["1", "2"]
+    twin = from_defaults(model)(torch.Generator().manual_seed(0))
+    kept = [name for name, p in twin.named_parameters() if torch.equal(p, model.get_parameter(name))]
+    assert kept == ["1.matrix", "2.bias", "2.parametrizations.weight.original"]
+
+
+def test_a_seed_has_one_twin_and_global_generators_stay() -> None:
+    layer, _ = wrapped("orthogonal")  # whose inverse draws what completes a matrix
+    before, twins = torch.get_rng_state(), []
+    for _ in range(2):
+        twins.append(from_defaults(layer)(torch.Generator().manual_seed(3)).state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(11)
+        before = torch.get_rng_state()
+    for name, value in twins[0].items():
+        assert torch.equal(value, twins[1][name])
 
 
 def test_spectral_norm_behind_another_parametrization_follows_its_weight() -> None:
@@ -114,3 +160,17 @@ def test_spectral_norm_behind_another_parametrization_follows_its_weight() -> No
     renew_derived_(layer)
     layer.eval()
     assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["weight norm", "spectral norm", "weights of its own", "older weight norm"])
+def test_a_part_with_a_computed_weight_is_made_fresh_whole(name: str) -> None:
+    layer, x = wrapped(name)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    patient = Patient("net", model, optimizer, [x], lambda net, batch: net(batch), from_defaults(model))
+    part = next(part for part in parts_of(patient) if part.name == "layer 0")
+    aged, twin = patient.aged(), patient.twin(0)
+    part.renew(aged, twin)
+    own, fresh = aged.model.state_dict(), twin.state_dict()
+    taken = {name for name, parameter in aged.model.named_parameters() if torch.equal(own[name], fresh[name])}
+    assert taken == {name for name in own if name.startswith("0.") and name in dict(model.named_parameters())}

@@ -181,6 +181,130 @@ def test_a_layer_whose_weight_is_used_elsewhere_is_measured_and_left_alone(name:
     torch.testing.assert_close(model(x), before)
 
 
+class Own(nn.Linear):
+    """A Linear that computes with what a function makes of itself, its input and further weights."""
+
+    def __init__(self, apply: Callable[[Any, Tensor], Tensor], other: nn.Linear) -> None:
+        super().__init__(8, 8)
+        self.more, self.gain = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.rand(8))
+        self.register_buffer("mask", (torch.arange(8) % 3 > 0).float())
+        self.apply_to, self.others = apply, [other]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function."""
+        return self.apply_to(self, x)
+
+
+def standardised(s: Any, x: Tensor) -> Tensor:
+    """Apply a weight of rows of mean 0."""
+    return F.linear(x, s.weight - s.weight.mean(1, keepdim=True), s.bias)
+
+
+MIXED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "low rank": lambda s, x: F.linear(x, s.weight, s.bias) + x @ s.more[:2].T @ s.more[:, :2].T,
+    "noisy": lambda s, x: F.linear(x, s.weight + 0.1 * s.more, s.bias),
+    "standardised": standardised,
+    "normalised": lambda s, x: F.linear(x, s.weight / s.weight.norm(), s.bias),
+    "tied": lambda s, x: F.linear(x, s.others[0].weight.T, s.bias),
+    "added": lambda s, x: F.linear(x, s.weight + s.others[0].weight, s.bias),
+}
+PLAIN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "masked": lambda s, x: F.linear(x, s.weight * s.mask, s.bias),
+    "scaled": lambda s, x: F.linear(x, s.weight * 2, s.bias) * s.gain,
+    "turned": lambda s, x: x @ s.weight.T + s.bias,
+    "half": lambda s, x: F.linear(x.bfloat16(), s.weight.bfloat16(), s.bias.bfloat16()).float(),
+}
+
+
+def chain(name: str) -> tuple[nn.Module, Tensor]:
+    """Return three layers, the second one of its own kind, of which the first has two dead neurons, and their input."""
+    torch.manual_seed(0)
+    first = nn.Linear(8, 8)
+    parts = {"a": first, "b": Own((MIXED | PLAIN)[name], first), "c": nn.Linear(8, 3)}
+    model = Net(lambda s, x: s.c(F.relu(s.b(F.relu(s.a(x))))), **parts)
+    model.a.bias.detach()[:2] = -100
+    return model, torch.randn(32, 8)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_what_feeds_a_layer_of_more_than_its_weight_is_left_alone(name: str) -> None:
+    model, x = chain(name)
+    before = model(x).detach()
+    writer = recycled_once(model, x)
+    assert not [event for event in writer.named("redo") if "a" in event["neurons"]]
+    reasons = {event["layer"]: event["reason"] for event in writer.named("redo_skipped")}
+    assert "b computes with" in reasons["a"] or "also taken by" in reasons["a"]
+    torch.testing.assert_close(model(x), before)
+    wired = wiring(model, x)
+    assert any("computes with" in remark for remark in wired.layers["b"].remarks)
+    assert recalled(as_data(wired), dict(model.named_modules())).layers["b"].besides == wired.layers["b"].besides
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_layer_of_its_own_kind_with_a_plain_weight_is_none_of_these(name: str) -> None:
+    model, x = chain(name)
+    before = model(x).detach()
+    assert recycled_once(model, x).named("redo")[0]["neurons"]["a"] == [0, 1]
+    torch.testing.assert_close(model(x), before)
+
+
+def looked_up(s: Any, x: Tensor) -> Tensor:
+    """Begin with rows of the last layer's weight."""
+    return s.c(F.relu(s.b(F.relu(s.a(F.embedding(x, s.c.weight))))))
+
+
+def packed(s: Any, x: Tensor) -> Tensor:
+    """Copy the last layer's weight into a part of another one."""
+    both = torch.zeros(12, 8)
+    both[:8] = s.c.weight
+    return s.c(F.relu(s.b(F.relu(s.a(both[x])))))
+
+
+ROWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "looked up": looked_up,
+    "by index": lambda s, x: s.c(F.relu(s.b(F.relu(s.a(F.layer_norm(s.c.weight[x], (8,))))))),
+    "of a norm module": lambda s, x: s.c(F.relu(s.b(F.relu(s.a(s.norm(s.c.weight[x])))))),
+    "product": lambda s, x: s.c(F.relu(s.b(F.relu(s.a(F.one_hot(x, 8).float() @ s.c.weight))))),
+    "packed": packed,
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_a_weight_that_are_an_input_are_a_use_of_it(name: str) -> None:
+    torch.manual_seed(0)
+    norm = {"norm": nn.LayerNorm(8)} if "norm" in name else {}
+    model, x = Net(ROWS[name], **models.linears(8, 8, 8, 8), **norm), torch.arange(32) % 8
+    model.b.bias.detach()[:2] = -100
+    before = model(x).detach()
+    assert "the weights of c are also taken by" in recycled_once(model, x).named("redo_skipped")[0]["reason"]
+    torch.testing.assert_close(model(x), before)
+
+
+def test_a_use_in_a_pass_that_does_not_call_the_layer_is_one_too() -> None:
+    parts = models.linears(8, 8, 8)
+    model = Net(lambda s, x, turned: F.linear(s.b(x), s.a.weight.T) if turned else s.b(F.relu(s.a(x))), **parts)
+    x = torch.randn(32, 8)
+    for order in ((False, True), (True, False)):
+        one, other = (wiring(model, x, turned) for turned in order)
+        assert one.joined(other).layers["a"].borrowed_by
+
+
+@pytest.mark.parametrize("place", ["forward", "hook", "loss"])
+def test_numbers_that_a_model_logs_of_its_weights_are_no_use_of_them(place: str) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = F.relu(s.a(x))
+        s.ratio = h.norm() / s.a.weight.norm()
+        y = s.b(h)
+        return y.square().mean() + 1e-3 * s.a.weight.square().sum() if place == "loss" else y
+
+    model = Net(forward, **models.linears(8, 8, 8))
+    if place == "hook":
+        model.a.register_forward_hook(lambda s, args, y: setattr(s, "size", y.norm() / s.weight.norm()))
+    layer = wiring(model, torch.randn(32, 8)).layers["a"]
+    assert not layer.borrowed_by
+    assert not layer.besides
+
+
 def test_weights_that_share_their_memory_with_others_are_told_apart() -> None:
     model, x = Decoded(lambda h, weight: h), torch.randn(32, 8)
     model.gain = nn.Parameter(torch.ones(12, 12))

@@ -21,7 +21,7 @@ from plasticity.structure.slices import Slice
 from plasticity.structure.wirings import Wiring
 from plasticity.surgery.initialisers import Initialiser, default_initialiser, weight_layers
 from plasticity.surgery.optimizer_state import state_refusal
-from plasticity.surgery.origin import Moved, Origins
+from plasticity.surgery.origin import Origins, original_names
 from plasticity.surgery.permission import refusals
 from plasticity.surgery.recycle import recycle_
 from plasticity.surgery.stores import store_of
@@ -147,10 +147,8 @@ class UnitMethod(Watches):
             return published(module, cast(str, self.init))
         if isinstance(module, Slice):
             return self._origins[network].initialiser_of_slice(layer, module)
-        laws, name = self._origins[network].laws, f"{layer}.weight".removeprefix(".")
-        for path, part in named_modules(unwrap(self._networks[network])).items():
-            if name not in laws and isinstance(part, Moved) and name.startswith(f"{path}."):
-                name = part.original_name(path, name)
+        origin, name = self._origins[network], f"{layer}.weight".removeprefix(".")
+        laws, name = origin.laws, original_names(unwrap(self._networks[network]), origin, [name])[name]
         if name not in laws:
             return default_initialiser(module)
         return Initialiser(module, laws[name], laws.get(f"{name.removesuffix('weight')}bias"))

@@ -210,6 +210,8 @@ class Layer:
     """True if the neurons are added to something: then they have no columns of their own."""
     borrowed_by: str = ""
     """The operation outside of the layer that takes its weights, too, as the decoder of a tied autoencoder does."""
+    besides: str = ""
+    """Another parameter that it computes with, or a change of its weight, in words."""
     unresolved: list[str] = field(default_factory=list)
     """Operations that could not be followed, in words."""
     parts: list[Layer] = field(default_factory=list)
@@ -267,6 +269,7 @@ class Layer:
             "seen behind a pool, a sum, a selection of samples or a change of values": self.condensed,
             f"called {self.num_calls} times": self.num_calls > 1,
             f"weights also taken by {self.borrowed_by}": bool(self.borrowed_by),
+            f"computes with {self.besides}": bool(self.besides),
             f"{len(self.parts)} parts": bool(self.parts),
         }
         return [text for text, holds in flags.items() if holds] + self.unresolved
@@ -292,13 +295,15 @@ def union(layers: list[Layer]) -> Layer:
     ran = [layer for layer in layers if layer.num_calls] or layers[:1]
     first = ran[0]
     found = Layer(first.name, first.module, first.axis, first.num_neurons, first.adapter, rows=first.rows)
+    # Also by passes in which the layer itself does not run.
+    found.borrowed_by = next(filter(None, (layer.borrowed_by for layer in layers)), "")
     for layer in ran:
         found.own = found.own or layer.own
         found.num_calls = max(found.num_calls, layer.num_calls)
         found.activation = found.activation or layer.activation
         found.gated, found.condensed = found.gated or layer.gated, found.condensed or layer.condensed
         found.writes_to_stream |= layer.writes_to_stream
-        found.borrowed_by = found.borrowed_by or layer.borrowed_by
+        found.besides = found.besides or layer.besides
         found.sites += [site for site in layer.sites if not any(map(site.same_as, found.sites))]
         found.inputs += [site for site in layer.inputs if not any(map(site.same_as, found.inputs))]
         for consumer in layer.consumers:

@@ -13,7 +13,7 @@ from .layers import Consumer, Layer, Norm, neuron_axis, num_inputs, num_neurons,
 from .slices import Slice
 from .wirings import Way, Wiring
 
-COPIED = ("num_calls", "activation", "gated", "is_output", "writes_to_stream", "borrowed_by")
+COPIED = ("num_calls", "activation", "gated", "is_output", "writes_to_stream", "borrowed_by", "besides")
 """Attributes of a layer that are saved as they are."""
 
 

@@ -105,7 +105,7 @@ class _Trace:
     def __init__(self, modules: dict[str, nn.Module], layers: dict[str, Layer]) -> None:
         self.modules, self.layers = modules, layers
         # A scripted module is one piece: its parts are not called in sight.
-        self.tracer = Tracer({name: module.parameters(recurse=is_scripted(module)) for name, module in modules.items()})
+        self.tracer = Tracer({name: m.named_parameters(recurse=is_scripted(m)) for name, m in modules.items()})
         self.weights = Weights(modules)
         self.hosts: set[str] = set()
         self.places: set[str] = set()
@@ -165,8 +165,12 @@ class _Trace:
             self.events.append((name, "input"))
             for key, value in inputs.items():
                 self._look_for_sites(key, value)
+        if name in self.layers or isinstance(module, (Untraced, *NORM_MODULES)):
+            self.tracer.note_inputs(inputs.values(), name)
         if name in self.layers:
-            self.tracer.inside += 1
+            # What is computed from other parameters cannot be edited anyway, nor can adapters.
+            is_known = "weight" in module._parameters and not self.layers[name].adapter
+            self.tracer.running.append(name if is_known else None)
             if not empty:
                 self._consume(name, tag)
         elif isinstance(module, Untraced):
@@ -184,7 +188,7 @@ class _Trace:
         if not empty:
             self.events.append((name, "output"))
         if name in self.layers:
-            self.tracer.inside -= 1
+            self.tracer.running.pop()
             if empty:
                 self.empty[name] = f"the output of {name} has shape {tuple(outputs[0].shape)}"
             elif isinstance(output, Tensor):
@@ -218,8 +222,8 @@ class _Trace:
 
     def take(self, taken: Taken) -> None:
         """Begin the call of a function, unless it is that of a layer's own forward."""
-        self.tracer.inside += 1
-        if self.tracer.inside > 1:
+        self.tracer.running.append(self.tracer.running[-1] if self.tracer.running else None)
+        if len(self.tracer.running) > 1:
             return
         self.hosts.add(self.names[-1])
         for found in self.weights.slices.values():
@@ -233,13 +237,14 @@ class _Trace:
         self.events.append((taken.place, "input"))
         for key, value in taken.inputs.items():
             piece = shown(value)
+            self.tracer.note_inputs([piece], taken.layers[key])
             self._look_for_sites(key, piece)
             self._consume(taken.layers[key], self.tracer.tag(piece))
 
     def give(self, taken: Taken, output: Tensor) -> None:
         """End the call of a function: what it returns are the neurons of the layers."""
-        self.tracer.inside -= 1
-        if self.tracer.inside or not taken.layers:
+        self.tracer.running.pop()
+        if self.tracer.running or not taken.layers:
             return
         self.events.append((taken.place, "output"))
         layers = [self.layers[name] for name in taken.layers.values()]
@@ -349,7 +354,7 @@ class _Trace:
         self._settle_sums(tags)
         for layer in self.layers.values():
             users = (op for name, op in self.tracer.borrowed.items() if self.modules.get(name) is layer.module)
-            layer.borrowed_by = next(users, "")
+            layer.borrowed_by, layer.besides = next(users, ""), self.tracer.besides.get(layer.name, "")
         for number, operation in self.tracer.absorbed.items():
             self._layer(number).note(f"feeds {operation} with {LOOSE_WEIGHTS}")
         for tag in tags:

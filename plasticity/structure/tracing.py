@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .divisions import Call, Divisions
 from .functional import Index
 from .labels import NOTHING, STRIDE, Label, Plane, mix, tensors_in
-from .rules import MATRIX_PRODUCTS, MOVES, TOLD, Operation, propagate
+from .rules import COPIES, MATRIX_PRODUCTS, MOVES, RESHAPES, TOLD, Operation, propagate
 
 FACTORIES = ("_like", "new_", "empty", "zeros", "ones", "rand", "full", "bernoulli")
 """Parts of the names of operations whose result takes nothing but the shape of a tensor."""
@@ -31,8 +31,26 @@ MOST_ACTIVATED = 4
 """How many planes per call are considered: the first activation is among the first ones."""
 
 
-Owner = tuple[str, bool]
-"""The name of a module, and whether its parameter is a matrix, as weights are, or a vector, as biases are."""
+LINEAR_IN_A_WEIGHT = MOVES | COPIES | RESHAPES | {"mul", "div"}
+"""Operations on one weight that leave its columns columns, and its zeros zeros."""
+
+
+class Owned(NamedTuple):
+    """A parameter that takes part in an operation."""
+
+    module: str
+    key: str
+    is_matrix: bool
+    """True for a matrix, as weights are, False for a vector, as biases are."""
+    start: int
+    """Its address, which tied parameters share."""
+    is_changed: bool = False
+    """True if it was changed before by more than a factor."""
+
+    @property
+    def name(self) -> str:
+        """The name of the parameter."""
+        return f"{self.module}.{self.key}".removeprefix(".")
 
 
 @dataclass
@@ -49,8 +67,8 @@ class Activated:
 class Tracer(TorchDispatchMode):
     """Carry neuron labels through every operation that runs inside the ``with`` block."""
 
-    def __init__(self, parameters: Mapping[str, Iterable[Tensor]]) -> None:
-        """Take the parameters of each module by its name."""
+    def __init__(self, parameters: Mapping[str, Iterable[tuple[str, Tensor]]]) -> None:
+        """Take the parameters of each module, by their names, by its name."""
         super().__init__()
         self.tags = WeakIdKeyDictionary()
         self.calls: list[Call] = []
@@ -59,20 +77,24 @@ class Tracer(TorchDispatchMode):
         """Number of a call -> the operation that mixed its neurons by a parameter of no known layer."""
         self.used: set[str] = set()
         """The modules whose parameters were used, by whatever operation."""
-        self.inside = 0
-        """How many known weight layers are running: products with their parameters are no surprise."""
+        self.running: list[str | None] = []
+        """The weight layers and functions now running, innermost last: products with their weights are no surprise.
+        None for those of which it does not matter what they compute with."""
         self.paused = 0
         """How many modules are running whose effect is put in by hand."""
         self.borrowed: dict[str, str] = {}
         """Module -> the first operation outside of all known weight layers that joined its weight with data."""
-        self._owners: defaultdict[int, list[tuple[range, Owner]]] = defaultdict(list)
-        """Memory -> where in it parameters lie, and to whom they belong."""
+        self.besides: dict[str, str] = {}
+        """Weight layer -> what it computes with that is not its weight as it is, in words."""
+        self._owners: defaultdict[int, list[tuple[range, Owned]]] = defaultdict(list)
+        """Memory -> where in it parameters lie."""
         for name, own in parameters.items():
-            for parameter in filter(_memory, own):
-                self._owners[_memory(parameter) or 0].append((_place(parameter), (name, parameter.dim() > 1)))
+            for key, parameter in ((key, p) for key, p in own if _memory(p)):
+                owned = Owned(name, key, parameter.dim() > 1, parameter.data_ptr())
+                self._owners[_memory(parameter) or 0].append((_place(parameter), owned))
         self.fused = Divisions(self.calls)
         self._weights = WeakIdKeyDictionary()
-        """The tensors that were computed from parameters alone, and the owners of these."""
+        """The tensors that were computed from parameters alone, and these."""
 
     def label(self, layer: str, index: int, output: Tensor, axis: int) -> None:
         """Give ``output`` fresh neuron numbers along ``axis``: a weight layer has just written it."""
@@ -112,23 +134,49 @@ class Tracer(TorchDispatchMode):
             return func(*args, **kwargs)
         # Read before running: an in-place operation must not see its own result.
         operands = [(t, self.tag(t)) for t in tensors_in((args, kwargs))]
-        weights = set[Owner]().union(*(self._owners_of(t) for t, tag in operands if not tag))
+        owned = [found for t, tag in operands if not tag and (found := self._owned(t))]
+        weights = set[Owned]().union(*owned)
         out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
         if any(tag for _, tag in operands):
-            weights = set() if self.inside else weights
-            for name in (name for name, is_matrix in weights if is_matrix):
-                self.borrowed.setdefault(name, func.overloadpacket.__name__)
-            self._follow(func, args, kwargs, operands, out, bool(weights))
+            if any(t.dim() for t, _ in operands):  # not what a model logs, nor a penalty in its loss
+                self._note_borrowed(weights, name)
+            self._follow(func, args, kwargs, operands, out, bool(weights and not self.running))
         elif weights:
-            self._weights.update((t, weights) for t in tensors_in(out) if t.is_floating_point() or t.is_complex())
+            if name.removesuffix("_") not in LINEAR_IN_A_WEIGHT or len(owned) > 1:
+                weights = {one._replace(is_changed=True) for one in weights}
+            for t in (t for t in tensors_in(out) if t.is_floating_point() or t.is_complex()):
+                self._weights[t] = weights
+                if name.endswith("_") and t._base is not None:  # a part of it was written to
+                    self._weights[t._base] = weights | self._weights.get(t._base, set())
         return out
 
-    def _owners_of(self, tensor: Tensor) -> set[Owner]:
-        """Return to whom a tensor that carries no neurons belongs as a parameter, or as computed from some."""
+    def note_inputs(self, tensors: Iterable[Tensor], name: str) -> None:
+        """Note that what was computed from weights alone, such as some of their rows, goes into a module."""
+        for tensor in (tensor for tensor in tensors if not self.tag(tensor)):
+            self._note_borrowed(self._owned(tensor), name)
+
+    def _note_borrowed(self, weights: set[Owned], by: str) -> None:
+        """Note the matrices among the weights that something joins with data, but for those of the layer that runs."""
+        matrices = [one for one in weights if one.is_matrix]
+        if not self.running:
+            for one in matrices:
+                self.borrowed.setdefault(one.module, by)
+        elif (layer := self.running[-1]) is not None:
+            own = [one for one in matrices if (one.module, one.key) == (layer, "weight")]
+            for one in sorted(one for one in matrices if one.start not in {weight.start for weight in own}):
+                if one.module != layer:
+                    self.borrowed.setdefault(one.module, by)
+                self.besides.setdefault(layer, f"{one.name} besides its weight")
+            if any(weight.is_changed for weight in own):
+                self.besides.setdefault(layer, "a change of its weight")
+
+    def _owned(self, tensor: Tensor) -> set[Owned]:
+        """Return the parameters that a tensor without neurons is a part of, or was computed from."""
         known, where = self._owners.get(_memory(tensor) or 0, ()), tensor.data_ptr() if _memory(tensor) else 0
-        owners = {owner for place, owner in known if where in place}
-        self.used.update(name for name, _ in owners)
-        return owners | self._weights.get(tensor, set())
+        owned = {one for place, one in known if where in place}
+        self.used.update(one.module for one in owned)
+        return owned | self._weights.get(tensor, set())
 
     def _follow(
         self, func: Any, args: tuple, kwargs: dict, operands: list[tuple[Tensor, Label]], out: Any, weights: bool
@@ -206,4 +254,8 @@ def _place(tensor: Tensor) -> range:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None
+    """Return where a tensor's storage lies; None for sparse ones, and for those that wrap others, as in vmap."""
+    try:
+        return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None
+    except RuntimeError:
+        return None

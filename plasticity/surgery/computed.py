@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -24,7 +24,7 @@ def setters_of(module: Any) -> dict[str, SetValue]:
     """Return name -> what sets, in place, all that the module computes the tensor of this name from, by its value."""
     found: dict[str, SetValue] = {}
     if is_parametrized(module):
-        found |= {name: partial(_set_parametrized, module, name) for name in module.parametrizations}
+        found |= {name: partial(_set_parametrized, parts) for name, parts in module.parametrizations.items()}
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             found[hook.name] = partial(_set_normed, module, hook)
@@ -52,13 +52,11 @@ def plain_copy(module: nn.Module) -> nn.Module:
     return plain
 
 
-def _set_parametrized(module: Any, name: str, value: Tensor) -> None:
-    """Set a parametrized tensor by torch's setter; without an inverse, what it is computed from, as it began."""
-    parts = module.parametrizations[name]
-    if all(hasattr(part, "right_inverse") for part in parts):
-        setattr(module, name, value)
-    else:
-        parts.original.copy_(value)
+def _set_parametrized(parts: ParametrizationList, value: Tensor) -> None:
+    """Set what a tensor is computed from as torch did: the first parametrization is inverted, if it can be."""
+    began = ParametrizationList([parts[0]], value, parts.unsafe)
+    for name, original in began.named_buffers(recurse=False):
+        getattr(parts, name).copy_(original)
 
 
 def _set_normed(module: nn.Module, hook: WeightNorm, value: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,16 +84,13 @@ class Origins(dict[str, Origin]):
         return cls({name: Origin.of(network) for name, network in networks.items()})
 
     def add(self, networks: Mapping[str, nn.Module]) -> None:
-        """Record what methods have put into the networks since, before these are trained or loaded.
-
-        Modules into which layers were put are left to what these were before.
-        """
+        """Record what methods have put into the networks since, before these are trained or loaded."""
         for name, network in networks.items():
             known, now = self[name], Origin.of(network)
-            inside = tuple(f"{path}." for path, module in named_modules(network).items() if isinstance(module, Moved))
-            new = {n for n in (*now.laws, *now.values) if n not in known and not n.startswith(inside)}
-            known.laws |= {n: law for n, law in now.laws.items() if n in new}
-            known.values |= {n: value for n, value in now.values.items() if n in new}
+            for new, before in original_names(network, known, [*now.laws, *now.values]).items():
+                if before not in known:
+                    known.laws |= {before: now.laws[new]} if new in now.laws else {}
+                    known.values |= {before: now.values[new]} if new in now.values else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values and tensors."""
@@ -134,16 +131,29 @@ def fresh_values(
     network: nn.Module, origin: Origin, generator: torch.Generator, chosen: Callable[[str, Tensor], bool]
 ) -> dict[str, Tensor]:
     """Return name -> fresh value of the trainable parameters for which ``chosen(name, parameter)`` holds."""
-    moved = {path: m for path, m in named_modules(network).items() if isinstance(m, Moved)}
-    found = {}
-    for name, parameter in named_parameters(network).items():
-        if parameter.requires_grad and chosen(name, parameter):
-            origin_name = name
-            for path, module in moved.items():
-                if name.startswith(f"{path}.") and name not in origin:
-                    origin_name = module.original_name(path, name)
-            found[name] = origin.draw(origin_name, parameter, generator)
-    return found
+    parameters = {n: p for n, p in named_parameters(network).items() if p.requires_grad and chosen(n, p)}
+    names = original_names(network, origin, parameters)
+    return {name: origin.draw(names[name], parameter, generator) for name, parameter in parameters.items()}
+
+
+def original_names(network: nn.Module, origin: Origin, names: Iterable[str]) -> dict[str, str]:
+    """Return name -> what each of these parameters is called in the origin, whatever it was put into since."""
+    moved = [(path, m) for path, m in named_modules(network).items() if isinstance(m, Moved)]
+    return {name: _undone(name, [one for one in moved if name.startswith(f"{one[0]}.")], origin) for name in names}
+
+
+def _undone(name: str, moved: list[tuple[str, Moved]], origin: Origin) -> str:
+    """Return the name in the origin, which was recorded before or after any of the modules around it, outermost first.
+
+    Where the origin has none, the name before all of them.
+    """
+    if name in origin or not moved:
+        return name
+    (path, module), inner = moved[0], moved[1:]
+    paths = [module.original_name(path, f"{within}.weight").removesuffix(".weight") for within, _ in inner]
+    before = _undone(module.original_name(path, name), [(p, m) for p, (_, m) in zip(paths, inner, strict=True)], origin)
+    beside = _undone(name, inner, origin)
+    return beside if beside in origin and before not in origin else before
 
 
 def fresh_copy(network: nn.Module, origin: Origin, generator: torch.Generator) -> nn.Module:

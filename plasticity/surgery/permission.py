@@ -21,12 +21,12 @@ def refusals(wired: Wiring, layer: str, outgoing: Outgoing = "zero") -> str | No
     """Return why the neurons of ``layer`` cannot be recycled, None if they can; KeyError for an unknown layer.
 
     Never: output layers, layers that were not called, frozen weights, weights computed from others (parametrizations,
-    weight norm, pruning), weights that are the same tensor as another one's or used outside of their layer. Unless
-    ``outgoing`` is "keep": neurons added to a residual stream or with consumers that could not be traced, whose columns
-    are not known; consumers that are frozen, computed, tied or used elsewhere; columns that carry something else in
-    another call of the consumer; modules that have not run yet and may be consumers. Neurons that make units with those
-    of other layers (factors of a gate, summands before one activation) need all of this of these layers, too, and that
-    no neuron is in several units.
+    weight norm, pruning) or not used as they are, weights that are the same tensor as another one's or used outside of
+    their layer. Unless ``outgoing`` is "keep": neurons added to a residual stream or with consumers that could not be
+    traced, whose columns are not known; consumers that are frozen, computed, tied or used elsewhere; columns that carry
+    something else in another call of the consumer; modules that have not run yet and may be consumers. Neurons that
+    make units with those of other layers (factors of a gate, summands before one activation) need all of this of these
+    layers, too, and that no neuron is in several units.
     """
     found = wired.layers[layer]
     if reason := _refusal(wired, found, outgoing):
@@ -89,6 +89,8 @@ def _unfit(wired: Wiring, layer: str, keys: Sequence[str]) -> str | None:
         return f"{layer} has an adapter, whose weights add to its own"
     if wired.layers[layer].borrowed_by:
         return f"the weights of {layer} are also taken by {wired.layers[layer].borrowed_by}, outside of it"
+    if wired.layers[layer].besides:
+        return f"{layer} computes with {wired.layers[layer].besides}"
     for key in keys:
         name, store = _name(layer, module, key), store_of(module, key)
         if store is None and not isinstance(module, Slice) and key not in module._parameters:

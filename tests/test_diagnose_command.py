@@ -100,14 +100,11 @@ def test_replay_and_target_networks_can_be_made_fresh(run: Path) -> None:
         assert patient.loss(patient.model, patient.batches[0]) != made.loss(patient.model, patient.batches[0])
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        ["--knife", "--knife.every", "10", "--knife.window", "5", "--knife.cap", "0.5", "--knife.threshold", "9"],
-        ["--plasticity-injection", "--plasticity-injection.at", "60"],
-    ],
-    ids=lambda options: options[0],
-)
+KNIFE = ["--knife", "--knife.every", "10", "--knife.window", "5", "--knife.cap", "0.5", "--knife.threshold", "9"]
+INJECTION = ["--plasticity-injection", "--plasticity-injection.at", "60"]
+
+
+@pytest.mark.parametrize("method", [KNIFE, INJECTION, [*KNIFE, *INJECTION]], ids=["knife", "injection", "both"])
 def test_networks_that_a_method_rebuilt_have_fresh_twins(method: list[str], tmp_path: Path) -> None:
     command("train", "dqn", *QUICK_RUNS["dqn"], *SHORT, *method, "--out", tmp_path, "--name", "run")
     folder, record = find_run(tmp_path / "run")
@@ -133,8 +130,10 @@ def test_networks_that_a_method_rebuilt_have_fresh_twins(method: list[str], tmp_
     assert command("diagnose", folder, *OPTIONS)
 
 
-def test_networks_whose_weights_a_method_computes_have_fresh_twins(tmp_path: Path) -> None:
-    command("train", "dqn", *QUICK_RUNS["dqn"], *SHORT, "--spectral-normalization", "--out", tmp_path, "--name", "run")
+@pytest.mark.parametrize("moved", [False, True], ids=["alone", "put into another module"])
+def test_networks_whose_weights_a_method_computes_have_fresh_twins(moved: bool, tmp_path: Path) -> None:
+    options = [*SHORT, "--spectral-normalization", *(KNIFE if moved else [])]
+    command("train", "dqn", *QUICK_RUNS["dqn"], *options, "--out", tmp_path, "--name", "run")
     folder, record = find_run(tmp_path / "run")
     _, _, (patient,) = _patients(DiagnoseConfig(folder), record, state_at(folder, folder, None)[0])
     parameters = dict(patient.model.named_parameters())

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_golden_curve() -> None:
     assert curve.learned == pytest.approx(1 - 0.5625)
     assert FitCurve((1.0, 3.0, 0.0)).learned == pytest.approx(0.25)  # 3 counts as 1: areas 1 and 1/2, of 2
     assert FitCurve((1.0, math.inf, math.inf)).learned == 0
+
+
+@pytest.mark.parametrize("num_batches", range(1, 9))
+def test_a_fall_counts_every_batch_as_often_at_its_beginning_as_at_its_end(num_batches: int) -> None:
+    losses = [2.0**i for i in range(num_batches)]
+    still = FitCurve(tuple(losses[step % num_batches] for step in range(41)))
+    assert still.fall(num_batches) == pytest.approx(0)
+    assert FitCurve((3.0, 2.0, 1.0)).fall(4) == 2.0  # too short for two rounds
 
 
 def test_steps_are_those_to_the_higher_of_the_final_losses() -> None:
@@ -617,7 +626,7 @@ def test_what_cannot_be_made_fresh_is_said() -> None:
     assert found.examination.main is None or "dead neurons: not made fresh, cannot recycle: LBFGS" in str(found)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Scaled(8), nn.Linear(8, 3))
     found = plasticity.diagnose(model, torch.optim.Adam(model.parameters()), p.batches, **how)
-    assert "not drawn anew, for want of reset_parameters: 2" in str(found)
+    assert "not drawn anew, for want of reset_parameters or an inverse: 2" in str(found)
     assert found.cause != "nothing is wrong" or "as a fresh network that shares its 2 would" in str(found)
 
 
@@ -685,6 +694,50 @@ def test_at_a_rate_of_zero_another_rate_says_how_the_network_learns() -> None:
     found = plasticity.diagnose(p.model, p.optimizer, p.batches, p.loss, fresh=mlp, steps=5, teachers=2)
     assert [finding.cause for finding in found.findings] == ["rate", "at another rate"]
     assert found.findings[1].sentence.startswith("At 0.001 model learns")
+
+
+@pytest.mark.parametrize(
+    ("kind", "begun", "own", "told"),
+    [
+        (torch.optim.Adam, 3e-3, 1e-6, 0.003),  # annealed: the rate of the beginning
+        (torch.optim.Adam, 1e-6, 1e-6, 0.001),  # the default one
+        (torch.optim.SGD, 1e-5, 1e-5, 0.01),  # ten times the default one, which teaches next to nothing
+        (torch.optim.SGD, 10.0, 10.0, 1.0),  # a tenth
+    ],
+)
+def test_where_the_rate_teaches_next_to_nothing_one_is_named_that_teaches(
+    kind: Callable[..., torch.optim.Optimizer], begun: float, own: float, told: float
+) -> None:
+    p = plant(rate_of_zero, "mlp", 0)
+    optimizer = kind(p.model.parameters(), lr=begun)
+    optimizer.param_groups[0]["lr"] = own
+    how = {"fresh": mlp, "teachers": 2, "remedies": False, "budget": 600}
+    found = plasticity.diagnose(p.model, optimizer, p.batches, p.loss, **how)
+    assert found.cause == "rate"
+    assert f"The learning rate is {own:g}: with it" in found.findings[0].sentence
+    assert found.findings[0].sentence.endswith(f"with {told:g} they learn")
+    assert found.findings[1].sentence.startswith(f"At {told:g} model learns")
+
+
+@pytest.mark.parametrize("num_batches", [4, 7])
+@pytest.mark.parametrize("rate", [1e-2, 1e-3, 1e-4])
+def test_a_loss_that_falls_slowly_teaches_something(num_batches: int, rate: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    batches = [(torch.randn(64, 8), torch.randn(64, 2)) for _ in range(num_batches)]
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    own = plasticity.diagnose(model, optimizer, batches, squared_error, remedies=False, budget=600).examination.own
+    assert own is not None
+    assert own.fresh_learns
+
+
+@pytest.mark.parametrize("num_batches", [4, 7])
+def test_a_loss_without_a_gradient_teaches_nothing(num_batches: int) -> None:
+    p = trained("mlp", 0)
+    batches = [(torch.randn(16, 6), torch.randn(16, 3)) for _ in range(num_batches)]
+    how = {"fresh": mlp, "remedies": False, "budget": 600}
+    found = plasticity.diagnose(p.model, p.optimizer, batches, lambda m, b: squared_error(m, b).detach(), **how)
+    assert found.cause == "loss"
 
 
 def test_every_method_that_recycles_is_tried() -> None:

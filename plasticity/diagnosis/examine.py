@@ -24,7 +24,7 @@ from .fit import FitCurve
 from .fresh import Fresh, from_builder, from_defaults, from_origin, undrawn
 from .intervals import Estimate, of_mean
 from .parts import parts_of
-from .rates import at_other_rates
+from .rates import at_a_rate_that_teaches, at_other_rates
 from .remedies import Remedy, remedies_of
 from .settling import SETTLING, settles
 from .surroundings import in_fresh_surroundings
@@ -190,29 +190,24 @@ def examine(
             "fresh networks are drawn by each module's reset_parameters; pass fresh= where the start was another"
         )
     if found.undrawn:
-        found.remarks.append(f"not drawn anew, for want of reset_parameters: {', '.join(found.undrawn)}")
+        found.remarks.append(f"not drawn anew, for want of reset_parameters or an inverse: {', '.join(found.undrawn)}")
     if names := not_finite(trials.patient):
         found.remarks.append(f"not finite: {', '.join(names)}")
     try:
         found.residual = compare(trials, RESIDUAL, size)
-        if not found.residual.fresh_learns:
-            found.rates = at_other_rates(trials)
+        if not found.residual.fresh_learn_enough:
+            found.rates = at_a_rate_that_teaches(trials)
         if trials.patient.loss is not None and trials.patient.judged:
             found.own = compare(trials, OWN, size)
         if trials.patient.policy is not None:
             found.bandit = compare(trials, BANDIT, size)
         _look_at_symptoms(trials, size.fresh, found)
         _let_settle(trials, found)
-        if found.main is not None and found.main.may_be_chance:
-            found.remarks.append(
-                f"{found.main.lesson}: what is lost differs between teachers, {of_mean(found.main.gaps).text()} on "
-                "average, and may be chance; more teachers tell"
-            )
         if found.main is not None and found.residual.fresh_learns:
             _try_parts(trials, found.main, found)
             _try_surroundings(trials, found.main, found)
             if found.main is found.residual:
-                found.rates = at_other_rates(trials)
+                found.rates |= at_other_rates(trials)
             if remedies and ahead is None:
                 _try_remedies(trials, found.main, found)
         if remedies and ahead is not None:
@@ -221,6 +216,11 @@ def examine(
         found.complete = True
     except OutOfTime:
         found.remarks.append(_ended(trials, size, found.residual is None))
+    if found.main is not None and found.main.may_be_chance:
+        found.remarks.append(
+            f"{found.main.lesson}: what is lost differs between teachers, {of_mean(found.main.gaps).text()} on "
+            "average, and may be chance; more teachers tell"
+        )
     return found
 
 

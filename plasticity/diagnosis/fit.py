@@ -73,10 +73,15 @@ class FitCurve:
         """
         return 1.0 - _area(self.at, [min(loss, 1.0) for loss in self.losses])
 
-    @property
-    def fall(self) -> float:
-        """The mean of the first fifth of the losses minus that of the last; 0 where these are not finite."""
-        size = max(1, len(self.losses) // 5)
+    def fall(self, num_batches: int = 1) -> float:
+        """Return the mean of the first fifth of the losses minus that of the last; 0 where these are not finite.
+
+        ``num_batches``: those that the fit goes round. Both means are over as many whole rounds as a fifth has, at
+        least one, so that no batch counts more in one of them; a fit that is too short for two rounds has fifths.
+        """
+        fifth = max(1, len(self.losses) // 5)
+        rounds = num_batches * max(1, fifth // num_batches)
+        size = rounds if 2 * rounds <= len(self.losses) else fifth
         start, end = sum(self.losses[:size]), sum(self.losses[-size:])
         return (start - end) / size if math.isfinite(start) and math.isfinite(end) else 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from plasticity.surgery.derived import renew_derived_
 from plasticity.surgery.initialisers import fresh_parameters
 from plasticity.surgery.origin import Moved, Origin, Replacement, fresh_copy
 
-from .trainee import seed_everything
+from .trainee import seeded
 
 Fresh = Callable[[torch.Generator], nn.Module]
 
@@ -40,8 +41,7 @@ def from_builder(build: Callable[[], nn.Module], model: nn.Module) -> Fresh:
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def make(generator: torch.Generator) -> nn.Module:
-        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-            seed_everything(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+        with _globally(generator, place):
             twin = unwrap(build()).to(place)
         found = {name: tuple(p.shape) for name, p in named_parameters(twin).items()}
         if found != shapes:
@@ -62,8 +62,9 @@ def from_defaults(model: nn.Module) -> Fresh:
 
     def make(generator: torch.Generator) -> nn.Module:
         twin = copied(unwrap(model))
-        for module in _with_parameters(twin).values():
-            if _can_reset(module):
+        found = _with_parameters(twin).values()
+        for module in sorted(found, key=lambda one: bool(setters_of(one))):  # what weights are computed with goes first
+            if _can_redraw(module):
                 _redraw_(module, generator)
         return _restarted(twin)
 
@@ -73,7 +74,7 @@ def from_defaults(model: nn.Module) -> Fresh:
 def undrawn(model: nn.Module) -> list[str]:
     """Return the names of modules with parameters of their own that cannot be drawn anew by default."""
     found = _with_parameters(unwrap(model))
-    return [name for name, module in found.items() if not _can_reset(module) or not _redraws(module)]
+    return [name for name, module in found.items() if not _can_redraw(module)]
 
 
 def _with_parameters(model: nn.Module) -> dict[str, nn.Module]:
@@ -86,17 +87,14 @@ def _with_parameters(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _can_reset(module: nn.Module) -> bool:
-    return hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")
-
-
-def _redraws(module: nn.Module) -> bool:
-    """Return whether a module can be given new values of what it computes its tensors from: tried on a copy."""
-    if not setters_of(module):
-        return True
+def _can_redraw(module: nn.Module) -> bool:
+    """Return whether a module has a way to draw its parameters; where some are computed, this is tried on a copy."""
+    if not (hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")):
+        return False
     try:
-        _redraw_(copied(module), torch.Generator())
-    except (RuntimeError, ValueError):
+        if setters_of(module):
+            _redraw_(copied(module), torch.Generator())
+    except Exception:  # whatever an inverse of others raises
         return False
     return True
 
@@ -104,11 +102,18 @@ def _redraws(module: nn.Module) -> bool:
 @torch.no_grad()
 def _redraw_(module: nn.Module, generator: torch.Generator) -> None:
     """Give a module the parameters of its own ``reset_parameters``, in place."""
-    setters = setters_of(module)
-    for name, value in fresh_parameters(plain_copy(module) if setters else module, generator).items():
-        if value is not None:
-            place = setters.get(name) or getattr(module, name).copy_
-            place(value.to(next(module.parameters()).device))
+    setters, place = setters_of(module), next(module.parameters()).device
+    values = fresh_parameters(plain_copy(module) if setters else module, generator)
+    with _globally(generator, place) if setters else nullcontext():  # an inverse may draw what it needs
+        for name, value in values.items():
+            if value is not None:
+                (setters.get(name) or getattr(module, name).copy_)(value.to(place))
+
+
+def _globally(generator: torch.Generator, place: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which the global generators draw from a seed that another one draws."""
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    return seeded(seed, [place] if place.type == "cuda" else [])
 
 
 def _restarted(twin: nn.Module) -> nn.Module:

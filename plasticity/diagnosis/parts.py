@@ -167,4 +167,6 @@ def _of_modules(parameters: Iterable[str], modules: Iterable[str]) -> list[str]:
 
 
 def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
+    """Return the module of a parameter; of one that a tensor is computed from, the module of that tensor."""
+    owner, computed, _ = f".{name}".rpartition(".parametrizations.")
+    return (owner if computed else name.rpartition(".")[0]).removeprefix(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from itertools import count, takewhile
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,18 +14,36 @@ from .trials import RESIDUAL, Trials
 
 AT_OTHER_RATES = Size(teachers=2, fresh=4)
 """The fits at each other rate."""
+HIGHEST = 1.0
+"""Rate up to which one is looked for that teaches."""
 
 
 def at_other_rates(trials: Trials) -> dict[float, Comparison]:
     """Compare at a tenth and ten times the rate and at the default one; raises OutOfTime.
 
-    Asked where the aged network is slower at its own rate, or fresh ones learn nothing at it.
+    Asked where the aged network is slower at its own rate.
     """
-    own = rate_of(trials.patient.optimizer)
-    usual = float(trials.patient.optimizer.defaults.get("lr", 1e-3)) or 1e-3
-    default = default_rate(trials.patient.optimizer)
-    grid = {own / 10, own * 10, default} if own else {usual, default}
+    own, default = rate_of(trials.patient.optimizer), default_rate(trials.patient.optimizer)
+    grid = {own / 10, own * 10, default}
     return {rate: compare(trials, RESIDUAL, AT_OTHER_RATES, rate) for rate in sorted(grid - {own, 0.0})}
+
+
+def at_a_rate_that_teaches(trials: Trials) -> dict[float, Comparison]:
+    """Compare at other rates, up to the first at which fresh networks learn enough; raises OutOfTime.
+
+    Asked where they learn next to nothing at the own rate. The rate with which the optimizer began comes first, then
+    its default one, tenfold higher ones up to 1, and a tenth of the own.
+    """
+    optimizer = trials.patient.optimizer
+    own, begun, default = rate_of(optimizer), float(optimizer.defaults.get("lr", 0.0)), default_rate(optimizer)
+    higher = takewhile(lambda rate: rate <= HIGHEST, (max(own, default) * 10**times for times in count(1)))
+    found: dict[float, Comparison] = {}
+    for rate in (begun, default, *higher, own / 10):
+        if rate not in (own, 0.0, *found):
+            found[rate] = compare(trials, RESIDUAL, AT_OTHER_RATES, rate)
+            if found[rate].fresh_learn_enough:
+                break
+    return found
 
 
 def default_rate(optimizer: Optimizer) -> float:

@@ -153,8 +153,7 @@ def aside(model: nn.Module, seed: int) -> Iterator[None]:
     """
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(other_generators())
+        stack.enter_context(seeded(seed, devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
@@ -162,6 +161,13 @@ def aside(model: nn.Module, seed: int) -> Iterator[None]:
         torch.set_autocast_cache_enabled(False)
         if is_compiled(model):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def seeded(seed: int, devices: Sequence[Any] = ()) -> Iterator[None]:
+    """Within, global random numbers are drawn from ``seed`` and put back, those of CUDA ``devices``, too."""
+    with torch.random.fork_rng(devices=devices), other_generators():
         seed_everything(seed)
         yield
 

@@ -83,7 +83,7 @@ class Diagnosis:
 
 def judge(found: Examination) -> Diagnosis:
     """Return the verdict on an examination."""
-    findings = list(_findings(found)) or [_nothing(found)]
+    findings = list(_findings(found)) or list(_at_a_rate_that_teaches(found)) or [_nothing(found)]
     if (best := next(iter(helpful(found)), None)) is not None and best.remedy is not None:
         findings.append(
             Finding(
@@ -127,22 +127,34 @@ def _findings(found: Examination) -> Iterator[Finding]:
         yield from _lost(found, found.main)
 
 
+def _at_a_rate_that_teaches(found: Examination) -> Iterator[Finding]:
+    """Yield, where fresh networks learn next to nothing at the own rate and enough at another, how the network does."""
+    residual, own = found.residual, rate_of(found.patient.optimizer)
+    if residual is None or residual.fresh_learn_enough:
+        return
+    some = residual.fresh_learns
+    works = [(rate, c) for rate, c in found.rates.items() if (c.fresh_learn_enough if some else c.fresh_learns)]
+    if not works:
+        return
+    rate, best = max(works, key=lambda pair: pair[1].null.value)
+    little = "next to nothing" if some else "nothing"
+    yield Finding(
+        "rate",
+        f"The learning rate is {own:g}: with it fresh networks learn {little} in {found.steps} updates either; with "
+        f"{rate:g} they learn",
+        {"learned at the own rate, fresh": residual.null, f"at {rate:g}": best.null},
+    )
+    does = _slower(best) if best.is_slower else "learns a random teacher as a fresh network would"
+    yield Finding(
+        "at another rate",
+        f"At {rate:g} {found.patient.name} {does}",
+        {"learned": best.learned, "fresh networks": best.null},
+    )
+
+
 def _teaches_nothing(found: Examination, residual: Comparison) -> Iterator[Finding]:
-    own = rate_of(found.patient.optimizer)
-    works = [(rate, c) for rate, c in found.rates.items() if c.fresh_learns]
-    if works:
-        rate, best = max(works, key=lambda pair: pair[1].null.value)
-        yield Finding(
-            "rate",
-            f"The learning rate is {own:g}: with it fresh networks learn nothing either, with {rate:g} they do",
-            {"learned at the own rate, fresh": residual.null, f"at {rate:g}": best.null},
-        )
-        does = _slower(best) if best.is_slower else "learns a random teacher as a fresh network would"
-        yield Finding(
-            "at another rate",
-            f"At {rate:g} {found.patient.name} {does}",
-            {"learned": best.learned, "fresh networks": best.null},
-        )
+    if at_another := list(_at_a_rate_that_teaches(found)):
+        yield from at_another
     elif not any(math.isfinite(curves[0].first) for curves in residual.fresh):
         yield Finding(UNKNOWN, "Cannot tell: the outputs of fresh networks on these data are no finite numbers")
     else:

@@ -1,4 +1,4 @@
-"""Linears that are added before one activation are one hidden layer: read after the sum, and recycled whole."""
+"""Linears that are added or multiplied before one activation are one hidden layer: read behind it, recycled whole."""
 
 from __future__ import annotations
 
@@ -48,7 +48,15 @@ SUMS: dict[str, tuple[Forward, tuple[str, ...]]] = {
     "graph layer": unit(lambda s, x: F.relu(s.u(x.roll(1, 0) + x.roll(-1, 0)) + s.v(x)), "u", "v"),
     "maxout": unit(lambda s, x: F.relu(torch.maximum(s.f(x[:, :4]), s.k(x[:, 4:]))), "f", "k"),
     "silu by hand": unit(lambda s, x: (lambda z: z * z.sigmoid())(s.f(x[:, :4]) + s.k(x[:, 4:])), "f", "k"),
+    "the input is added": unit(lambda s, x: F.relu(s.u(x) + s.v(x) + x), "u", "v"),
+    "low-rank parameters": unit(lambda s, x: F.relu(s.u(x) + x @ s.right @ s.left), "u"),
+    "scaled": unit(lambda s, x: F.relu(s.f(x[:, :4]) * s.k(x[:, 4:])), "f", "k"),
+    "scaled and shifted": unit(lambda s, x: F.relu(s.u(x) * (1 + s.k(x[:, 4:])) + s.v(x)), "u", "k", "v"),
+    "shifted and scaled": unit(lambda s, x: F.relu((s.u(x) + s.v(x)) * s.k(x[:, 4:])), "u", "v", "k"),
+    "in one operation": unit(lambda s, x: F.relu(torch.addcmul(s.u(x), s.v(x), s.k(x[:, 4:]))), "u", "v", "k"),
+    "norm, scaled": unit(lambda s, x: F.relu(s.norm(s.u(x)) * (1 + s.k(x[:, 4:]))), "u", "k"),
 }
+SCALED = [name for name in SUMS if any(word in name for word in ("scaled", "operation"))]
 SIZES = {"f": (4, 6), "k": (2, 6), "u": (6, 6), "v": (6, 6), "a": (6, 2)}
 
 
@@ -60,10 +68,13 @@ def build(name: str, dead: bool = True) -> tuple[nn.Module, Tensor]:
     parts: dict[str, nn.Module] = {layer: nn.Linear(*SIZES[layer]) for layer in used}
     parts |= {"norm": nn.LayerNorm(6)} if "norm" in name else {}
     model = Net(lambda s, x: s.o(hidden(s, x)), **parts, act=nn.ReLU(), o=nn.Linear(6, 3))
+    if "parameters" in name:
+        model.right, model.left = nn.Parameter(torch.randn(6, 2)), nn.Parameter(torch.randn(2, 6))
     with torch.no_grad():
         for layer in summands if dead else ():
             weight, bias = parts[layer].weight, parts[layer].bias
-            weight[DEAD], bias[DEAD] = 0, 0 if name == "silu by hand" else -100 * (layer != "k" or name != "weighted")
+            is_scale = layer == "k" and name in (*SCALED, "weighted")
+            weight[DEAD], bias[DEAD] = 0, 0 if name == "silu by hand" or is_scale else -100
         if dead and "norm" in name:
             model.norm.bias[DEAD], model.norm.weight[DEAD] = -1, 0
     return model, torch.randn(64, 6)
@@ -88,7 +99,7 @@ def test_every_summand_reads_as_the_units_do(name: str) -> None:
     assert found.num_units == 6
 
 
-@pytest.mark.parametrize("name", [name for name in SUMS if name not in ("maxout", "norm after the sum", "in place")])
+@pytest.mark.parametrize("name", [name for name in SUMS if name not in ("maxout", "in place") and "norm" not in name])
 def test_grama_is_that_of_the_sum(name: str) -> None:
     model, x = build(name, dead=False)
     _, summands = SUMS[name]
@@ -105,7 +116,8 @@ def test_grama_is_that_of_the_sum(name: str) -> None:
     for layer, gradient in zip(seen, gradients, strict=True):
         by_hand = reference.scores(reference.rows(gradient))
         np.testing.assert_allclose(found[layer].numpy(force=True), by_hand, rtol=1e-4, atol=1e-7)
-        np.testing.assert_allclose(found[layer].numpy(force=True), found[summands[0]].numpy(force=True), rtol=1e-4)
+        if name not in SCALED:
+            np.testing.assert_allclose(found[layer].numpy(force=True), found[summands[0]].numpy(force=True), rtol=1e-4)
 
 
 def recycle(model: nn.Module, x: Tensor, method: Recycling) -> tuple[dict[str, Tensor], Any]:
@@ -145,7 +157,7 @@ def test_units_are_recycled_in_all_their_layers(name: str, method: type[Recyclin
     if outgoing == "zero":
         assert entries.pop("o.weight").any(0).nonzero().flatten().tolist() == dead
         assert not model.o.weight[:, dead].any()
-        if name != "norm after the sum":  # its statistics tie neurons together
+        if "norm" not in name:  # its statistics tie neurons together
             torch.testing.assert_close(model(x).detach(), out)
     assert entries.keys() <= {"norm.weight", "norm.bias"}
 
@@ -200,6 +212,32 @@ def test_parts_of_one_layer_that_are_added_are_units_too(name: str) -> None:
     entries = changed(model, before)
     assert entries["w.weight"].any(1).nonzero().flatten().tolist() == dead
     assert entries["o.weight"].any(0).nonzero().flatten().tolist() == DEAD
+    torch.testing.assert_close(model(x).detach(), out)
+
+
+@pytest.mark.parametrize("kind", ["layer", "table"])
+def test_channels_that_a_task_scales_and_shifts_are_read_behind_both(kind: str) -> None:
+    torch.manual_seed(0)
+
+    def channels(s: Any, x: Tensor) -> Tensor:
+        tasks = torch.arange(len(x)) % 3
+        scale, shift = s.task(F.one_hot(tasks, 3).float() if kind == "layer" else tasks).chunk(2, -1)
+        return F.relu(s.conv(x) * (1 + scale[..., None, None]) + shift[..., None, None])
+
+    task = nn.Linear(3, 12) if kind == "layer" else nn.Embedding(3, 12)
+    parts = {"conv": nn.Conv2d(2, 6, 3), "task": task, "o": nn.Linear(6, 3)}
+    model, x = Net(lambda s, x: s.o(channels(s, x).mean((2, 3))), **parts), torch.randn(12, 2, 5, 5)
+    with torch.no_grad():
+        task.weight.mul_(0.01)
+        model.conv.weight[DEAD], model.conv.bias[DEAD] = 0, -100
+    units, out = channels(model, x).detach(), model(x).detach()
+    both = {"conv": DEAD} | ({"task": [*DEAD, *(6 + i for i in DEAD)]} if kind == "layer" else {})
+    found = measure(model, x, probes=["dormancy"])
+    expected = reference.scores(reference.rows(units, 1))
+    np.testing.assert_allclose(found.scores["dormancy"]["conv"].numpy(force=True), expected, rtol=1e-5, atol=1e-7)
+    assert found.num_units == 6
+    _, writer = recycle(model, x, ReDo(every=1, threshold=0.0))
+    assert writer.named("redo")[0]["neurons"] == both
     torch.testing.assert_close(model(x).detach(), out)
 
 
@@ -261,7 +299,7 @@ APART: dict[str, tuple[Forward, str]] = {
     "a residual stream": (lambda s, x: (lambda z: s.o(F.relu(z + s.u(F.relu(s.w(z))))))(s.v(x)), "stream"),
     "returned, too": (lambda s, x: (lambda z: (s.o(F.relu(z + s.u(x))), z))(s.v(x)), "stream"),
     "without activation": (lambda s, x: s.o(s.v(x) + s.u(x)), "stream"),
-    "the input is added": (lambda s, x: s.o(F.relu(s.v(x) + s.u(x) + x)), "stream"),
+    "scaled and shifted, without": (lambda s, x: s.o(s.v(x) * s.w(x) + s.u(x)), "stream"),
     "activated before": (lambda s, x: s.o(F.relu(s.v(x)) + F.relu(s.u(x))), "stream"),
     "broadcast": (lambda s, x: s.o(F.relu(s.v(x) + s.one(x))), "are added to several of"),
     "alone in another call": (lambda s, x: s.o(F.relu(s.v(x) + s.u(x)) + F.relu(s.v(-x))), "stream"),

@@ -1,7 +1,8 @@
-"""Hidden units that several layers write together: neurons that are added to each other before one activation.
+"""Hidden units that several layers write together: neurons that are added or multiplied before one activation.
 
-Such are ``relu(f(s) + g(a))``, a low-rank adapter written flat, and the two linears of a recurrent cell. A residual
-stream is none: there, too, layers are added, but what is read in between is not the sum of all.
+Such are ``relu(f(s) + g(a))``, features that a task scales and shifts (FiLM, Perez et al. 2018), a low-rank adapter
+written flat, and the two linears of a recurrent cell. A residual stream is none: there, too, layers are added, but what
+is read in between is not the sum of all.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ class Summations:
 
 
 def summands(operands: Sequence[Label]) -> CallNumbers:
-    """Return the layer calls whose neurons a sum of ``operands`` joins; none where anything else is added in.
+    """Return the layer calls whose neurons a sum or product of ``operands`` joins; none where it joins anything else.
 
-    Parts of one layer may be added to each other, but no neuron to itself, as in a rotary embedding.
+    Parts of one layer may be joined to each other, but no neuron to itself, as in a rotary embedding. Outside data may
+    take part, such as an embedding of the task: they are nobody's neurons.
     """
-    if len(operands) < 2 or any(not tag.planes or tag.mixed or tag.external for tag in operands):
+    if len(operands) < 2 or any(tag.mixed for tag in operands):
         return ALONE
     planes = [plane for tag in operands for plane in tag.planes]
     if any(plane.activation or plane.summed or plane.product for plane in planes):
@@ -73,4 +75,4 @@ def _neurons(tag: Label) -> Tensor:
 
 def plus(plane: Plane, joined: frozenset[int]) -> Plane:
     """Return a plane to which others were added: all in one unit, where they are ``joined``."""
-    return replace(plane, joined=joined) if joined else replace(plane, summed=True)
+    return replace(plane, joined=joined, added=True) if joined else replace(plane, summed=True)

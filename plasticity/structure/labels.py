@@ -37,7 +37,12 @@ class Plane:
     summed: bool = False
     """True if something else was added on top: a residual stream."""
     joined: frozenset[int] = frozenset()
-    """The layer calls of which neurons were added to each other before any activation: they may be one unit."""
+    """The layer calls of which neurons were added to or multiplied with each other, or had outside data added, before
+    any activation: they may be one unit."""
+    added: bool = False
+    """True if some of that was a sum: where these are no units, they are a residual stream."""
+    multiplied: bool = False
+    """True if some of that was a product: where these are no units, they are factors."""
     product: bool = False
     """True if it was multiplied with other neurons: a gate."""
     gated: bool = False

@@ -46,7 +46,7 @@ TOLD = COMPARISONS | LOGIC | MOVES | RESHAPES | COPIES
 """Operations through which it is followed what lets neurons through."""
 ACTIVATION_OPERATIONS = {"_prelu_kernel", "prelu", "rrelu_with_noise", "hardswish", "log_sigmoid_forward"}
 """Activations that torch does not count as pointwise."""
-JOINS = {"add", "sub", "rsub", "maximum", "minimum"}
+JOINS = {"add", "sub", "rsub", "maximum", "minimum", "mul", "addcmul"}
 """Operations that make one unit of the neurons of several layers, where none has been activated before."""
 PRODUCTS = {"mul", "div", "addcmul", "addcdiv", "pow", "atan2"}
 ACTIVATION_FUNCTIONS = {
@@ -272,11 +272,14 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
     others_say = [tag for tag in conditions if not any(tag.calls & other.calls for other in live)]
     same = _same_neurons(live, shape)
     nonlinear = op.name not in LINEAR or (same and op.name in PRODUCTS | {"where"})
-    joined = summands(live) if op.name in JOINS and not same else frozenset()
+    # A mask or a scale from outside changes neurons, but joins them to nothing.
+    joins = op.name in JOINS and not same and (op.name != "mul" or sum(bool(tag.planes) for tag in live) > 1)
+    joined = summands(live) if joins else frozenset()
     # Played again as an out-of-place operation on a copy: the tensor it will be played on belongs to the model.
     step = partial(_play, op.func, op.args[1:], op.kwargs) if len(op.operands) == 1 and op.source else None
 
     def passed_on(plane: Plane, others: list[Label]) -> Plane:
+        multiplies = op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)
         activation = plane.activation or (op.name if nonlinear or plane.calls & decided else None)
         result = replace(
             plane,
@@ -286,10 +289,10 @@ def _pointwise(op: Operation, shape: torch.Size) -> Label:
             renormalised=plane.renormalised or (normalised and activation is not None),
             summed=plane.summed or (bool(others) and op.name not in PRODUCTS and not joined),
             joined=joined or plane.joined,
+            added=plane.added or (bool(joined) and op.name != "mul"),
+            multiplied=plane.multiplied or (multiplies and bool(joined)),
             gated=plane.gated or bool(others_say) or (op.name == "mul" and _gates(plane, others)),
-            product=plane.product
-            or bool(others_say)
-            or (op.name in PRODUCTS and any(tag.planes or tag.mixed for tag in others)),
+            product=plane.product or bool(others_say) or (multiplies and not joined),
             replay=None if step is None or plane.replay is None else (*plane.replay, step),
             whole=plane.whole if plane.condensed else None,
         )

@@ -131,8 +131,8 @@ class _Trace:
         """Number of a layer call, and of norms and sums over samples passed, and calls that it is joined with -> where
         its neurons are seen then, before any activation."""
         self.sums = Summations()
-        self.consumed: list[tuple[int, Consumer, CallNumbers]] = []
-        """Number of a layer call, what consumes it, and the calls that it is joined with there."""
+        self.consumed: list[tuple[int, Consumer, Plane]] = []
+        """Number of a layer call, what consumes it, and what it consumes."""
         self.normed: list[tuple[int, Norm, CallNumbers]] = []
         """The same for norms."""
         self.tracer.used.add("")  # by forward, or by another method
@@ -295,14 +295,14 @@ class _Trace:
     def _consume(self, name: str, tag: Label) -> None:
         for plane in tag.planes:
             self.sums.note(plane)
-            if not plane.product:
+            if not (plane.product or plane.multiplied):
                 self.alone |= plane.calls
             for number, columns in self._columns(plane, self.layers[name].axis):
                 if columns is None:
                     self._layer(number).note(f"reaches {name} with its neurons in changing places")
                     continue
                 consumer = Consumer(name, columns, plane.summed, plane.product, bool(plane.joined))
-                self.consumed.append((number, consumer, plane.joined))
+                self.consumed.append((number, consumer, plane))
         for number, operation in tag.mixed.items():
             self._layer(number).note(f"mixed by {operation} before {name}")
 
@@ -333,9 +333,10 @@ class _Trace:
         for plane in (plane for tag in outputs for plane in tag.planes):
             self.sums.note(plane)
         self.sums.settle(lambda number, joined: self.tracer.activated(number, joined) is not None)
-        for number, consumer, joined in self.consumed:
-            if not self.sums.holds(number, joined):
-                consumer = replace(consumer, summed=True, joined=False)
+        for number, consumer, plane in self.consumed:
+            if not self.sums.holds(number, plane.joined):
+                summed, product = consumer.summed or plane.added, consumer.product or plane.multiplied
+                consumer = replace(consumer, summed=summed, product=product, joined=False)
             self._layer(number).writes_to_stream |= consumer.summed
             self._layer(number).add_consumer(consumer)
         for number, norm, joined in self.normed:

@@ -717,6 +717,7 @@ def test_where_the_rate_teaches_next_to_nothing_one_is_named_that_teaches(
     assert f"The learning rate is {own:g}: with it" in found.findings[0].sentence
     assert found.findings[0].sentence.endswith(f"with {told:g} they learn")
     assert found.findings[1].sentence.startswith(f"At {told:g} model learns")
+    assert ": 0.00 [" not in str(found.findings[0])  # two digits that tell something, as in the table
 
 
 @pytest.mark.parametrize("num_batches", [4, 7])

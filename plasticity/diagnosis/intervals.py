@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    def text(self, form: str = ".2f") -> str:
+    def text(self, form: str = ".2g") -> str:
         """Return ``value [low, high]``."""
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 

@@ -39,7 +39,7 @@ from plasticity.diagnosis.bounds import before_the_bound
 from plasticity.diagnosis.comparison import Comparison, Size, compare
 from plasticity.diagnosis.examine import Examination, Tried, examine
 from plasticity.diagnosis.fresh import from_defaults
-from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_ratio, t_quantile
+from plasticity.diagnosis.intervals import Estimate, of_mean, of_next, of_next_amount, of_ratio, t_quantile
 from plasticity.diagnosis.remedies import remedies_of
 from plasticity.diagnosis.surroundings import in_fresh_surroundings
 from plasticity.diagnosis.symptoms import Symptoms
@@ -702,7 +702,7 @@ def test_at_a_rate_of_zero_another_rate_says_how_the_network_learns() -> None:
         (torch.optim.Adam, 3e-3, 1e-6, 0.003),  # annealed: the rate of the beginning
         (torch.optim.Adam, 1e-6, 1e-6, 0.001),  # the default one
         (torch.optim.SGD, 1e-5, 1e-5, 0.01),  # ten times the default one, which teaches next to nothing
-        (torch.optim.SGD, 10.0, 10.0, 1.0),  # a tenth
+        (torch.optim.SGD, 10.0, 10.0, 0.01),  # far too high: ten times the default one
     ],
 )
 def test_where_the_rate_teaches_next_to_nothing_one_is_named_that_teaches(
@@ -833,3 +833,65 @@ def test_the_study_that_is_quoted_is_the_one_that_ran() -> None:
     assert found["diagnose"] in STUDY
     assert f"over {summary['rank correlation']['next']['n']} points" in STUDY_AHEAD
     assert found["next"] in STUDY_AHEAD
+
+
+def all_dead(width: int, depth: int) -> nn.Sequential:
+    """Return a network of which no hidden neuron ever fires."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(width if i else 8, width), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(width, 2))
+    with torch.no_grad():
+        for layer in model[:-1]:
+            if isinstance(layer, nn.Linear):
+                layer.bias.fill_(-1e3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rate", "width", "seed"), [(0.03, 4, 6), (0.03, 4, 7), (0.0, 32, 3), (1e-9, 32, 4), (100.0, 32, 5)]
+)
+def test_a_dead_network_is_not_called_healthy_where_fresh_ones_learn_little(rate: float, width: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = all_dead(width, 2)
+    batches = list(torch.randn(256, 8).split(64))
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    found = plasticity.diagnose(model, optimizer, batches, remedies=False, budget=600)
+    said = found.findings[0] if found.cause != "rate" else found.findings[1]
+    assert found.cause in ("dead neurons", "rate")
+    assert "as much of a random teacher" in said.sentence or "learns nothing of a random teacher" in said.sentence
+    assert all(value.low > 0 for key, value in said.evidence.items() if key == "fresh networks")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.01])
+def test_a_rate_at_which_losses_blow_up_is_none_that_teaches(rate: float) -> None:
+    torch.manual_seed(1)
+    model = all_dead(8, 4)
+    batches = [torch.randn(64, 8) for _ in range(4)]
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    found = plasticity.diagnose(model, optimizer, batches, remedies=False, budget=600)
+    for finding in found.findings:
+        assert "with 1 they learn" not in finding.sentence
+        assert "as a fresh network would" not in finding.sentence
+
+
+def test_where_no_rate_teaches_enough_nothing_is_told() -> None:
+    torch.manual_seed(0)
+    model, batches = (
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)),
+        [torch.randn(64, 8) for _ in range(4)],
+    )
+    found = plasticity.diagnose(model, torch.optim.SGD(model.parameters(), 1e-4), batches, remedies=False, budget=600)
+    found.examination.rates.clear()  # as where the budget has ended before
+    said = judge(found.examination)
+    assert said.cause == "cannot tell"
+    assert "next to nothing" in said.findings[0].sentence
+
+
+def test_the_interval_of_small_amounts_is_that_of_their_logarithms() -> None:
+    values = [0.002, 0.01, 0.03, 0.05]
+    found, logs = of_next_amount(values), np.log(values)
+    half = t_quantile(3) * logs.std(ddof=1) * math.sqrt(1.25)
+    assert found == pytest.approx((np.mean(values), np.exp(logs.mean() - half), np.exp(logs.mean() + half)), rel=1e-3)
+    assert of_next_amount([0.0, *values]) == of_next([0.0, *values])
+    assert of_next_amount([0.5, 0.52, 0.51]) == of_next([0.5, 0.52, 0.51])

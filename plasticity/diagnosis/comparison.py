@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .fit import FitCurve
-from .intervals import Estimate, of_mean, of_next, of_ratio
+from .intervals import Estimate, of_mean, of_next_amount, of_ratio
 from .trials import AGED, FRESH, OWN, Change, Trials
 
 TAUGHT = 0.01
@@ -56,7 +56,7 @@ class Comparison:
     @property
     def null(self) -> Estimate:
         """The outcome of fresh networks, and the interval in which that of another one would lie."""
-        return of_next([_mean(list(map(self.outcome, curves))) for curves in self.fresh])
+        return of_next_amount([_mean(list(map(self.outcome, curves))) for curves in self.fresh])
 
     @property
     def learned(self) -> Estimate:
@@ -79,9 +79,19 @@ class Comparison:
         return min(gains) > 0 or of_mean(gains).low > 0
 
     @property
+    def tells(self) -> bool:
+        """Return whether a network that learns nothing could be told from another fresh one."""
+        return self.null.low > 0
+
+    @property
     def fresh_learn_enough(self) -> bool:
-        """Return whether fresh networks learn a hundredth of the lesson or more; less is next to nothing."""
-        return self.fresh_learns and self.null.value >= TAUGHT
+        """Return whether fresh networks learn a hundredth of the lesson or more, for good; less is next to nothing.
+
+        Losses that have blown up in the end are no learning, however low they were before.
+        """
+        fresh = [curve for curves in self.fresh for curve in curves]
+        falls = _mean([curve.final for curve in fresh]) < _mean([curve.first for curve in fresh])
+        return falls and self.fresh_learns and self.tells and self.null.value >= TAUGHT
 
     def gain(self, curve: FitCurve) -> float:
         """Return what was learned in a fit: the share, or the fall of the own loss."""

@@ -49,6 +49,18 @@ def of_next(values: Sequence[float]) -> Estimate:
     return _around(values, 1 + 1 / len(values))
 
 
+def of_next_amount(values: Sequence[float]) -> Estimate:
+    """Return the same of amounts, which are never below 0: on a logarithmic scale where the interval would reach there.
+
+    So it does where amounts are small for how much they differ; where one of them is 0, it stays as it is.
+    """
+    found = of_next(values)
+    if found.low > 0 or min(values) <= 0 or len(values) < 2:
+        return found
+    _, low, high = of_next([math.log(value) for value in values])
+    return Estimate(found.value, math.exp(low), math.exp(min(high, 700)))
+
+
 def _around(values: Sequence[float], factor: float) -> Estimate:
     mean = sum(values) / len(values)
     if len(values) < 2:

@@ -32,11 +32,12 @@ def at_a_rate_that_teaches(trials: Trials) -> dict[float, Comparison]:
     """Compare at other rates, up to the first at which fresh networks learn enough; raises OutOfTime.
 
     Asked where they learn next to nothing at the own rate. The rate with which the optimizer began comes first, then
-    its default one, tenfold higher ones up to 1, and a tenth of the own.
+    its default one, tenfold higher ones up to 1 (than the own, where that is below), and a tenth of the own.
     """
     optimizer = trials.patient.optimizer
     own, begun, default = rate_of(optimizer), float(optimizer.defaults.get("lr", 0.0)), default_rate(optimizer)
-    higher = takewhile(lambda rate: rate <= HIGHEST, (max(own, default) * 10**times for times in count(1)))
+    start = max(own, default) if own < HIGHEST else default
+    higher = takewhile(lambda rate: rate <= HIGHEST, (start * 10**times for times in count(1)))
     found: dict[float, Comparison] = {}
     for rate in (begun, default, *higher, own / 10):
         if rate not in (own, 0.0, *found):

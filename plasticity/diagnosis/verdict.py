@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .comparison import Comparison
+from .comparison import TAUGHT, Comparison
 from .intervals import Estimate
 from .trainee import rate_of
 from .trials import BANDIT, OWN
@@ -132,12 +132,11 @@ def _at_a_rate_that_teaches(found: Examination) -> Iterator[Finding]:
     residual, own = found.residual, rate_of(found.patient.optimizer)
     if residual is None or residual.fresh_learn_enough:
         return
-    some = residual.fresh_learns
-    works = [(rate, c) for rate, c in found.rates.items() if (c.fresh_learn_enough if some else c.fresh_learns)]
+    works = [(rate, c) for rate, c in found.rates.items() if c.fresh_learn_enough]
     if not works:
         return
     rate, best = max(works, key=lambda pair: pair[1].null.value)
-    little = "next to nothing" if some else "nothing"
+    little = "next to nothing" if residual.fresh_learns else "nothing"
     yield Finding(
         "rate",
         f"The learning rate is {own:g}: with it fresh networks learn {little} in {found.steps} updates either; with "
@@ -229,6 +228,8 @@ def _best_of_rates(found: Examination, residual: Comparison) -> dict[str, Estima
     return {f"at its best rate, {rate:g}": aged.learned, f"fresh networks at theirs, {other:g}": fresh.null}
 
 
+LITTLE = 0.1
+"""Share of what fresh networks learn up to which steps to the same loss say little: noise alone reaches it."""
 COLLAPSED = 0.5
 """Share of a fresh network's effective rank up to which features are said to have collapsed."""
 
@@ -268,8 +269,16 @@ def _policy(found: Examination, bandit: Comparison) -> Iterator[Finding]:
 
 
 def _nothing(found: Examination) -> Finding:
+    """Return that nothing was found, or that nothing could be: fresh networks have to learn to tell it."""
     residual = found.residual
     assert residual is not None
+    if not residual.fresh_learn_enough:
+        return Finding(
+            UNKNOWN,
+            f"Cannot tell: fresh networks learn next to nothing of a random teacher in {found.steps} updates at "
+            f"{rate_of(found.patient.optimizer):g}, and no other rate was found at which they do; give more updates",
+            {"learned": residual.learned, "fresh networks": residual.null},
+        )
     settled = ", once the momentum of its optimizer has turned" if found.settled else ""
     shared = f" that shares its {', '.join(found.undrawn)}" if found.undrawn else ""
     return Finding(
@@ -282,9 +291,12 @@ def _nothing(found: Examination) -> Finding:
 
 def _slower(comparison: Comparison) -> str:
     what = "its own loss" if comparison.lesson == OWN else "a random teacher"
-    ratio = comparison.slowdown
-    if sum(curve.final for curve in comparison.aged) >= sum(curve.first for curve in comparison.aged):
+    aged, share = comparison.aged, comparison.learned.value / comparison.null.value
+    if share <= TAUGHT or sum(curve.final for curve in aged) >= sum(curve.first for curve in aged):
         return f"learns nothing of {what}, fresh networks do"
+    if share <= LITTLE:
+        return f"learns {share:.0%} as much of {what} as a fresh network"
+    ratio = comparison.slowdown
     return f"learns {what} {ratio.value:.1f} times slower than a fresh network [{ratio.low:.1f}, {ratio.high:.1f}]"
 
 

@@ -121,6 +121,19 @@ def weight_rows(module: nn.Module, weight: Tensor) -> Tensor:
     return rearrange(weight, "(group inputs) neurons ... -> (group neurons) (inputs ...)", group=groups)
 
 
+def by_group(module: nn.Module, weight: Tensor) -> Tensor:
+    """View a tensor of the weight's shape as (groups, neurons of the group, inputs of the group, *kernel)."""
+    grouped = weight.unflatten(0, (getattr(module, "groups", 1), -1))
+    return grouped.transpose(1, 2) if inputs_first(module) else grouped
+
+
+def spread(view: Tensor, vector: Tensor, dim: int) -> Tensor:
+    """Spread a vector over the groups and dimension ``dim`` of a view by groups, so that it broadcasts."""
+    shape = [len(view)] + [1] * (view.dim() - 1)
+    shape[dim] = view.shape[dim]
+    return vector.to(view.device).view(shape)
+
+
 def current_weight(module: nn.Module) -> Tensor | None:
     """Return the weight that a layer computes with, also a parametrised one; None where it is no parameter."""
     if isinstance(module, Slice):

@@ -15,9 +15,10 @@ from torch.nn.parameter import is_lazy
 
 from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
 
+from .conduct import is_torchs, strays
 from .functional import FunctionCalls, Taken, Weights, shown, slices_of
 from .joint import ALONE, CallNumbers, Summations
-from .labels import NOTHING, STRIDE, Label, Plane, Replay, feature_vector, tensors_in
+from .labels import NOTHING, STRIDE, Label, Plane, Replay, feature_vector, mix, tensors_in
 from .layers import (
     LAST_AXIS_NORMS,
     NORM_MODULES,
@@ -27,6 +28,7 @@ from .layers import (
     Norm,
     Untraced,
     neuron_axis,
+    num_inputs,
     num_neurons,
     weight_layers_of,
 )
@@ -136,6 +138,10 @@ class _Trace:
         self.normed: list[tuple[int, Norm, CallNumbers]] = []
         """The same for norms."""
         self.tracer.used.add("")  # by forward, or by another method
+        self.checking = False
+        """True while a layer runs once more, to see how it conducts itself."""
+        self.raw: dict[str, tuple[Tensor, int]] = {}
+        """Layer -> what it has written, and how often that had been written to, where hooks see it next."""
         self.order: list[str] = []
         self.empty: dict[str, str] = {}
         """The layers that were called without samples, and the shape of their output."""
@@ -147,13 +153,17 @@ class _Trace:
         try:
             for name, module in ((n, m) for n, m in self.modules.items() if not is_scripted(m)):
                 handles.append(module.register_forward_pre_hook(partial(self.enter, name), with_kwargs=True))
-                handles.append(module.register_forward_hook(partial(self.leave, name)))
+                handles.append(module.register_forward_hook(partial(self.leave, name), with_kwargs=True))
+                if name in self.layers and len(module._forward_hooks) > 1:
+                    handles.append(module.register_forward_hook(partial(self.written, name), prepend=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.checking:
+            return
         inputs = {key: v for key, v in [*enumerate(args), *kwargs.items()] if isinstance(v, Tensor)}
         first = next(iter(inputs.values()), None)
         tag = Label() if first is None else self.tracer.tag(first)
@@ -180,7 +190,14 @@ class _Trace:
             if first is not None:
                 self._pass_norm(name, tag, -1 if isinstance(module, LAST_AXIS_NORMS) else 1 - first.dim())
 
-    def leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+    def written(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        """Remember what a layer has written, before other hooks see it."""
+        if not self.checking and isinstance(output, Tensor):
+            self.raw[name] = (output, output._version)
+
+    def leave(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if self.checking:
+            return
         tag = self.running.pop()
         self.names.pop()
         outputs = output if isinstance(output, (tuple, list)) else [output]
@@ -188,6 +205,8 @@ class _Trace:
         if not empty:
             self.events.append((name, "output"))
         if name in self.layers:
+            if self.tracer.running[-1] is not None and not empty and isinstance(output, Tensor):
+                self._check_conduct(name, module, args, kwargs, output)
             self.tracer.running.pop()
             if empty:
                 self.empty[name] = f"the output of {name} has shape {tuple(outputs[0].shape)}"
@@ -206,9 +225,25 @@ class _Trace:
             if isinstance(value, Tensor):
                 self._look_for_sites(key, value)
 
+    def _check_conduct(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        """Note what a layer of the user's own, or a hook on it, does besides the product with its weight."""
+        written, version = self.raw.pop(name, (output, output._version))
+        if output is not written or output._version != version:
+            self.tracer.besides.setdefault(name, "a hook that changes its output")
+        if is_torchs(module) or name in self.tracer.besides:
+            return
+        self.checking, self.tracer.paused = True, self.tracer.paused + 1
+        try:
+            if found := strays(module, args, kwargs, output):
+                self.tracer.besides[name] = found
+        finally:
+            self.checking, self.tracer.paused = False, self.tracer.paused - 1
+
     def _produce(self, name: str, output: Tensor) -> None:
         layer = self.layers[name]
         self.tracer.label(name, layer.num_calls, output, layer.axis)
+        if output.shape[layer.axis] != layer.num_neurons:
+            self.tracer.tags[output] = mix([self.tracer.tag(output)], f"{name} itself")
         self._count(layer, 0)
 
     def _count(self, layer: Layer, key: int) -> None:
@@ -300,6 +335,9 @@ class _Trace:
             for number, columns in self._columns(plane, self.layers[name].axis):
                 if columns is None:
                     self._layer(number).note(f"reaches {name} with its neurons in changing places")
+                    continue
+                if len(columns) != num_inputs(self.layers[name].module):
+                    self._layer(number).note(f"reaches {name}, which has another number of inputs")
                     continue
                 consumer = Consumer(name, columns, plane.summed, plane.product, bool(plane.joined))
                 self.consumed.append((number, consumer, plane))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plasticity.structure.layers import inputs_first
+from plasticity.structure.layers import by_group, spread
 
 from .initialisers import weight_of
 
@@ -24,19 +24,6 @@ def outgoing_entries(module: nn.Module, inputs: Tensor) -> Tensor:
     view = by_group(module, where)
     view |= spread(view, inputs, 2)
     return where
-
-
-def by_group(module: nn.Module, weight: Tensor) -> Tensor:
-    """View a tensor of the weight's shape as (groups, neurons of the group, inputs of the group, *kernel)."""
-    grouped = weight.unflatten(0, (getattr(module, "groups", 1), -1))
-    return grouped.transpose(1, 2) if inputs_first(module) else grouped
-
-
-def spread(view: Tensor, vector: Tensor, dim: int) -> Tensor:
-    """Spread a vector over the groups and dimension ``dim`` of a view by groups, so that it broadcasts."""
-    shape = [len(view)] + [1] * (view.dim() - 1)
-    shape[dim] = view.shape[dim]
-    return vector.to(view.device).view(shape)
 
 
 def column_norms(module: nn.Module, weight: Tensor) -> Tensor:

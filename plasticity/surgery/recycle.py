@@ -59,7 +59,8 @@ def recycle_(
     whole, with the rows of all of them: :func:`completed`.
 
     Recycling neurons that are 0 on all inputs leaves the function as it is, except next to a LayerNorm, RMSNorm or
-    GroupNorm: these tie neurons together by their statistics. :func:`function_change` measures it. Target networks
+    GroupNorm, which tie neurons together by their statistics, and where the 0 arrives as something else, as behind
+    ``relu(a(x)) + 1``: what the column made of that is gone, too. :func:`function_change` measures it. Target networks
     are left alone. Nothing is drawn if nothing is flagged. ``generator`` is one on the CPU. ``connections``: parameter
     -> those of its entries that no mask keeps at 0, None for all: "small" columns have their norm in these.
     ``announce`` is called last with parameter -> edited entries. Raises SurgeryError before

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
+_WRITTEN: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""Module -> those of its parameters that a pass writes to, as one does that moves the target of a contrastive loss."""
 _OWNER: ContextVar[object | None] = ContextVar("plasticity_isolated_pass_owner", default=None)
 
 
@@ -36,6 +39,7 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
     flags = [(module, module.training) for module in model.modules()]
     compiled = [(module, call) for module, _ in flags if (call := module._compiled_call_impl) is not None]
     buffers = [(module, dict(module._buffers), list(map(_Saved, _buffers(module)))) for module, _ in flags]
+    written = [(p, p.data, p.data.clone()) for module, _ in flags for p in _written(module)]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     fast_path = torch.backends.mha.get_fastpath_enabled()
     token = _OWNER.set(owner)
@@ -66,6 +70,24 @@ def undisturbed(model: nn.Module, owner: object, evaluate: bool = True) -> Itera
             _put_back(module, named)
             for buffer in saved:
                 buffer.restore()
+        for parameter, data, values in written:
+            put_back(parameter, data, values)
+
+
+def note_written(module: nn.Module, key: str) -> None:
+    """Say that a pass writes to a parameter, so that it is restored after every pass of our own."""
+    _WRITTEN.setdefault(module, set()).add(key)
+
+
+def put_back(parameter: Tensor, data: Tensor, values: Tensor) -> None:
+    """Let a parameter have the memory and the values that it had, unseen by the graphs that hold it."""
+    parameter.data = data
+    data.copy_(values)
+
+
+def _written(module: nn.Module) -> list[Tensor]:
+    found = (module._parameters.get(key) for key in sorted(_WRITTEN.get(module, ())))
+    return [parameter for parameter in found if parameter is not None]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, undisturbed, unwrap
+from plasticity.isolation import call_of, is_scripted, map_tensors, named_modules, note_written, undisturbed, unwrap
 
 from .conduct import is_torchs, strays
 from .functional import FunctionCalls, Taken, Weights, shown, slices_of
@@ -160,6 +160,8 @@ class _Trace:
         finally:
             for handle in handles:
                 handle.remove()
+            for name, key in self.tracer.put_back():
+                note_written(self.modules[name], key)
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.checking:

@@ -9,7 +9,7 @@ layout of a flattened feature map.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from plasticity.isolation import put_back
 
 from .divisions import Call, Divisions
 from .functional import Index
@@ -86,12 +88,17 @@ class Tracer(TorchDispatchMode):
         """Module -> the first operation outside of all known weight layers that joined its weight with data."""
         self.besides: dict[str, str] = {}
         """Weight layer -> what it computes with that is not its weight as it is, in words."""
+        self.written: dict[tuple[str, str], Tensor] = {}
+        """Module and name of a parameter that the pass writes to in place -> the values that it had."""
+        self._parameters: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        """Module and name of each parameter -> itself, and the memory that it began with."""
         self._owners: defaultdict[int, list[tuple[range, Owned]]] = defaultdict(list)
         """Memory -> where in it parameters lie."""
         for name, own in parameters.items():
             for key, parameter in ((key, p) for key, p in own if _memory(p)):
                 owned = Owned(name, key, parameter.dim() > 1, parameter.data_ptr())
                 self._owners[_memory(parameter) or 0].append((_place(parameter), owned))
+                self._parameters[name, key] = (parameter, parameter.data)
         self.fused = Divisions(self.calls)
         self._weights = WeakIdKeyDictionary()
         """The tensors that were computed from parameters alone, and these."""
@@ -130,6 +137,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            self._keep_written(func, args, kwargs)
         if self.paused:
             return func(*args, **kwargs)
         # Read before running: an in-place operation must not see its own result.
@@ -150,6 +159,30 @@ class Tracer(TorchDispatchMode):
                 if name.endswith("_") and t._base is not None:  # a part of it was written to
                     self._weights[t._base] = weights | self._weights.get(t._base, set())
         return out
+
+    def _keep_written(self, func: Any, args: tuple, kwargs: dict) -> None:
+        """Keep the values of parameters that an operation is about to write to."""
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[position] if position < len(args) else kwargs.get(argument.name)
+                for tensor in (tensor for tensor in tensors_in(value) if _memory(tensor)):
+                    there = _place(tensor)
+                    for place, one in self._owners.get(_memory(tensor) or 0, ()):
+                        if place.start < there.stop and there.start < place.stop:
+                            parameter, _ = self._parameters[one.module, one.key]
+                            self.written.setdefault((one.module, one.key), parameter.detach().clone())
+
+    def put_back(self) -> Iterator[tuple[str, str]]:
+        """Let the parameters have what they had before the pass, and yield the module and name of those that changed.
+
+        Memory is not given back where the shape is another one: what shards a model moves its parameters.
+        """
+        for place, (parameter, data) in self._parameters.items():
+            alike = (parameter.shape, parameter.dtype) == (data.shape, data.dtype)
+            moved = alike and parameter.data_ptr() != data.data_ptr()
+            if moved or place in self.written:
+                put_back(parameter, data if moved else parameter.data, self.written.get(place, data))
+                yield place
 
     def note_inputs(self, tensors: Iterable[Tensor], name: str) -> None:
         """Note that what was computed from weights alone, such as some of their rows, goes into a module."""
